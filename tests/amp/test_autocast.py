@@ -1,0 +1,205 @@
+"""Autocast regions: dtypes inside, nesting, decorators, autograd functions; torch as reference."""
+
+import threading
+
+import pytest
+
+import vibetensor.torch as vt
+
+torch = pytest.importorskip("torch")
+
+
+def outputs(api, **options):
+    """Dtypes of ops of each autocast kind inside a region."""
+    x, w = api.ones(4, 4), api.ones(4, 4)
+    h = x.to(api.bfloat16)
+    F = api.nn.functional
+    with api.autocast("cpu", **options):
+        results = {
+            "matmul": x @ w,
+            "linear": F.linear(x, w),
+            "bmm": api.bmm(x[None], w[None]),
+            "softmax": F.softmax(x, dim=-1),
+            "layer_norm": F.layer_norm(x, (4,)),
+            "cross_entropy": F.cross_entropy(h, api.tensor([0, 1, 2, 3])),
+            "mse": F.mse_loss(h, h),
+            "add": x + h,
+            "relu": F.relu(h),
+            "cat": api.cat([x, h]),
+            "double": x.double() @ w.double(),
+        }
+    return {name: str(value.dtype) for name, value in results.items()}
+
+
+@pytest.mark.parametrize("options", [{}, {"enabled": False}, {"cache_enabled": False}])
+def test_dtypes_inside_are_torchs(options):
+    if options.get("enabled") is False:
+        assert str((vt.ones(2, 2) @ vt.ones(2, 2)).dtype) == "torch.float32"
+        return
+    assert outputs(vt, **options) == outputs(torch, **options)
+
+
+def test_float16_region():
+    with vt.autocast("cpu", dtype=vt.float16):
+        assert vt.get_autocast_dtype("cpu") == vt.float16
+        assert (vt.ones(2, 2) @ vt.ones(2, 2)).dtype == vt.float16
+    assert vt.get_autocast_dtype("cpu") == vt.bfloat16
+
+
+def test_regions_nest_and_restore():
+    def states(api):
+        seen = []
+
+        def note():
+            seen.append((api.is_autocast_enabled("cpu"), str(api.get_autocast_dtype("cpu"))))
+
+        note()
+        with api.autocast("cpu"):
+            note()
+            with api.autocast("cpu", enabled=False):
+                note()
+                with api.autocast("cpu", dtype=api.float16):
+                    note()
+                note()
+            note()
+        note()
+        return seen
+
+    assert states(vt) == states(torch)
+
+
+def test_an_exception_restores():
+    with pytest.raises(KeyError), vt.autocast("cpu"):
+        raise KeyError
+    assert not vt.is_autocast_enabled("cpu")
+
+
+def test_one_region_object_may_be_entered_again():
+    region = vt.autocast("cpu")
+    with region, region:
+        assert vt.is_autocast_enabled("cpu")
+    assert not vt.is_autocast_enabled("cpu")
+
+
+def test_decorator():
+    @vt.autocast("cpu")
+    def depth(n):
+        assert vt.is_autocast_enabled("cpu")
+        return n if n == 0 else depth(n - 1)
+
+    assert depth(3) == 0
+    assert depth.__name__ == "depth"
+    assert not vt.is_autocast_enabled("cpu")
+
+
+def test_other_threads_are_not_in_the_region():
+    seen = []
+    with vt.autocast("cpu"):
+        thread = threading.Thread(target=lambda: seen.append(vt.is_autocast_enabled("cpu")))
+        thread.start()
+        thread.join()
+    assert seen == [False]
+
+
+def test_gradients_have_the_weights_dtype():
+    w = vt.ones(3, 3, requires_grad=True)
+    with vt.autocast("cpu"):
+        loss = (vt.ones(2, 3) @ w).float().sum()
+    loss.backward()
+    assert w.grad.dtype == vt.float32
+    assert w.grad.tolist() == [[2.0] * 3] * 3
+
+
+def test_a_weight_used_twice_is_cast_once_per_region():
+    """The cached cast of a weight must not survive the region in which the weight changed."""
+    w = vt.nn.Parameter(vt.ones(2, 2))
+    x = vt.ones(1, 2)
+    with vt.autocast("cpu"):
+        first = x @ w
+    with vt.no_grad():
+        w.mul_(3)
+    with vt.autocast("cpu"):
+        second = x @ w
+    assert first.tolist() == [[2.0, 2.0]]
+    assert second.tolist() == [[6.0, 6.0]]
+
+
+def test_unsupported_requests():
+    with pytest.warns(UserWarning, match="not supported"):
+        region = vt.autocast("cpu", dtype=vt.float32)
+    with region:
+        assert not vt.is_autocast_enabled("cpu")
+    with pytest.raises(RuntimeError, match="xyz"):
+        vt.autocast("xyz")
+    with pytest.raises(ValueError, match="of type `str`"):
+        vt.autocast(vt.device("cpu"))
+    with pytest.raises(TypeError, match="requires a callable"):
+        vt.autocast("cpu")(3)
+    assert vt.amp.is_autocast_available("cpu")
+    assert not vt.amp.is_autocast_available("xyz")
+
+
+def test_custom_function_runs_backward_as_forward_did():
+    seen = []
+
+    class Square(vt.autograd.Function):
+        @staticmethod
+        @vt.amp.custom_fwd(device_type="cpu")
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        @vt.amp.custom_bwd(device_type="cpu")
+        def backward(ctx, grad):
+            seen.append(vt.is_autocast_enabled("cpu"))
+            (x,) = ctx.saved_tensors
+            return 2 * x * grad
+
+    x = vt.ones(2, requires_grad=True)
+    with vt.autocast("cpu"):
+        y = Square.apply(x)
+    y.sum().backward()
+    Square.apply(x).sum().backward()
+    assert seen == [True, False]
+    assert x.grad.tolist() == [4.0, 4.0]
+
+
+def test_cast_inputs():
+    seen = []
+
+    class Identity(vt.autograd.Function):
+        @staticmethod
+        @vt.amp.custom_fwd(device_type="cpu", cast_inputs=vt.float32)
+        def forward(ctx, x, pair):
+            seen.append((str(x.dtype), str(pair[0].dtype), vt.is_autocast_enabled("cpu")))
+            return x.clone()
+
+        @staticmethod
+        @vt.amp.custom_bwd(device_type="cpu")
+        def backward(ctx, grad):
+            return grad, None
+
+    h = vt.ones(2, dtype=vt.bfloat16)
+    with vt.autocast("cpu"):
+        Identity.apply(h, (h,))
+    Identity.apply(h, (h,))
+    assert seen == [
+        ("torch.float32", "torch.float32", False),
+        ("torch.bfloat16", "torch.bfloat16", False),
+    ]
+
+
+def test_enabled_and_dtype_setters():
+    vt.set_autocast_dtype("cpu", vt.float16)
+    try:
+        with vt.autocast("cpu"):
+            assert vt.get_autocast_dtype("cpu") == vt.float16
+    finally:
+        vt.set_autocast_dtype("cpu", vt.bfloat16)
+    vt.set_autocast_enabled("cpu", True)
+    try:
+        assert vt.is_autocast_enabled("cpu")
+    finally:
+        vt.set_autocast_enabled("cpu", False)
+    assert not vt.is_autocast_enabled("cpu")
