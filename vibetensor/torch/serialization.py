@@ -1,0 +1,323 @@
+"""`torch.save` and `torch.load` without pickle: loading a file never runs code.
+
+The file is a Safetensors file. Its tensors are numbered; the metadata entry "vibetensor.tree" holds
+the nesting around them as JSON (see `_Encoder`). Any Safetensors reader can list the tensors.
+Saved and restored exactly: dict (any keys that can be saved), OrderedDict, list, tuple, set,
+frozenset, str, bytes, int, float, complex, bool, None, torch.Size, torch.dtype, torch.device,
+tensors and parameters (dtype, device, strides, requires_grad, and that two of them share memory),
+NumPy arrays; NumPy scalars come back as Python numbers, other mappings as dict. Anything else is
+refused with its place in the object.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+import vibetensor.torch as torch
+
+_TREE = "vibetensor.tree"
+_MAX_DEPTH = 200
+
+_CONVERT = """\
+{name} is a {kind}. Loading it can run any code that is inside, so vibetensor does not. Convert it \
+once, where PyTorch and safetensors are installed and you trust the file:
+    import torch, safetensors.torch
+    state = torch.load("{name}", map_location="cpu", weights_only=True)
+    state = state.get("model", state)  # or whichever entry is the state_dict
+    safetensors.torch.save_file({{k: v.clone().contiguous() for k, v in state.items()}}, \
+"{target}")
+and load that with torch.load or vibetensor.safetensors.load_file."""
+
+
+def save(
+    obj: Any,
+    f: str | os.PathLike[str] | IO[bytes],
+    pickle_protocol: int | None = None,
+    _use_new_zipfile_serialization: bool = True,
+) -> None:
+    """Saves `obj` to a path (atomically: the old file or the whole new one) or a binary file.
+
+    `pickle_protocol` and `_use_new_zipfile_serialization` mean nothing here and are accepted for
+    torch's signature. Raises TypeError, with the place, for what is not in the list of the module's
+    docstring, such as a Module (save its `state_dict()`).
+    """
+    import json
+
+    from vibetensor.io import safetensors
+
+    encoder = _Encoder()
+    tree = {"root": encoder.encode(obj, "obj", 0), "tensors": encoder.finish()}
+    metadata = {"format": "vibetensor", _TREE: json.dumps(tree, allow_nan=False)}
+    if hasattr(f, "write"):
+        f.write(safetensors.save(encoder.data, metadata))
+    else:
+        safetensors.save_file(encoder.data, f, metadata)
+
+
+def load(
+    f: str | os.PathLike[str] | IO[bytes],
+    map_location: Any = None,
+    *,
+    weights_only: bool | None = None,
+    mmap: bool | None = None,
+) -> Any:
+    """Loads what `save` wrote, or the dict of tensors of any other Safetensors file.
+
+    Args:
+        f: a path (mapped, not read) or a binary file.
+        map_location: where tensors go: None (where they were saved), a device, a dict from saved to
+            new device names, or a function of (tensor on the CPU, saved device name) that returns
+            the tensor, or None for the default.
+        weights_only, mmap: accepted for torch's signature; code is never loaded, and paths are
+            always mapped.
+
+    Raises RuntimeError for a pickle or a torch `.pt` file, with the way to convert it, and
+    `SafetensorError` classes for a damaged file.
+    """
+    import json
+
+    from vibetensor.io import safetensors
+
+    if hasattr(f, "read"):
+        content = f.read()
+        _refuse_pickle(content[:9], getattr(f, "name", None))
+        tensors = safetensors.load(content)
+        start, metadata, entries = safetensors._native.parse_header(content)
+    else:
+        with open(f, "rb") as file:
+            _refuse_pickle(file.read(9), f)
+        with safetensors.safe_open(f) as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.offset_keys()}
+            metadata = opened.metadata()
+    place = _placer(map_location)
+    if not metadata or _TREE not in metadata:
+        return {name: place(tensor, "cpu") for name, tensor in tensors.items()}
+    tree = json.loads(metadata[_TREE])
+    return _Decoder(tree["tensors"], tensors, place).decode(tree["root"])
+
+
+def _refuse_pickle(head: bytes, name: Any) -> None:
+    if head.startswith(b"PK\x03\x04"):
+        kind = "PyTorch .pt file (a zip with a pickle)"
+    # The length of a Safetensors header may begin with the same two bytes; its "{" tells them apart.
+    elif head[:2] in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5") and head[8:9] != b"{":
+        kind = "pickle"
+    else:
+        return
+    shown = os.fspath(name) if isinstance(name, (str, os.PathLike)) else "model.pt"
+    target = os.path.splitext(shown)[0] + ".safetensors"
+    raise RuntimeError("torch.load: " + _CONVERT.format(name=shown, kind=kind, target=target))
+
+
+def _placer(map_location: Any) -> Callable[[Any, str], Any]:
+    def place(tensor: Any, saved: str) -> Any:
+        if map_location is None:
+            target = saved
+        elif isinstance(map_location, Mapping):
+            target = map_location.get(saved, saved)
+        elif callable(map_location) and not isinstance(map_location, (str, torch.device)):
+            result = map_location(tensor, saved)
+            return tensor.to(saved) if result is None else result
+        else:
+            target = map_location
+        return tensor.to(target)
+
+    return place
+
+
+class _Encoder:
+    """Turns an object into JSON values. A JSON object with the key "$" is something that JSON lacks:
+    {"$": "tuple", "items": […]}, {"$": "dict", "items": [[key, value], …]}, {"$": "tensor", "id": n}.
+
+    Tensors are put aside in `data`; those that overlap in memory become windows on one saved run of
+    elements, so that they share memory again when loaded.
+    """
+
+    def __init__(self) -> None:
+        self.data: dict[str, Any] = {}
+        self._tensors: list[Any] = []
+        self._ids: dict[int, int] = {}
+        self._open: set[int] = set()
+
+    def encode(self, value: Any, where: str, depth: int) -> Any:
+        kind = type(value)
+        if value is None or kind in (bool, int, str):
+            return value
+        if kind is float:
+            finite = value == value and abs(value) != float("inf")
+            return value if finite else {"$": "float", "value": repr(value)}
+        if isinstance(value, torch.Tensor):
+            return {"$": "tensor", "id": self._tensor_id(value)}
+        if kind.__module__ == "numpy":
+            return self._numpy(value, where, depth)
+        if kind is bytes:
+            return {"$": "bytes", "hex": value.hex()}
+        if kind is complex:
+            parts = [self.encode(part, where, depth) for part in (value.real, value.imag)]
+            return {"$": "complex", "items": parts}
+        if isinstance(value, torch.dtype):
+            return {"$": "dtype", "name": str(value).rpartition(".")[2]}
+        if isinstance(value, torch.device):
+            return {"$": "device", "name": str(value)}
+        return self._container(value, where, depth)
+
+    def _numpy(self, value: Any, where: str, depth: int) -> Any:
+        if hasattr(value, "__array_interface__") and value.ndim:
+            tensor = torch.from_numpy(value.copy())
+            return {"$": "ndarray", "id": self._tensor_id(tensor)}
+        item = value.item()
+        if type(item).__module__ != "builtins":
+            raise TypeError(f"torch.save: {where} is a NumPy {value.dtype}, which cannot be saved")
+        return self.encode(item, where, depth)
+
+    def _container(self, value: Any, where: str, depth: int) -> Any:
+        if depth > _MAX_DEPTH or id(value) in self._open:
+            raise ValueError(f"torch.save: {where} contains itself or is nested too deeply")
+        self._open.add(id(value))
+        try:
+            if isinstance(value, Mapping):
+                return self._mapping(value, where, depth + 1)
+            names = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
+            name = "Size" if isinstance(value, torch.Size) else names.get(type(value))
+            if name is None:
+                raise TypeError(self._refusal(value, where))
+            items = [self.encode(v, f"{where}[{i}]", depth + 1) for i, v in enumerate(value)]
+            return items if name == "list" else {"$": name, "items": items}
+        finally:
+            self._open.discard(id(value))
+
+    def _mapping(self, value: Mapping[Any, Any], where: str, depth: int) -> Any:
+        ordered = isinstance(value, OrderedDict)
+        if not ordered and "$" not in value and all(type(key) is str for key in value):
+            return {k: self.encode(v, f"{where}[{k!r}]", depth) for k, v in value.items()}
+        items = [
+            [self.encode(k, f"key {k!r} of {where}", depth), self.encode(v, f"{where}[{k!r}]", depth)]
+            for k, v in value.items()
+        ]
+        node = {"$": "OrderedDict" if ordered else "dict", "items": items}
+        if ordered and hasattr(value, "_metadata"):  # versions that Module.load_state_dict reads
+            node["metadata"] = self.encode(value._metadata, where + "._metadata", depth)
+        return node
+
+    @staticmethod
+    def _refusal(value: Any, where: str) -> str:
+        advice = "convert it to dicts, lists, numbers, strings and tensors first"
+        if hasattr(value, "state_dict"):
+            advice = "save its state_dict()"
+        elif hasattr(value, "__dict__"):
+            advice += ", for example with vars() or dataclasses.asdict()"
+        name = f"{type(value).__module__}.{type(value).__qualname__}"
+        return f"torch.save: {where} is a {name}; objects are not pickled: {advice}"
+
+    def _tensor_id(self, tensor: Any) -> int:
+        if id(tensor) not in self._ids:
+            self._ids[id(tensor)] = len(self._tensors)
+            self._tensors.append(tensor)  # also keeps the id from being reused
+        return self._ids[id(tensor)]
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Fills `data` and returns what each tensor id is: its data, window, device and role."""
+        from vibetensor.io.safetensors import SharedStorage, extent
+
+        places = {index: extent(tensor) for index, tensor in enumerate(self._tensors)}
+        groups: list[list[int]] = []
+        reached = ("", 0)
+        for index in sorted(places, key=places.__getitem__):
+            device, begin, end = places[index]
+            if groups and reached[0] == device and begin < reached[1]:
+                groups[-1].append(index)
+            else:
+                groups.append([index])
+            reached = (device, max(end, reached[1] if reached[0] == device else 0))
+        table: list[dict[str, Any]] = [{} for _ in self._tensors]
+        for group in sorted(groups, key=min):
+            key = str(len(self.data))
+            first = self._tensors[group[0]].detach()
+            begin, end = places[group[0]][1], max(places[index][2] for index in group)
+            elements = (end - begin) // first.element_size()
+            alone = len(group) == 1 and (first.is_contiguous() or first.numel() != elements)
+            if len({self._tensors[index].dtype for index in group}) > 1:
+                raise SharedStorage(
+                    "torch.save: tensors of different dtypes share memory; clone() one of them"
+                )
+            if alone:
+                self.data[key] = first
+            else:
+                self.data[key] = first.as_strided((elements,), (1,), first.storage_offset())
+            for index in group:
+                tensor = self._tensors[index]
+                entry: dict[str, Any] = {"data": key, "device": str(tensor.device)}
+                if not alone:
+                    offset = (places[index][1] - begin) // tensor.element_size()
+                    entry["window"] = [list(tensor.shape), list(tensor.stride()), offset]
+                if tensor.requires_grad:
+                    entry["requires_grad"] = True
+                if isinstance(tensor, torch.nn.Parameter):
+                    entry["parameter"] = True
+                table[index] = entry
+        return table
+
+
+class _Decoder:
+    def __init__(self, table: list[dict[str, Any]], data: dict[str, Any], place: Callable[..., Any]):
+        self._table = table
+        self._data = data
+        self._place = place
+        self._placed: dict[tuple[str, str], Any] = {}
+        self._made: dict[int, Any] = {}
+
+    def decode(self, node: Any) -> Any:
+        if isinstance(node, list):
+            return [self.decode(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        kind = node.get("$")
+        if kind is None:
+            return {key: self.decode(value) for key, value in node.items()}
+        if kind in ("dict", "OrderedDict"):
+            pairs = [(self.decode(key), self.decode(value)) for key, value in node["items"]]
+            result = dict(pairs) if kind == "dict" else OrderedDict(pairs)
+            if "metadata" in node:
+                result._metadata = self.decode(node["metadata"])
+            return result
+        if kind == "tensor":
+            return self._tensor(node["id"])
+        if kind == "ndarray":
+            return self._data[self._table[node["id"]]["data"]].numpy()
+        if kind == "complex":
+            return complex(*self.decode(node["items"]))
+        makers = {"tuple": tuple, "set": set, "frozenset": frozenset, "Size": torch.Size}
+        if kind in makers:
+            return makers[kind](self.decode(node["items"]))
+        if kind == "float":
+            return float(node["value"])
+        if kind == "bytes":
+            return bytes.fromhex(node["hex"])
+        if kind == "device":
+            return torch.device(node["name"])
+        if kind == "dtype" and isinstance(getattr(torch, node["name"], None), torch.dtype):
+            return getattr(torch, node["name"])
+        raise ValueError(f"torch.load: the file holds a {kind!r}, written by a newer version")
+
+    def _tensor(self, index: int) -> Any:
+        if index not in self._made:
+            entry = self._table[index]
+            source = (entry["data"], entry["device"])
+            if source not in self._placed:
+                self._placed[source] = self._place(self._data[entry["data"]], entry["device"])
+            tensor = self._placed[source]
+            if "window" in entry:
+                shape, stride, offset = entry["window"]
+                tensor = tensor.as_strided(shape, stride, tensor.storage_offset() + offset)
+            if entry.get("parameter"):
+                tensor = torch.nn.Parameter(tensor, entry.get("requires_grad", False))
+            elif entry.get("requires_grad"):
+                tensor = tensor.detach().requires_grad_()
+            self._made[index] = tensor
+        return self._made[index]
+
+
+__all__ = ["load", "save"]
