@@ -75,7 +75,9 @@ def get_autocast_gpu_dtype() -> Any:
 
 def is_autocast_cache_enabled() -> bool:
     """Whether weights cast inside a region are kept until it ends."""
-    return _C._is_autocast_cache_enabled()
+    before = _C._set_autocast_cache_enabled(True)
+    _C._set_autocast_cache_enabled(before)
+    return before
 
 
 def set_autocast_cache_enabled(enabled: bool) -> None:
@@ -106,7 +108,7 @@ class autocast:
         self.device = _check_device_type(device_type)
         self.fast_dtype = get_autocast_dtype(device_type) if dtype is None else dtype
         self._cache_enabled = cache_enabled
-        self._outer: list[tuple[bool, Any, bool]] = []  # what to restore, one entry a nesting
+        self._outer: list[tuple[bool, Any, bool | None]] = []  # what to restore, one entry a nesting
         if enabled and self.fast_dtype not in (torch.bfloat16, torch.float16):
             warnings.warn(
                 f"In {device_type.upper()} autocast, but the target dtype {self.fast_dtype} is "
@@ -120,9 +122,9 @@ class autocast:
         self._enabled = enabled
 
     def __enter__(self) -> autocast:
-        caching = is_autocast_cache_enabled()
-        if self._cache_enabled is not None and self._cache_enabled != caching:
-            set_autocast_cache_enabled(self._cache_enabled)
+        caching = None
+        if self._cache_enabled is not None:
+            caching = _C._set_autocast_cache_enabled(self._cache_enabled)
         before = _C._set_autocast(self.device, self._enabled, self.fast_dtype)
         self._outer.append((*before, caching))
         _nesting.depth += 1
@@ -135,8 +137,8 @@ class autocast:
             clear_autocast_cache()
         enabled, dtype, caching = self._outer.pop()
         _C._set_autocast(self.device, enabled, dtype)
-        if self._cache_enabled is not None:
-            set_autocast_cache_enabled(caching)
+        if caching is not None:
+            _C._set_autocast_cache_enabled(caching)
 
     def __call__(self, func: Callable) -> Callable:
         if not callable(func):

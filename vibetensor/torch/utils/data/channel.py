@@ -1,0 +1,180 @@
+"""Messages between the loader and a worker, with tensors in shared memory.
+
+A message is a pickle whose tensors and large buffers lie beside it, 64-byte aligned, in one
+anonymous memory file. The file has no name: it is made, written, and its descriptor sent over the
+socket, so nothing stays behind when either side is killed at any point. The receiver maps it and
+its tensors are views of the mapping, which lives exactly as long as they do. Small messages skip
+the file and go through the socket whole.
+
+Pickle is only ever used between a process and the workers it started.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import pickle
+import socket
+import struct
+from typing import Any
+
+import vibetensor.torch as torch
+
+_ALIGN = 64
+# What goes through the socket whole. Small against a socket's buffer, so that a send after a
+# check that the socket is writable does not block (see DataLoader's dispatch).
+INLINE_BYTES = 16384
+_HEAD = struct.Struct("<?QQQ")  # in a file?, bytes of buffer table, of pickle, of everything
+
+
+def _anonymous_file(size: int) -> int:
+    """A descriptor of a nameless file of ``size`` bytes in memory."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("vibetensor", os.MFD_CLOEXEC)
+    else:
+        import tempfile
+
+        with tempfile.TemporaryFile() as file:  # unlinked from the start
+            fd = os.dup(file.fileno())
+    try:
+        os.ftruncate(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGN) * _ALIGN
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).rpartition(".")[2]
+
+
+def _tensor_in(buffer: Any, offset: int, dtype: str, shape: tuple[int, ...]) -> Any:
+    numel = 1
+    for size in shape:
+        numel *= size
+    kind = getattr(torch, dtype)
+    if numel == 0:
+        return torch.empty(shape, dtype=kind)
+    return torch.frombuffer(buffer, dtype=kind, count=numel, offset=offset).reshape(shape)
+
+
+class _Pickler(pickle.Pickler):
+    """Takes tensors and large buffers out of the stream and assigns them places."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream, protocol=5, buffer_callback=self._take_buffer)
+        self.tensors: list[tuple[Any, int]] = []
+        self.buffers: list[tuple[memoryview, int]] = []
+        self.size = 0
+        self._placed: dict[int, tuple[Any, ...]] = {}
+
+    def _place(self, nbytes: int) -> int:
+        offset = _aligned(self.size)
+        self.size = offset + nbytes
+        return offset
+
+    def persistent_id(self, obj: Any) -> Any:
+        if type(obj) is not torch.Tensor:
+            return None
+        placed = self._placed.get(id(obj))
+        if placed is None:
+            if obj.requires_grad and not obj.is_leaf:
+                raise RuntimeError(
+                    "a tensor with a graph cannot be sent to another process: call detach() on "
+                    f"it first (shape {tuple(obj.shape)}, {obj.dtype})"
+                )
+            tensor = obj.detach().cpu()
+            offset = self._place(tensor.numel() * tensor.element_size())
+            self.tensors.append((tensor, offset))
+            placed = (offset, _name(tensor.dtype), tuple(tensor.shape), obj.requires_grad)
+            self._placed[id(obj)] = placed
+        return placed
+
+    def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        self.buffers.append((view, self._place(view.nbytes)))
+        return False  # out of band
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: Any, memory: Any, base: int, buffers: list[memoryview]) -> None:
+        super().__init__(stream, buffers=buffers)
+        self._memory = memory
+        self._base = base
+
+    def persistent_load(self, placed: Any) -> Any:
+        offset, dtype, shape, requires_grad = placed
+        tensor = _tensor_in(self._memory, self._base + offset, dtype, shape)
+        return tensor.requires_grad_() if requires_grad else tensor
+
+
+class Channel:
+    """One end of a socket pair between the loader and a worker."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+
+    def fileno(self) -> int:
+        return self.connection.fileno()
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def send(self, message: Any) -> None:
+        """Sends a message; BrokenPipeError or ConnectionResetError when the other end is gone."""
+        stream = io.BytesIO()
+        pickler = _Pickler(stream)
+        pickler.dump(message)
+        # Layout: table of buffers, pickle, then the memory that both point into.
+        table = pickle.dumps([(view.nbytes, offset) for view, offset in pickler.buffers])
+        body = stream.getvalue()
+        base = _aligned(len(table) + len(body))
+        total = base + pickler.size
+        in_file = total > INLINE_BYTES
+        fd = _anonymous_file(total) if in_file else -1
+        try:
+            memory: Any = mmap.mmap(fd, total) if in_file else bytearray(total)
+            memory[: len(table)] = table
+            memory[len(table) : len(table) + len(body)] = body
+            for view, offset in pickler.buffers:
+                memory[base + offset : base + offset + view.nbytes] = view
+            for tensor, offset in pickler.tensors:
+                target = _tensor_in(memory, base + offset, _name(tensor.dtype), tensor.shape)
+                target.copy_(tensor)
+            head = _HEAD.pack(in_file, len(table), len(body), total)
+            if in_file:
+                self.connection.send_bytes(head)
+                with socket.socket(fileno=os.dup(self.fileno())) as end:
+                    socket.send_fds(end, [b"f"], [fd])
+            else:
+                self.connection.send_bytes(head + bytes(memory))
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def receive(self) -> Any:
+        """The next message; EOFError or an OSError when the other end is gone."""
+        data = self.connection.recv_bytes()
+        in_file, table_size, body_size, total = _HEAD.unpack_from(data)
+        if in_file:
+            with socket.socket(fileno=os.dup(self.fileno())) as end:
+                _, fds, _, _ = socket.recv_fds(end, 1, 1)
+            if not fds:
+                raise EOFError("the sender died between a message and its memory")
+            try:
+                memory: Any = mmap.mmap(fds[0], total)
+            finally:
+                os.close(fds[0])
+        else:
+            memory = bytearray(memoryview(data)[_HEAD.size :])
+        view = memoryview(memory)
+        base = _aligned(table_size + body_size)
+        table = pickle.loads(view[:table_size])
+        buffers = [view[base + offset : base + offset + size] for size, offset in table]
+        stream = io.BytesIO(view[table_size : table_size + body_size])
+        return _Unpickler(stream, memory, base, buffers).load()
