@@ -1,0 +1,1 @@
+"""CuTe kernels, compiled ahead of time for NVIDIA GPUs. Nothing is here yet."""

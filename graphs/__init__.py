@@ -1,0 +1,1 @@
+"""Capture mode: a recorded training step, optimised and replayed. Nothing is here yet."""
