@@ -247,7 +247,10 @@ def test_contexts_around_both_runs():
 
     x = vt.ones(2, requires_grad=True)
     out = checkpoint(
-        lambda v: v.exp(), x, use_reentrant=False, context_fn=lambda: (Note("first"), Note("second"))
+        lambda v: v.exp(),
+        x,
+        use_reentrant=False,
+        context_fn=lambda: (Note("first"), Note("second")),
     )
     out.sum().backward()
     assert seen == ["first", "end of first", "second", "end of second"]

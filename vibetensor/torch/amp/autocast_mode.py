@@ -108,7 +108,9 @@ class autocast:
         self.device = _check_device_type(device_type)
         self.fast_dtype = get_autocast_dtype(device_type) if dtype is None else dtype
         self._cache_enabled = cache_enabled
-        self._outer: list[tuple[bool, Any, bool | None]] = []  # what to restore, one entry a nesting
+        self._outer: list[
+            tuple[bool, Any, bool | None]
+        ] = []  # what to restore, one entry a nesting
         if enabled and self.fast_dtype not in (torch.bfloat16, torch.float16):
             warnings.warn(
                 f"In {device_type.upper()} autocast, but the target dtype {self.fast_dtype} is "
@@ -172,7 +174,9 @@ def _cast(value: Any, device_type: str, dtype: Any) -> Any:
         castable = value.is_floating_point() and value.device.type == device_type
         return value.to(dtype) if castable and value.dtype != torch.float64 else value
     if isinstance(value, dict):
-        return {_cast(k, device_type, dtype): _cast(v, device_type, dtype) for k, v in value.items()}
+        return {
+            _cast(k, device_type, dtype): _cast(v, device_type, dtype) for k, v in value.items()
+        }
     if isinstance(value, (list, tuple)):
         items = [_cast(v, device_type, dtype) for v in value]
         if hasattr(value, "_fields"):

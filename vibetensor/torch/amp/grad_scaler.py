@@ -112,14 +112,14 @@ class GradScaler:
         self, optimizer: Any, inv_scale: Any, allow_fp16: bool = False
     ) -> dict[Any, Any]:
         """Multiplies gradients in place; returns found_inf (float32, 0-d) of each device."""
-        by_device: dict[str, list[Any]] = {}
+        by_device: dict[Any, list[Any]] = {}
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 if p.grad.dtype == torch.float16 and not allow_fp16:
                     raise ValueError("Attempting to unscale FP16 gradients.")
-                by_device.setdefault(str(p.grad.device), []).append(p.grad)
+                by_device.setdefault(p.grad.device, []).append(p.grad)
         found = {}
         with torch.no_grad():
             for device, grads in by_device.items():

@@ -29,7 +29,9 @@ class CosineAnnealingLR(LRScheduler):
             return self._unchanged()
         epoch, period, low = self.last_epoch, self.T_max, self.eta_min
         if self._step_count == 1 and epoch > 0:
-            return [low + (base - low) * (1 + cos(epoch * pi / period)) / 2 for base in self.base_lrs]
+            return [
+                low + (base - low) * (1 + cos(epoch * pi / period)) / 2 for base in self.base_lrs
+            ]
         groups = self.optimizer.param_groups
         if (epoch - 1 - period) % (2 * period) == 0:
             return [

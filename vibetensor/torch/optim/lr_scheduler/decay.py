@@ -103,9 +103,7 @@ class LinearLR(LRScheduler):
                 "to 1."
             )
         if not 0 <= end_factor <= 1.0:
-            raise ValueError(
-                "Ending multiplicative factor expected to be between 0 and 1."
-            )
+            raise ValueError("Ending multiplicative factor expected to be between 0 and 1.")
         self.start_factor = start_factor
         self.end_factor = end_factor
         self.total_iters = total_iters
@@ -124,7 +122,9 @@ class LinearLR(LRScheduler):
     def _get_closed_form_lr(self) -> list[Any]:
         rise = self.end_factor - self.start_factor
         done = min(self.total_iters, self.last_epoch)
-        return [base * (self.start_factor + rise * done / self.total_iters) for base in self.base_lrs]
+        return [
+            base * (self.start_factor + rise * done / self.total_iters) for base in self.base_lrs
+        ]
 
 
 class ExponentialLR(LRScheduler):

@@ -195,6 +195,4 @@ def random_split(dataset: Any, lengths: Sequence[float], generator: Any = None) 
         raise ValueError("Sum of input lengths does not equal the length of the input dataset!")
     order = torch.randperm(total, generator=generator).tolist()
     ends = list(accumulate(int(length) for length in lengths))
-    return [
-        Subset(dataset, order[end - int(length) : end]) for length, end in zip(lengths, ends)
-    ]
+    return [Subset(dataset, order[end - int(length) : end]) for length, end in zip(lengths, ends)]

@@ -26,9 +26,7 @@ class _MapFetcher:
 class _StreamFetcher:
     """Takes as many samples from an iterator as it was given indices; StopIteration at its end."""
 
-    def __init__(
-        self, dataset: Any, batched: bool, collate_fn: Callable, drop_last: bool
-    ) -> None:
+    def __init__(self, dataset: Any, batched: bool, collate_fn: Callable, drop_last: bool) -> None:
         self.iterator = iter(dataset)
         self.batched = batched
         self.collate_fn = collate_fn
