@@ -457,7 +457,6 @@ def is_running(pid):
 
 PROGRAM = """
 import os, sys, time
-PRELUDE
 import vibetensor.torch as vt
 from vibetensor.torch.utils import data
 
@@ -479,7 +478,7 @@ REST
 
 
 def program(rest):
-    return PROGRAM.replace("REST", rest).replace("PRELUDE", os.environ.get("VT_TEST_PRELUDE", ""))
+    return PROGRAM.replace("REST", rest)
 
 
 @pytest.mark.parametrize("rest", ["for _ in iterator: pass", "time.sleep(60)"])
@@ -524,8 +523,6 @@ def test_other_start_methods(method, tmp_path):
             """
         )
     )
-    if os.environ.get("VT_TEST_PRELUDE"):
-        pytest.skip("the prelude is not known to new interpreters")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     result = subprocess.run(
         [sys.executable, str(script), method],

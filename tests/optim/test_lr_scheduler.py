@@ -112,6 +112,7 @@ def settings(optimizer):
 
 @pytest.mark.parametrize("kind", ["SGD", "AdamW"])
 @pytest.mark.parametrize("make", SCHEDULES, ids=lambda f: f.__name__)
+@pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
 def test_follows_torch(make, kind):
     ours, theirs = make_optimizer(vt, kind), make_optimizer(torch, kind)
     a, b = make(vt, ours), make(torch, theirs)
@@ -125,6 +126,7 @@ def test_follows_torch(make, kind):
 
 
 @pytest.mark.parametrize("make", SCHEDULES, ids=lambda f: f.__name__)
+@pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
 def test_state_dict_is_torchs_and_resumes(make):
     ours, theirs = make_optimizer(vt, "SGD"), make_optimizer(torch, "SGD")
     a, b = make(vt, ours), make(torch, theirs)
