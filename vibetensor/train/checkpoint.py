@@ -1,0 +1,179 @@
+"""Training checkpoints: a folder `step_N/` that is complete or absent, and resumes exactly.
+
+    step_N/model.safetensors      the module's state, tied weights once
+    step_N/optimizer.safetensors  state.I.NAME for parameter I; the rest is in its metadata
+    step_N/state.json             config, step, data cursor, schedule, scaler, random number states
+
+It is written as `step_N.tmp`, synced and renamed; older folders go only afterwards. So a killed
+process or a full disk leaves the last good checkpoint as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import sys
+from typing import Any
+
+import vibetensor.torch as torch
+from vibetensor.io import safetensors
+from vibetensor.io.atomic import new_folder, write_json
+
+_FORMAT = 1
+
+
+def save_checkpoint(
+    run: str | os.PathLike[str],
+    step: int,
+    model: Any,
+    optimizer: Any,
+    *,
+    config: dict[str, Any],
+    cursor: dict[str, Any] | None = None,
+    scheduler: Any = None,
+    scaler: Any = None,
+    keep: int | None = None,
+) -> str:
+    """Writes `run`/step_N and returns its path.
+
+    Args:
+        config, cursor: JSON values: what the run was started with, and where in the data it is.
+        scheduler, scaler: optional, saved through their `state_dict()`, which must be JSON values.
+        keep: how many checkpoints remain (the newest); None keeps all.
+
+    Raises OSError (disk full, no permission), leaving earlier checkpoints untouched.
+    """
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}")
+    state = {
+        "format": _FORMAT,
+        "step": step,
+        "config": config,
+        "cursor": cursor,
+        "scheduler": scheduler.state_dict() if scheduler is not None else None,
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "rng": rng_state(),
+    }
+    final = os.path.join(os.fspath(run), f"step_{step}")
+    with new_folder(final) as folder:
+        safetensors.save_model(model, os.path.join(folder, "model.safetensors"))
+        _save_optimizer(optimizer, os.path.join(folder, "optimizer.safetensors"))
+        write_json(os.path.join(folder, "state.json"), state)
+    if keep is not None:
+        for _, path in list_checkpoints(run)[:-keep]:
+            if path != final:
+                shutil.rmtree(path, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    model: Any,
+    optimizer: Any = None,
+    *,
+    scheduler: Any = None,
+    scaler: Any = None,
+    restore_rng: bool = True,
+) -> dict[str, Any]:
+    """Restores a `step_N` folder into the given objects and returns its state.json."""
+    folder = os.fspath(path)
+    state = read_state(folder)
+    safetensors.load_model(model, os.path.join(folder, "model.safetensors"))
+    if optimizer is not None:
+        _load_optimizer(optimizer, os.path.join(folder, "optimizer.safetensors"))
+    if scheduler is not None:
+        scheduler.load_state_dict(state["scheduler"])
+    if scaler is not None:
+        scaler.load_state_dict(state["scaler"])
+    if restore_rng:
+        set_rng_state(state["rng"])
+    return state
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The state.json of a `step_N` folder."""
+    with open(os.path.join(os.fspath(path), "state.json"), encoding="utf-8") as file:
+        state = json.load(file)
+    if state.get("format") != _FORMAT:
+        raise ValueError(
+            f"{os.fspath(path)} is a checkpoint of format {state.get('format')}; this version reads "
+            f"format {_FORMAT}"
+        )
+    return state
+
+
+def list_checkpoints(run: str | os.PathLike[str]) -> list[tuple[int, str]]:
+    """(step, path) of every complete checkpoint in a run folder, oldest step first."""
+    root = os.fspath(run)
+    found = {}
+    for name in sorted(os.listdir(root)):
+        match = re.fullmatch(r"step_(\d+)(\.old)?", name)
+        if not match or not os.path.exists(os.path.join(root, name, "state.json")):
+            continue
+        # A process killed while it replaced step_N by a new one leaves the good one as step_N.old.
+        if not match[2] or f"step_{match[1]}" not in os.listdir(root):
+            found[int(match[1])] = os.path.join(root, name)
+    return sorted(found.items())
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> str:
+    """`path` itself if it is a checkpoint, else the newest one in that run folder."""
+    folder = os.fspath(path)
+    if os.path.exists(os.path.join(folder, "state.json")):
+        return folder
+    checkpoints = list_checkpoints(folder) if os.path.isdir(folder) else []
+    if not checkpoints:
+        raise FileNotFoundError(f"no checkpoint (step_N folder) in '{folder}'")
+    return checkpoints[-1][1]
+
+
+def _save_optimizer(optimizer: Any, path: str) -> None:
+    state = optimizer.state_dict()
+    tensors, scalars = {}, {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            place = tensors if isinstance(value, torch.Tensor) else scalars
+            place[f"state.{index}.{name}"] = value
+    rest = json.dumps({"param_groups": state["param_groups"], "scalars": scalars})
+    safetensors.save_file(tensors, path, {"optimizer": rest})
+
+
+def _load_optimizer(optimizer: Any, path: str) -> None:
+    with safetensors.safe_open(path) as file:
+        rest = json.loads((file.metadata() or {})["optimizer"])
+        values = {name: file.get_tensor(name) for name in file.keys()} | rest["scalars"]
+    state: dict[int, dict[str, Any]] = {}
+    for key in values:
+        _, index, name = key.split(".", 2)
+        state.setdefault(int(index), {})[name] = values[key]
+    optimizer.load_state_dict({"state": state, "param_groups": rest["param_groups"]})
+
+
+def rng_state() -> dict[str, Any]:
+    """The states of Python's, vibetensor's and (where it is in use) NumPy's generators as JSON."""
+    version, internal, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "python": [version, list(internal), gauss],
+        "vibetensor": bytes(torch.get_rng_state().tolist()).hex(),
+    }
+    if numpy := sys.modules.get("numpy"):
+        kind, keys, position, has_gauss, cached = numpy.random.get_state()
+        state["numpy"] = [kind, keys.tolist(), position, has_gauss, cached]
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restores what `rng_state` returned."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    content = list(bytes.fromhex(state["vibetensor"]))
+    torch.set_rng_state(torch.tensor(content, dtype=torch.uint8))
+    if "numpy" in state:
+        try:
+            import numpy
+        except ImportError:  # saved where NumPy was in use, resumed where it is not installed
+            return
+        numpy.random.set_state(tuple(state["numpy"]))
