@@ -1,0 +1,113 @@
+#include "autograd/node.h"
+
+#include <mutex>
+
+#include "autograd/front.h"
+#include "core/block_cache.h"
+#include "vt/ops.h"
+
+namespace vt::autograd {
+namespace {
+
+std::atomic<uint64_t> next_sequence{1};
+std::atomic<int64_t> live_nodes{0};
+
+/// Guards every AutogradMeta::accumulator: the weak link from a leaf to its AccumulateGrad.
+std::mutex& accumulator_mutex() {
+  static auto* mutex = new std::mutex;
+  return *mutex;
+}
+
+thread_local std::vector<Node*>* delete_queue = nullptr;
+
+}  // namespace
+
+Node::Node(uint64_t sequence) : sequence(sequence) { live_nodes.fetch_add(1, std::memory_order_relaxed); }
+Node::Node() : Node(next_sequence.fetch_add(1, std::memory_order_relaxed)) {}
+Node::~Node() { live_nodes.fetch_sub(1, std::memory_order_relaxed); }
+void* Node::operator new(size_t size) { return block_cache_allocate(size); }
+void Node::operator delete(void* pointer, size_t size) noexcept { block_cache_release(pointer, size); }
+int64_t Node::live_count() { return live_nodes.load(std::memory_order_relaxed); }
+
+void Node::destroy() {
+  if (delete_queue) {
+    delete_queue->push_back(this);
+    return;
+  }
+  std::vector<Node*> queue{this};
+  delete_queue = &queue;
+  while (!queue.empty()) {
+    Node* node = queue.back();
+    queue.pop_back();
+    delete node;
+  }
+  delete_queue = nullptr;
+}
+
+// Leaves run last: their sequence is the largest so that the ready queue prefers them as soon as
+// they are ready, which frees their gradients early.
+AccumulateGrad::AccumulateGrad(Tensor leaf) : Node(~uint64_t{0}), variable(std::move(leaf)) {
+  add_input(variable);
+}
+
+void AccumulateGrad::destroy() {
+  {
+    const std::lock_guard lock(accumulator_mutex());
+    AutogradMeta* meta = variable.impl()->autograd.get();
+    const uint32_t refs = refs_.load(std::memory_order_acquire);
+    if (refs > 1) {
+      // Someone looked it up between the last release and here.
+      refs_.fetch_sub(1, std::memory_order_acq_rel);
+      return;
+    }
+    refs_.store(0, std::memory_order_release);
+    if (meta && meta->accumulator == this) meta->accumulator = nullptr;
+  }
+  Node::destroy();
+}
+
+Ref<Node> grad_accumulator(const Tensor& leaf) {
+  AutogradMeta& meta = ensure_meta(leaf);
+  const std::lock_guard lock(accumulator_mutex());
+  if (meta.accumulator && meta.accumulator->use_count() > 0) return Ref<Node>(meta.accumulator);
+  auto node = make_ref<AccumulateGrad>(leaf);
+  meta.accumulator = node.get();
+  return node;
+}
+
+TensorVec AccumulateGrad::apply(TensorVec grads) {
+  if (!grads[0].defined()) return {};
+  AutogradMeta& meta = ensure_meta(variable);
+  Tensor grad = std::move(grads[0]);
+  for (const auto& hook : meta.hooks) {
+    if (Tensor changed = hook->call(grad); changed.defined()) grad = std::move(changed);
+  }
+  if (!meta.grad.defined()) {
+    // A gradient nobody else holds is taken over; the layout then is the one it was computed in.
+    const bool stealable = !thread_state.grad_enabled && grad.ref()->use_count() == 1 &&
+                           grad.storage()->use_count() == 1 &&
+                           (grad.is_contiguous() || equal(grad.strides(), variable.strides()));
+    if (stealable) {
+      meta.grad = std::move(grad);
+    } else if (thread_state.grad_enabled) {
+      meta.grad = ops::clone(grad, std::nullopt);
+    } else {
+      Tensor kept = empty_like(variable.is_non_overlapping_and_dense() ? variable : grad, grad.dtype());
+      ops::copy_(kept, grad, false);
+      meta.grad = std::move(kept);
+    }
+  } else if (thread_state.grad_enabled) {
+    meta.grad = ops::add(meta.grad, grad, Scalar(1));
+  } else {
+    ops::add_(meta.grad, grad, Scalar(1));
+  }
+  for (const auto& hook : meta.post_accumulate_hooks) hook->call(variable);
+  return {};
+}
+
+AutogradMeta::~AutogradMeta() {
+  if (!retains_grad || !grad_fn || !grad_fn->extras) return;
+  std::erase_if(grad_fn->extras->retain_grad, [this](const auto& entry) { return entry.second == owner; });
+}
+
+}  // namespace vt::autograd

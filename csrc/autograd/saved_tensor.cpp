@@ -1,0 +1,85 @@
+#include "autograd/saved_tensor.h"
+
+#include "autograd/front.h"
+
+namespace vt::autograd {
+
+void SavedTensor::save(const Tensor& tensor, bool is_output) {
+  released_ = false;
+  if (!tensor.defined()) return;
+  version_ = tensor.version();
+  is_output_ = is_output;
+  if (is_output) {
+    const AutogradMeta* meta = tensor.impl()->autograd.get();
+    output_nr_ = meta ? meta->output_nr : 0;
+    requires_grad_ = true;
+  }
+  if (thread_state.saved_hooks) [[unlikely]] {
+    hooks_ = Ref<SavedTensorHooks>(thread_state.saved_hooks);
+    const Scoped<SavedTensorHooks*> off(thread_state.saved_hooks, thread_state.saved_hooks->outer);
+    packed_ = hooks_->pack(is_output ? alias(tensor) : tensor);
+    if (packed_) return;
+    hooks_.reset();
+  }
+  tensor_ = is_output ? alias(tensor) : tensor;
+}
+
+Tensor SavedTensor::unpack(const Node* owner) const {
+  if (released_) [[unlikely]] {
+    fail("Trying to backward through the graph a second time (or directly access saved tensors after "
+         "they have already been freed). Saved intermediate values of the graph are freed when you call "
+         ".backward() or autograd.grad(). Specify retain_graph=True if you need to backward through the "
+         "graph a second time or if you need to access saved tensors after calling backward. (",
+         owner ? owner->name() : std::string("saved tensor"), ")");
+  }
+  if (hooks_) [[unlikely]] {
+    Tensor result = hooks_->unpack(packed_);
+    if (!is_output_ || !owner) return result;
+    Tensor out = alias(result);
+    AutogradMeta& meta = ensure_meta(out);
+    meta.grad_fn = Ref<Node>(const_cast<Node*>(owner));
+    meta.output_nr = output_nr_;
+    return out;
+  }
+  if (!tensor_.defined()) return {};
+  if (tensor_.version() != version_) [[unlikely]] {
+    fail("one of the variables needed for gradient computation has been modified by an inplace operation: [",
+         tensor_.device().is_cpu() ? "vibetensor.FloatTensor " : "vibetensor.cuda.FloatTensor ",
+         tensor_.sizes(), "] of dtype ", tensor_.dtype(), ", saved for ",
+         owner ? owner->name() : std::string("backward"), ", is at version ", tensor_.version(),
+         "; expected version ", version_, " instead. Hint: enable anomaly detection to find the operation "
+         "that failed to compute its gradient, with torch.autograd.set_detect_anomaly(True).");
+  }
+  if (!is_output_ || !owner || !is_floating(tensor_.dtype())) return tensor_;
+  Tensor out = alias(tensor_);
+  AutogradMeta& meta = ensure_meta(out);
+  meta.grad_fn = Ref<Node>(const_cast<Node*>(owner));
+  meta.output_nr = output_nr_;
+  return out;
+}
+
+void SavedTensor::release() {
+  tensor_.reset();
+  packed_.reset();
+  hooks_.reset();
+  released_ = true;
+}
+
+void SavedTensors::save(TensorSpan tensors) {
+  released_ = false;
+  tensors_.resize(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) tensors_[i].save(tensors[i]);
+}
+
+std::vector<Tensor> SavedTensors::unpack(const Node* owner) const {
+  std::vector<Tensor> out;
+  out.reserve(tensors_.size());
+  for (const SavedTensor& saved : tensors_) out.push_back(saved.unpack(owner));
+  return out;
+}
+
+void SavedTensors::release() {
+  for (SavedTensor& saved : tensors_) saved.release();
+}
+
+}  // namespace vt::autograd

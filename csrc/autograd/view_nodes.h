@@ -1,0 +1,41 @@
+// The nodes that make views and in-place changes differentiable.
+#pragma once
+
+#include "autograd/node.h"
+
+namespace vt::autograd {
+
+/// Gradient of reading `view`'s geometry out of `base`.
+class AsStridedViewBackward final : public Node {
+ public:
+  AsStridedViewBackward(const Tensor& base, const Tensor& view);
+  TensorVec apply(TensorVec grads) override;
+  std::string name() const override { return "AsStridedBackward0"; }
+
+ private:
+  Dims base_sizes_, base_strides_, view_sizes_, view_strides_;
+  int64_t base_offset_, view_offset_;
+};
+
+/// History of a base after one of its views was written by `fn`.
+class CopySlices final : public Node {
+ public:
+  CopySlices(const Tensor& base, const Tensor& view, Ref<Node> fn);
+  TensorVec apply(TensorVec grads) override;
+  void release_saved() override { fn_->release_saved(); }
+  std::string name() const override { return "CopySlices"; }
+
+ private:
+  Dims base_sizes_, base_strides_, view_sizes_, view_strides_;
+  int64_t view_offset_;
+  Ref<Node> fn_;
+};
+
+/// A non-leaf alias of `t` with history, to differentiate with respect to.
+Tensor identity_view(const Tensor& t);
+
+/// Differentiable: the gradient of a base from the gradient of an as_strided view of it.
+Tensor as_strided_backward(const Tensor& grad, IntSpan base_sizes, IntSpan base_strides, int64_t base_offset,
+                           IntSpan view_sizes, IntSpan view_strides, int64_t view_offset);
+
+}  // namespace vt::autograd

@@ -1,0 +1,46 @@
+#include "core/storage.h"
+
+#include "core/error.h"
+
+namespace vt {
+namespace {
+
+std::atomic<int64_t> live_storages{0};
+Allocator* allocators[kNumDeviceTypes] = {};
+
+}  // namespace
+
+Allocator& allocator_for(DeviceType type) {
+  Allocator* allocator = allocators[static_cast<int>(type)];
+  check(allocator != nullptr, "no backend is loaded for device type '",
+        device_name({type, static_cast<int8_t>(type == DeviceType::CPU ? 0 : -1)}),
+        "'; `vibetensor info` lists the backends of this build and what is missing");
+  return *allocator;
+}
+
+void set_allocator(DeviceType type, Allocator* allocator) {
+  allocators[static_cast<int>(type)] = allocator;
+}
+
+Storage::Storage(Allocation allocation, Device device) : allocation_(allocation), device_(device) {
+  live_storages.fetch_add(1, std::memory_order_relaxed);
+}
+
+Storage::~Storage() {
+  live_storages.fetch_sub(1, std::memory_order_relaxed);
+  if (allocation_.release) allocation_.release(allocation_.context, allocation_.data, allocation_.nbytes);
+}
+
+void Storage::replace(Allocation allocation) {
+  const Allocation old = allocation_;
+  allocation_ = allocation;
+  if (old.release) old.release(old.context, old.data, old.nbytes);
+}
+
+int64_t Storage::live_count() { return live_storages.load(std::memory_order_relaxed); }
+
+Ref<Storage> allocate_storage(size_t nbytes, Device device) {
+  return make_ref<Storage>(allocator_for(device.type).allocate(nbytes, device), device);
+}
+
+}  // namespace vt

@@ -1,0 +1,181 @@
+// The inner loops of CPU kernels. `map_kernel` walks a TensorIterator and applies a scalar
+// function; the compiler vectorises the dense case for the ISA this file is compiled for.
+// Operands stored as another type than the function's are converted in small blocks on the way,
+// so a kernel is written once per compute type: bfloat16 and float16 compute in float.
+#pragma once
+
+#include <tuple>
+#include <utility>
+
+#include "core/tensor_iterator.h"
+#include "dispatch/kernels.h"
+
+namespace vt::cpu::VT_ISA {
+
+/// Elements converted at a time: small enough to stay in L1 for three operands.
+inline constexpr int64_t kBlock = 512;
+
+/// Reads `n` strided elements of `from` into dense `T`s. With `round_to` a 16-bit float dtype, the
+/// values are first rounded to it (the op's common dtype is that type, its arithmetic float).
+template <class T>
+void load_block(T* out, const char* data, int64_t stride, int64_t n, DType from, DType round_to);
+/// Writes dense `T`s as `n` strided elements of dtype `to`.
+template <class T>
+void store_block(char* data, int64_t stride, const T* in, int64_t n, DType to);
+
+/// Calls `f.template operator()<T>()` with the compute type of `dtype`: float for 16-bit floats.
+template <class F>
+void visit_all(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::Bool: return f.template operator()<bool>();
+    case DType::UInt8: return f.template operator()<uint8_t>();
+    case DType::Int8: return f.template operator()<int8_t>();
+    case DType::Int16: return f.template operator()<int16_t>();
+    case DType::Int32: return f.template operator()<int32_t>();
+    case DType::Int64: return f.template operator()<int64_t>();
+    case DType::Float16:
+    case DType::BFloat16:
+    case DType::Float32: return f.template operator()<float>();
+    case DType::Float64: return f.template operator()<double>();
+  }
+}
+template <class F>
+void visit_numeric(DType dtype, F&& f) {
+  if (dtype == DType::Bool) fail(ErrorKind::NotImplemented, "not implemented for 'Bool'");
+  switch (dtype) {
+    case DType::UInt8: return f.template operator()<uint8_t>();
+    case DType::Int8: return f.template operator()<int8_t>();
+    case DType::Int16: return f.template operator()<int16_t>();
+    case DType::Int32: return f.template operator()<int32_t>();
+    case DType::Int64: return f.template operator()<int64_t>();
+    case DType::Float64: return f.template operator()<double>();
+    default: return f.template operator()<float>();
+  }
+}
+template <class F>
+void visit_integral(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::UInt8: return f.template operator()<uint8_t>();
+    case DType::Int8: return f.template operator()<int8_t>();
+    case DType::Int16: return f.template operator()<int16_t>();
+    case DType::Int32: return f.template operator()<int32_t>();
+    case DType::Int64: return f.template operator()<int64_t>();
+    default: fail(ErrorKind::NotImplemented, "not implemented for '", dtype, "'");
+  }
+}
+template <class F>
+void visit_float(DType dtype, F&& f) {
+  if (dtype == DType::Float64) return f.template operator()<double>();
+  if (is_floating(dtype)) return f.template operator()<float>();
+  fail(ErrorKind::NotImplemented, "not implemented for '", dtype, "'");
+}
+
+namespace detail {
+
+template <class F>
+struct Signature : Signature<decltype(&F::operator())> {};
+template <class C, class R, class... A>
+struct Signature<R (C::*)(A...) const> {
+  using Result = R;
+  using Args = std::tuple<std::decay_t<A>...>;
+};
+
+template <class R, class... A, class F, size_t... I>
+void map_row(char** data, const int64_t* strides, int64_t n, const F& f, std::index_sequence<I...>) {
+  using Args = std::tuple<A...>;
+  constexpr size_t arity = sizeof...(A);
+  R* __restrict__ out = reinterpret_cast<R*>(data[0]);
+  const std::tuple<const A*...> in{reinterpret_cast<const A*>(data[I + 1])...};
+  const bool dense_out = strides[0] == sizeof(R);
+  if (dense_out && ((strides[I + 1] == sizeof(A)) && ...)) {
+    for (int64_t i = 0; i < n; ++i) out[i] = f(std::get<I>(in)[i]...);
+    return;
+  }
+  if constexpr (arity == 2) {
+    using A0 = std::tuple_element_t<0, Args>;
+    using A1 = std::tuple_element_t<1, Args>;
+    const A0* a = std::get<0>(in);
+    const A1* b = std::get<1>(in);
+    if (dense_out && strides[1] == sizeof(A0) && strides[2] == 0) {
+      const A1 fixed = *b;
+      for (int64_t i = 0; i < n; ++i) out[i] = f(a[i], fixed);
+      return;
+    }
+    if (dense_out && strides[1] == 0 && strides[2] == sizeof(A1)) {
+      const A0 fixed = *a;
+      for (int64_t i = 0; i < n; ++i) out[i] = f(fixed, b[i]);
+      return;
+    }
+  }
+  char* cursor[] = {data[0], data[I + 1]...};
+  for (int64_t i = 0; i < n; ++i) {
+    *reinterpret_cast<R*>(cursor[0]) = f(*reinterpret_cast<const A*>(cursor[I + 1])...);
+    cursor[0] += strides[0];
+    ((cursor[I + 1] += strides[I + 1]), ...);
+  }
+}
+
+/// A dense row, or one with a single repeated operand, is computed in place even when `out`
+/// aliases an input (same index, same element); `__restrict__` above states just that.
+template <class R, class... A, class F, size_t... I>
+void map_typed(const TensorIterator& it, const F& f, int64_t grain, std::index_sequence<I...> seq) {
+  bool direct = it.dtype(0) == DTypeOf<R>::value;
+  direct = direct && ((it.dtype(static_cast<int>(I) + 1) == DTypeOf<A>::value) && ...);
+  if (direct) {
+    it.for_each([&](char** data, const int64_t* strides, int64_t n) {
+      map_row<R, A...>(data, strides, n, f, seq);
+    }, grain);
+    return;
+  }
+  it.for_each([&](char** data, const int64_t* strides, int64_t n) {
+    alignas(64) char buffers[sizeof...(A) + 1][kBlock * 8];
+    char* block[sizeof...(A) + 1] = {};
+    int64_t step[sizeof...(A) + 1] = {};
+    for (int64_t i = 0; i < n; i += kBlock) {
+      const int64_t m = std::min(kBlock, n - i);
+      (([&] {
+         constexpr int k = static_cast<int>(I) + 1;
+         char* source = data[k] + i * strides[k];
+         if (it.dtype(k) == DTypeOf<A>::value) {
+           block[k] = source;
+           step[k] = strides[k];
+           return;
+         }
+         const bool repeated = strides[k] == 0;
+         load_block<A>(reinterpret_cast<A*>(buffers[k]), source, strides[k], repeated ? 1 : m,
+                       it.dtype(k), it.compute_dtype(k));
+         block[k] = buffers[k];
+         step[k] = repeated ? 0 : sizeof(A);
+       }()),
+       ...);
+      const bool store = it.dtype(0) != DTypeOf<R>::value;
+      char* target = data[0] + i * strides[0];
+      block[0] = store ? buffers[0] : target;
+      step[0] = store ? int64_t{sizeof(R)} : strides[0];
+      map_row<R, A...>(block, step, m, f, seq);
+      if (store) store_block<R>(target, strides[0], reinterpret_cast<R*>(buffers[0]), m, it.dtype(0));
+    }
+  }, grain);
+}
+
+template <class R, class Args>
+struct MapCaller;
+template <class R, class... A>
+struct MapCaller<R, std::tuple<A...>> {
+  template <class F>
+  static void run(const TensorIterator& it, const F& f, int64_t grain) {
+    map_typed<R, A...>(it, f, grain, std::index_sequence_for<A...>());
+  }
+};
+
+}  // namespace detail
+
+/// out = f(in…) for every element. The types are those of `f`'s parameters and result; operands
+/// stored otherwise are converted. `grain`: elements below which one thread does it all.
+template <class F>
+void map_kernel(const TensorIterator& it, const F& f, int64_t grain = 32768) {
+  using S = detail::Signature<F>;
+  detail::MapCaller<typename S::Result, typename S::Args>::run(it, f, grain);
+}
+
+}  // namespace vt::cpu::VT_ISA

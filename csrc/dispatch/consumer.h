@@ -1,0 +1,33 @@
+// The one point below autograd that every op passes with its id, arguments and inferred outputs.
+// Off (no consumer on this thread) it costs one predictable branch and the kernel runs. A consumer
+// (a recorder, capture mode) sees each op and decides whether and when its kernel runs.
+#pragma once
+
+#include <span>
+
+#include "core/function_ref.h"
+#include "dispatch/thread_state.h"
+#include "dispatch/value.h"
+#include "vt/op_ids.h"  // generated: enum class OpId, op_name()
+
+namespace vt {
+
+struct OpCall {
+  OpId id;
+  std::span<const Value> args;      // in schema order; a Generator appears as its PhiloxArgs
+  std::span<const Tensor> outputs;  // inferred and allocated; for in-place ops the mutated tensors
+};
+
+class Consumer {
+ public:
+  virtual ~Consumer() = default;
+  /// `execute` runs the op's kernel on exactly these outputs (a no-op for views).
+  virtual void on_op(const OpCall& call, FunctionRef<void()> execute) = 0;
+};
+
+/// Runs the kernel of a recorded call again. Outputs must have the recorded geometry. Generated.
+void execute_kernel(OpId id, std::span<const Value> args, std::span<const Tensor> outputs);
+/// Calls an op's front (promotion, autograd, …) with boxed arguments. Generated.
+Value call_op(OpId id, std::span<const Value> args);
+
+}  // namespace vt

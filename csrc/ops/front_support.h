@@ -1,0 +1,62 @@
+// What the generated op fronts share.
+#pragma once
+
+#include "autograd/front.h"
+#include "core/tensor_iterator.h"
+#include "dispatch/autocast.h"
+#include "dispatch/consumer.h"
+#include "dispatch/kernels.h"
+#include "dispatch/layers.h"
+#include "vt/meta_decls.h"
+
+namespace vt {
+
+enum class DTypeClass : uint8_t { numeric, float_, integral, bits, float_or_int };
+[[noreturn]] void dtype_not_supported(DType dtype, std::string_view op);
+[[noreturn]] void no_kernel(OpId id, Device device);
+
+/// Throws torch's `"op" not implemented for 'Bool'` unless `dtype` is of the class.
+inline void check_compute_dtype(DType dtype, DTypeClass allowed, std::string_view op) {
+  const bool ok = allowed == DTypeClass::numeric      ? dtype != DType::Bool
+                  : allowed == DTypeClass::float_     ? is_floating(dtype)
+                  : allowed == DTypeClass::integral   ? is_integral(dtype)
+                  : allowed == DTypeClass::bits       ? !is_floating(dtype)
+                                                      : dtype != DType::Bool;
+  if (!ok) [[unlikely]]
+    dtype_not_supported(dtype, op);
+}
+
+inline Device first_device(TensorSpan tensors) {
+  for (const Tensor& t : tensors) {
+    if (t.defined()) return t.device();
+  }
+  return {};
+}
+
+inline void collect_into(std::vector<Tensor>& out, const Tensor& t) { out.push_back(t); }
+inline void collect_into(std::vector<Tensor>& out, TensorSpan ts) { out.insert(out.end(), ts.begin(), ts.end()); }
+template <class... T>
+std::vector<Tensor> collect(const T&... items) {
+  std::vector<Tensor> out;
+  (collect_into(out, items), ...);
+  return out;
+}
+
+template <class... T>
+Value box_tuple(const std::tuple<T...>& items) {
+  return std::apply([](const auto&... parts) { return Value(std::vector<Tensor>{parts...}); }, items);
+}
+
+inline PhiloxArgs reserve_counters(const Generator& generator, Device device, uint64_t counters) {
+  const Generator& source = generator ? generator : default_generator(device);
+  check(source->device().type == device.type, "Expected a '", device, "' device type for generator but found '",
+        source->device(), "'");
+  return source->reserve(counters);
+}
+
+namespace autograd {
+/// The old value of a tensor about to be overwritten, for backward formulas that read it.
+Tensor saved_before_write(const Tensor& self);
+}  // namespace autograd
+
+}  // namespace vt

@@ -1,0 +1,210 @@
+// x[...] and x[...] = v: Python's index expressions as select, slice, index and index_put_.
+#include "autograd/front.h"
+#include "python/arguments.h"
+#include "python/tensor_type.h"
+#include "vt/ops.h"
+
+namespace vt::python {
+namespace {
+
+/// What an index expression says, after views were taken: the viewed tensor and the tensor indices
+/// (undefined where a dimension is taken whole).
+struct Parsed {
+  Tensor view;
+  std::vector<Tensor> indices;
+  bool has_tensor = false;
+};
+
+bool is_sequence(PyObject* object) { return PyTuple_Check(object) || PyList_Check(object); }
+
+Tensor to_tensor(PyObject* object) {
+  const Object module = own(PyImport_ImportModule("vibetensor._C"));
+  const Object made = own(PyObject_CallMethod(module.get(), "tensor", "O", object));
+  return tensor_of(made.get());
+}
+
+/// A list of numbers or an array is one index; a list holding slices or tensors is a tuple (as in NumPy of old).
+bool list_is_tuple(PyObject* list) {
+  const Py_ssize_t n = PyList_Size(list);
+  if (n >= 32) return false;
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    PyObject* item = PyList_GetItem(list, i);
+    if (is_tensor(item) || is_sequence(item) || PySlice_Check(item) || item == Py_None || item == Py_Ellipsis) {
+      return PySlice_Check(item) || item == Py_None || item == Py_Ellipsis || is_tensor(item);
+    }
+  }
+  return false;
+}
+
+/// Dimensions of the tensor that this item uses up.
+int64_t consumed(PyObject* item) {
+  if (item == Py_None || item == Py_Ellipsis || PyBool_Check(item)) return 0;
+  if (is_tensor(item)) {
+    const Tensor& t = tensor_of(item);
+    if (t.dtype() == DType::Bool || (t.dtype() == DType::UInt8 && t.dim() > 0)) return t.dim();
+  }
+  return 1;
+}
+
+std::optional<int64_t> slice_part(PyObject* slice, const char* name) {
+  const Object part = own(PyObject_GetAttrString(slice, name));
+  if (part.get() == Py_None) return std::nullopt;
+  if (is_tensor(part.get())) return int_arg(part.get());
+  const Object index = own(PyNumber_Index(part.get()));
+  int overflow = 0;
+  const long long value = PyLong_AsLongLongAndOverflow(index.get(), &overflow);
+  if (overflow) return overflow > 0 ? std::numeric_limits<int64_t>::max() : std::numeric_limits<int64_t>::min() / 2;
+  return value;
+}
+
+Tensor apply_slice(const Tensor& t, int64_t dim, PyObject* slice) {
+  const auto step = slice_part(slice, "step").value_or(1);
+  check_value(step > 0, "step must be greater than zero");
+  const auto start = slice_part(slice, "start"), stop = slice_part(slice, "stop");
+  return ops::slice(t, dim, start, stop, step);
+}
+
+Tensor apply_select(const Tensor& t, int64_t dim, int64_t index, int64_t shown_dim) {
+  check_index(t.dim() > 0, "invalid index of a 0-dim tensor. Use `tensor.item()` in Python to convert a 0-dim tensor "
+              "to a number");
+  const int64_t size = t.sizes()[dim];
+  check_index(index >= -size && index < size, "index ", index, " is out of bounds for dimension ", shown_dim,
+              " with size ", size);
+  return ops::select(t, dim, index);
+}
+
+void note_tensor(Parsed& parsed, int64_t dim, const Tensor& index) {
+  parsed.indices.resize(std::max<size_t>(parsed.indices.size(), static_cast<size_t>(dim) + 1));
+  parsed.indices[dim] = index;
+  parsed.has_tensor = true;
+}
+
+Parsed parse(const Tensor& self, PyObject* index) {
+  Parsed parsed{self, {}, false};
+  SmallVector<PyObject*, 8> items;
+  if (PyTuple_Check(index)) {
+    for (Py_ssize_t i = 0; i < PyTuple_Size(index); ++i) items.push_back(PyTuple_GetItem(index, i));
+  } else if (PyList_Check(index) && list_is_tuple(index)) {
+    for (Py_ssize_t i = 0; i < PyList_Size(index); ++i) items.push_back(PyList_GetItem(index, i));
+  } else {
+    items.push_back(index);
+  }
+  // Sequences and arrays become tensors first, so that masks count their dimensions.
+  std::vector<Object> made;
+  for (PyObject*& item : items) {
+    const bool array = !is_tensor(item) && item != Py_None && item != Py_Ellipsis && !PySlice_Check(item) &&
+                       !PyLong_Check(item) && (is_sequence(item) || !PyIndex_Check(item));
+    if (!array) continue;
+    check_index(!PyUnicode_Check(item) && !PyFloat_Check(item), "only integers, slices (`:`), ellipsis (`...`), None and long or "
+                "byte Variables are valid indices");
+    const bool empty_list = is_sequence(item) && PySequence_Size(item) == 0;
+    Tensor t = to_tensor(item);
+    if (empty_list) t = ops::_to_dtype(t, DType::Int64);
+    made.push_back(own(wrap(t)));
+    item = made.back().get();
+  }
+  int64_t used = 0;
+  for (PyObject* item : items) used += consumed(item);
+  check_index(used <= self.dim(), "too many indices for tensor of dimension ", self.dim());
+  int64_t dim = 0, shown = 0;
+  for (PyObject* item : items) {
+    if (item == Py_Ellipsis) {
+      dim += self.dim() - used;
+      shown += self.dim() - used;
+    } else if (item == Py_None) {
+      parsed.view = ops::unsqueeze(parsed.view, dim++);
+    } else if (PySlice_Check(item)) {
+      parsed.view = apply_slice(parsed.view, dim++, item);
+      ++shown;
+    } else if (PyBool_Check(item)) {
+      parsed.view = ops::unsqueeze(parsed.view, dim);
+      note_tensor(parsed, dim++, ops::arange(Scalar(int64_t{0}), Scalar(int64_t{item == Py_True}), Scalar(1), DType::Int64,
+                                             self.device()));
+    } else if (is_tensor(item)) {
+      const Tensor& t = tensor_of(item);
+      if (t.dim() == 0 && is_integral(t.dtype())) {
+        parsed.view = apply_select(parsed.view, dim, t.item().to_int(), shown++);
+      } else if (t.dim() == 0 && t.dtype() == DType::Bool) {
+        parsed.view = ops::unsqueeze(parsed.view, dim);
+        note_tensor(parsed, dim++, ops::arange(Scalar(int64_t{0}), Scalar(int64_t{t.item().to_bool()}), Scalar(1),
+                                               DType::Int64, self.device()));
+      } else {
+        check_index(!is_floating(t.dtype()), "tensors used as indices must be long, int, byte or bool tensors");
+        const int64_t n = consumed(item);
+        note_tensor(parsed, dim, t);
+        dim += n;
+        shown += n;
+        // A mask over n dimensions stands for n integer indices: index() expands it in place, so
+        // the following items still count dimensions of the view.
+        if (n > 1) parsed.indices.resize(static_cast<size_t>(dim) - static_cast<size_t>(n) + 1);
+        if (n > 1) dim -= n - 1;
+      }
+    } else {
+      const Object number = own(PyNumber_Index(item));
+      parsed.view = apply_select(parsed.view, dim, int_arg(number.get()), shown++);
+    }
+  }
+  return parsed;
+}
+
+Tensor get_item(const Tensor& self, PyObject* index) {
+  if (PyLong_Check(index) && !PyBool_Check(index)) return apply_select(self, 0, int_arg(index), 0);
+  if (PySlice_Check(index)) {
+    check_index(self.dim() > 0, "slice() cannot be applied to a 0-dim tensor.");
+    return apply_slice(self, 0, index);
+  }
+  const Parsed parsed = parse(self, index);
+  if (parsed.has_tensor) return ops::index(parsed.view, parsed.indices);
+  return parsed.view.is_same(self) ? ops::alias(self) : parsed.view;
+}
+
+/// Leading ones that the target lacks are dropped: x[0] = ones(1, 3) fits.
+Tensor drop_leading_ones(const Tensor& value, int64_t dim) {
+  Dims sizes(value.sizes());
+  while (static_cast<int64_t>(sizes.size()) > dim && sizes[0] == 1) sizes.erase(0);
+  return sizes.size() == value.sizes().size() ? value : ops::reshape(value, sizes);
+}
+
+void set_item(const Tensor& self, PyObject* index, PyObject* value) {
+  const Parsed parsed = parse(self, index);
+  const bool number = !is_tensor(value) && is_number(value);
+  if (!parsed.has_tensor && number) {
+    ops::fill_(parsed.view, wrapped_scalar(scalar_arg(value)));
+    return;
+  }
+  Tensor source;
+  if (number) {
+    source = ops::_to_dtype(wrapped_scalar(scalar_arg(value)), self.dtype());
+    source = alias(source);
+  } else {
+    source = is_tensor(value) ? tensor_of(value) : to_tensor(value);
+  }
+  if (!parsed.has_tensor) {
+    ops::copy_(parsed.view, drop_leading_ones(source, parsed.view.dim()), false);
+    return;
+  }
+  if (source.dtype() != self.dtype()) source = ops::_to_dtype(source, self.dtype());
+  ops::index_put_(parsed.view, parsed.indices, source, false);
+}
+
+PyObject* method_get_item(PyObject* self, PyObject* index) { return tensor_get_item(self, index); }
+
+}  // namespace
+
+PyObject* tensor_get_item(PyObject* self, PyObject* index) {
+  return guarded([&]() -> PyObject* { return wrap(get_item(tensor_of(self), index)); });
+}
+int tensor_set_item(PyObject* self, PyObject* index, PyObject* value) {
+  try {
+    check_type(value != nullptr, "Tensor does not support deleting items");
+    set_item(tensor_of(self), index, value);
+    return 0;
+  } catch (...) {
+    raise_current();
+    return -1;
+  }
+}
+
+PyMethodDef indexing_methods[] = {{"__getitem__", method_get_item, METH_O, nullptr}, {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace vt::python

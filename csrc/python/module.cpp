@@ -1,0 +1,87 @@
+// vibetensor._C: types, generated ops, and what is bound by hand.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <vector>
+
+#include "core/generator.h"
+#include "core/parallel.h"
+#include "cpu/allocator.h"
+#include "cpu/backend.h"
+#include "python/autograd.h"
+#include "python/tensor_type.h"
+
+namespace nb = nanobind;
+
+namespace vt::python {
+
+extern PyObject* out_of_memory_error;
+extern PyMethodDef* conversion_functions;
+void bind_safetensors(nb::module_& m);
+void collect_ops_0(std::vector<PyMethodDef>& methods, std::vector<PyMethodDef>& functions);
+void collect_ops_1(std::vector<PyMethodDef>& methods, std::vector<PyMethodDef>& functions);
+void collect_ops_2(std::vector<PyMethodDef>& methods, std::vector<PyMethodDef>& functions);
+void collect_ops_3(std::vector<PyMethodDef>& methods, std::vector<PyMethodDef>& functions);
+void collect_ops_4(std::vector<PyMethodDef>& methods, std::vector<PyMethodDef>& functions);
+void collect_ops_5(std::vector<PyMethodDef>& methods, std::vector<PyMethodDef>& functions);
+
+namespace {
+
+/// The generated functions live in the submodule `_C._ops`.
+void add_ops(nb::module_& m) {
+  // Method tables must outlive the types and modules made from them.
+  static auto* methods = new std::vector<PyMethodDef>;
+  static auto* functions = new std::vector<PyMethodDef>;
+  collect_ops_0(*methods, *functions);
+  collect_ops_1(*methods, *functions);
+  collect_ops_2(*methods, *functions);
+  collect_ops_3(*methods, *functions);
+  collect_ops_4(*methods, *functions);
+  collect_ops_5(*methods, *functions);
+  functions->push_back({nullptr, nullptr, 0, nullptr});
+  add_tensor_type(m.ptr(), *methods);
+  nb::module_ ops = m.def_submodule("_ops", "Every op of the table as a function.");
+  if (PyModule_AddFunctions(ops.ptr(), functions->data()) < 0) throw nb::python_error();
+}
+
+}  // namespace
+
+NB_MODULE(_C, m) {
+  cpu::load_backend();
+  add_value_types(m.ptr());
+  add_ops(m);
+  if (PyModule_AddFunctions(m.ptr(), conversion_functions) < 0) throw nb::python_error();
+  add_autograd(m.ptr());
+  add_function(m.ptr());
+  add_dispatch(m.ptr());
+  out_of_memory_error = PyErr_NewExceptionWithDoc("vibetensor.OutOfMemoryError", "A device or the host has no memory left for a tensor.",
+                                                  PyExc_RuntimeError, nullptr);
+  m.attr("OutOfMemoryError") = nb::borrow(out_of_memory_error);
+
+  m.def("get_num_threads", [] { return num_threads(); }, "Threads that kernels use.");
+  m.def("set_num_threads", [](int n) {
+    if (n < 1) throw nb::value_error("set_num_threads expects a positive integer");
+    set_num_threads(n);
+  }, "Sets the number of threads that kernels use.");
+  m.def("_default_generator", [] { return nb::steal(wrap_generator(default_generator(Device{}))); });
+  m.def("_manual_seed", [](uint64_t seed) { manual_seed(seed); });
+  m.def("get_default_dtype", [] { return nb::steal(wrap_dtype(default_dtype())); }, "The dtype of new floating tensors.");
+  m.def("_set_default_dtype", [](nb::object dtype) {
+    if (!is_dtype(dtype.ptr())) throw nb::type_error("set_default_dtype expects a torch.dtype");
+    set_default_dtype(dtype_of(dtype.ptr()));
+  });
+  m.def("_cpu_memory_stats", [] {
+    const cpu::AllocatorStats stats = cpu::allocator_stats();
+    nb::dict out;
+    out["allocated_bytes"] = stats.allocated;
+    out["cached_bytes"] = stats.cached;
+    out["peak_bytes"] = stats.peak;
+    return out;
+  });
+  m.def("_cpu_reset_peak_memory", [] { cpu::reset_peak_stats(); });
+  m.def("_cpu_empty_cache", [] { cpu::empty_cache(); });
+  m.def("_cpu_capability", [] { return cpu::backend_isa(); }, "The instruction set that CPU kernels were chosen for.");
+  bind_safetensors(m);
+}
+
+}  // namespace vt::python

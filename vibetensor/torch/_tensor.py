@@ -1,0 +1,413 @@
+"""Tensor methods written in Python: conversions, iteration, pickling, printing, backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vibetensor import _C
+from vibetensor._C import Tensor
+
+_ops = _C._ops
+
+
+def is_tensor(obj: object) -> bool:
+    """True if `obj` is a Tensor."""
+    return isinstance(obj, Tensor)
+
+
+def is_floating_point(input: Tensor) -> bool:
+    """True if the dtype is a floating type."""
+    return input.is_floating_point()
+
+
+def is_complex(input: Tensor) -> bool:
+    """Always False: there are no complex dtypes."""
+    return input.is_complex()
+
+
+def numel(input: Tensor) -> int:
+    """The number of elements."""
+    return input.numel()
+
+
+def is_nonzero(input: Tensor) -> bool:
+    """The truth of a single-element tensor."""
+    if input.numel() != 1:
+        raise RuntimeError(f"Boolean value of Tensor with {'no' if not input.numel() else 'more than one'} value is ambiguous")
+    return bool(input)
+
+
+def _method(function: Any, name: str | None = None) -> Any:
+    """Attaches a function to Tensor under its own name."""
+    setattr(Tensor, name or function.__name__, function)
+    return function
+
+
+# --- conversion
+
+
+def _parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, bool, bool, Any]:
+    """The forms of Tensor.to: (dtype), (device[, dtype]), (other), with keywords."""
+    device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
+    non_blocking, copy = kwargs.pop("non_blocking", False), kwargs.pop("copy", False)
+    memory_format = kwargs.pop("memory_format", None)
+    other = kwargs.pop("other", None)
+    if kwargs:
+        raise TypeError(f"to() got an unexpected keyword argument '{next(iter(kwargs))}'")
+    rest = list(args)
+    if rest and other is None:
+        first = rest.pop(0)
+        if isinstance(first, Tensor):
+            other = first
+        elif isinstance(first, _C.dtype) or first in (float, int, bool):
+            dtype = first
+        elif isinstance(first, (str, int, _C.device)):
+            device = first
+            if rest and (rest[0] is None or isinstance(rest[0], _C.dtype)):
+                dtype = rest.pop(0)
+        elif first is not None:
+            raise TypeError(f"to() received an invalid argument of type {type(first).__name__}")
+    if rest:
+        non_blocking = rest.pop(0)
+    if rest:
+        copy = rest.pop(0)
+    if other is not None:
+        device, dtype = other.device, other.dtype
+    return device, dtype, non_blocking, copy, memory_format
+
+
+@_method
+def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Converts dtype and/or device: to(dtype), to(device, dtype=None), to(other).
+
+    Returns self if nothing changes and `copy` is False. Differentiable.
+    """
+    if len(args) == 1 and not kwargs and isinstance(args[0], _C.dtype):
+        return self if self.dtype is args[0] else _ops._to_dtype(self, args[0])
+    device, dtype, non_blocking, copy, memory_format = _parse_to(args, dict(kwargs))
+    result = self
+    if device is not None:
+        target = _C.device(device)
+        if target.type != self.device.type or (target.index is not None and target != self.device):
+            moved = _ops.empty(tuple(result.shape), dtype=result.dtype, device=target)
+            result = moved.copy_(result, non_blocking)
+    if dtype is not None:
+        dtype = {float: _C.float64, int: _C.int64, bool: getattr(_C, "bool")}.get(dtype, dtype)
+        if result.dtype is not dtype:
+            result = _ops._to_dtype(result, dtype)
+    if memory_format is not None and memory_format is not _C.preserve_format:
+        result = result.contiguous(memory_format=memory_format)
+    return result.clone() if copy and result is self else result
+
+
+def _cast(name: str, dtype: Any) -> None:
+    def cast(self: Tensor, memory_format: Any = None) -> Tensor:
+        result = self if self.dtype is dtype else _ops._to_dtype(self, dtype)
+        return result if memory_format is None else result.contiguous(memory_format=memory_format)
+
+    cast.__name__ = name
+    cast.__doc__ = f"This tensor as {dtype}; self if it is already."
+    _method(cast)
+
+
+for _name in ("half", "float", "double", "bfloat16", "short", "int", "long", "bool"):
+    _cast(_name, getattr(_C, _name))
+_cast("byte", _C.uint8)
+_cast("char", _C.int8)
+
+
+@_method
+def cpu(self: Tensor, memory_format: Any = None) -> Tensor:
+    """This tensor in CPU memory; self if it is there already."""
+    return self.to("cpu") if memory_format is None else self.to("cpu", memory_format=memory_format)
+
+
+@_method
+def cuda(self: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor:
+    """This tensor on a CUDA device. Raises RuntimeError where there is no CUDA backend."""
+    return self.to("cuda" if device is None else device, non_blocking=non_blocking)
+
+
+@_method
+def pin_memory(self: Tensor, device: Any = None) -> Tensor:
+    """A copy in page-locked memory where a device could use it; self on a CPU-only build."""
+    del device
+    return self
+
+
+@_method
+def type(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
+    """The type's name ('torch.FloatTensor'), or this tensor converted to `dtype`."""
+    names = {
+        "bool": "Bool", "uint8": "Byte", "int8": "Char", "int16": "Short", "int32": "Int", "int64": "Long",
+        "float16": "Half", "bfloat16": "BFloat16", "float32": "Float", "float64": "Double",
+    }
+    if dtype is None:
+        prefix = "torch.cuda." if self.is_cuda else "torch."
+        return f"{prefix}{names[str(self.dtype).removeprefix('torch.')]}Tensor"
+    if isinstance(dtype, str):
+        wanted = dtype.rsplit(".", 1)[-1].removesuffix("Tensor")
+        dtype = next((getattr(_C, k) for k, v in names.items() if v == wanted), None)
+        if dtype is None:
+            raise ValueError(f"invalid type: '{wanted}'")
+    return self.to(dtype, non_blocking=non_blocking)
+
+
+@_method
+def type_as(self: Tensor, other: Tensor) -> Tensor:
+    """This tensor converted to the dtype of `other`."""
+    return self.to(other.dtype)
+
+
+@_method
+def numpy(self: Tensor, *, force: bool = False) -> Any:
+    """A NumPy array that shares this tensor's memory.
+
+    Raises RuntimeError for tensors that require grad and TypeError for CUDA or bfloat16 tensors,
+    unless `force` (which detaches, copies to the CPU and widens bfloat16 to float32).
+    """
+    import numpy as np
+
+    source = self
+    if force:
+        source = source.detach().cpu()
+        if source.dtype is _C.bfloat16:
+            source = source.float()
+    if source.requires_grad and _C.is_grad_enabled() or source.grad_fn is not None or source.requires_grad:
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+    if source.is_cuda:
+        raise TypeError(
+            f"can't convert {source.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+        )
+    if source.dtype is _C.bfloat16:
+        raise TypeError("Got unsupported ScalarType BFloat16: NumPy has no bfloat16; use .float() first")
+    if source.numel() == 0:
+        return np.empty(tuple(source.shape), dtype=_numpy_dtype(source.dtype))
+    return np.asarray(_ArrayView(source))
+
+
+def _numpy_dtype(dtype: Any) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return "bool" if name == "bool" else name
+
+
+class _ArrayView:
+    """Holds the tensor while NumPy reads its array interface; the array keeps this object alive."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return self._tensor.__array_interface__
+
+
+@_method
+def __array__(self: Tensor, dtype: Any = None, copy: bool | None = None) -> Any:
+    array = self.numpy()
+    if dtype is not None and array.dtype != dtype:
+        if copy is False:
+            raise ValueError("unable to avoid a copy while converting the dtype")
+        return array.astype(dtype)
+    return array.copy() if copy else array
+
+
+# --- Python protocols
+
+
+@_method
+def __iter__(self: Tensor) -> Iterator[Tensor]:
+    if self.dim() == 0:
+        raise TypeError("iteration over a 0-d tensor")
+    return iter(self.unbind(0))
+
+
+@_method
+def __contains__(self: Tensor, element: Any) -> bool:
+    return bool((self == element).any())
+
+
+@_method
+def __reversed__(self: Tensor) -> Tensor:
+    return self if self.dim() == 0 else self.flip(tuple(range(self.dim())))
+
+
+@_method
+def __format__(self: Tensor, spec: str) -> str:
+    return self.item().__format__(spec) if self.dim() == 0 and spec else str(self)
+
+
+@_method
+def __repr__(self: Tensor, *, tensor_contents: str | None = None) -> str:
+    from vibetensor.torch._tensor_str import tensor_str
+
+    return tensor_str(self, tensor_contents)
+
+
+_method(__repr__, "__str__")
+
+
+@_method
+def __deepcopy__(self: Tensor, memo: dict[int, Any]) -> Tensor:
+    if not self.is_leaf:
+        raise RuntimeError(
+            "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment."
+        )
+    if id(self) in memo:
+        return memo[id(self)]
+    with _no_grad():
+        # Tensors that share a storage still share it in the copy.
+        storages = memo.setdefault("vibetensor storages", {})
+        key = self._storage_key()
+        if key not in storages:
+            whole = _ops.as_strided(self.detach(), (self._storage_nbytes() // self.itemsize,), (1,), 0)
+            storages[key] = whole.clone()
+        base = storages[key]
+        data = (
+            _ops.as_strided(base, tuple(self.shape), self.stride(), self.storage_offset())
+            if base.dtype is self.dtype
+            else self.detach().clone()
+        )
+    result = Tensor._make_subclass(self.__class__, data, self.requires_grad)
+    memo[id(self)] = result
+    if self.grad is not None:
+        result.grad = self.grad.__deepcopy__(memo)
+    attributes = getattr(self, "__dict__", None)
+    if attributes:
+        import copy
+
+        result.__dict__.update(copy.deepcopy(attributes, memo))
+    return result
+
+
+@_method
+def __reduce_ex__(self: Tensor, protocol: int) -> Any:
+    del protocol
+    data = self.detach().cpu().contiguous()
+    return (
+        _rebuild,
+        (self.__class__, bytes(_C._as_buffer(data)), str(self.dtype).removeprefix("torch."), tuple(self.shape), self.requires_grad),
+    )
+
+
+def _rebuild(cls: Any, data: bytes, dtype: str, shape: tuple[int, ...], requires_grad: bool) -> Tensor:
+    """Unpickles a tensor: raw bytes, no code."""
+    made = _C._from_buffer(bytearray(data), getattr(_C, dtype), shape)
+    return Tensor._make_subclass(cls, made, requires_grad)
+
+
+@_method
+def __setstate__(self: Tensor, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+
+
+class _no_grad:
+    def __enter__(self) -> None:
+        self._before = _C.is_grad_enabled()
+        _C._set_grad_enabled(False)
+
+    def __exit__(self, *exc: object) -> None:
+        _C._set_grad_enabled(self._before)
+
+
+# --- autograd
+
+
+@_method
+def backward(
+    self: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """Computes gradients of this tensor and adds them to the leaves' .grad.
+
+    `gradient` has this tensor's shape and may be left out for a single element. Saved values are
+    freed unless `retain_graph` (default: `create_graph`).
+    """
+    if inputs is None and not create_graph:
+        _C._backward((self,), (gradient,), bool(retain_graph), False, None)
+        return
+    from vibetensor.torch import autograd
+
+    autograd.backward(self, gradient, retain_graph, create_graph, inputs=inputs)
+
+
+@_method
+def detach_(self: Tensor) -> Tensor:
+    """Cuts this tensor from its history in place."""
+    if self._is_view():
+        raise RuntimeError(
+            "Can't detach views in-place. Use detach() instead. If you are using DistributedDataParallel (DDP) for training, "
+            "and gradient_as_bucket_view is set as True, gradients are views of DDP buckets."
+        )
+    self.data = self.detach()
+    _C._forget_history(self)
+    return self
+
+
+# --- small conveniences
+
+
+@_method
+def new_tensor(self: Tensor, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """A new tensor from data with this tensor's dtype and device."""
+    return _C.tensor(data, dtype=dtype or self.dtype, device=device or self.device, requires_grad=requires_grad)
+
+
+@_method
+def is_same_size(self: Tensor, other: Tensor) -> bool:
+    """True if both have the same shape."""
+    return self.shape == other.shape
+
+
+@_method
+def get_device(self: Tensor) -> int:
+    """The CUDA device index, -1 for CPU tensors."""
+    return -1 if self.is_cpu else self.device.index
+
+
+@_method
+def share_memory_(self: Tensor) -> Tensor:
+    """Accepted for compatibility: worker processes copy tensors through shared memory themselves."""
+    return self
+
+
+@_method
+def is_shared(self: Tensor) -> bool:
+    """Always False: storages are private to the process."""
+    return False
+
+
+@_method
+def untyped_storage(self: Tensor) -> UntypedStorage:
+    """The bytes behind this tensor."""
+    return UntypedStorage(self)
+
+
+class UntypedStorage:
+    """A handle on a tensor's storage: its address and size."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def data_ptr(self) -> int:
+        """The address of the first byte."""
+        return self._tensor.data_ptr() - self._tensor.storage_offset() * self._tensor.itemsize
+
+    def nbytes(self) -> int:
+        """The size in bytes."""
+        return self._tensor._storage_nbytes()
+
+    def __len__(self) -> int:
+        return self.nbytes()
+
+    @property
+    def device(self) -> Any:
+        return self._tensor.device
+
+
+Tensor.__module__ = "vibetensor.torch"
+Tensor.__array_priority__ = 1000

@@ -1,0 +1,55 @@
+"""Random number state. The generator is Philox: state is a seed and a counter."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from vibetensor import _C
+
+default_generator = _C._default_generator()
+
+
+def manual_seed(seed: int) -> _C.Generator:
+    """Seeds the default generator of every device; negative seeds are taken modulo 2**64."""
+    value = int(seed)
+    if not -(2**63) <= value < 2**64:
+        raise RuntimeError(f"Overflow when unpacking long: seed {value} does not fit in 64 bits")
+    _C._manual_seed(value % 2**64)
+    return default_generator
+
+
+def seed() -> int:
+    """Seeds from the operating system; returns the seed."""
+    value = default_generator.seed()
+    _C._manual_seed(value)
+    return value
+
+
+def initial_seed() -> int:
+    """The seed of the default generator."""
+    return default_generator.initial_seed()
+
+
+def get_rng_state() -> _C.Tensor:
+    """The default CPU generator's state as a uint8 tensor of 16 bytes."""
+    return default_generator.get_state()
+
+
+def set_rng_state(new_state: _C.Tensor) -> None:
+    """Restores a state from get_rng_state."""
+    default_generator.set_state(new_state)
+
+
+@contextlib.contextmanager
+def fork_rng(devices: object = None, enabled: bool = True, device_type: str = "cpu") -> Iterator[None]:
+    """Restores the random state on leaving the block."""
+    del devices, device_type
+    if not enabled:
+        yield
+        return
+    state = get_rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
