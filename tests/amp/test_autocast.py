@@ -6,8 +6,6 @@ import pytest
 
 import vibetensor.torch as vt
 
-torch = pytest.importorskip("torch")
-
 
 def outputs(api, **options):
     """Dtypes of ops of each autocast kind inside a region."""
@@ -32,7 +30,7 @@ def outputs(api, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"enabled": False}, {"cache_enabled": False}])
-def test_dtypes_inside_are_torchs(options):
+def test_dtypes_inside_are_torchs(options, torch):
     if options.get("enabled") is False:
         assert str((vt.ones(2, 2) @ vt.ones(2, 2)).dtype) == "torch.float32"
         return
@@ -46,7 +44,7 @@ def test_float16_region():
     assert vt.get_autocast_dtype("cpu") == vt.bfloat16
 
 
-def test_regions_nest_and_restore():
+def test_regions_nest_and_restore(torch):
     def states(api):
         seen = []
 

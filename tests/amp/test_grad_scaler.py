@@ -8,8 +8,6 @@ import pytest
 import vibetensor.torch as vt
 from vibetensor.torch.amp import nonfinite
 
-torch = pytest.importorskip("torch")
-
 
 def train(api, losses, *, fused=None, clip=False, foreach=None):
     """Steps with the given factors as losses; returns the parameters, scales and trackers seen."""
@@ -35,7 +33,7 @@ LOSSES = [1.0, 0.5, math.inf, 0.25, 1.0, math.nan, math.inf, 2.0, 1.0]
 
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("form", [{}, {"fused": True}, {"foreach": False}])
-def test_follows_torch(form, clip):
+def test_follows_torch(form, clip, torch):
     assert train(vt, LOSSES, clip=clip, **form) == train(torch, LOSSES, clip=clip)
 
 
@@ -54,7 +52,7 @@ def test_adamw_inside_step_does_not_count_skipped_steps():
     assert all(math.isfinite(v) for v in p.tolist())
 
 
-def test_composed_updates_are_the_fused_ones(monkeypatch):
+def test_composed_updates_are_the_fused_ones(monkeypatch, torch):
     """The ordinary-op forms against torch's natives."""
     for name in ("_amp_foreach_non_finite_check_and_unscale_", "_amp_update_scale_"):
         monkeypatch.setattr(vt, name, None, raising=False)

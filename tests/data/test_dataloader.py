@@ -6,8 +6,6 @@ import pytest
 import vibetensor.torch as vt
 from vibetensor.torch.utils import data
 
-torch = pytest.importorskip("torch")
-
 
 class Squares(data.Dataset):
     def __init__(self, n):
@@ -107,7 +105,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_errors_are_torchs(options):
+def test_errors_are_torchs(options, torch):
     def error(api):
         with pytest.raises(Exception) as caught:
             api.utils.data.DataLoader([1, 2, 3], **options)

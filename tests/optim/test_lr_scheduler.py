@@ -7,8 +7,6 @@ import pytest
 
 import vibetensor.torch as vt
 
-torch = pytest.importorskip("torch")
-
 
 def lambda_a(epoch):
     return 0.95**epoch
@@ -113,7 +111,7 @@ def settings(optimizer):
 @pytest.mark.parametrize("kind", ["SGD", "AdamW"])
 @pytest.mark.parametrize("make", SCHEDULES, ids=lambda f: f.__name__)
 @pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
-def test_follows_torch(make, kind):
+def test_follows_torch(make, kind, torch):
     ours, theirs = make_optimizer(vt, kind), make_optimizer(torch, kind)
     a, b = make(vt, ours), make(torch, theirs)
     for _ in range(25):
@@ -127,7 +125,7 @@ def test_follows_torch(make, kind):
 
 @pytest.mark.parametrize("make", SCHEDULES, ids=lambda f: f.__name__)
 @pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
-def test_state_dict_is_torchs_and_resumes(make):
+def test_state_dict_is_torchs_and_resumes(make, torch):
     ours, theirs = make_optimizer(vt, "SGD"), make_optimizer(torch, "SGD")
     a, b = make(vt, ours), make(torch, theirs)
     for _ in range(6):
@@ -158,7 +156,7 @@ def test_state_dict_is_torchs_and_resumes(make):
 
 
 @pytest.mark.parametrize("make", SCHEDULES[:-3], ids=lambda f: f.__name__)
-def test_last_epoch_resumes_like_torch(make):
+def test_last_epoch_resumes_like_torch(make, torch):
     def rates(api):
         first = make_optimizer(api, "SGD")
         scheduler = make(api, first)
@@ -169,7 +167,7 @@ def test_last_epoch_resumes_like_torch(make):
         second.load_state_dict(first.state_dict())
         name, kwargs = type(scheduler).__name__, {}
         again = make.__closure__
-        cells = dict(zip(make.__code__.co_freevars, (c.cell_contents for c in again)))
+        cells = dict(zip(make.__code__.co_freevars, (c.cell_contents for c in again), strict=True))
         kwargs = {**cells["kwargs"], "last_epoch": scheduler.last_epoch}
         resumed = getattr(api.optim.lr_scheduler, name)(second, *cells["args"], **kwargs)
         seen = [settings(second)]
@@ -193,7 +191,7 @@ def test_last_epoch_resumes_like_torch(make):
         {"patience": 0, "min_lr": [0.05, 0.01]},
     ],
 )
-def test_reduce_on_plateau(options):
+def test_reduce_on_plateau(options, torch):
     metrics = [1.0, 0.9, 0.95, 0.94, 0.93, 0.5, 0.5, 0.6, 0.7, 0.4, 0.45, 0.5, 0.5, 0.5, 0.5, 0.6]
     ours, theirs = make_optimizer(vt, "SGD"), make_optimizer(torch, "SGD")
     a = vt.optim.lr_scheduler.ReduceLROnPlateau(ours, **options)
@@ -206,7 +204,7 @@ def test_reduce_on_plateau(options):
     assert {k: v for k, v in a.state_dict().items() if k != "optimizer"} == state
 
 
-def test_fractional_epochs_of_warm_restarts():
+def test_fractional_epochs_of_warm_restarts(torch):
     ours, theirs = make_optimizer(vt, "SGD"), make_optimizer(torch, "SGD")
     a = vt.optim.lr_scheduler.CosineAnnealingWarmRestarts(ours, 3, T_mult=2)
     b = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(theirs, 3, T_mult=2)
@@ -216,7 +214,7 @@ def test_fractional_epochs_of_warm_restarts():
         assert a.get_last_lr() == b.get_last_lr()
 
 
-def test_step_to_an_epoch_uses_the_closed_form():
+def test_step_to_an_epoch_uses_the_closed_form(torch):
     for make in SCHEDULES[:10]:
         ours, theirs = make_optimizer(vt, "SGD"), make_optimizer(torch, "SGD")
         a, b = make(vt, ours), make(torch, theirs)
@@ -285,7 +283,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("case", range(len(ERRORS)))
-def test_errors_are_torchs(case):
+def test_errors_are_torchs(case, torch):
     def error(api):
         with pytest.raises(Exception) as caught, warnings.catch_warnings():
             warnings.simplefilter("ignore")

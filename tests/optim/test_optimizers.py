@@ -12,8 +12,6 @@ import pytest
 
 import vibetensor.torch as vt
 
-torch = pytest.importorskip("torch")
-
 SHAPES = [(3, 5), (7,), (), (2, 3, 4)]
 
 ADAM_OPTIONS = [
@@ -47,18 +45,18 @@ def make_params(api, dtype="float32"):
 
 
 def set_grads(api, params, seed, skip=()):
-    for i, (p, g) in enumerate(zip(params, arrays(seed))):
+    for i, (p, g) in enumerate(zip(params, arrays(seed), strict=True)):
         p.grad = None if i in skip else api.tensor(g)
 
 
 def assert_close(ours, theirs, rtol=1e-5, atol=1e-6):
-    for a, b in zip(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("form", [{}, {"foreach": False}, {"fused": True}, {"foreach": True}])
 @pytest.mark.parametrize("name,options", CASES)
-def test_follows_torch(name, options, form):
+def test_follows_torch(name, options, form, torch):
     ours, theirs = make_params(vt), make_params(torch)
     a = getattr(vt.optim, name)(ours, **options, **form)
     b = getattr(torch.optim, name)(theirs, **options, foreach=False)
@@ -84,10 +82,10 @@ def test_follows_torch(name, options, form):
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
-def test_dtypes(name, dtype):
+def test_dtypes(name, dtype, torch):
     def build(api):
         params = [p.detach().to(getattr(api, dtype)).requires_grad_() for p in make_params(api)]
-        for p, g in zip(params, arrays(1)):
+        for p, g in zip(params, arrays(1), strict=True):
             p.grad = api.tensor(g).to(getattr(api, dtype))
         return params
 
@@ -112,7 +110,7 @@ def test_mixed_dtypes_in_one_group():
     assert [p.tolist() for p in ours] == [[0.5] * 3] * 2
 
 
-def test_strided_parameter_and_gradient():
+def test_strided_parameter_and_gradient(torch):
     def build(api):
         p = api.tensor(np.arange(12, dtype=np.float32).reshape(3, 4)).t().requires_grad_()
         p.grad = api.tensor(np.arange(12, dtype=np.float32).reshape(4, 3))
@@ -126,7 +124,7 @@ def test_strided_parameter_and_gradient():
     assert_close([ours], [theirs])
 
 
-def test_fused_is_in_the_signature():
+def test_fused_is_in_the_signature(torch):
     for cls in (vt.optim.AdamW, vt.optim.Adam, vt.optim.SGD):
         signature = inspect.signature(cls)
         assert {"fused", "foreach", "differentiable", "maximize"} <= set(signature.parameters)
@@ -136,7 +134,7 @@ def test_fused_is_in_the_signature():
             assert parameter.default == reference.parameters[name].default
 
 
-def test_groups_with_own_options():
+def test_groups_with_own_options(torch):
     def build(api):
         p = make_params(api)
         groups = [{"params": p[:2], "weight_decay": 0.5}, {"params": p[2:], "lr": 0.3}]
@@ -214,7 +212,7 @@ def test_closure_runs_with_gradients():
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
-def test_differentiable(name):
+def test_differentiable(name, torch):
     """Gradients flow through an update: d(new p)/d(p) against torch's."""
 
     def meta_gradient(api):
@@ -346,7 +344,7 @@ def test_hooks_run_once_for_a_subclass_that_calls_super():
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
-def test_repr(name):
+def test_repr(name, torch):
     ours = getattr(vt.optim, name)(make_params(vt), lr=0.01)
     theirs = getattr(torch.optim, name)(make_params(torch), lr=0.01)
     assert repr(ours) == repr(theirs)
@@ -384,7 +382,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("case", range(len(ERRORS)))
-def test_errors_are_torchs(case):
+def test_errors_are_torchs(case, torch):
     def error(api):
         with pytest.raises(Exception) as caught:
             ERRORS[case](api, api.nn.Parameter(api.ones(2)))

@@ -230,7 +230,7 @@ class Optimizer:
         grads = [p.grad for p in params]
         plan = self._plans.get(index)
         if plan is None or not plan.still_holds(params, grads, self.state):
-            for p, grad in zip(params, grads):
+            for p, grad in zip(params, grads, strict=True):
                 if grad is not None and not self.state.get(p):
                     self._init_state(group, p)
             plan = self._plans[index] = StepPlan(params, grads, self.state)
@@ -312,15 +312,17 @@ class Optimizer:
         saved_groups = copy.deepcopy(state_dict["param_groups"])
         if len(saved_groups) != len(self.param_groups):
             raise ValueError("loaded state dict has a different number of parameter groups")
-        for group, saved in zip(self.param_groups, saved_groups):
+        for group, saved in zip(self.param_groups, saved_groups, strict=True):
             if len(group["params"]) != len(saved["params"]):
                 raise ValueError(
                     "loaded state dict contains a parameter group that doesn't match the size of "
                     "optimizer's group"
                 )
         owner = {}
-        for group, saved in zip(self.param_groups, saved_groups):
-            owner.update((k, (p, saved)) for k, p in zip(saved["params"], group["params"]))
+        for group, saved in zip(self.param_groups, saved_groups, strict=True):
+            owner.update(
+                (k, (p, saved)) for k, p in zip(saved["params"], group["params"], strict=True)
+            )
             saved["params"] = group["params"]
             if "param_names" in group:
                 saved.setdefault("param_names", group["param_names"])

@@ -110,7 +110,9 @@ class SGD(Optimizer):
             return
         if plain:
             buffers = [state.get("momentum_buffer") for state in states]
-            for state, buffer in zip(states, _sgd_plain(params, grads, buffers, group)):
+            for state, buffer in zip(
+                states, _sgd_plain(params, grads, buffers, group), strict=True
+            ):
                 state["momentum_buffer"] = buffer
             return
         new = [i for i, state in enumerate(states) if state.get("momentum_buffer") is None]
@@ -154,7 +156,7 @@ def _sgd_plain(
     if isinstance(lr, torch.Tensor) and not group["differentiable"]:
         lr = float(lr)
     result = []
-    for param, grad, buffer in zip(params, grads, buffers):
+    for param, grad, buffer in zip(params, grads, buffers, strict=True):
         if group["maximize"]:
             grad = -grad
         if isinstance(weight_decay, torch.Tensor):

@@ -42,11 +42,11 @@ class StepPlan:
     def __init__(self, params: list[Any], grads: list[Any], state: Mapping) -> None:
         self.params = list(params)
         self.present = [grad is not None for grad in grads]
-        self.with_grad = [p for p, grad in zip(params, grads) if grad is not None]
+        self.with_grad = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
         self.states = [state.get(p) for p in self.with_grad]
         by_kind: dict[Any, Bucket] = {}
         seen: set[int] = set()
-        for i, (p, grad) in enumerate(zip(params, grads)):
+        for i, (p, grad) in enumerate(zip(params, grads, strict=True)):
             if grad is None:
                 continue
             bucket = by_kind.setdefault((str(p.device), p.dtype), Bucket())

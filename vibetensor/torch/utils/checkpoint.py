@@ -281,7 +281,7 @@ class _Region:
                 f"recomputation: {len(self.saved)} and {len(seen)}"
             )
         else:
-            for i, (first, second) in enumerate(zip(self.saved, seen)):
+            for i, (first, second) in enumerate(zip(self.saved, seen, strict=True)):
                 if first != second:
                     message = (
                         f"Recomputed tensor {i} has different metadata: shape {list(second[0])}, "
@@ -335,7 +335,7 @@ def _reentrant_function() -> Any:
         def backward(ctx: Any, *grads: Any) -> Any:
             tensors = iter(ctx.saved_tensors)
             args = []
-            for other, is_tensor in zip(ctx.others, ctx.is_tensor):
+            for other, is_tensor in zip(ctx.others, ctx.is_tensor, strict=True):
                 if not is_tensor:
                     args.append(other)
                     continue
@@ -347,7 +347,7 @@ def _reentrant_function() -> Any:
                 outputs = (outputs,)
             pairs = [
                 (out, grad)
-                for out, grad in zip(outputs, grads)
+                for out, grad in zip(outputs, grads, strict=True)
                 if isinstance(out, torch.Tensor) and out.requires_grad
             ]
             if not pairs:

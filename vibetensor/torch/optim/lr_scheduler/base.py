@@ -57,7 +57,9 @@ class LRScheduler:
             raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
         self.optimizer = optimizer
         if last_epoch == -1:
-            for group, lr in zip(optimizer.param_groups, group_values(optimizer, "lr")):
+            for group, lr in zip(
+                optimizer.param_groups, group_values(optimizer, "lr"), strict=True
+            ):
                 group.setdefault("initial_lr", lr)
         else:
             for i, group in enumerate(optimizer.param_groups):

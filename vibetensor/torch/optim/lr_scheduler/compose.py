@@ -41,7 +41,7 @@ class _Composed(LRScheduler):
         saved = dict(state_dict)
         parts = saved.pop("_schedulers")
         self.__dict__.update(saved)
-        for part, part_state in zip(self._schedulers, parts):
+        for part, part_state in zip(self._schedulers, parts, strict=True):
             part.load_state_dict(part_state)
 
 

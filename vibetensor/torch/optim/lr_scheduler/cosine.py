@@ -36,7 +36,7 @@ class CosineAnnealingLR(LRScheduler):
         if (epoch - 1 - period) % (2 * period) == 0:
             return [
                 group["lr"] + (base - low) * (1 - cos(pi / period)) / 2
-                for base, group in zip(self.base_lrs, groups)
+                for base, group in zip(self.base_lrs, groups, strict=True)
             ]
         ratio = (1 + cos(pi * epoch / period)) / (1 + cos(pi * (epoch - 1) / period))
         return [ratio * (group["lr"] - low) + low for group in groups]

@@ -28,7 +28,7 @@ class _MomentumCycling(LRScheduler):
         lows = per_group("base_momentum", optimizer, base_momentum)
         highs = per_group("max_momentum", optimizer, max_momentum)
         if last_epoch == -1:
-            for group, low, high in zip(optimizer.param_groups, lows, highs):
+            for group, low, high in zip(optimizer.param_groups, lows, highs, strict=True):
                 self._set_momentum(group, high)
                 group["max_momentum"] = high
                 group["base_momentum"] = low
@@ -101,7 +101,7 @@ class OneCycleLR(_MomentumCycling):
 
         max_lrs = per_group("max_lr", optimizer, max_lr)
         if last_epoch == -1:
-            for group, high in zip(optimizer.param_groups, max_lrs):
+            for group, high in zip(optimizer.param_groups, max_lrs, strict=True):
                 group["initial_lr"] = high / div_factor
                 group["max_lr"] = high
                 group["min_lr"] = group["initial_lr"] / final_div_factor
@@ -189,7 +189,7 @@ class CyclicLR(_MomentumCycling):
         self.optimizer = optimizer
         base_lrs = per_group("base_lr", optimizer, base_lr)
         if last_epoch == -1:
-            for group, lr in zip(optimizer.param_groups, base_lrs):
+            for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
                 set_group_value(group, "lr", lr)
         self.max_lrs = per_group("max_lr", optimizer, max_lr)
         up = float(step_size_up)
@@ -226,11 +226,14 @@ class CyclicLR(_MomentumCycling):
         height = x / self.step_ratio if rising else (x - 1) / (self.step_ratio - 1)
         scale = self.scale_fn(cycle if self.scale_mode == "cycle" else self.last_epoch)
         if self.cycle_momentum:
-            ranges = zip(self.optimizer.param_groups, self.base_momentums, self.max_momentums)
+            ranges = zip(
+                self.optimizer.param_groups, self.base_momentums, self.max_momentums, strict=True
+            )
             for group, low, high in ranges:
                 self._set_momentum(group, high - (high - low) * height * scale)
         return [
-            low + (high - low) * height * scale for low, high in zip(self.base_lrs, self.max_lrs)
+            low + (high - low) * height * scale
+            for low, high in zip(self.base_lrs, self.max_lrs, strict=True)
         ]
 
     def state_dict(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class _FunctionLR(LRScheduler):
         saved = dict(state_dict)
         attributes = saved.pop("lr_lambdas")
         super().load_state_dict(saved)
-        for fn, values in zip(self.lr_lambdas, attributes):
+        for fn, values in zip(self.lr_lambdas, attributes, strict=True):
             if values is not None:
                 fn.__dict__.update(values)
 
@@ -47,7 +47,10 @@ class LambdaLR(_FunctionLR):
 
     def get_lr(self) -> list[Any]:
         self._check_within_step()
-        return [base * fn(self.last_epoch) for fn, base in zip(self.lr_lambdas, self.base_lrs)]
+        return [
+            base * fn(self.last_epoch)
+            for fn, base in zip(self.lr_lambdas, self.base_lrs, strict=True)
+        ]
 
 
 class MultiplicativeLR(_FunctionLR):
@@ -58,4 +61,7 @@ class MultiplicativeLR(_FunctionLR):
         if self._is_initial:
             return self._unchanged()
         groups = self.optimizer.param_groups
-        return [group["lr"] * fn(self.last_epoch) for fn, group in zip(self.lr_lambdas, groups)]
+        return [
+            group["lr"] * fn(self.last_epoch)
+            for fn, group in zip(self.lr_lambdas, groups, strict=True)
+        ]

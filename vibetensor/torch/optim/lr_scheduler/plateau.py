@@ -115,7 +115,7 @@ class ReduceLROnPlateau(LRScheduler):
                     "because a group was added: append its rate to `scheduler.min_lrs`"
                 )
             self.min_lrs = [self.default_min_lr] * len(groups)
-        for group, lowest in zip(groups, self.min_lrs):
+        for group, lowest in zip(groups, self.min_lrs, strict=True):
             old = float(group["lr"])
             new = max(old * self.factor, lowest)
             if old - new > self.eps:

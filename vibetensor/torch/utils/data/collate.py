@@ -91,11 +91,11 @@ def collate(batch: Sequence[Any], *, collate_fn_map: dict[Any, Callable] | None 
         columns = {key: again([sample[key] for sample in batch]) for key in first}
         return _rebuild_mapping(first, columns)
     if isinstance(first, tuple) and hasattr(first, "_fields"):
-        return type(first)(*(again(column) for column in zip(*batch)))
+        return type(first)(*(again(column) for column in zip(*batch, strict=True)))
     if isinstance(first, Sequence):
         if any(len(sample) != len(first) for sample in batch):
             raise RuntimeError("each element in list of batch should be of equal size")
-        columns = [again(column) for column in zip(*batch)]
+        columns = [again(column) for column in zip(*batch, strict=True)]
         return columns if isinstance(first, tuple) else _rebuild_sequence(first, columns)
     raise TypeError(_unsupported(type(first)))
 

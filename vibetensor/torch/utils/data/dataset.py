@@ -82,7 +82,7 @@ class StackDataset(Dataset):
 
     def _join(self, samples: Iterable[Any]) -> Any:
         if isinstance(self.datasets, dict):
-            return dict(zip(self.datasets, samples))
+            return dict(zip(self.datasets, samples, strict=True))
         return tuple(samples)
 
     def __getitem__(self, index: Any) -> Any:
@@ -98,7 +98,7 @@ class StackDataset(Dataset):
                     f"{len(indices)}, got {len(column)}"
                 )
             columns.append(column)
-        return [self._join(samples) for samples in zip(*columns)]
+        return [self._join(samples) for samples in zip(*columns, strict=True)]
 
     def __len__(self) -> int:
         return self._length
@@ -195,4 +195,7 @@ def random_split(dataset: Any, lengths: Sequence[float], generator: Any = None) 
         raise ValueError("Sum of input lengths does not equal the length of the input dataset!")
     order = torch.randperm(total, generator=generator).tolist()
     ends = list(accumulate(int(length) for length in lengths))
-    return [Subset(dataset, order[end - int(length) : end]) for length, end in zip(lengths, ends)]
+    return [
+        Subset(dataset, order[end - int(length) : end])
+        for length, end in zip(lengths, ends, strict=True)
+    ]
