@@ -1,0 +1,112 @@
+// Activation functions and their derivatives with respect to the input.
+#pragma once
+
+#include "cpu/kernels/vec_math_erf.h"
+#include "cpu/kernels/vec_math_exp.h"
+
+namespace vt::cpu::VT_ISA {
+
+namespace vec {
+
+/// The normal distribution function, 0.5 * erfc(-x / sqrt 2), without cancellation for x < 0.
+[[gnu::always_inline]] inline float normal_cdf(float x) {
+  const float a = std::fabs(x) * 0.707106781f;
+  const float half_erf = std::copysign(0.5f * erf_near_zero(a), x);
+  const float tail = a > 9.0f ? 0.0f : 0.5f * erf_complement(a);
+  return a < kErfSplit ? 0.5f + half_erf : (x < 0.0f ? tail : 1.0f - tail);
+}
+inline double normal_cdf(double x) { return 0.5 * std::erfc(x * -0.70710678118654752); }
+
+[[gnu::always_inline]] inline float normal_pdf(float x) { return 0.398942280f * vexp(-0.5f * x * x); }
+inline double normal_pdf(double x) { return 0.39894228040143268 * std::exp(-0.5 * x * x); }
+
+/// tanh(log(1 + e^x)), by w = e^-|x| so that nothing overflows.
+template <class T>
+[[gnu::always_inline]] inline T tanh_softplus(T x) {
+  const T w = vexp(-std::fabs(x));
+  const T positive = 1 + 2 * w;
+  const T negative = w * (w + 2);
+  const T numerator = x < 0 ? negative : positive;
+  return numerator / (numerator + (x < 0 ? T(2) : 2 * w * w));
+}
+
+/// log(1 + e) for e in [0, 1].
+[[gnu::always_inline]] inline float log1p_unit(float e) {
+  const float u = 1.0f + e;
+  return log_normal(u) + (e - (u - 1.0f)) / u;
+}
+inline double log1p_unit(double e) { return std::log1p(e); }
+
+}  // namespace vec
+
+/// T is float or double below.
+template <class T>
+[[gnu::always_inline]] inline T vsigmoid(T x) {
+  const T e = vexp(-std::fabs(x));
+  return (x < 0 ? e : T(1)) / (1 + e);
+}
+/// log(sigmoid(x))
+template <class T>
+[[gnu::always_inline]] inline T vlog_sigmoid(T x) {
+  return (x < 0 ? x : T(0)) - vec::log1p_unit(vexp(-std::fabs(x)));
+}
+
+template <class T>
+[[gnu::always_inline]] inline T vsilu(T x) {
+  return x * vsigmoid(x);
+}
+template <class T>
+[[gnu::always_inline]] inline T vsilu_grad(T x) {
+  const T s = vsigmoid(x);
+  return s * (1 + x * (1 - s));
+}
+
+/// log(1 + e^(beta x)) / beta; x itself where beta x > threshold.
+template <class T>
+[[gnu::always_inline]] inline T vsoftplus(T x, T beta = 1, T threshold = 20) {
+  const T z = x * beta;
+  const T y = ((z > 0 ? z : T(0)) + vec::log1p_unit(vexp(-std::fabs(z)))) / beta;
+  return z > threshold ? x : (z == z ? y : z);
+}
+template <class T>
+[[gnu::always_inline]] inline T vsoftplus_grad(T x, T beta = 1, T threshold = 20) {
+  const T z = x * beta;
+  return z > threshold ? T(1) : vsigmoid(z);
+}
+
+/// x tanh(softplus(x))
+template <class T>
+[[gnu::always_inline]] inline T vmish(T x) {
+  return x * vec::tanh_softplus(x);
+}
+template <class T>
+[[gnu::always_inline]] inline T vmish_grad(T x) {
+  const T t = vec::tanh_softplus(x);
+  return t + x * vsigmoid(x) * (1 - t * t);
+}
+
+/// x times the normal distribution function: GELU by the error function.
+template <class T>
+[[gnu::always_inline]] inline T vgelu(T x) {
+  return x * vec::normal_cdf(x);
+}
+template <class T>
+[[gnu::always_inline]] inline T vgelu_grad(T x) {
+  return vec::normal_cdf(x) + x * vec::normal_pdf(x);
+}
+
+/// 0.5 x (1 + tanh(u)), u = sqrt(2 / pi) (x + 0.044715 x^3), written as x sigmoid(2 u).
+template <class T>
+[[gnu::always_inline]] inline T vgelu_tanh(T x) {
+  const T u = T(1.5957691216057308) * x * (1 + T(0.044715) * x * x);
+  return x * vsigmoid(u);
+}
+template <class T>
+[[gnu::always_inline]] inline T vgelu_tanh_grad(T x) {
+  const T u = T(1.5957691216057308) * x * (1 + T(0.044715) * x * x);
+  const T slope = T(1.5957691216057308) * (1 + T(3 * 0.044715) * x * x);
+  const T s = vsigmoid(u);
+  return s + x * slope * s * (1 - s);
+}
+
+}  // namespace vt::cpu::VT_ISA
