@@ -6,8 +6,6 @@ import os
 import resource
 import signal
 import struct
-import subprocess
-import sys
 import textwrap
 import time
 
@@ -207,16 +205,8 @@ def test_huge_claims_cost_nothing(tmp_path):
         st.load_file(path)
 
 
-def run_child(code, tmp_path, **kwargs):
-    prelude = "import sys\n"
-    for plugin in ("io_shim",):
-        if plugin in sys.modules:
-            prelude += f"sys.path[:0] = {sys.path!r}\nimport {plugin}\n"
-    source = prelude + textwrap.dedent(code)
-    return subprocess.Popen([sys.executable, "-c", source, str(tmp_path)], **kwargs)
-
-
 SAVE_FOREVER = """
+    import sys
     import vibetensor.torch as torch
     from vibetensor.io.safetensors import save_file
     tensors = {f"t{i}": torch.full((1 << 18,), float(i)) for i in range(16)}
@@ -226,12 +216,12 @@ SAVE_FOREVER = """
 """
 
 
-def test_killed_saver_leaves_a_whole_file(tmp_path):
+def test_killed_saver_leaves_a_whole_file(tmp_path, start_python):
     path = tmp_path / "model.safetensors"
     for pause in (0.003, 0.017, 0.04, 0.09):
         st.save_file({"old": torch.arange(5)}, path)
-        child = run_child(SAVE_FOREVER, tmp_path, stdout=subprocess.PIPE)
-        assert child.stdout.readline() == b"ready\n"
+        child = start_python(textwrap.dedent(SAVE_FOREVER), tmp_path)
+        assert child.stdout.readline() == "ready\n"
         time.sleep(pause)
         child.send_signal(signal.SIGKILL)
         child.wait()

@@ -81,10 +81,14 @@ class Trainer:
         os.makedirs(self.run, exist_ok=True)
         write_json(os.path.join(self.run, "config.json"), config.to_json())
         self.metrics = Metrics(self.run, self.step)
+        with contextlib.closing(self.metrics):
+            return self._train()
+
+    def _train(self) -> int:
+        config = self.config
         self.progress = Progress(self.step, config.steps, self.task.unit)
         self._introduce()
         started = time.monotonic()
-        stopped: int | None = None
         self.model.train()
         with StopRequest().listening() as stop:
             if self.step == 0:
@@ -94,12 +98,12 @@ class Trainer:
                 last = self.step == config.steps
                 if last or self.step % config.eval_interval == 0:
                     self._evaluate()
+                    self._draw_curve()
                 if self.step % config.save_interval == 0 and not last:
                     self._save()
-            stopped = stop.signal
+        stopped = stop.signal
         self._draw_curve()
         saved = self.saved_step == self.step or self._save()
-        self.metrics.close()
         if stopped is not None and self.step < config.steps:
             since = "" if saved else " (from the last checkpoint that could be saved)"
             self.progress.line(f"stopped after step {self.step} of {config.steps}; to go on{since}:")

@@ -1,0 +1,219 @@
+"""The command line on tiny configurations."""
+
+import io
+import json
+import os
+import re
+import signal
+import sys
+import time
+import xml.dom.minidom
+
+import pytest
+
+from vibetensor.train.cli import main
+from vibetensor.train.config import TrainConfig, default_config, learning_rate
+from vibetensor.train.metrics import Metrics, read_metrics
+from vibetensor.train.progress import Progress, amount, duration
+from vibetensor.viz.loss_curve import loss_curve, nice_ticks, smoothed
+
+TINY = ["--layers", "1", "--heads", "2", "--width", "16", "--batch", "4", "--warmup", "2",
+        "--eval-batches", "2"]  # fmt: skip
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog; " * 50)
+    return str(path)
+
+
+def losses(run):
+    return [r["loss"] for r in read_metrics(os.path.join(run, "metrics.jsonl")) if "loss" in r]
+
+
+def minigpt(run, text, *more):
+    return main(["train", "minigpt", *TINY, "--block", "16", "--data", text, "--out", str(run), *more])
+
+
+def test_minigpt_trains_and_samples(tmp_path, text, capsys):
+    run = tmp_path / "run"
+    assert minigpt(run, text, "--steps", "60", "--lr", "1e-2", "--eval-interval", "20") == 0
+    out = capsys.readouterr().out
+    entropy = float(re.search(r"unigram entropy of the validation text: ([\d.]+)", out)[1])
+    final = float(re.search(r"validation loss ([\d.]+)", out)[1])
+    assert final < entropy - 0.5
+    assert "sample:" in out and f"wrote {run}" in out and "tok/s" in out and "\r" not in out
+    assert sorted(os.listdir(run))[:3] == ["config.json", "loss.svg", "metrics.jsonl"]
+    xml.dom.minidom.parse(str(run / "loss.svg"))
+    assert len(losses(run)) == 60
+    for extra in ([], ["--temperature", "0"], ["--top-k", "0", "--seed", "2"]):
+        assert main(["sample", str(run), "--prompt", "the qu", "--tokens", "20", *extra]) == 0
+        assert capsys.readouterr().out.startswith("the qu")
+    main(["sample", str(run / "step_60"), "--seed", "5"])
+    first = capsys.readouterr().out
+    main(["sample", str(run), "--seed", "5"])
+    assert capsys.readouterr().out == first
+
+
+def test_resume_continues_the_identical_losses(tmp_path, text, capsys):
+    options = ["--steps", "12", "--dropout", "0.2", "--save-interval", "5", "--vocab", "char"]
+    assert minigpt(tmp_path / "whole", text, *options) == 0
+    assert minigpt(tmp_path / "parts", text, *options) == 0
+    expected = losses(tmp_path / "whole")
+    assert losses(tmp_path / "parts") == expected
+    assert sorted(n for n in os.listdir(tmp_path / "parts") if n.startswith("step")) == ["step_10", "step_12"]
+    resumed = main(["train", "minigpt", "--resume", str(tmp_path / "parts" / "step_10")])
+    assert resumed == 0 and losses(tmp_path / "parts") == expected
+    assert "resumed at step 10" in capsys.readouterr().out
+
+
+def test_options_beside_resume_override(tmp_path, text):
+    run = tmp_path / "run"
+    minigpt(run, text, "--steps", "4")
+    assert main(["train", "minigpt", "--resume", str(run), "--steps", "7"]) == 0
+    assert len(losses(run)) == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_and_says_how_to_resume(tmp_path, text, start_python, number):
+    run = tmp_path / "run"
+    source = "import sys; from vibetensor.train.cli import main; sys.exit(main(sys.argv[1:]))"
+    child = start_python(source, "train", "minigpt", *TINY, "--block", 16, "--data", text,
+                         "--out", run, "--steps", 1000000)  # fmt: skip
+    deadline = time.time() + 60
+    while time.time() < deadline and not (run / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    time.sleep(0.5)
+    child.send_signal(number)
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == 128 + number
+    assert f"vibetensor train minigpt --resume {run}" in out
+    step = int(re.search(r"stopped after step (\d+)", out)[1])
+    taken = losses(run)
+    assert len(taken) == step
+    assert main(["train", "minigpt", "--resume", str(run), "--steps", str(step + 2)]) == 0
+    assert losses(run)[:step] == taken and len(losses(run)) == step + 2
+
+
+def test_bf16_and_reverse(tmp_path, capsys):
+    options = ["--steps", "15", "--length", "4", "--symbols", "3", "--dtype", "bf16"]
+    assert main(["train", "reverse", *TINY, *options, "--out", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "accuracy" in out and "->" in out
+
+
+@pytest.mark.parametrize("kind", ["cifar", "idx"])
+def test_vit(tmp_path, capsys, write_cifar, write_idx, kind):
+    data = tmp_path / "data"
+    data.mkdir()
+    write_cifar(data) if kind == "cifar" else write_idx(data, zipped=True)
+    run = tmp_path / "run"
+    options = ["--steps", "6", "--data", str(data), "--out", str(run)]
+    assert main(["train", "vit", *TINY, *options]) == 0
+    out = capsys.readouterr().out
+    assert "img/s" in out and "accuracy" in out and len(losses(run)) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "vit"], "vibetensor download"),
+        (["train", "minigpt", "--data", "/nonexistent"], "No such file"),
+        (["train", "minigpt", "--width", "10"], "multiple of --heads"),
+        (["train", "minigpt", "--steps", "0"], "--steps must be at least 1"),
+        (["train", "minigpt", "--resume", "/nonexistent"], "no checkpoint"),
+        (["sample", "/nonexistent"], "no checkpoint"),
+    ],
+)
+def test_errors_are_one_line(arguments, message, capsys):
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
+
+
+def test_run_folders_are_not_overwritten(tmp_path, text, capsys):
+    run = tmp_path / "run"
+    minigpt(run, text, "--steps", "1")
+    assert minigpt(run, text, "--steps", "1") == 1
+    assert "--resume" in capsys.readouterr().err
+    assert main(["train", "reverse", "--resume", str(run)]) == 1
+    assert "is a minigpt run" in capsys.readouterr().err
+
+
+def test_help_is_complete(capsys):
+    for command in ([], ["train"], ["train", "minigpt"], ["train", "vit"], ["sample"], ["info"], ["download"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--help"])
+        assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for word in ("--resume", "--weight-decay", "--patch", "--prompt", "minigpt", "(default: 2000)"):
+        assert word in out
+
+
+def test_learning_rate_schedule():
+    config = default_config("minigpt", steps=101, warmup=10, lr=1.0, min_lr=0.2)
+    rates = [learning_rate(config, step) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.6) and rates[100] == pytest.approx(0.2)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    with pytest.raises(ValueError, match="--lr"):
+        TrainConfig(task="minigpt", lr=0.0)
+
+
+def test_progress_on_a_terminal_and_elsewhere():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream, living in ((Terminal(), True), (io.StringIO(), False)):
+        progress = Progress(0, 100, "tok", stream)
+        for step in range(1, 101):
+            progress.step(step, 2.5, 1e-3, 1000)
+        progress.line("done")
+        text = stream.getvalue()
+        assert ("\r" in text) == living and text.endswith("done\n")
+        assert "step 100/100" in text and "loss 2.5000" in text and "ETA 0s" in text
+        assert living or text.count("\n") == 21
+
+
+def test_durations_and_amounts():
+    assert [duration(s) for s in (0, 59.4, 60, 3725)] == ["0s", "59s", "1:00", "1:02:05"]
+    assert [amount(v) for v in (5, 31234, 4.05e6)] == ["5", "31.2k", "4.05M"]
+
+
+def test_metrics_drop_what_a_resumed_run_repeats(tmp_path):
+    metrics = Metrics(str(tmp_path))
+    for step in range(1, 6):
+        metrics.write(step, loss=float(step))
+    metrics.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')  # a crash
+    metrics = Metrics(str(tmp_path), first_step=3)
+    metrics.write(4, loss=40.0)
+    metrics.close()
+    assert metrics.series("loss") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [1, 2, 3, 40]
+
+
+def test_loss_curve():
+    train = [(i, 5 / (i + 1)) for i in range(50)] + [(50, float("nan"))]
+    svg = loss_curve(train, [(0, 5.0), (50, 1.0)], "a <b>", ("level & line", 3.0))
+    document = xml.dom.minidom.parseString(svg)
+    lines = document.getElementsByTagName("polyline")
+    assert [len(line.getAttribute("points").split()) for line in lines] == [50, 50, 2]
+    assert "level &amp; line 3.000" in svg and "a &lt;b&gt;" in svg
+    for points in ([], [(0, 1.0)], [(0, 1.0), (1, 1.0)]):
+        xml.dom.minidom.parseString(loss_curve(points, []))
+    assert nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0] and nice_ticks(2, 2) == [2]
+    assert smoothed([(0, 2.0), (1, 2.0)]) == [(0, 2.0), (1, pytest.approx(2.0))]
+
+
+def test_info(capsys):
+    if "io_shim" in sys.modules:
+        pytest.skip("needs the real core")
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in ("vibetensor", "Python", "threads", "CUDA"):
+        assert word in out
