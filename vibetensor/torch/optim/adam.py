@@ -147,7 +147,8 @@ class Adam(Optimizer):
             return
         found_inf = getattr(self, "found_inf", None)
         update = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-        torch._foreach_add_(steps, 1)
+        for step in steps:
+            step += 1
         update(
             bucket.params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps,
             lr=float(lr), beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],

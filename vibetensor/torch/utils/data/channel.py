@@ -20,6 +20,7 @@ import struct
 from typing import Any
 
 import vibetensor.torch as torch
+from vibetensor import _C
 
 _ALIGN = 64
 # What goes through the socket whole. Small against a socket's buffer, so that a send after a
@@ -53,14 +54,9 @@ def _name(dtype: Any) -> str:
     return str(dtype).rpartition(".")[2]
 
 
-def _tensor_in(buffer: Any, offset: int, dtype: str, shape: tuple[int, ...]) -> Any:
-    numel = 1
-    for size in shape:
-        numel *= size
-    kind = getattr(torch, dtype)
-    if numel == 0:
-        return torch.empty(shape, dtype=kind)
-    return torch.frombuffer(buffer, dtype=kind, count=numel, offset=offset).reshape(shape)
+def _tensor_in(buffer: Any, offset: int, dtype: str, shape: Any) -> Any:
+    """A tensor over bytes of ``buffer``, which it keeps alive."""
+    return _C._from_buffer(buffer, getattr(torch, dtype), tuple(shape), offset)
 
 
 class _Pickler(pickle.Pickler):
