@@ -1,0 +1,80 @@
+"""Convolutions and padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vibetensor import _C
+from vibetensor._C import Tensor
+
+_ops = _C._ops
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Cross-correlation: input (N, C, L) or (C, L), weight (out, C / groups, k).
+
+    ``padding`` is a number or "valid" or "same" (which needs stride 1).
+    """
+    if isinstance(padding, str):
+        input, padding = _named_padding(input, weight, stride, padding, dilation, 1)
+    return _ops.conv1d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Cross-correlation: input (N, C, H, W) or (C, H, W), weight (out, C / groups, kH, kW).
+
+    ``padding`` is one or two numbers or "valid" or "same" (which needs stride 1).
+    """
+    if isinstance(padding, str):
+        input, padding = _named_padding(input, weight, stride, padding, dilation, 2)
+    return _ops.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def _named_padding(
+    input: Tensor, weight: Tensor, stride: Any, padding: str, dilation: Any, ndim: int
+) -> tuple[Tensor, Any]:
+    """"valid" and "same" as numbers; where "same" is lopsided, one side is padded beforehand."""
+    if padding == "valid":
+        return input, 0
+    if padding != "same":
+        raise RuntimeError(f"Invalid padding string: '{padding}'")
+    strides = (stride,) * ndim if isinstance(stride, int) else tuple(stride)
+    if any(s != 1 for s in strides):
+        raise RuntimeError("padding='same' is not supported for strided convolutions")
+    dilations = (dilation,) * ndim if isinstance(dilation, int) else tuple(dilation)
+    if len(dilations) == 1:
+        dilations *= ndim
+    total = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:])]
+    extra = [t % 2 for t in total]
+    if any(extra):
+        # The odd element goes to the end of its dimension.
+        input = pad(input, [n for e in reversed(extra) for n in (0, e)])
+    return input, tuple(t // 2 for t in total)
+
+
+def pad(
+    input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Tensor:
+    """Grows (or, where negative, shrinks) the last dimensions: pairs (before, after), last first.
+
+    ``mode`` is constant, reflect, replicate or circular; the last three pad the spatial
+    dimensions of (N, C, …) or (C, …) inputs.
+    """
+    return _ops.pad(input, tuple(pad), mode, value)

@@ -1,0 +1,82 @@
+"""Affine maps and table look-ups."""
+
+from __future__ import annotations
+
+from vibetensor import _C
+from vibetensor._C import Tensor
+
+_ops = _C._ops
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b: input (*, in), weight (out, in) or (in,), bias (out,) or (), result (*, out)."""
+    return _ops.linear(input, weight, bias)
+
+
+def bilinear(
+    input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """x1ᵀ W x2 + b: inputs (*, in1) and (*, in2), weight (out, in1, in2), result (*, out)."""
+    if input1.shape[:-1] != input2.shape[:-1]:
+        raise RuntimeError(
+            f"bilinear(): input batch dimensions do not match: got {tuple(input1.shape)} and "
+            f"{tuple(input2.shape)}"
+        )
+    out, in1, in2 = weight.shape
+    if input1.shape[-1] != in1 or input2.shape[-1] != in2:
+        raise RuntimeError(
+            f"bilinear(): inputs of shape {tuple(input1.shape)} and {tuple(input2.shape)} do not "
+            f"match weight {tuple(weight.shape)} (out, in1, in2)"
+        )
+    left = _ops.linear(input1, weight.permute(0, 2, 1).reshape(out * in2, in1), None)
+    result = (left.unflatten(-1, (out, in2)) * input2.unsqueeze(-2)).sum(-1)
+    return result if bias is None else result + bias
+
+
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """Rows of ``weight`` (num, dim) at integer indices (*): the result is (*, dim).
+
+    ``padding_idx``'s row gets no gradient. ``max_norm`` first scales the rows that are used down
+    to that norm, in place. Raises NotImplementedError for ``sparse`` and IndexError for indices
+    out of range.
+    """
+    if sparse:
+        raise NotImplementedError(
+            "embedding: sparse gradients are not supported; use sparse=False (dense gradients)"
+        )
+    if padding_idx is None:
+        padding_idx = -1
+    else:
+        rows = weight.shape[0]
+        if not -rows <= padding_idx < rows:
+            raise AssertionError("Padding_idx must be within num_embeddings")
+        padding_idx %= rows
+    if max_norm is not None:
+        _renormalise(weight, input, max_norm, norm_type)
+    return _ops.embedding(weight, input, padding_idx, scale_grad_by_freq, False)
+
+
+def _renormalise(weight: Tensor, input: Tensor, max_norm: float, norm_type: float) -> None:
+    before = _C.is_grad_enabled()
+    _C._set_grad_enabled(False)
+    try:
+        rows = input.reshape(-1).unique()
+        used = weight.index_select(0, rows)
+        norms = used.norm(norm_type, 1, True)
+        scale = _ops.where(norms > max_norm, max_norm / (norms + 1e-7), _ops.ones_like(norms))
+        weight[rows] = used * scale
+    finally:
+        _C._set_grad_enabled(before)
+
+
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """int64 class indices (*) as 0/1 rows (*, num_classes); -1 takes the largest index plus 1."""
+    return _ops.one_hot(tensor, num_classes)

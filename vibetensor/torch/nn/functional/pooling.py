@@ -1,0 +1,132 @@
+"""Pooling over windows. The 1-d forms are the 2-d ops on a height of 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vibetensor import _C
+from vibetensor._C import Tensor
+
+_ops = _C._ops
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """The maximum of each window of (N, C, H, W) or (C, H, W).
+
+    With ``return_indices`` also its int64 flat place in each (H, W) plane.
+    """
+    if stride is None:
+        stride = kernel_size
+    if return_indices:
+        return _ops.max_pool2d_with_indices(
+            input, kernel_size, stride, padding, dilation, ceil_mode
+        )
+    return _ops.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """The maximum of each window of (N, C, L) or (C, L), with indices if asked for."""
+    kernel, steps = _one(kernel_size), _one(kernel_size if stride is None else stride)
+    pooled = max_pool2d(
+        _rows(input, "max_pool1d"),
+        (1, kernel),
+        (1, steps),
+        (0, _one(padding)),
+        (1, _one(dilation)),
+        ceil_mode,
+        return_indices,
+    )
+    if return_indices:
+        return pooled[0].squeeze(-2), pooled[1].squeeze(-2)
+    return pooled.squeeze(-2)
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The mean of each window of (N, C, H, W) or (C, H, W).
+
+    ``divisor_override`` replaces the number of elements that the sum is divided by.
+    """
+    return _ops.avg_pool2d(
+        input,
+        kernel_size,
+        kernel_size if stride is None else stride,
+        padding,
+        ceil_mode,
+        count_include_pad,
+        divisor_override,
+    )
+
+
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """The mean of each window of (N, C, L) or (C, L)."""
+    return avg_pool2d(
+        _rows(input, "avg_pool1d"),
+        (1, _one(kernel_size)),
+        (1, _one(kernel_size if stride is None else stride)),
+        (0, _one(padding)),
+        ceil_mode,
+        count_include_pad,
+    ).squeeze(-2)
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
+    """Means over windows chosen so that the result is (…, H', W'); None keeps an extent."""
+    if isinstance(output_size, int):
+        size = (output_size, output_size)
+    else:
+        size = tuple(
+            input.shape[dim] if n is None else n for dim, n in zip((-2, -1), output_size)
+        )
+    return _ops.adaptive_avg_pool2d(input, size)
+
+
+def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
+    """Means over windows chosen so that the result is (…, L')."""
+    size = (1, _one(output_size))
+    return _ops.adaptive_avg_pool2d(_rows(input, "adaptive_avg_pool1d"), size).squeeze(-2)
+
+
+def _one(value: Any) -> int:
+    """The only number of a 1-d setting, which may come as a tuple."""
+    return value if isinstance(value, int) else int(value[0])
+
+
+def _rows(input: Tensor, name: str) -> Tensor:
+    """(…, C, L) as (…, C, 1, L)."""
+    if input.dim() not in (2, 3):
+        raise RuntimeError(
+            f"{name}() Expected 2D or 3D input tensor (C, L) or (N, C, L), but got "
+            f"{tuple(input.shape)}"
+        )
+    return input.unsqueeze(-2)
