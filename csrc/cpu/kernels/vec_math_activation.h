@@ -20,14 +20,17 @@ inline double normal_cdf(double x) { return 0.5 * std::erfc(x * -0.7071067811865
 [[gnu::always_inline]] inline float normal_pdf(float x) { return 0.398942280f * vexp(-0.5f * x * x); }
 inline double normal_pdf(double x) { return 0.39894228040143268 * std::exp(-0.5 * x * x); }
 
-/// tanh(log(1 + e^x)), by w = e^-|x| so that nothing overflows.
+/// tanh(log(1 + e^x)) = n / d, and d - n; by w = e^-|x| so that nothing overflows.
 template <class T>
-[[gnu::always_inline]] inline T tanh_softplus(T x) {
+struct TanhSoftplus {
+  T n, d, rest;
+};
+template <class T>
+[[gnu::always_inline]] inline TanhSoftplus<T> tanh_softplus(T x) {
   const T w = vexp(-std::fabs(x));
-  const T positive = 1 + 2 * w;
-  const T negative = w * (w + 2);
-  const T numerator = x < 0 ? negative : positive;
-  return numerator / (numerator + (x < 0 ? T(2) : 2 * w * w));
+  const T n = x < 0 ? w * (w + 2) : 1 + 2 * w;
+  const T rest = x < 0 ? T(2) : 2 * w * w;
+  return {n, n + rest, rest};
 }
 
 /// log(1 + e) for e in [0, 1].
@@ -45,6 +48,18 @@ template <class T>
   const T e = vexp(-std::fabs(x));
   return (x < 0 ? e : T(1)) / (1 + e);
 }
+namespace vec {
+
+/// sigmoid(x) (1 - sigmoid(x)), without the cancellation.
+template <class T>
+[[gnu::always_inline]] inline T sigmoid_slope(T x) {
+  const T e = vexp(-std::fabs(x));
+  const T d = 1 + e;
+  return e / (d * d);
+}
+
+}  // namespace vec
+
 /// log(sigmoid(x))
 template <class T>
 [[gnu::always_inline]] inline T vlog_sigmoid(T x) {
@@ -57,8 +72,7 @@ template <class T>
 }
 template <class T>
 [[gnu::always_inline]] inline T vsilu_grad(T x) {
-  const T s = vsigmoid(x);
-  return s * (1 + x * (1 - s));
+  return vsigmoid(x) + x * vec::sigmoid_slope(x);
 }
 
 /// log(1 + e^(beta x)) / beta; x itself where beta x > threshold.
@@ -77,12 +91,15 @@ template <class T>
 /// x tanh(softplus(x))
 template <class T>
 [[gnu::always_inline]] inline T vmish(T x) {
-  return x * vec::tanh_softplus(x);
+  const vec::TanhSoftplus<T> t = vec::tanh_softplus(x);
+  return x * (t.n / t.d);
 }
 template <class T>
 [[gnu::always_inline]] inline T vmish_grad(T x) {
-  const T t = vec::tanh_softplus(x);
-  return t + x * vsigmoid(x) * (1 - t * t);
+  const vec::TanhSoftplus<T> t = vec::tanh_softplus(x);
+  const T tanh = t.n / t.d;
+  const T one_minus_square = t.rest / t.d * (1 + tanh);
+  return tanh + x * vsigmoid(x) * one_minus_square;
 }
 
 /// x times the normal distribution function: GELU by the error function.
@@ -103,10 +120,11 @@ template <class T>
 }
 template <class T>
 [[gnu::always_inline]] inline T vgelu_tanh_grad(T x) {
+  x = x > 20 ? T(20) : x;  // flat from there on, and x^3 does not overflow
+  x = x < -20 ? T(-20) : x;
   const T u = T(1.5957691216057308) * x * (1 + T(0.044715) * x * x);
   const T slope = T(1.5957691216057308) * (1 + T(3 * 0.044715) * x * x);
-  const T s = vsigmoid(u);
-  return s + x * slope * s * (1 - s);
+  return vsigmoid(u) + x * slope * vec::sigmoid_slope(u);
 }
 
 }  // namespace vt::cpu::VT_ISA
