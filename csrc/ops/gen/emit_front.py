@@ -204,7 +204,7 @@ def _native_raw(op: Op) -> str:
 
 
 def _native_exec(op: Op) -> str:
-    code = f"void exec_{op.id}(std::span<const Value> args, std::span<const Tensor> outputs) {{\n"
+    code = f"void exec_{op.id}([[maybe_unused]] std::span<const Value> args,\n    [[maybe_unused]] std::span<const Tensor> outputs) {{\n"
     code += _unbox_args(op, rng=True).replace("decltype(auto) generator", "decltype(auto) rng")
     call = _kernel_call_args(op)
     if op.mutated:
@@ -433,7 +433,7 @@ def boxed_calls(ops: list[Op]) -> str:
     for op in ops:
         for name in [op.id] + ([op.id + "_"] if op.inplace else []):
             ret = "Tensor" if name != op.id else op.schema.cpp_return
-            out.append(f"Value call_{name}(std::span<const Value> args) {{\n{_unbox_args(op)}")
+            out.append(f"Value call_{name}([[maybe_unused]] std::span<const Value> args) {{\n{_unbox_args(op)}")
             call = f"ops::{name}({op.schema.call_args()})"
             if ret == "void":
                 out.append(f"  {call};\n  return Value();\n}}\n")
