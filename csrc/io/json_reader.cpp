@@ -60,13 +60,27 @@ std::string json_quote(std::string_view text) {
   std::string out = "\"";
   for (const char c : text) {
     switch (c) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\b': out += "\\b"; break;
-      case '\f': out += "\\f"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\b':
+        out += "\\b";
+        break;
+      case '\f':
+        out += "\\f";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
       default:
         if (const auto byte = static_cast<unsigned char>(c); byte < 0x20) {
           out += "\\u00";
@@ -81,9 +95,9 @@ std::string json_quote(std::string_view text) {
 }
 
 void JsonReader::fault(std::string_view what) const {
-  throw SafetensorError(SafetensorFault::InvalidHeaderJson,
-                        "invalid JSON in the header at byte " + std::to_string(at_) + ": " +
-                            std::string(what));
+  throw SafetensorError(
+      SafetensorFault::InvalidHeaderJson,
+      "invalid JSON in the header at byte " + std::to_string(at_) + ": " + std::string(what));
 }
 
 char JsonReader::peek() {
@@ -134,16 +148,34 @@ uint32_t JsonReader::hex4() {
 void JsonReader::escape(std::string& out) {
   if (at_ == text_.size()) fault("an escape is cut off");
   switch (text_[at_++]) {
-    case '"': out += '"'; return;
-    case '\\': out += '\\'; return;
-    case '/': out += '/'; return;
-    case 'b': out += '\b'; return;
-    case 'f': out += '\f'; return;
-    case 'n': out += '\n'; return;
-    case 'r': out += '\r'; return;
-    case 't': out += '\t'; return;
-    case 'u': break;
-    default: fault("unknown escape");
+    case '"':
+      out += '"';
+      return;
+    case '\\':
+      out += '\\';
+      return;
+    case '/':
+      out += '/';
+      return;
+    case 'b':
+      out += '\b';
+      return;
+    case 'f':
+      out += '\f';
+      return;
+    case 'n':
+      out += '\n';
+      return;
+    case 'r':
+      out += '\r';
+      return;
+    case 't':
+      out += '\t';
+      return;
+    case 'u':
+      break;
+    default:
+      fault("unknown escape");
   }
   uint32_t code = hex4();
   if (code >= 0xd800 && code < 0xe000) {

@@ -21,10 +21,11 @@ struct DtypeRow {
   int bits;
 };
 constexpr DtypeRow kDtypes[] = {
-    {"BOOL", 8},    {"F4", 4},       {"F6_E2M3", 6},     {"F6_E3M2", 6}, {"U8", 8},   {"I8", 8},
-    {"F8_E5M2", 8}, {"F8_E4M3", 8},  {"F8_E8M0", 8},     {"F8_E4M3FNUZ", 8},
-    {"F8_E5M2FNUZ", 8}, {"I16", 16}, {"U16", 16},        {"F16", 16},    {"BF16", 16}, {"I32", 32},
-    {"U32", 32},    {"F32", 32},     {"C64", 64},        {"F64", 64},    {"I64", 64},  {"U64", 64},
+    {"BOOL", 8},        {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8},
+    {"I8", 8},          {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8},
+    {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16},    {"F16", 16},    {"BF16", 16},
+    {"I32", 32},        {"U32", 32},    {"F32", 32},    {"C64", 64},    {"F64", 64},
+    {"I64", 64},        {"U64", 64},
 };
 static_assert(std::size(kDtypes) == static_cast<std::size_t>(SafetensorDtype::U64) + 1);
 
@@ -64,7 +65,8 @@ uint64_t little_endian(std::span<const std::byte> bytes) {
 
 Metadata read_metadata(JsonReader& json) {
   json.require_value();
-  if (json.peek() != '{') fault(Fault::InvalidMetadata, "__metadata__ must be an object of strings");
+  if (json.peek() != '{')
+    fault(Fault::InvalidMetadata, "__metadata__ must be an object of strings");
   json.expect('{');
   Metadata metadata;
   std::unordered_set<std::string> seen;
@@ -106,7 +108,8 @@ TensorInfo read_tensor(JsonReader& json, std::string name) {
   bool has_shape = false;
   bool has_offsets = false;
   const auto once = [&](bool& seen, const char* key) {
-    if (std::exchange(seen, true)) fault(Fault::DuplicateKey, who, " has the key \"", key, "\" twice");
+    if (std::exchange(seen, true))
+      fault(Fault::DuplicateKey, who, " has the key \"", key, "\" twice");
   };
   if (!json.take('}')) {
     do {
@@ -137,7 +140,9 @@ TensorInfo read_tensor(JsonReader& json, std::string name) {
   }
   if (!has_dtype || !has_shape || !has_offsets)
     fault(Fault::InvalidTensorInfo, who, " lacks ",
-          !has_dtype ? "dtype" : !has_shape ? "shape" : "data_offsets");
+          !has_dtype   ? "dtype"
+          : !has_shape ? "shape"
+                       : "data_offsets");
   info.name = std::move(name);
   return info;
 }
@@ -170,8 +175,8 @@ void check_layout(std::vector<TensorInfo>& tensors, uint64_t data_size) {
       fault(Fault::DataOverlap, who, " begins at ", number(tensor.begin), " inside ",
             quoted(tensors[i - 1].name), ", which ends at ", number(reached));
     if (tensor.begin > reached)
-      fault(Fault::DataHole, "bytes ", number(reached), " to ", number(tensor.begin), " before ", who,
-            " belong to no tensor");
+      fault(Fault::DataHole, "bytes ", number(reached), " to ", number(tensor.begin), " before ",
+            who, " belong to no tensor");
     reached = tensor.end;
   }
   if (reached > data_size)
@@ -186,12 +191,14 @@ void check_layout(std::vector<TensorInfo>& tensors, uint64_t data_size) {
 
 const char* fault_name(SafetensorFault fault) {
   static constexpr std::array<const char*, kNumSafetensorFaults> names = {
-      "HeaderTooSmall",  "HeaderTooLarge",     "InvalidHeaderLength",  "InvalidHeaderStart",
-      "InvalidHeaderUtf8", "InvalidHeaderJson", "InvalidHeaderPadding", "DuplicateKey",
-      "InvalidMetadata", "InvalidTensorInfo",  "UnknownDtype",         "ShapeOverflow",
-      "MisalignedSize",  "InvalidOffsets",     "DataHole",             "DataOverlap",
-      "SizeMismatch",    "IncompleteBuffer",   "TrailingData",         "TensorNotFound",
-      "UnsupportedDtype", "SharedStorage",     "InvalidIndex",
+      "HeaderTooSmall",       "HeaderTooLarge",    "InvalidHeaderLength",
+      "InvalidHeaderStart",   "InvalidHeaderUtf8", "InvalidHeaderJson",
+      "InvalidHeaderPadding", "DuplicateKey",      "InvalidMetadata",
+      "InvalidTensorInfo",    "UnknownDtype",      "ShapeOverflow",
+      "MisalignedSize",       "InvalidOffsets",    "DataHole",
+      "DataOverlap",          "SizeMismatch",      "IncompleteBuffer",
+      "TrailingData",         "TensorNotFound",    "UnsupportedDtype",
+      "SharedStorage",        "InvalidIndex",
   };
   return names[static_cast<std::size_t>(fault)];
 }
@@ -230,8 +237,9 @@ uint64_t checked_byte_size(std::string_view name, SafetensorDtype dtype,
 
 SafetensorHeader read_header(std::span<const std::byte> file) {
   if (file.size() < kLengthBytes)
-    fault(Fault::HeaderTooSmall, "a Safetensors file begins with 8 bytes of header length, this has ",
-          number(file.size()), " bytes");
+    fault(Fault::HeaderTooSmall,
+          "a Safetensors file begins with 8 bytes of header length, this has ", number(file.size()),
+          " bytes");
   const uint64_t length = little_endian(file);
   if (length > kMaxHeaderBytes)
     fault(Fault::HeaderTooLarge, "the header claims ", number(length), " bytes; the limit is ",
@@ -263,12 +271,14 @@ SafetensorHeader read_header(std::span<const std::byte> file) {
     } while (json.more('}'));
   }
   if (text.find_first_not_of(' ', json.position()) != text.npos)
-    fault(Fault::InvalidHeaderPadding, "the header goes on after its JSON object; only spaces may pad");
+    fault(Fault::InvalidHeaderPadding,
+          "the header goes on after its JSON object; only spaces may pad");
   check_layout(header.tensors, file.size() - header.data_start);
   return header;
 }
 
-std::string write_header(std::vector<TensorBytes>& tensors, const std::optional<Metadata>& metadata) {
+std::string write_header(std::vector<TensorBytes>& tensors,
+                         const std::optional<Metadata>& metadata) {
   std::sort(tensors.begin(), tensors.end(), [](const TensorBytes& a, const TensorBytes& b) {
     return a.dtype != b.dtype ? a.dtype > b.dtype : a.name < b.name;
   });

@@ -22,8 +22,28 @@ namespace vt::io {
 
 /// In the order of the format: increasing alignment. Files list tensors by descending dtype.
 enum class SafetensorDtype : uint8_t {
-  BOOL, F4, F6_E2M3, F6_E3M2, U8, I8, F8_E5M2, F8_E4M3, F8_E8M0, F8_E4M3FNUZ, F8_E5M2FNUZ,
-  I16, U16, F16, BF16, I32, U32, F32, C64, F64, I64, U64,
+  BOOL,
+  F4,
+  F6_E2M3,
+  F6_E3M2,
+  U8,
+  I8,
+  F8_E5M2,
+  F8_E4M3,
+  F8_E8M0,
+  F8_E4M3FNUZ,
+  F8_E5M2FNUZ,
+  I16,
+  U16,
+  F16,
+  BF16,
+  I32,
+  U32,
+  F32,
+  C64,
+  F64,
+  I64,
+  U64,
 };
 
 std::string_view dtype_code(SafetensorDtype dtype);
@@ -53,7 +73,8 @@ inline constexpr uint64_t kMaxHeaderBytes = 100'000'000;
 uint64_t checked_byte_size(std::string_view name, SafetensorDtype dtype,
                            std::span<const int64_t> shape);
 
-/// Checks a whole file (or bytes in memory) against every rule of the format and returns its header.
+/// Checks a whole file (or bytes in memory) against every rule of the format and returns its
+/// header.
 SafetensorHeader read_header(std::span<const std::byte> file);
 
 /// A tensor to be written: `bytes` is its contiguous row-major data and outlives the call.
@@ -67,7 +88,8 @@ struct TensorBytes {
 /// Sorts `tensors` into file order (descending dtype, then name) and returns the length and header
 /// bytes, padded with spaces to 8. Metadata is written in key order, so equal input gives equal
 /// files.
-std::string write_header(std::vector<TensorBytes>& tensors, const std::optional<Metadata>& metadata);
+std::string write_header(std::vector<TensorBytes>& tensors,
+                         const std::optional<Metadata>& metadata);
 
 /// Writes `path` so that it is either the old file or the whole new one, whatever fails meanwhile:
 /// streamed to a temporary file beside it, fsync, rename, fsync of the folder.

@@ -1,5 +1,5 @@
-// vibetensor._C.safetensors: the Safetensors reader and writer over Python buffers. Tensors are made
-// from these buffers, and turned into them, on the Python side (vibetensor/io/safetensors.py).
+// vibetensor._C.safetensors: the Safetensors reader and writer over Python buffers. Tensors are
+// made from these buffers, and turned into them, on the Python side (vibetensor/io/safetensors.py).
 #include "python/safetensors.h"
 
 #include <nanobind/ndarray.h>
@@ -156,8 +156,9 @@ void bind_safetensors(nb::module_& parent) {
   }
   module.def("open_file", &open_file, nb::arg("path"),
              "Maps and checks a file: (memoryview of all its bytes, header).");
-  module.def("parse_header", &parse_header, nb::arg("file"),
-             "Checks the bytes of a file: (data_start, metadata, [(name, dtype, shape, begin, end)]).");
+  module.def(
+      "parse_header", &parse_header, nb::arg("file"),
+      "Checks the bytes of a file: (data_start, metadata, [(name, dtype, shape, begin, end)]).");
   module.def("save", &save, nb::arg("path"), nb::arg("tensors"), nb::arg("metadata").none(),
              "Writes [(name, dtype, shape, bytes)] atomically.");
   module.def("serialize", &serialize, nb::arg("tensors"), nb::arg("metadata").none(),

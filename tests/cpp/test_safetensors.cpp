@@ -53,7 +53,8 @@ std::string outcome(const std::string& file) {
 
 void expect(const std::string& wanted, const std::string& header, std::size_t data, int line) {
   const std::string got = outcome(file_with(header, data));
-  if (got != wanted) std::printf("  %s: wanted %s, got %s\n", header.c_str(), wanted.c_str(), got.c_str());
+  if (got != wanted)
+    std::printf("  %s: wanted %s, got %s\n", header.c_str(), wanted.c_str(), got.c_str());
   check(got == wanted, "fault of a hostile header", line);
 }
 #define EXPECT(fault, header, data) expect(fault, header, data, __LINE__)
@@ -80,24 +81,28 @@ void test_header_rules() {
 }
 
 void test_json_rules() {
-  for (const char* bad : {"{", "{\"a", "{\"a\"", "{\"a\":", "{\"a\":}", "{,}", "{\"a\":{},}", "{a:{}}",
-                          "{'a':{}}", R"({"\x":{}})", R"({"\u12":{}})", R"({"\ud800":{}})",
-                          R"({"\udc00":{}})", R"({"\ud800\u0041":{}})", "{\"\n\":{}}", "{\"a\":nul}",
-                          R"({"a":{"dtype":"F32","shape":[2,],"data_offsets":[0,8]}})",
-                          R"({"a":{"dtype":"F32","shape":[02],"data_offsets":[0,8]}})"})
-    EXPECT("InvalidHeaderJson", *bad == '{' && std::strcmp(bad, "{\"a\":{},}") == 0
-                                    ? "{" + kOne + ",}"
-                                    : std::string(bad), 8);
+  for (const char* bad :
+       {"{", "{\"a", "{\"a\"", "{\"a\":", "{\"a\":}", "{,}", "{\"a\":{},}", "{a:{}}", "{'a':{}}",
+        R"({"\x":{}})", R"({"\u12":{}})", R"({"\ud800":{}})", R"({"\udc00":{}})",
+        R"({"\ud800\u0041":{}})", "{\"\n\":{}}", "{\"a\":nul}",
+        R"({"a":{"dtype":"F32","shape":[2,],"data_offsets":[0,8]}})",
+        R"({"a":{"dtype":"F32","shape":[02],"data_offsets":[0,8]}})"})
+    EXPECT(
+        "InvalidHeaderJson",
+        *bad == '{' && std::strcmp(bad, "{\"a\":{},}") == 0 ? "{" + kOne + ",}" : std::string(bad),
+        8);
   EXPECT("InvalidHeaderUtf8", "{\"\xff\":{}}", 0);
-  EXPECT("InvalidHeaderUtf8", "{\"\xc0\xaf\":{}}", 0);       // overlong
-  EXPECT("InvalidHeaderUtf8", "{\"\xed\xa0\x80\":{}}", 0);   // surrogate
+  EXPECT("InvalidHeaderUtf8", "{\"\xc0\xaf\":{}}", 0);          // overlong
+  EXPECT("InvalidHeaderUtf8", "{\"\xed\xa0\x80\":{}}", 0);      // surrogate
   EXPECT("InvalidHeaderUtf8", "{\"\xf4\x90\x80\x80\":{}}", 0);  // above U+10FFFF
   EXPECT("InvalidHeaderUtf8", "{\"\xe2\x82", 0);
   EXPECT("DuplicateKey", "{" + kOne + "," + kOne + "}", 8);
-  EXPECT("DuplicateKey", "{" + kOne + R"(,"\u0061":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}})", 16);
+  EXPECT("DuplicateKey",
+         "{" + kOne + R"(,"\u0061":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}})", 16);
   EXPECT("DuplicateKey", R"({"__metadata__":{"k":"1","k":"2"}})", 0);
   EXPECT("DuplicateKey", R"({"__metadata__":{},"__metadata__":{}})", 0);
-  EXPECT("DuplicateKey", R"({"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8);
+  EXPECT("DuplicateKey", R"({"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
+         8);
 }
 
 void test_entry_rules() {
@@ -152,7 +157,8 @@ std::string read_file(const std::string& path) {
 int files_in(const std::string& folder) {
   int count = 0;
   DIR* dir = ::opendir(folder.c_str());
-  while (const dirent* entry = ::readdir(dir)) count += entry->d_name[0] != '.' || entry->d_name[2] != 0;
+  while (const dirent* entry = ::readdir(dir))
+    count += entry->d_name[0] != '.' || entry->d_name[2] != 0;
   ::closedir(dir);
   return count - 1;  // ".." alone passes the filter
 }
@@ -184,7 +190,8 @@ void test_write_and_read(const std::string& folder) {
 
 void test_refused_saves(const std::string& folder) {
   const std::string four(4, '\0');
-  const auto fault_of = [&](std::vector<TensorBytes> tensors, std::optional<Metadata> metadata = {}) {
+  const auto fault_of = [&](std::vector<TensorBytes> tensors,
+                            std::optional<Metadata> metadata = {}) {
     try {
       save_safetensors(folder + "/refused", std::move(tensors), metadata);
       return std::string("ok");
@@ -194,8 +201,8 @@ void test_refused_saves(const std::string& folder) {
   };
   const auto bytes = as_bytes(four);
   CHECK(fault_of({{"a", SafetensorDtype::F32, {2}, bytes}}) == "SizeMismatch");
-  CHECK(fault_of({{"a", SafetensorDtype::F32, {1}, bytes}, {"a", SafetensorDtype::F32, {1}, bytes}}) ==
-        "DuplicateKey");
+  CHECK(fault_of({{"a", SafetensorDtype::F32, {1}, bytes},
+                  {"a", SafetensorDtype::F32, {1}, bytes}}) == "DuplicateKey");
   CHECK(fault_of({{"__metadata__", SafetensorDtype::F32, {1}, bytes}}) == "InvalidTensorInfo");
   CHECK(fault_of({{"\xff", SafetensorDtype::F32, {1}, bytes}}) == "InvalidHeaderUtf8");
   CHECK(fault_of({}, Metadata{{"k", "\xff"}}) == "InvalidMetadata");
@@ -234,18 +241,19 @@ char mutation(std::mt19937& random) {
 /// Whatever byte of a good file is changed or cut off: an error or a header, never a crash.
 void test_mutations() {
   const std::string floats(8, '\2');
-  const std::string good = serialize_safetensors(
-      {{"a", SafetensorDtype::F32, {2}, as_bytes(floats)}, {"b", SafetensorDtype::I8, {2, 4}, as_bytes(floats)}},
-      Metadata{{"k\t", "v"}});
+  const std::string good =
+      serialize_safetensors({{"a", SafetensorDtype::F32, {2}, as_bytes(floats)},
+                             {"b", SafetensorDtype::I8, {2, 4}, as_bytes(floats)}},
+                            Metadata{{"k\t", "v"}});
   std::mt19937 random(1);
   for (int i = 0; i < 200'000; ++i) {
     std::string bad = good;
-    for (auto n = random() % 3 + 1; n > 0; --n)
-      bad[random() % bad.size()] = mutation(random);
+    for (auto n = random() % 3 + 1; n > 0; --n) bad[random() % bad.size()] = mutation(random);
     if (random() % 8 == 0) bad.resize(random() % bad.size());
     outcome(bad);
   }
-  for (std::size_t size = 0; size < good.size(); ++size) CHECK(outcome(good.substr(0, size)) != "ok");
+  for (std::size_t size = 0; size < good.size(); ++size)
+    CHECK(outcome(good.substr(0, size)) != "ok");
 }
 
 }  // namespace

@@ -34,7 +34,7 @@ PLAIN = [
     {},
     [1, [2, (3, None)]],
     {"a": {"b": [1.0]}, "$": "dollar"},
-    {1: "int", (1, 2): "tuple", None: 0, True: 2.5},
+    {1: "int", (1, 2): "tuple", None: 0, False: 2.5},
     {1, 2},
     frozenset({"x"}),
     OrderedDict([("b", 1), ("a", 2)]),
@@ -54,7 +54,9 @@ def test_torch_values(tmp_path):
     loaded = through_file(value, tmp_path)
     assert loaded[:3] == value[:3] and loaded[3] != loaded[3]
     assert isinstance(loaded[0], torch.Size)
-    plain = through_file({"d": defaultdict(list, a=[1]), "n": np.float64(2.5), "i": np.int32(3)}, tmp_path)
+    plain = through_file(
+        {"d": defaultdict(list, a=[1]), "n": np.float64(2.5), "i": np.int32(3)}, tmp_path
+    )
     assert plain == {"d": {"a": [1]}, "n": 2.5, "i": 3} and type(plain["n"]) is float
     array = np.arange(6, dtype=np.int16).reshape(2, 3)
     loaded = through_file(array, tmp_path)
@@ -83,7 +85,13 @@ def test_tensors_keep_values_strides_and_roles(tmp_path):
 
 def test_shared_memory_is_shared_again(tmp_path):
     base = torch.zeros(4, 4)
-    value = {"base": base, "row": base[1], "column": base[:, 2], "same": base, "other": torch.zeros(4)}
+    value = {
+        "base": base,
+        "row": base[1],
+        "column": base[:, 2],
+        "same": base,
+        "other": torch.zeros(4),
+    }
     loaded = through_file(value, tmp_path)
     assert loaded["same"] is loaded["base"]
     loaded["base"].fill_(3)
@@ -115,7 +123,12 @@ def test_file_objects_and_map_location(tmp_path):
     save({"w": torch.ones(2)}, stream)
     stream.seek(0)
     assert load(stream, map_location="cpu", weights_only=True)["w"].tolist() == [1.0, 1.0]
-    for place in (torch.device("cpu"), {"cuda:0": "cpu"}, lambda tensor, _: tensor, lambda t, _: None):
+    for place in (
+        torch.device("cpu"),
+        {"cuda:0": "cpu"},
+        lambda tensor, _: tensor,
+        lambda t, _: None,
+    ):
         stream.seek(0)
         assert load(stream, map_location=place)["w"].sum().item() == 2.0
     st.save_file({"w": torch.ones(3)}, tmp_path / "plain.safetensors")

@@ -32,7 +32,9 @@ def start_python(tmp_path):
 def _write_cifar(folder, count=4):
     for name in ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin",
                  "data_batch_5.bin", "test_batch.bin"]:  # fmt: skip
-        records = b"".join(bytes([i % 10]) + bytes([i]) * 1024 + bytes([100]) * 2048 for i in range(count))
+        records = b"".join(
+            bytes([i % 10]) + bytes([i]) * 1024 + bytes([100]) * 2048 for i in range(count)
+        )
         (folder / name).write_bytes(records)
 
 

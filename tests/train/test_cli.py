@@ -33,7 +33,9 @@ def losses(run):
 
 
 def minigpt(run, text, *more):
-    return main(["train", "minigpt", *TINY, "--block", "16", "--data", text, "--out", str(run), *more])
+    return main(
+        ["train", "minigpt", *TINY, "--block", "16", "--data", text, "--out", str(run), *more]
+    )
 
 
 def test_minigpt_trains_and_samples(tmp_path, text, capsys):
@@ -62,7 +64,10 @@ def test_resume_continues_the_identical_losses(tmp_path, text, capsys):
     assert minigpt(tmp_path / "parts", text, *options) == 0
     expected = losses(tmp_path / "whole")
     assert losses(tmp_path / "parts") == expected
-    assert sorted(n for n in os.listdir(tmp_path / "parts") if n.startswith("step")) == ["step_10", "step_12"]
+    assert sorted(n for n in os.listdir(tmp_path / "parts") if n.startswith("step")) == [
+        "step_10",
+        "step_12",
+    ]
     resumed = main(["train", "minigpt", "--resume", str(tmp_path / "parts" / "step_10")])
     assert resumed == 0 and losses(tmp_path / "parts") == expected
     assert "resumed at step 10" in capsys.readouterr().out
@@ -142,7 +147,15 @@ def test_run_folders_are_not_overwritten(tmp_path, text, capsys):
 
 
 def test_help_is_complete(capsys):
-    for command in ([], ["train"], ["train", "minigpt"], ["train", "vit"], ["sample"], ["info"], ["download"]):
+    for command in (
+        [],
+        ["train"],
+        ["train", "minigpt"],
+        ["train", "vit"],
+        ["sample"],
+        ["info"],
+        ["download"],
+    ):
         with pytest.raises(SystemExit) as stop:
             main([*command, "--help"])
         assert stop.value.code == 0

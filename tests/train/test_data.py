@@ -111,8 +111,8 @@ def idx(shape, data):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0\0\x08", b"\0\0\x0d\x01\0\0\0\1\0", idx((2**31, 2**31, 4), b"x"), idx((6, 8, 8), b"x"),
-     idx((6, 8), bytes(48)), idx((5, 8, 8), bytes(320))],
+    [b"", b"\0\0\x08", b"\0\0\x0d\x01\0\0\0\1\0", idx((2**31, 2**31, 4), b"x"),
+     idx((6, 8, 8), b"x"), idx((6, 8), bytes(48)), idx((5, 8, 8), bytes(320))],
 )  # fmt: skip
 def test_damaged_idx_files(tmp_path, write_idx, content):
     write_idx(tmp_path, False)
@@ -135,9 +135,10 @@ def test_image_batches_cover_each_image_once_a_pass(tmp_path, write_cifar):
     batches = image_data.ImageBatches(train, 10, 0, *statistics, mirror=True)
     labels = [label for number in range(5) for label in batches(number)[1].tolist()]
     assert sorted(labels) == sorted(train.labels.tolist())
-    assert batches(7)[0].tolist() == image_data.ImageBatches(
-        train, 10, 0, *statistics, mirror=True
-    )(7)[0].tolist()
+    assert (
+        batches(7)[0].tolist()
+        == image_data.ImageBatches(train, 10, 0, *statistics, mirror=True)(7)[0].tolist()
+    )
 
 
 def test_download_checks_what_it_gets(tmp_path, monkeypatch):

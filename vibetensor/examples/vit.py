@@ -25,7 +25,9 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig):
         super().__init__()
         if config.image_size % config.patch:
-            raise ValueError(f"images of {config.image_size} do not divide into {config.patch}² patches")
+            raise ValueError(
+                f"images of {config.image_size} do not divide into {config.patch}² patches"
+            )
         self.config = config
         patches = (config.image_size // config.patch) ** 2
         block = GPTConfig(

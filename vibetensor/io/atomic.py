@@ -43,8 +43,8 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def new_folder(path: str | os.PathLike[str]):
     """Yields `path`.tmp to fill; on success it becomes `path`, on any error it is removed.
 
-    A `path` that exists is replaced only once the new folder is complete. What a killed process left
-    at `path`.tmp is removed first.
+    A `path` that exists is replaced only once the new folder is complete. What a killed process
+    left at `path`.tmp is removed first.
     """
     final = os.fspath(path)
     temporary, displaced = final + ".tmp", final + ".old"

@@ -47,8 +47,8 @@ def load_model(
 ) -> tuple[list[str], list[str]]:
     """Copies the tensors of `filename` into `model` and returns (missing, unexpected) names.
 
-    A name the file lacks is not missing if the model ties it to one that the file has. With `strict`,
-    missing or unexpected names raise RuntimeError.
+    A name the file lacks is not missing if the model ties it to one that the file has. With
+    `strict`, missing or unexpected names raise RuntimeError.
     """
     loaded = safetensors.load_file(filename, device)
     state = model.state_dict()

@@ -71,9 +71,9 @@ def save_file(
 ) -> None:
     """Writes `tensors` (name → tensor of any shape, dtype, device and layout) to `filename`.
 
-    Non-contiguous tensors are written row-major. Two names may share one whole tensor (it is written
-    twice); tensors that overlap in part raise `SharedStorage`: save the base, or clone. For a module
-    with tied weights use `save_model`, which writes them once.
+    Non-contiguous tensors are written row-major. Two names may share one whole tensor (it is
+    written twice); tensors that overlap in part raise `SharedStorage`: save the base, or clone. For
+    a module with tied weights use `save_model`, which writes them once.
 
     Errors: `SafetensorError` classes for what cannot be written, `OSError` from the file system; in
     both cases a file that was there stays untouched.
@@ -113,13 +113,17 @@ class safe_open:
     Use it as a context manager. Tensors outlive it.
     """
 
-    def __init__(self, filename: str | os.PathLike[str], framework: str = "vt", device: Any = "cpu"):
+    def __init__(
+        self, filename: str | os.PathLike[str], framework: str = "vt", device: Any = "cpu"
+    ):
         if framework not in ("vt", "pt"):
             raise ValueError(f"safe_open: framework must be 'vt' or 'pt', not {framework!r}")
         self._device = device
         self._buffer, header = _native.open_file(os.fsencode(filename))
         self._start, self._metadata, entries = header
-        self._entries = {name: (code, shape, begin, end) for name, code, shape, begin, end in entries}
+        self._entries = {
+            name: (code, shape, begin, end) for name, code, shape, begin, end in entries
+        }
 
     def __enter__(self) -> safe_open:
         return self
@@ -154,7 +158,7 @@ class safe_open:
         return self._entries[name]
 
     def get_tensor(self, name: str) -> Tensor:
-        """The tensor `name`. Raises `TensorNotFound`, or `UnsupportedDtype` (float8 and the like)."""
+        """The tensor `name`. Raises `TensorNotFound`, or `UnsupportedDtype` (such as float8)."""
         if self._buffer is None:
             raise ValueError("safe_open: the file is closed; take tensors inside the with block")
         return _tensor(self._buffer, self._start, name, *self._entry(name)).to(self._device)
@@ -191,8 +195,8 @@ def _tensor(
 ) -> Tensor:
     if code not in _DTYPE_NAMES:
         raise UnsupportedDtype(
-            f"tensor {name!r} of shape {shape} has dtype {code}, which vibetensor has no tensor for; "
-            f"supported: {', '.join(_DTYPE_NAMES)}"
+            f"tensor {name!r} of shape {shape} has dtype {code}, which vibetensor has no tensor "
+            f"for; supported: {', '.join(_DTYPE_NAMES)}"
         )
     dtype = getattr(torch, _DTYPE_NAMES[code])
     offset = start + begin
@@ -205,7 +209,7 @@ def _tensor(
 def _writable(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
 ) -> tuple[list[tuple[str, str, list[int], Any]], dict[str, str] | None]:
-    """What the native writer takes: names, codes, shapes and raw bytes of contiguous CPU tensors."""
+    """What the native writer takes: names, codes, shapes, and bytes of contiguous CPU tensors."""
     for name, tensor in tensors.items():
         if not isinstance(name, str):
             raise TypeError(f"save_file: tensor names must be strings, got {name!r}")
@@ -217,7 +221,9 @@ def _writable(
         packed = tensor.detach().cpu().contiguous()
         code = _CODES.get(str(packed.dtype).rpartition(".")[2])
         if code is None:
-            raise UnsupportedDtype(f"tensor {name!r} has dtype {packed.dtype}, unknown to the format")
+            raise UnsupportedDtype(
+                f"tensor {name!r} has dtype {packed.dtype}, unknown to the format"
+            )
         arguments.append((name, code, list(packed.shape), _C._as_buffer(packed)))
     return arguments, None if metadata is None else dict(metadata)
 
@@ -249,9 +255,9 @@ def _refuse_partial_overlap(tensors: Mapping[str, Tensor]) -> None:
         if reached and place[0] == reached[0] and place[1] < reached[2]:
             if not same_tensor(tensors[holder], tensors[name]):
                 raise SharedStorage(
-                    f"tensors {holder!r} of shape {list(tensors[holder].shape)} and {name!r} of shape "
-                    f"{list(tensors[name].shape)} overlap in memory; loading could not restore that. "
-                    "Save one of them, or clone() the other"
+                    f"tensors {holder!r} of shape {list(tensors[holder].shape)} and {name!r} of "
+                    f"shape {list(tensors[name].shape)} overlap in memory; loading could not "
+                    "restore that. Save one of them, or clone() the other"
                 )
             continue
         reached, holder = place, name

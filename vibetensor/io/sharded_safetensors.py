@@ -90,7 +90,11 @@ def _read_index(path: str) -> dict[str, str]:
         raise safetensors.InvalidIndex(f"{path} has no weight_map object")
     for tensor, shard in weight_map.items():
         # A shard is a file beside its index; anything else could reach all over the disk.
-        if not isinstance(shard, str) or os.path.basename(shard) != shard or shard in ("", ".", ".."):
+        if (
+            not isinstance(shard, str)
+            or os.path.basename(shard) != shard
+            or shard in ("", ".", "..")
+        ):
             raise safetensors.InvalidIndex(
                 f"{path}: tensor {tensor!r} must name a file beside the index, got {shard!r}"
             )

@@ -51,10 +51,10 @@ def save(
     encoder = _Encoder()
     tree = {"root": encoder.encode(obj, "obj", 0), "tensors": encoder.finish()}
     metadata = {"format": "vibetensor", _TREE: json.dumps(tree, allow_nan=False)}
-    if hasattr(f, "write"):
-        f.write(safetensors.save(encoder.data, metadata))
-    else:
+    if isinstance(f, (str, os.PathLike)):
         safetensors.save_file(encoder.data, f, metadata)
+    else:
+        f.write(safetensors.save(encoder.data, metadata))
 
 
 def load(
@@ -81,17 +81,17 @@ def load(
 
     from vibetensor.io import safetensors
 
-    if hasattr(f, "read"):
-        content = f.read()
-        _refuse_pickle(content[:9], getattr(f, "name", None))
-        tensors = safetensors.load(content)
-        start, metadata, entries = safetensors._native.parse_header(content)
-    else:
+    if isinstance(f, (str, os.PathLike)):
         with open(f, "rb") as file:
             _refuse_pickle(file.read(9), f)
         with safetensors.safe_open(f) as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.offset_keys()}
             metadata = opened.metadata()
+    else:
+        content = f.read()
+        _refuse_pickle(content[:9], getattr(f, "name", None))
+        tensors = safetensors.load(content)
+        metadata = safetensors._native.parse_header(content)[1]
     place = _placer(map_location)
     if not metadata or _TREE not in metadata:
         return {name: place(tensor, "cpu") for name, tensor in tensors.items()}
@@ -102,7 +102,7 @@ def load(
 def _refuse_pickle(head: bytes, name: Any) -> None:
     if head.startswith(b"PK\x03\x04"):
         kind = "PyTorch .pt file (a zip with a pickle)"
-    # The length of a Safetensors header may begin with the same two bytes; its "{" tells them apart.
+    # The length of a Safetensors header may begin with the same two bytes; its "{" tells.
     elif head[:2] in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5") and head[8:9] != b"{":
         kind = "pickle"
     else:
@@ -129,8 +129,9 @@ def _placer(map_location: Any) -> Callable[[Any, str], Any]:
 
 
 class _Encoder:
-    """Turns an object into JSON values. A JSON object with the key "$" is something that JSON lacks:
-    {"$": "tuple", "items": […]}, {"$": "dict", "items": [[key, value], …]}, {"$": "tensor", "id": n}.
+    """Turns an object into JSON values. A JSON object with the key "$" is something that JSON
+    lacks: {"$": "tuple", "items": […]}, {"$": "dict", "items": [[key, value], …]},
+    {"$": "tensor", "id": n}.
 
     Tensors are put aside in `data`; those that overlap in memory become windows on one saved run of
     elements, so that they share memory again when loaded.
@@ -194,7 +195,10 @@ class _Encoder:
         if not ordered and "$" not in value and all(type(key) is str for key in value):
             return {k: self.encode(v, f"{where}[{k!r}]", depth) for k, v in value.items()}
         items = [
-            [self.encode(k, f"key {k!r} of {where}", depth), self.encode(v, f"{where}[{k!r}]", depth)]
+            [
+                self.encode(k, f"key {k!r} of {where}", depth),
+                self.encode(v, f"{where}[{k!r}]", depth),
+            ]
             for k, v in value.items()
         ]
         node = {"$": "OrderedDict" if ordered else "dict", "items": items}
@@ -262,7 +266,9 @@ class _Encoder:
 
 
 class _Decoder:
-    def __init__(self, table: list[dict[str, Any]], data: dict[str, Any], place: Callable[..., Any]):
+    def __init__(
+        self, table: list[dict[str, Any]], data: dict[str, Any], place: Callable[..., Any]
+    ):
         self._table = table
         self._data = data
         self._place = place

@@ -1,1 +1,1 @@
-"""Training from the command line: `vibetensor train`, `sample`, `info`; and training checkpoints."""
+"""Training from the command line (`vibetensor train`, `sample`, `info`), and checkpoints."""

@@ -99,8 +99,8 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         state = json.load(file)
     if state.get("format") != _FORMAT:
         raise ValueError(
-            f"{os.fspath(path)} is a checkpoint of format {state.get('format')}; this version reads "
-            f"format {_FORMAT}"
+            f"{os.fspath(path)} is a checkpoint of format {state.get('format')}; this version "
+            f"reads format {_FORMAT}"
         )
     return state
 
@@ -144,7 +144,7 @@ def _save_optimizer(optimizer: Any, path: str) -> None:
 def _load_optimizer(optimizer: Any, path: str) -> None:
     with safetensors.safe_open(path) as file:
         rest = json.loads((file.metadata() or {})["optimizer"])
-        values = {name: file.get_tensor(name) for name in file.keys()} | rest["scalars"]
+        values = {name: file.get_tensor(name) for name in file} | rest["scalars"]
     state: dict[int, dict[str, Any]] = {}
     for key in values:
         _, index, name = key.split(".", 2)

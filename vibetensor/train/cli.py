@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train a model", epilog=_EPILOG, formatter_class=formatter)
+    train = commands.add_parser(
+        "train", help="train a model", epilog=_EPILOG, formatter_class=formatter
+    )
     tasks = train.add_subparsers(title="tasks", required=True, metavar="TASK", dest="task")
     for task, text in (
         ("minigpt", "a small GPT on text (default: the Python standard library's sources)"),
@@ -71,14 +73,16 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--temperature", type=float, default=0.8,
                         help="0 always takes the likeliest token (default: 0.8)")  # fmt: skip
     sample.add_argument("--top-k", type=int, default=40,
-                        help="choose among the K likeliest tokens; 0 for all (default: 40)")  # fmt: skip
+                        help="choose among the K likeliest; 0: all (default: 40)")  # fmt: skip
     sample.add_argument("--seed", type=int, default=1337, help="seed of the choice (default: 1337)")
     sample.set_defaults(run=_sample)
 
     info = commands.add_parser("info", help="show version, build, backends, devices and libraries")
     info.set_defaults(run=_info)
 
-    fetch = commands.add_parser("download", help="fetch and check a data set for vit (needs a network)")
+    fetch = commands.add_parser(
+        "download", help="fetch and check a data set for vit (needs a network)"
+    )
     fetch.add_argument("name", choices=("cifar10", "fashion-mnist", "mnist"))
     fetch.add_argument("folder", metavar="DIR", help="where to put it")
     fetch.set_defaults(run=_download)
@@ -130,7 +134,9 @@ def _train(options: argparse.Namespace) -> int:
         config = default_config(options.task, **given)
         run = config.out or _new_run_folder(options.task)
         if os.path.isdir(run) and any(name.startswith("step_") for name in os.listdir(run)):
-            raise ValueError(f"'{run}' holds a run already; --resume {run}, or choose another --out")
+            raise ValueError(
+                f"'{run}' holds a run already; --resume {run}, or choose another --out"
+            )
         return Trainer(config, run).train()
     checkpoint = find_checkpoint(options.resume)
     saved: dict[str, Any] = dict(read_state(checkpoint)["config"])
@@ -141,7 +147,9 @@ def _train(options: argparse.Namespace) -> int:
         raise ValueError("--out cannot be combined with --resume: a run stays in its folder")
     config = TrainConfig(**{**saved, **given})
     run = os.path.dirname(os.path.abspath(checkpoint))
-    return Trainer(config, os.path.relpath(run) if run.startswith(os.getcwd()) else run, checkpoint).train()
+    return Trainer(
+        config, os.path.relpath(run) if run.startswith(os.getcwd()) else run, checkpoint
+    ).train()
 
 
 def _new_run_folder(task: str) -> str:

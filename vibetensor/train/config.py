@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 
-def option(default: Any, text: str, choices: tuple[str, ...] | None = None, kind: Any = None) -> Any:
+def option(
+    default: Any, text: str, choices: tuple[str, ...] | None = None, kind: Any = None
+) -> Any:
     """A field with its help text; `kind` converts the command line's string."""
     metadata = {"help": text, "choices": choices, "kind": kind or type(default)}
     return dataclasses.field(default=default, metadata=metadata)
@@ -36,7 +38,9 @@ class TrainConfig:
     steps: int = option(2000, "optimizer steps")
     batch: int = option(12, "sequences or images a step")
     lr: float = option(2e-3, "peak learning rate")
-    min_lr: float | None = option(None, "learning rate at the last step (default: lr / 10)", kind=float)
+    min_lr: float | None = option(
+        None, "learning rate at the last step (default: lr / 10)", kind=float
+    )
     warmup: int = option(100, "steps over which the learning rate rises to its peak")
     weight_decay: float = option(0.1, "AdamW's decay of matrices")
     beta1: float = option(0.9, "AdamW's first moment")
@@ -46,19 +50,24 @@ class TrainConfig:
     # Machine
     device: str = option("cpu", "where to train")
     dtype: str = option("fp32", "fp32, or bf16 autocast with fp32 weights", ("fp32", "bf16"))
-    threads: int | None = option(None, "CPU threads (default: VT_NUM_THREADS or all cores)", kind=int)
+    threads: int | None = option(
+        None, "CPU threads (default: VT_NUM_THREADS or all cores)", kind=int
+    )
     seed: int = option(1337, "seed of weights, batches and dropout")
 
     # Run
     out: str | None = option(None, "run folder (default: runs/TASK-DATE-TIME)", kind=str)
     eval_interval: int = option(250, "steps between validations")
     eval_batches: int = option(40, "batches a validation")
-    save_interval: int = option(500, "steps between checkpoints (also one at the end and on Ctrl-C)")
+    save_interval: int = option(
+        500, "steps between checkpoints (also one at the end and on Ctrl-C)"
+    )
     keep: int = option(2, "checkpoints to keep, the newest")
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "width", "block", "patch", "steps", "batch", "length",
-                     "symbols", "eval_interval", "eval_batches", "save_interval", "keep"):  # fmt: skip
+                     "symbols", "eval_interval", "eval_batches", "save_interval",
+                     "keep"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
         if self.threads is not None and self.threads < 1:

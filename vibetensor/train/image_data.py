@@ -30,8 +30,9 @@ _IDX = [("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
 
 HOW = (
     "vit needs a folder of images: --data DIR with CIFAR-10's binary files (data_batch_1.bin …, "
-    "test_batch.bin) or MNIST's or Fashion-MNIST's idx files (train-images-idx3-ubyte[.gz] …). With a "
-    "network, `vibetensor download cifar10 DIR` (or fashion-mnist, mnist) fetches and checks them."
+    "test_batch.bin) or MNIST's or Fashion-MNIST's idx files (train-images-idx3-ubyte[.gz] …). "
+    "With a network, `vibetensor download cifar10 DIR` (or fashion-mnist, mnist) fetches and "
+    "checks them."
 )
 
 
@@ -44,7 +45,11 @@ def load_images(folder: str | None) -> tuple[Images, Images, str]:
     inner = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
     for place in [folder, *filter(os.path.isdir, inner)]:
         if _existing(place, "test_batch.bin"):
-            return _read_cifar(place, _CIFAR_TRAIN), _read_cifar(place, ["test_batch.bin"]), "CIFAR-10"
+            return (
+                _read_cifar(place, _CIFAR_TRAIN),
+                _read_cifar(place, ["test_batch.bin"]),
+                "CIFAR-10",
+            )
         if _existing(place, _IDX[0][0]):
             return _read_idx_pair(place, *_IDX[0]), _read_idx_pair(place, *_IDX[1]), "idx"
     raise FileNotFoundError(f"no images in '{folder}'. {HOW}")
@@ -52,7 +57,12 @@ def load_images(folder: str | None) -> tuple[Images, Images, str]:
 
 def _existing(folder: str, name: str) -> str | None:
     """The path of `name`, raw or gzipped; some copies spell idx names with a dot."""
-    for variant in (name, name + ".gz", name.replace("-idx", ".idx"), name.replace("-idx", ".idx") + ".gz"):
+    for variant in (
+        name,
+        name + ".gz",
+        name.replace("-idx", ".idx"),
+        name.replace("-idx", ".idx") + ".gz",
+    ):
         path = os.path.join(folder, variant)
         if os.path.isfile(path):
             return path
@@ -117,7 +127,9 @@ class ImageBatches:
     """Shuffled passes over images, normalised by the channels' mean and deviation. Batch n depends
     on (seed, n) alone. CIFAR images are mirrored at random in training."""
 
-    def __init__(self, images: Images, batch: int, seed: int, mean: Any, deviation: Any, mirror: bool):
+    def __init__(
+        self, images: Images, batch: int, seed: int, mean: Any, deviation: Any, mirror: bool
+    ):
         self._images = images
         self._batch = min(batch, len(images.labels))
         self._seed = seed
@@ -154,13 +166,14 @@ def channel_statistics(images: Images) -> tuple[list[float], list[float]]:
     return flat.mean(dim=1).tolist(), [max(d, 1e-3) for d in flat.std(dim=1).tolist()]
 
 
+_CIFAR = "https://www.cs.toronto.edu/~kriz/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 # The MD5 sums that the data sets' own pages state: they find damage, not malice, and the readers
 # above check every size again.
 SOURCES = {
     "cifar10": {
-        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
+        _CIFAR + "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
     },
     "fashion-mnist": {
         _FASHION + "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -204,7 +217,9 @@ def download(name: str, folder: str) -> None:
             with tarfile.open(target) as archive:
                 for member in archive:  # plain files only, by base name: nothing lands elsewhere
                     if member.isfile() and (source := archive.extractfile(member)):
-                        with open(os.path.join(folder, os.path.basename(member.name)), "wb") as file:
+                        with open(
+                            os.path.join(folder, os.path.basename(member.name)), "wb"
+                        ) as file:
                             shutil.copyfileobj(source, file)
             os.unlink(target)
     print(f"done: vibetensor train vit --data {folder}")

@@ -19,11 +19,9 @@ def info_lines() -> list[str]:
         "Python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "CPU": f"{_cpu_name()}, {os.cpu_count()} cores",
+        "CPU kernels": _C._cpu_capability(),
         "threads": str(torch.get_num_threads()),
     }
-    capability = getattr(getattr(torch.backends, "cpu", None), "get_cpu_capability", None)
-    if capability:
-        facts["CPU kernels"] = str(capability())
     facts["CUDA"] = "available" if torch.cuda.is_available() else "not available"
     for name in ("numpy", "safetensors", "tensorboardX", "tensorboard"):
         facts[name] = _version(name)

@@ -8,8 +8,8 @@ from typing import Any
 
 
 class Metrics:
-    """Appends to RUN/metrics.jsonl. On resuming at `first_step`, records beyond it are dropped: they
-    belong to steps that are about to be taken again."""
+    """Appends to RUN/metrics.jsonl. On resuming at `first_step`, records beyond it are dropped:
+    they belong to steps that are about to be taken again."""
 
     def __init__(self, run: str, first_step: int = 0):
         self.path = os.path.join(run, "metrics.jsonl")

@@ -10,7 +10,13 @@ from vibetensor.examples import reverse
 from vibetensor.examples.minigpt import GPT, GPTConfig
 from vibetensor.examples.vit import ViT, ViTConfig
 from vibetensor.train.config import TrainConfig
-from vibetensor.train.image_data import Images, ImageBatches, channel_statistics, load_images, normalised
+from vibetensor.train.image_data import (
+    ImageBatches,
+    Images,
+    channel_statistics,
+    load_images,
+    normalised,
+)
 from vibetensor.train.text_data import (
     TextBatches,
     Vocabulary,
@@ -124,7 +130,9 @@ def sample_text(
     generator = torch.Generator(device=device)
     generator.manual_seed(seed)
     model.eval()
-    return vocabulary.decode(model.generate(tokens, count, temperature, top_k, generator)[0].tolist())
+    return vocabulary.decode(
+        model.generate(tokens, count, temperature, top_k, generator)[0].tolist()
+    )
 
 
 class Reverse(Task):
@@ -168,12 +176,14 @@ class VisionTransformer(Task):
         self._train_images, self._test_images, self._format = load_images(config.data)
         mean, deviation = channel_statistics(self._train_images)
         self.assets = {
-            "shape": list(self._train_images.pixels.shape[1:]), "mean": mean, "deviation": deviation
+            "shape": list(self._train_images.pixels.shape[1:]),
+            "mean": mean,
+            "deviation": deviation,
         }
-        self._statistics = [torch.tensor(values).view(-1, 1, 1) for values in (mean, deviation)]
+        self._mean, self._deviation = (torch.tensor(v).view(-1, 1, 1) for v in (mean, deviation))
         mirror = self._format == "CIFAR-10"
         self._train = ImageBatches(
-            self._train_images, config.batch, config.seed, *self._statistics, mirror
+            self._train_images, config.batch, config.seed, self._mean, self._deviation, mirror
         )
 
     def describe(self) -> list[str]:
@@ -188,9 +198,7 @@ class VisionTransformer(Task):
         if height != width:
             raise ValueError(f"vit needs square images, got {height}×{width}")
         c = self.config
-        return ViT(
-            ViTConfig(height, channels, 10, c.patch, c.layers, c.heads, c.width, c.dropout)
-        )
+        return ViT(ViTConfig(height, channels, 10, c.patch, c.layers, c.heads, c.width, c.dropout))
 
     def batch(self, number: int) -> tuple[Any, Any]:
         return self._train(number)
@@ -208,7 +216,7 @@ class VisionTransformer(Task):
         loss, right = 0.0, 0
         for begin in range(0, count, batch):
             chosen = slice(begin, min(begin + batch, count))
-            x = normalised(images.pixels[chosen], *self._statistics).to(device)
+            x = normalised(images.pixels[chosen], self._mean, self._deviation).to(device)
             y = images.labels[chosen].to(device)
             logits = model(x)
             loss += F.cross_entropy(logits, y, reduction="sum").item()

@@ -73,7 +73,9 @@ def read_text(data: str | None) -> tuple[bytes, bytes, str]:
         cut = len(train) * 9 // 10
         train, held_out = train[:cut], train[cut:]
     if len(held_out) < 2:
-        raise ValueError(f"{source}: {len(train) + len(held_out)} bytes of text are too few to train on")
+        raise ValueError(
+            f"{source}: {len(train) + len(held_out)} bytes of text are too few to train on"
+        )
     return train, held_out, source
 
 
@@ -144,8 +146,8 @@ class TextBatches:
     def __init__(self, tokens: Any, block: int, batch: int, seed: int):
         if len(tokens) <= block:
             raise ValueError(
-                f"a text of {len(tokens)} tokens is too short for --block {block}; give more text or "
-                "a smaller block"
+                f"a text of {len(tokens)} tokens is too short for --block {block}; give more text "
+                "or a smaller block"
             )
         self._tokens = tokens
         self._block = block

@@ -72,7 +72,9 @@ class Trainer:
             state = load_checkpoint(checkpoint, self.model, self.optimizer)
             self.step = self.saved_step = state["step"]
             if state["cursor"] != {"next_batch": self.step}:
-                raise ValueError(f"{checkpoint}: the data cursor {state['cursor']} is not understood")
+                raise ValueError(
+                    f"{checkpoint}: the data cursor {state['cursor']} is not understood"
+                )
 
     def train(self) -> int:
         """Runs to `config.steps` or until stopped. Returns the exit status: 0 when complete, 1 when
@@ -106,10 +108,16 @@ class Trainer:
         saved = self.saved_step == self.step or self._save()
         if stopped is not None and self.step < config.steps:
             since = "" if saved else " (from the last checkpoint that could be saved)"
-            self.progress.line(f"stopped after step {self.step} of {config.steps}; to go on{since}:")
-            self.progress.line(f"    vibetensor train {config.task} --resume {shlex.quote(self.run)}")
+            self.progress.line(
+                f"stopped after step {self.step} of {config.steps}; to go on{since}:"
+            )
+            self.progress.line(
+                f"    vibetensor train {config.task} --resume {shlex.quote(self.run)}"
+            )
             return 128 + stopped
-        self.progress.line(f"trained {config.steps} steps in {duration(time.monotonic() - started)}")
+        self.progress.line(
+            f"trained {config.steps} steps in {duration(time.monotonic() - started)}"
+        )
         self._show()
         return 0 if saved else 1
 
@@ -180,7 +188,9 @@ class Trainer:
                 keep=self.config.keep,
             )
         except OSError as error:
-            self.progress.line(f"could not save a checkpoint: {error}; the last good one is untouched")
+            self.progress.line(
+                f"could not save a checkpoint: {error}; the last good one is untouched"
+            )
             return False
         finally:
             self.progress.resume_clock()

@@ -76,7 +76,9 @@ def loss_curve(
     ]
     for value in nice_ticks(y_low, y_high):
         _, y = place(x_low, value)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
     for value in nice_ticks(x_low, x_high):
         x, _ = place(value, y_low)
