@@ -31,7 +31,7 @@ inline constexpr double kRoundDouble = 0x1.8p52;
 
 /// 2^n for -126 <= n <= 127.
 [[gnu::always_inline]] inline float power_of_two(int32_t n) {
-  return from_bits(static_cast<uint32_t>(n + 127) << 23);
+  return from_bits((static_cast<uint32_t>(n) + 127) << 23);
 }
 
 /// y * 2^n for -150 <= n <= 128, rounded once also where the result is subnormal.
@@ -41,7 +41,7 @@ inline constexpr double kRoundDouble = 0x1.8p52;
 }
 
 struct ExpParts {
-  float y;    // e^x = y * 2^n
+  float y;  // e^x (or 2^x) = y * 2^n
   int32_t n;
 };
 [[gnu::always_inline]] inline ExpParts exp_parts(float x) {
@@ -61,6 +61,23 @@ struct ExpParts {
 /// e^x for |x| <= 87: no overflow, no subnormal.
 [[gnu::always_inline]] inline float exp_in_range(float x) {
   const ExpParts e = exp_parts(x);
+  return e.y * power_of_two(e.n);
+}
+
+[[gnu::always_inline]] inline ExpParts exp2_parts(float x) {
+  const float shifted = x + kRound;
+  const float r = x - (shifted - kRound);
+  float q = 0.00015633574f;
+  q = q * r + 0.0013392613f;
+  q = q * r + 0.009617405f;
+  q = q * r + 0.055503562f;
+  q = q * r + 0.24022657f;
+  q = q * r + 0.6931472f;
+  return {1.0f + r * q, static_cast<int32_t>(bits(shifted) - bits(kRound))};
+}
+/// 2^x for |x| <= 126.
+[[gnu::always_inline]] inline float exp2_in_range(float x) {
+  const ExpParts e = exp2_parts(x);
   return e.y * power_of_two(e.n);
 }
 
@@ -174,15 +191,8 @@ template <class T>
 [[gnu::always_inline]] inline float vexp2(float x) {
   x = x > 128.0f ? 128.0f : x;
   x = x < -150.0f ? -150.0f : x;
-  const float shifted = x + vec::kRound;
-  const float r = x - (shifted - vec::kRound);
-  float q = 0.00015633574f;
-  q = q * r + 0.0013392613f;
-  q = q * r + 0.009617405f;
-  q = q * r + 0.055503562f;
-  q = q * r + 0.24022657f;
-  q = q * r + 0.6931472f;
-  return vec::scale(1.0f + r * q, static_cast<int32_t>(vec::bits(shifted) - vec::bits(vec::kRound)));
+  const vec::ExpParts e = vec::exp2_parts(x);
+  return vec::scale(e.y, e.n);
 }
 
 [[gnu::always_inline]] inline float vexpm1(float x) {
