@@ -45,7 +45,7 @@ std::string shape_text(std::span<const int64_t> shape) {
   std::string out = "[";
   for (std::size_t i = 0; i < shape.size(); ++i) {
     if (i == 8) return out + ", …]";  // an absurd rank would make an absurd message
-    out += (i ? ", " : "") + std::to_string(shape[i]);
+    out.append(i ? ", " : "").append(std::to_string(shape[i]));
   }
   return out + "]";
 }
@@ -312,7 +312,7 @@ std::string write_header(std::vector<TensorBytes>& tensors,
     json += json_quote(tensor.name) + ":{\"dtype\":\"" + std::string(dtype_code(tensor.dtype)) +
             "\",\"shape\":[";
     for (std::size_t i = 0; i < tensor.shape.size(); ++i)
-      json += (i ? "," : "") + std::to_string(tensor.shape[i]);
+      json.append(i ? "," : "").append(std::to_string(tensor.shape[i]));
     json += "],\"data_offsets\":[" + number(offset) + "," + number(offset + size) + "]}";
     offset += size;
   }
