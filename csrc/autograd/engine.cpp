@@ -15,8 +15,8 @@ thread_local int backward_depth = 0;
 /// Gradients gathered for a node until all its users have reported.
 struct Pending {
   TensorVec grads;
-  int missing = 0;       // users that have not run yet
-  bool needed = true;    // on a path to a wanted input (always true without `inputs`)
+  int missing = 0;     // users that have not run yet
+  bool needed = true;  // on a path to a wanted input (always true without `inputs`)
 };
 
 struct Later {
@@ -33,16 +33,17 @@ Tensor fit(Tensor grad, const Node& node, uint32_t nr) {
     grad = ops::sum_to_size(grad, meta.sizes);
   }
   if (grad.dtype() != meta.dtype) grad = ops::_to_dtype(grad, meta.dtype);
-  check(grad.device() == meta.device, "Function ", node.name(), " returned a gradient on device ", grad.device(),
-        " but expected ", meta.device);
+  check(grad.device() == meta.device, "Function ", node.name(), " returned a gradient on device ",
+        grad.device(), " but expected ", meta.device);
   return grad;
 }
 
 void accumulate(Tensor& into, Tensor grad) {
   if (!into.defined()) {
     into = std::move(grad);
-  } else if (!thread_state.grad_enabled && into.ref()->use_count() == 1 && into.storage()->use_count() == 1 &&
-             into.is_contiguous() && into.dtype() == grad.dtype()) {
+  } else if (!thread_state.grad_enabled && into.ref()->use_count() == 1 &&
+             into.storage()->use_count() == 1 && into.is_contiguous() &&
+             into.dtype() == grad.dtype()) {
     ops::add_(into, grad, Scalar(1));
   } else {
     into = ops::add(into, grad, Scalar(1));
@@ -72,7 +73,8 @@ class GraphTask {
     }
     for (const Edge& root : roots) {
       Pending& pending = pending_[root.fn.get()];
-      if (pending.missing == 0 && !pending.grads.empty() && queued_.insert({root.fn.get(), true}).second) {
+      if (pending.missing == 0 && !pending.grads.empty() &&
+          queued_.insert({root.fn.get(), true}).second) {
         ready_.push(root.fn.get());
       }
     }
@@ -121,7 +123,8 @@ class GraphTask {
         stack.pop_back();
         if (!limited_) continue;
         bool needed = pending_[node].needed;
-        for (const Edge& edge : node->edges) needed = needed || (edge.valid() && pending_[edge.fn.get()].needed);
+        for (const Edge& edge : node->edges)
+          needed = needed || (edge.valid() && pending_[edge.fn.get()].needed);
         pending_[node].needed = needed;
       }
     }
@@ -165,14 +168,16 @@ class GraphTask {
     for (const auto& [nr, impl] : node.extras->retain_grad) {
       if (!grads[nr].defined()) continue;
       Tensor& grad = impl->autograd->grad;
-      grad = grad.defined() ? ops::add(grad, grads[nr], Scalar(1))
-                            : options_.create_graph ? grads[nr] : ops::clone(grads[nr], std::nullopt);
+      grad = grad.defined()          ? ops::add(grad, grads[nr], Scalar(1))
+             : options_.create_graph ? grads[nr]
+                                     : ops::clone(grads[nr], std::nullopt);
     }
   }
 
   TensorVec call(Node& node, TensorVec grads) {
     const bool anomaly = thread_state.anomaly_enabled;
-    const TensorVec outputs_for_hooks = node.extras && !node.extras->post_hooks.empty() ? grads : TensorVec();
+    const TensorVec outputs_for_hooks =
+        node.extras && !node.extras->post_hooks.empty() ? grads : TensorVec();
     TensorVec result;
     try {
       result = node.apply(std::move(grads));
@@ -185,7 +190,8 @@ class GraphTask {
       for (const auto& hook : node.extras->post_hooks) hook->call(result, &outputs_for_hooks);
     }
     check(result.size() >= node.edges.size() || result.empty(), "Function ", node.name(),
-          " returned an incorrect number of gradients (expected ", node.edges.size(), ", got ", result.size(), ")");
+          " returned an incorrect number of gradients (expected ", node.edges.size(), ", got ",
+          result.size(), ")");
     result.resize(node.edges.size());
     if (anomaly && thread_state.anomaly_check_nan) check_nan(node, result);
     return result;
@@ -193,14 +199,15 @@ class GraphTask {
 
   static std::string forward_note(const Node& node) {
     if (!node.extras || node.extras->forward_trace.empty()) return {};
-    return str("\nError detected in ", node.name(), ". Traceback of forward call that caused the error:\n",
-               node.extras->forward_trace);
+    return str("\nError detected in ", node.name(),
+               ". Traceback of forward call that caused the error:\n", node.extras->forward_trace);
   }
   static void check_nan(const Node& node, const TensorVec& grads) {
     for (size_t i = 0; i < grads.size(); ++i) {
       if (!grads[i].defined() || !is_floating(grads[i].dtype())) continue;
       if (ops::any(ops::isnan(grads[i])).item().to_bool()) {
-        fail("Function '", node.name(), "' returned nan values in its ", i, "th output.", forward_note(node));
+        fail("Function '", node.name(), "' returned nan values in its ", i, "th output.",
+             forward_note(node));
       }
     }
   }
@@ -239,7 +246,8 @@ std::vector<Edge> root_edges(TensorSpan roots) {
   std::vector<Edge> edges;
   for (const Tensor& root : roots) {
     Edge edge = gradient_edge(root);
-    check(edge.valid(), "element ", edges.size(), " of tensors does not require grad and does not have a grad_fn");
+    check(edge.valid(), "element ", edges.size(),
+          " of tensors does not require grad and does not have a grad_fn");
     edges.push_back(std::move(edge));
   }
   return edges;
@@ -251,14 +259,15 @@ std::vector<Tensor> root_gradients(TensorSpan roots, TensorSpan gradients) {
     const Tensor& root = roots[i];
     if (i < gradients.size() && gradients[i].defined()) {
       const Tensor& grad = gradients[i];
-      check(equal(grad.sizes(), root.sizes()), "Mismatch in shape: grad_output[", i, "] has a shape of ",
-            grad.sizes(), " and output[", i, "] has a shape of ", root.sizes(), ".");
+      check(equal(grad.sizes(), root.sizes()), "Mismatch in shape: grad_output[", i,
+            "] has a shape of ", grad.sizes(), " and output[", i, "] has a shape of ", root.sizes(),
+            ".");
       out.push_back(grad);
       continue;
     }
     check(root.numel() == 1, "grad can be implicitly created only for scalar outputs");
-    check(is_floating(root.dtype()), "grad can be implicitly created only for real scalar outputs but got ",
-          root.dtype());
+    check(is_floating(root.dtype()),
+          "grad can be implicitly created only for real scalar outputs but got ", root.dtype());
     out.push_back(ops::ones_like(root, std::nullopt, std::nullopt, std::nullopt));
   }
   return out;
@@ -268,7 +277,8 @@ std::vector<Tensor> root_gradients(TensorSpan roots, TensorSpan gradients) {
 
 bool in_backward() { return backward_depth > 0; }
 
-void backward(TensorSpan roots, TensorSpan gradients, TensorSpan inputs, const BackwardOptions& options) {
+void backward(TensorSpan roots, TensorSpan gradients, TensorSpan inputs,
+              const BackwardOptions& options) {
   const std::vector<Edge> edges = root_edges(roots);
   const std::vector<Tensor> grads = root_gradients(roots, gradients);
   const DepthGuard depth;

@@ -12,7 +12,8 @@ struct BackwardOptions {
 };
 
 /// torch.autograd.backward: accumulates into the leaves (only those in `inputs` if any are given).
-void backward(TensorSpan roots, TensorSpan gradients, TensorSpan inputs, const BackwardOptions& options);
+void backward(TensorSpan roots, TensorSpan gradients, TensorSpan inputs,
+              const BackwardOptions& options);
 /// torch.autograd.grad: gradients of `roots` with respect to `inputs`; leaves are not touched.
 std::vector<Tensor> grad(TensorSpan roots, TensorSpan gradients, TensorSpan inputs,
                          const BackwardOptions& options);

@@ -67,16 +67,19 @@ void set_history(TensorSpan outputs, const Ref<Node>& node) {
 
 void check_inplace(const Tensor& self, bool records, std::string_view op) {
   const TensorImpl* impl = self.impl();
-  check(impl->storage->writable(), op, ": the tensor views read-only memory (a read-only NumPy array or "
+  check(impl->storage->writable(), op,
+        ": the tensor views read-only memory (a read-only NumPy array or "
         "DLPack buffer); clone() it before changing it in place");
   if (impl->inference && !thread_state.inference_mode) [[unlikely]] {
-    check(!thread_state.grad_enabled || !records, "Inplace update to inference tensor outside InferenceMode "
-          "is not allowed. You can make a clone to get a normal tensor before doing inplace update.");
+    check(
+        !thread_state.grad_enabled || !records,
+        "Inplace update to inference tensor outside InferenceMode "
+        "is not allowed. You can make a clone to get a normal tensor before doing inplace update.");
   }
   if (!thread_state.grad_enabled) return;
   if (impl->requires_grad && (!impl->autograd || !impl->autograd->grad_fn)) {
-    fail("a leaf Variable that requires grad is being used in an in-place operation. (", op, " on ", self,
-         "; wrap the update in torch.no_grad(), or work on a clone)");
+    fail("a leaf Variable that requires grad is being used in an in-place operation. (", op, " on ",
+         self, "; wrap the update in torch.no_grad(), or work on a clone)");
   }
   const AutogradMeta* meta = impl->autograd.get();
   if (!meta || !meta->base.defined()) return;
@@ -84,17 +87,22 @@ void check_inplace(const Tensor& self, bool records, std::string_view op) {
   const bool matters = records || requires_grad(base);
   if (!matters) return;
   if (base.impl()->requires_grad && (!base.impl()->autograd || !base.impl()->autograd->grad_fn)) {
-    fail("a view of a leaf Variable that requires grad is being used in an in-place operation. (", op,
-         " on ", self, ")");
+    fail("a view of a leaf Variable that requires grad is being used in an in-place operation. (",
+         op, " on ", self, ")");
   }
   if (meta->created == AutogradMeta::Created::NoGrad) {
-    fail("A view was created in no_grad mode and is being modified inplace with grad mode enabled (", op,
-         " on ", self, "). Clone it, or make the view outside no_grad.");
+    fail(
+        "A view was created in no_grad mode and is being modified inplace with grad mode enabled (",
+        op, " on ", self, "). Clone it, or make the view outside no_grad.");
   }
   if (meta->created == AutogradMeta::Created::MultiView) {
-    fail("Output 0 of UnbindBackward0 is a view and is being modified inplace. This view is the output of a "
-         "function that returns multiple views. Such functions do not allow the output views to be modified "
-         "inplace. You should replace the inplace operation by an out-of-place one. (", op, ")");
+    fail(
+        "Output 0 of UnbindBackward0 is a view and is being modified inplace. This view is the "
+        "output of a "
+        "function that returns multiple views. Such functions do not allow the output views to be "
+        "modified "
+        "inplace. You should replace the inplace operation by an out-of-place one. (",
+        op, ")");
   }
 }
 
@@ -118,7 +126,7 @@ void rebase_history(const Tensor& self, const Ref<Node>& node) {
   base_meta.grad_fn = slices;
   base_meta.output_nr = slices->add_input(base);
   base_meta.view_version = base.version();
-  meta.view_version = self.version() - 1;   // stale: regenerated from the base when asked for
+  meta.view_version = self.version() - 1;  // stale: regenerated from the base when asked for
   grad_fn(self);
 }
 
@@ -128,15 +136,16 @@ void set_view(const Tensor& view, const Tensor& base, AutogradMeta::Created crea
   const AutogradMeta* base_meta = base.impl()->autograd.get();
   const bool of_view = base_meta && base_meta->base.defined();
   meta.base = of_view ? base_meta->base : base;
-  meta.created = of_view && base_meta->created != AutogradMeta::Created::Normal ? base_meta->created : created;
+  meta.created =
+      of_view && base_meta->created != AutogradMeta::Created::Normal ? base_meta->created : created;
   if (!thread_state.grad_enabled && created == AutogradMeta::Created::Normal) {
     meta.created = AutogradMeta::Created::NoGrad;
   }
   meta.view_version = view.version();
 }
 
-TensorVec composite_vjp(FunctionRef<TensorVec(TensorSpan)> composite, TensorSpan inputs, TensorSpan grads,
-                        std::span<const bool> wanted) {
+TensorVec composite_vjp(FunctionRef<TensorVec(TensorSpan)> composite, TensorSpan inputs,
+                        TensorSpan grads, std::span<const bool> wanted) {
   const GradMode enable(true);
   // Differentiate with respect to fresh aliases, so that only this composite is walked; the result
   // still depends on `inputs` and `grads` through their own histories.
@@ -155,7 +164,8 @@ TensorVec composite_vjp(FunctionRef<TensorVec(TensorSpan)> composite, TensorSpan
   TensorVec result(inputs.size());
   if (roots.empty() || targets.empty()) return result;
   const std::vector<Tensor> found =
-      grad(roots, root_grads, targets, {.retain_graph = true, .create_graph = true, .allow_unused = true});
+      grad(roots, root_grads, targets,
+           {.retain_graph = true, .create_graph = true, .allow_unused = true});
   for (size_t i = 0, k = 0; i < inputs.size(); ++i) {
     if (wanted[i]) result[i] = found[k++];
   }

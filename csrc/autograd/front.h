@@ -22,7 +22,8 @@ inline bool any_requires_grad(const Tensor& t) {
   if (!t.defined()) return false;
   const TensorImpl* impl = t.impl();
   if (impl->requires_grad) return true;
-  return impl->autograd && (impl->autograd->grad_fn || (impl->autograd->base.defined() && requires_grad_slow(t)));
+  return impl->autograd &&
+         (impl->autograd->grad_fn || (impl->autograd->base.defined() && requires_grad_slow(t)));
 }
 inline bool any_requires_grad(TensorSpan tensors) {
   for (const Tensor& t : tensors) {
@@ -59,7 +60,8 @@ void set_view(const Tensor& view, const Tensor& base,
               AutogradMeta::Created created = AutogradMeta::Created::Normal);
 /// Outputs made under inference_mode are marked.
 inline void mark_inference(const Tensor& t) {
-  if (thread_state.inference_mode) [[unlikely]] t.impl()->inference = true;
+  if (thread_state.inference_mode) [[unlikely]]
+    t.impl()->inference = true;
 }
 
 /// Called when anomaly mode wants the line that built a node; set by the Python layer.
@@ -68,7 +70,8 @@ void note_forward(Node& node);
 template <class T, class... A>
 Ref<T> make_node(A&&... args) {
   Ref<T> node = make_ref<T>(std::forward<A>(args)...);
-  if (thread_state.anomaly_enabled) [[unlikely]] note_forward(*node);
+  if (thread_state.anomaly_enabled) [[unlikely]]
+    note_forward(*node);
   return node;
 }
 

@@ -22,11 +22,15 @@ thread_local std::vector<Node*>* delete_queue = nullptr;
 
 }  // namespace
 
-Node::Node(uint64_t sequence) : sequence(sequence) { live_nodes.fetch_add(1, std::memory_order_relaxed); }
+Node::Node(uint64_t sequence) : sequence(sequence) {
+  live_nodes.fetch_add(1, std::memory_order_relaxed);
+}
 Node::Node() : Node(next_sequence.fetch_add(1, std::memory_order_relaxed)) {}
 Node::~Node() { live_nodes.fetch_sub(1, std::memory_order_relaxed); }
 void* Node::operator new(size_t size) { return block_cache_allocate(size); }
-void Node::operator delete(void* pointer, size_t size) noexcept { block_cache_release(pointer, size); }
+void Node::operator delete(void* pointer, size_t size) noexcept {
+  block_cache_release(pointer, size);
+}
 int64_t Node::live_count() { return live_nodes.load(std::memory_order_relaxed); }
 
 void Node::destroy() {
@@ -92,7 +96,8 @@ TensorVec AccumulateGrad::apply(TensorVec grads) {
     } else if (thread_state.grad_enabled) {
       meta.grad = ops::clone(grad, std::nullopt);
     } else {
-      Tensor kept = empty_like(variable.is_non_overlapping_and_dense() ? variable : grad, grad.dtype());
+      Tensor kept =
+          empty_like(variable.is_non_overlapping_and_dense() ? variable : grad, grad.dtype());
       ops::copy_(kept, grad, false);
       meta.grad = std::move(kept);
     }
@@ -107,7 +112,8 @@ TensorVec AccumulateGrad::apply(TensorVec grads) {
 
 AutogradMeta::~AutogradMeta() {
   if (!retains_grad || !grad_fn || !grad_fn->extras) return;
-  std::erase_if(grad_fn->extras->retain_grad, [this](const auto& entry) { return entry.second == owner; });
+  std::erase_if(grad_fn->extras->retain_grad,
+                [this](const auto& entry) { return entry.second == owner; });
 }
 
 }  // namespace vt::autograd

@@ -42,12 +42,12 @@ class NodeHook : public RefCounted {
 
 /// Rarely used parts of a node, allocated when first needed.
 struct NodeExtras {
-  std::vector<std::pair<uint32_t, Ref<TensorHook>>> tensor_hooks;   // before apply, by input
-  std::vector<std::pair<uint32_t, TensorImpl*>> retain_grad;        // weak: cleared by the tensor's end
+  std::vector<std::pair<uint32_t, Ref<TensorHook>>> tensor_hooks;  // before apply, by input
+  std::vector<std::pair<uint32_t, TensorImpl*>> retain_grad;  // weak: cleared by the tensor's end
   std::vector<Ref<NodeHook>> pre_hooks;
   std::vector<Ref<NodeHook>> post_hooks;
-  std::string forward_trace;                                        // anomaly mode
-  void* python_object = nullptr;                                    // weak: wrapper while one lives
+  std::string forward_trace;      // anomaly mode
+  void* python_object = nullptr;  // weak: wrapper while one lives
 };
 
 class Node : public RefCounted {
@@ -67,7 +67,7 @@ class Node : public RefCounted {
   SmallVector<Edge, 3> edges;
   SmallVector<InputMeta, 1> inputs;
   std::unique_ptr<NodeExtras> extras;
-  uint64_t sequence;        // later calls have larger numbers and run first
+  uint64_t sequence;  // later calls have larger numbers and run first
 
   NodeExtras& ensure_extras() {
     if (!extras) extras = std::make_unique<NodeExtras>();
@@ -107,17 +107,17 @@ struct AutogradMeta {
   ~AutogradMeta();
   Ref<Node> grad_fn;
   uint32_t output_nr = 0;
-  Node* accumulator = nullptr;                  // weak; guarded by accumulator_mutex()
+  Node* accumulator = nullptr;  // weak; guarded by accumulator_mutex()
   Tensor grad;
-  std::vector<Ref<TensorHook>> hooks;           // leaf hooks
+  std::vector<Ref<TensorHook>> hooks;  // leaf hooks
   std::vector<Ref<PostAccumulateHook>> post_accumulate_hooks;
-  TensorImpl* owner = nullptr;                  // set with retains_grad
+  TensorImpl* owner = nullptr;  // set with retains_grad
   bool retains_grad = false;
   // Views: the tensor whose history this one belongs to.
   enum class Created : uint8_t { Normal, NoGrad, MultiView, Inference };
-  Tensor base;                                  // defined for views; itself never a view
+  Tensor base;  // defined for views; itself never a view
   Created created = Created::Normal;
-  uint32_t view_version = 0;                    // version at which grad_fn was made
+  uint32_t view_version = 0;  // version at which grad_fn was made
 };
 
 }  // namespace vt::autograd

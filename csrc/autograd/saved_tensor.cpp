@@ -26,11 +26,15 @@ void SavedTensor::save(const Tensor& tensor, bool is_output) {
 
 Tensor SavedTensor::unpack(const Node* owner) const {
   if (released_) [[unlikely]] {
-    fail("Trying to backward through the graph a second time (or directly access saved tensors after "
-         "they have already been freed). Saved intermediate values of the graph are freed when you call "
-         ".backward() or autograd.grad(). Specify retain_graph=True if you need to backward through the "
-         "graph a second time or if you need to access saved tensors after calling backward. (",
-         owner ? owner->name() : std::string("saved tensor"), ")");
+    fail(
+        "Trying to backward through the graph a second time (or directly access saved tensors "
+        "after "
+        "they have already been freed). Saved intermediate values of the graph are freed when you "
+        "call "
+        ".backward() or autograd.grad(). Specify retain_graph=True if you need to backward through "
+        "the "
+        "graph a second time or if you need to access saved tensors after calling backward. (",
+        owner ? owner->name() : std::string("saved tensor"), ")");
   }
   if (hooks_) [[unlikely]] {
     Tensor result = hooks_->unpack(packed_);
@@ -43,12 +47,15 @@ Tensor SavedTensor::unpack(const Node* owner) const {
   }
   if (!tensor_.defined()) return {};
   if (tensor_.version() != version_) [[unlikely]] {
-    fail("one of the variables needed for gradient computation has been modified by an inplace operation: [",
-         tensor_.device().is_cpu() ? "vibetensor.FloatTensor " : "vibetensor.cuda.FloatTensor ",
-         tensor_.sizes(), "] of dtype ", tensor_.dtype(), ", saved for ",
-         owner ? owner->name() : std::string("backward"), ", is at version ", tensor_.version(),
-         "; expected version ", version_, " instead. Hint: enable anomaly detection to find the operation "
-         "that failed to compute its gradient, with torch.autograd.set_detect_anomaly(True).");
+    fail(
+        "one of the variables needed for gradient computation has been modified by an inplace "
+        "operation: [",
+        tensor_.device().is_cpu() ? "vibetensor.FloatTensor " : "vibetensor.cuda.FloatTensor ",
+        tensor_.sizes(), "] of dtype ", tensor_.dtype(), ", saved for ",
+        owner ? owner->name() : std::string("backward"), ", is at version ", tensor_.version(),
+        "; expected version ", version_,
+        " instead. Hint: enable anomaly detection to find the operation "
+        "that failed to compute its gradient, with torch.autograd.set_detect_anomaly(True).");
   }
   if (!is_output_ || !owner || !is_floating(tensor_.dtype())) return tensor_;
   Tensor out = alias(tensor_);

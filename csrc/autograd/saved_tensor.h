@@ -11,7 +11,7 @@ class SavedTensorHooks : public RefCounted {
   /// An opaque object in place of the tensor, and the way back.
   virtual Ref<RefCounted> pack(const Tensor& tensor) = 0;
   virtual Tensor unpack(const Ref<RefCounted>& packed) = 0;
-  SavedTensorHooks* outer = nullptr;   // the enclosing pair while this one is active
+  SavedTensorHooks* outer = nullptr;  // the enclosing pair while this one is active
 };
 
 class SavedTensor {

@@ -29,16 +29,20 @@ bool overlapping(IntSpan sizes, IntSpan strides) {
 
 }  // namespace
 
-Tensor as_strided_backward(const Tensor& grad, IntSpan base_sizes, IntSpan base_strides, int64_t base_offset,
-                           IntSpan view_sizes, IntSpan view_strides, int64_t view_offset) {
+Tensor as_strided_backward(const Tensor& grad, IntSpan base_sizes, IntSpan base_strides,
+                           int64_t base_offset, IntSpan view_sizes, IntSpan view_strides,
+                           int64_t view_offset) {
   const int64_t low = std::min(base_offset, view_offset);
   const int64_t extent = std::max(base_offset + span_elements(base_sizes, base_strides),
-                                  view_offset + span_elements(view_sizes, view_strides)) - low;
+                                  view_offset + span_elements(view_sizes, view_strides)) -
+                         low;
   const Dims flat{extent};
   Tensor storage = ops::zeros(flat, grad.dtype(), grad.device());
   if (overlapping(view_sizes, view_strides)) {
-    const Tensor positions = ops::arange(Scalar(int64_t{0}), Scalar(extent), Scalar(1), DType::Int64, grad.device());
-    const Tensor index = ops::reshape(ops::as_strided(positions, view_sizes, view_strides, view_offset - low), Dims{-1});
+    const Tensor positions =
+        ops::arange(Scalar(int64_t{0}), Scalar(extent), Scalar(1), DType::Int64, grad.device());
+    const Tensor index = ops::reshape(
+        ops::as_strided(positions, view_sizes, view_strides, view_offset - low), Dims{-1});
     storage = ops::index_add(storage, 0, index, ops::reshape(grad, Dims{-1}), Scalar(1));
   } else {
     storage = ops::as_strided_scatter(storage, grad, view_sizes, view_strides, view_offset - low);
@@ -47,18 +51,25 @@ Tensor as_strided_backward(const Tensor& grad, IntSpan base_sizes, IntSpan base_
 }
 
 AsStridedViewBackward::AsStridedViewBackward(const Tensor& base, const Tensor& view)
-    : base_sizes_(base.sizes()), base_strides_(base.strides()), view_sizes_(view.sizes()),
-      view_strides_(view.strides()), base_offset_(base.storage_offset()), view_offset_(view.storage_offset()) {}
+    : base_sizes_(base.sizes()),
+      base_strides_(base.strides()),
+      view_sizes_(view.sizes()),
+      view_strides_(view.strides()),
+      base_offset_(base.storage_offset()),
+      view_offset_(view.storage_offset()) {}
 
 TensorVec AsStridedViewBackward::apply(TensorVec grads) {
   if (!grads[0].defined()) return TensorVec(1);
-  return {as_strided_backward(grads[0], base_sizes_, base_strides_, base_offset_, view_sizes_, view_strides_,
-                              view_offset_)};
+  return {as_strided_backward(grads[0], base_sizes_, base_strides_, base_offset_, view_sizes_,
+                              view_strides_, view_offset_)};
 }
 
 CopySlices::CopySlices(const Tensor& base, const Tensor& view, Ref<Node> fn)
-    : base_sizes_(base.sizes()), base_strides_(contiguous_strides(base.sizes())), view_sizes_(view.sizes()),
-      view_strides_(view.strides()), view_offset_(view.storage_offset() - base.storage_offset()),
+    : base_sizes_(base.sizes()),
+      base_strides_(contiguous_strides(base.sizes())),
+      view_sizes_(view.sizes()),
+      view_strides_(view.strides()),
+      view_offset_(view.storage_offset() - base.storage_offset()),
       fn_(std::move(fn)) {
   if (base.is_non_overlapping_and_dense()) base_strides_ = Dims(base.strides());
   // Edge 0 goes to the base's old history; the others are fn's own (its edge 0 was the view).
@@ -72,12 +83,14 @@ TensorVec CopySlices::apply(TensorVec grads) {
   const Tensor& grad = grads[0];
   Tensor base_grad = empty_strided(base_sizes_, base_strides_, grad.dtype(), grad.device());
   base_grad = ops::copy(base_grad, grad, false);
-  const Tensor slice = ops::contiguous(ops::as_strided(base_grad, view_sizes_, view_strides_, view_offset_), std::nullopt);
+  const Tensor slice = ops::contiguous(
+      ops::as_strided(base_grad, view_sizes_, view_strides_, view_offset_), std::nullopt);
   TensorVec inner = fn_->apply({ops::clone(slice, std::nullopt)});
   for (size_t i = 1; i < inner.size() && i < result.size(); ++i) result[i] = std::move(inner[i]);
   if (!wants(0)) return result;
-  Tensor written = inner.empty() || !inner[0].defined() ? ops::zeros(view_sizes_, grad.dtype(), grad.device())
-                                                        : inner[0];
+  Tensor written = inner.empty() || !inner[0].defined()
+                       ? ops::zeros(view_sizes_, grad.dtype(), grad.device())
+                       : inner[0];
   result[0] = ops::as_strided_scatter(base_grad, written, view_sizes_, view_strides_, view_offset_);
   return result;
 }

@@ -35,7 +35,8 @@ class CopySlices final : public Node {
 Tensor identity_view(const Tensor& t);
 
 /// Differentiable: the gradient of a base from the gradient of an as_strided view of it.
-Tensor as_strided_backward(const Tensor& grad, IntSpan base_sizes, IntSpan base_strides, int64_t base_offset,
-                           IntSpan view_sizes, IntSpan view_strides, int64_t view_offset);
+Tensor as_strided_backward(const Tensor& grad, IntSpan base_sizes, IntSpan base_strides,
+                           int64_t base_offset, IntSpan view_sizes, IntSpan view_strides,
+                           int64_t view_offset);
 
 }  // namespace vt::autograd

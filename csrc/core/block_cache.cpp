@@ -7,8 +7,8 @@ namespace vt {
 namespace {
 
 constexpr size_t kGranule = 64;
-constexpr size_t kClasses = 9;       // sizes up to 512 bytes
-constexpr int kMaxPerClass = 256;    // bounds what an idle thread holds on to
+constexpr size_t kClasses = 9;     // sizes up to 512 bytes
+constexpr int kMaxPerClass = 256;  // bounds what an idle thread holds on to
 
 struct Block {
   Block* next;

@@ -63,7 +63,8 @@ double quota_v1(const std::string& folder) {
 /// The tightest quota of this process's cgroup and the groups above it; 0 when there is none.
 double cgroup_quota() {
   double tightest = 0;
-  const auto visit = [&](std::string path, const std::string& root, double (*read)(const std::string&)) {
+  const auto visit = [&](std::string path, const std::string& root,
+                         double (*read)(const std::string&)) {
     for (;;) {
       const double cpus = read(root + path);
       if (cpus > 0) tightest = tightest > 0 ? std::min(tightest, cpus) : cpus;

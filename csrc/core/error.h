@@ -14,7 +14,16 @@
 namespace vt {
 
 enum class ErrorKind : uint8_t {
-  Runtime, Value, Index, Type, NotImplemented, OutOfMemory, Memory, Overflow, ZeroDivision, Attribute,
+  Runtime,
+  Value,
+  Index,
+  Type,
+  NotImplemented,
+  OutOfMemory,
+  Memory,
+  Overflow,
+  ZeroDivision,
+  Attribute,
 };
 
 class Error : public std::exception {

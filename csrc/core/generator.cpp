@@ -25,11 +25,14 @@ PhiloxArgs GeneratorImpl::reserve(uint64_t counters) {
 
 const Generator& default_generator(Device device) {
   static const Generator cpu = make_ref<GeneratorImpl>(Device{});
-  static const Generator cuda[] = {
-      make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 0}), make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 1}),
-      make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 2}), make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 3}),
-      make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 4}), make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 5}),
-      make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 6}), make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 7})};
+  static const Generator cuda[] = {make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 0}),
+                                   make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 1}),
+                                   make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 2}),
+                                   make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 3}),
+                                   make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 4}),
+                                   make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 5}),
+                                   make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 6}),
+                                   make_ref<GeneratorImpl>(Device{DeviceType::CUDA, 7})};
   return device.is_cpu() ? cpu : cuda[device.index < 0 ? 0 : device.index % 8];
 }
 

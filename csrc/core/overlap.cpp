@@ -31,17 +31,21 @@ Overlap memory_overlap(const Tensor& a, const Tensor& b) {
 
 void check_no_internal_overlap(const Tensor& out) {
   if (has_internal_overlap(out)) [[unlikely]] {
-    fail("unsupported operation: more than one element of the written-to tensor refers to a single "
-         "memory location (shape ", out.sizes(), ", strides ", out.strides(),
-         "). Please clone() the tensor before performing the operation.");
+    fail(
+        "unsupported operation: more than one element of the written-to tensor refers to a single "
+        "memory location (shape ",
+        out.sizes(), ", strides ", out.strides(),
+        "). Please clone() the tensor before performing the operation.");
   }
 }
 
 void check_no_partial_overlap(const Tensor& out, const Tensor& in) {
   if (memory_overlap(out, in) == Overlap::Partial) [[unlikely]] {
-    fail("unsupported operation: some elements of the input tensor and the written-to tensor refer "
-         "to a single memory location (shapes ", in.sizes(), " and ", out.sizes(),
-         "). Please clone() the tensor before performing the operation.");
+    fail(
+        "unsupported operation: some elements of the input tensor and the written-to tensor refer "
+        "to a single memory location (shapes ",
+        in.sizes(), " and ", out.sizes(),
+        "). Please clone() the tensor before performing the operation.");
   }
 }
 
@@ -49,7 +53,8 @@ void check_no_overlap(const Tensor& out, const Tensor& in) {
   const Overlap overlap = memory_overlap(out, in);
   if (overlap == Overlap::Partial || overlap == Overlap::Full) [[unlikely]] {
     fail("unsupported operation: the input tensor and the written-to tensor share memory (shapes ",
-         in.sizes(), " and ", out.sizes(), "). Please clone() the tensor before performing the operation.");
+         in.sizes(), " and ", out.sizes(),
+         "). Please clone() the tensor before performing the operation.");
   }
 }
 

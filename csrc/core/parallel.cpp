@@ -150,7 +150,8 @@ void Pool::leave() {
 /// Wakes the slots below `slot` in the tree of wake-ups: one thread alone would take longer to
 /// wake a hundred sleepers than the work lasts.
 void Pool::poke_from(int slot, int slots) {
-  for (int child = slot * kWakeFanOut + 1; child <= (slot + 1) * kWakeFanOut && child < slots; ++child) {
+  for (int child = slot * kWakeFanOut + 1; child <= (slot + 1) * kWakeFanOut && child < slots;
+       ++child) {
     Worker& worker = *worker_of_slot_[child].load(std::memory_order_acquire);
     worker.pokes.fetch_add(1, std::memory_order_release);
     worker.pokes.notify_one();
@@ -287,8 +288,8 @@ Pool& get_pool() {
   std::lock_guard lock(pool_creation);
   if (Pool* existing = pool.load(std::memory_order_acquire)) return *existing;
   static Shutdown shutdown;
-  static const int handlers = pthread_atfork([] { pool_creation.lock(); },
-                                             [] { pool_creation.unlock(); }, forget_pool);
+  static const int handlers =
+      pthread_atfork([] { pool_creation.lock(); }, [] { pool_creation.unlock(); }, forget_pool);
   static_cast<void>(handlers);
   Pool* made = new Pool(available_cores());
   pool.store(made, std::memory_order_release);
@@ -308,8 +309,8 @@ int num_threads() {
 }
 
 void set_num_threads(int n) {
-  check_value(n >= 1 && n <= kMaxThreads, "set_num_threads expects an integer from 1 to ", kMaxThreads,
-              ", got ", n);
+  check_value(n >= 1 && n <= kMaxThreads, "set_num_threads expects an integer from 1 to ",
+              kMaxThreads, ", got ", n);
   thread_count.store(n, std::memory_order_relaxed);
 }
 

@@ -14,11 +14,11 @@ class Scalar {
   enum class Kind : uint8_t { Bool, Int, Float };
 
   Scalar() : Scalar(int64_t{0}) {}
-  Scalar(bool value) : kind_(Kind::Bool), int_(value) {}                        // NOLINT
-  Scalar(int value) : kind_(Kind::Int), int_(value) {}                          // NOLINT
-  Scalar(int64_t value) : kind_(Kind::Int), int_(value) {}                      // NOLINT
-  Scalar(double value) : kind_(Kind::Float), float_(value) {}                   // NOLINT
-  Scalar(float value) : kind_(Kind::Float), float_(value) {}                    // NOLINT
+  Scalar(bool value) : kind_(Kind::Bool), int_(value) {}       // NOLINT
+  Scalar(int value) : kind_(Kind::Int), int_(value) {}         // NOLINT
+  Scalar(int64_t value) : kind_(Kind::Int), int_(value) {}     // NOLINT
+  Scalar(double value) : kind_(Kind::Float), float_(value) {}  // NOLINT
+  Scalar(float value) : kind_(Kind::Float), float_(value) {}   // NOLINT
 
   Kind kind() const { return kind_; }
   bool is_bool() const { return kind_ == Kind::Bool; }
@@ -30,9 +30,12 @@ class Scalar {
   /// The value as element type T (16-bit floats are computed as float, so T is float for them).
   template <class T>
   T to() const {
-    if constexpr (std::is_same_v<T, bool>) return to_bool();
-    else if constexpr (std::is_floating_point_v<T>) return static_cast<T>(to_double());
-    else return static_cast<T>(to_int());
+    if constexpr (std::is_same_v<T, bool>)
+      return to_bool();
+    else if constexpr (std::is_floating_point_v<T>)
+      return static_cast<T>(to_double());
+    else
+      return static_cast<T>(to_int());
   }
   /// The dtype a 0-d tensor made from it has, given the default floating dtype.
   DType dtype(DType default_float = DType::Float32) const {
@@ -51,9 +54,12 @@ class Scalar {
 };
 
 inline void append(std::string& out, const Scalar& value) {
-  if (value.is_bool()) append(out, value.to_bool());
-  else if (value.is_int()) append(out, value.to_int());
-  else append(out, value.to_double());
+  if (value.is_bool())
+    append(out, value.to_bool());
+  else if (value.is_int())
+    append(out, value.to_int());
+  else
+    append(out, value.to_double());
 }
 
 }  // namespace vt

@@ -23,7 +23,9 @@ class SmallVector {
   SmallVector(std::span<const T> values) { append(values.begin(), values.end()); }  // NOLINT
   template <class It>
     requires(!std::is_integral_v<It>)
-  SmallVector(It first, It last) { append(first, last); }
+  SmallVector(It first, It last) {
+    append(first, last);
+  }
   SmallVector(const SmallVector& other) { append(other.begin(), other.end()); }
   SmallVector(SmallVector&& other) noexcept { take(std::move(other)); }
   SmallVector& operator=(const SmallVector& other) {

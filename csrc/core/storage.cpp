@@ -28,7 +28,8 @@ Storage::Storage(Allocation allocation, Device device) : allocation_(allocation)
 
 Storage::~Storage() {
   live_storages.fetch_sub(1, std::memory_order_relaxed);
-  if (allocation_.release) allocation_.release(allocation_.context, allocation_.data, allocation_.nbytes);
+  if (allocation_.release)
+    allocation_.release(allocation_.context, allocation_.data, allocation_.nbytes);
 }
 
 void Storage::replace(Allocation allocation) {

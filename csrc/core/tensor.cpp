@@ -22,7 +22,10 @@ void TensorImpl::operator delete(void* pointer) noexcept {
   block_cache_release(pointer, sizeof(TensorImpl));
 }
 TensorImpl::TensorImpl(Ref<Storage> storage, DType dtype, Device device)
-    : storage(std::move(storage)), version(&this->storage->version()), dtype(dtype), device(device) {}
+    : storage(std::move(storage)),
+      version(&this->storage->version()),
+      dtype(dtype),
+      device(device) {}
 TensorImpl::~TensorImpl() = default;
 int64_t TensorImpl::live_count() { return live_tensors.load(std::memory_order_relaxed); }
 
@@ -129,7 +132,8 @@ int64_t span_elements(IntSpan sizes, IntSpan strides) {
     int64_t step = 0;
     const bool overflow = __builtin_mul_overflow(sizes[i] - 1, strides[i], &step) ||
                           __builtin_add_overflow(last, step, &last);
-    check(!overflow, "Storage size calculation overflowed with sizes=", sizes, " and strides=", strides);
+    check(!overflow, "Storage size calculation overflowed with sizes=", sizes,
+          " and strides=", strides);
   }
   return last + 1;
 }
@@ -144,7 +148,8 @@ size_t byte_count(int64_t elements, DType dtype, IntSpan sizes) {
 }
 
 void check_rank(IntSpan sizes) {
-  check(sizes.size() <= kMaxDims, "a tensor has at most ", kMaxDims, " dimensions, got ", sizes.size());
+  check(sizes.size() <= kMaxDims, "a tensor has at most ", kMaxDims, " dimensions, got ",
+        sizes.size());
 }
 
 }  // namespace
@@ -152,7 +157,8 @@ void check_rank(IntSpan sizes) {
 Tensor empty(IntSpan sizes, DType dtype, Device device) {
   check_rank(sizes);
   const int64_t numel = checked_numel(sizes);
-  auto impl = make_ref<TensorImpl>(allocate_storage(byte_count(numel, dtype, sizes), device), dtype, device);
+  auto impl = make_ref<TensorImpl>(allocate_storage(byte_count(numel, dtype, sizes), device), dtype,
+                                   device);
   impl->set_contiguous(sizes, numel);
   return Tensor(std::move(impl));
 }
@@ -167,13 +173,16 @@ Tensor empty(IntSpan sizes, DType dtype, Device device, MemoryFormat format) {
 
 Tensor empty_strided(IntSpan sizes, IntSpan strides, DType dtype, Device device) {
   check_rank(sizes);
-  check(sizes.size() == strides.size(), "mismatch in length of strides and shape: ", sizes, " and ", strides);
+  check(sizes.size() == strides.size(), "mismatch in length of strides and shape: ", sizes, " and ",
+        strides);
   checked_numel(sizes);
   for (const int64_t stride : strides) {
-    check(stride >= 0, "as_strided: Negative strides are not supported at the moment, got strides: ", strides);
+    check(stride >= 0,
+          "as_strided: Negative strides are not supported at the moment, got strides: ", strides);
   }
   const int64_t elements = span_elements(sizes, strides);
-  auto impl = make_ref<TensorImpl>(allocate_storage(byte_count(elements, dtype, sizes), device), dtype, device);
+  auto impl = make_ref<TensorImpl>(allocate_storage(byte_count(elements, dtype, sizes), device),
+                                   dtype, device);
   impl->set_geometry(sizes, strides, 0);
   return Tensor(std::move(impl));
 }
@@ -221,9 +230,12 @@ Tensor wrapped_scalar(const Scalar& value) {
   // Numbers travel as float64/int64/bool so that no precision is lost before the op rounds once.
   const DType dtype = value.dtype(DType::Float64);
   Tensor result = empty({}, dtype);
-  if (value.is_bool()) *result.data_as<bool>() = value.to_bool();
-  else if (value.is_int()) *result.data_as<int64_t>() = value.to_int();
-  else *result.data_as<double>() = value.to_double();
+  if (value.is_bool())
+    *result.data_as<bool>() = value.to_bool();
+  else if (value.is_int())
+    *result.data_as<int64_t>() = value.to_int();
+  else
+    *result.data_as<double>() = value.to_double();
   result.impl()->wrapped_number = true;
   return result;
 }
@@ -237,16 +249,26 @@ void set_default_dtype(DType dtype) {
 
 Scalar load_scalar(const void* data, DType dtype) {
   switch (dtype) {
-    case DType::Bool: return *static_cast<const bool*>(data);
-    case DType::UInt8: return int64_t{*static_cast<const uint8_t*>(data)};
-    case DType::Int8: return int64_t{*static_cast<const int8_t*>(data)};
-    case DType::Int16: return int64_t{*static_cast<const int16_t*>(data)};
-    case DType::Int32: return int64_t{*static_cast<const int32_t*>(data)};
-    case DType::Int64: return *static_cast<const int64_t*>(data);
-    case DType::Float16: return to_float(*static_cast<const Half*>(data));
-    case DType::BFloat16: return to_float(*static_cast<const BFloat16*>(data));
-    case DType::Float32: return *static_cast<const float*>(data);
-    case DType::Float64: return *static_cast<const double*>(data);
+    case DType::Bool:
+      return *static_cast<const bool*>(data);
+    case DType::UInt8:
+      return int64_t{*static_cast<const uint8_t*>(data)};
+    case DType::Int8:
+      return int64_t{*static_cast<const int8_t*>(data)};
+    case DType::Int16:
+      return int64_t{*static_cast<const int16_t*>(data)};
+    case DType::Int32:
+      return int64_t{*static_cast<const int32_t*>(data)};
+    case DType::Int64:
+      return *static_cast<const int64_t*>(data);
+    case DType::Float16:
+      return to_float(*static_cast<const Half*>(data));
+    case DType::BFloat16:
+      return to_float(*static_cast<const BFloat16*>(data));
+    case DType::Float32:
+      return *static_cast<const float*>(data);
+    case DType::Float64:
+      return *static_cast<const double*>(data);
   }
   __builtin_unreachable();
 }

@@ -32,19 +32,19 @@ struct TensorImpl final : RefCounted {
 
   Ref<Storage> storage;
   Dims sizes;
-  Dims strides;                            // in elements; may be zero (expanded), never negative
-  int64_t offset = 0;                      // in elements, from the start of the storage
+  Dims strides;        // in elements; may be zero (expanded), never negative
+  int64_t offset = 0;  // in elements, from the start of the storage
   int64_t numel = 0;
-  std::atomic<uint32_t>* version;          // the storage's, or own_version's
-  Ref<VersionCounter> own_version;         // set where `.data` cut the tensor off from its base
+  std::atomic<uint32_t>* version;   // the storage's, or own_version's
+  Ref<VersionCounter> own_version;  // set where `.data` cut the tensor off from its base
   std::unique_ptr<autograd::AutogradMeta> autograd;  // null until a gradient is asked for
-  void* python_object = nullptr;           // weak: the Python wrapper, while one lives
+  void* python_object = nullptr;                     // weak: the Python wrapper, while one lives
   DType dtype;
   Device device;
-  bool contiguous = true;                  // row-major with no gaps; kept true by set_geometry
-  bool wrapped_number = false;             // made from a Python number: weak in type promotion
-  bool inference = false;                  // made under inference_mode: autograd never sees it
-  bool requires_grad = false;              // leaf flag; a non-leaf requires grad by its grad_fn
+  bool contiguous = true;       // row-major with no gaps; kept true by set_geometry
+  bool wrapped_number = false;  // made from a Python number: weak in type promotion
+  bool inference = false;       // made under inference_mode: autograd never sees it
+  bool requires_grad = false;   // leaf flag; a non-leaf requires grad by its grad_fn
 
   /// Sets sizes and strides and derives numel and `contiguous`.
   void set_geometry(IntSpan new_sizes, IntSpan new_strides, int64_t new_offset);
@@ -87,7 +87,9 @@ class Tensor {
     return static_cast<char*>(impl_->storage->data()) + impl_->offset * item_size(impl_->dtype);
   }
   template <class T>
-  T* data_as() const { return static_cast<T*>(data()); }
+  T* data_as() const {
+    return static_cast<T*>(data());
+  }
 
   uint32_t version() const { return impl_->version->load(std::memory_order_relaxed); }
   void bump_version() const { impl_->version->fetch_add(1, std::memory_order_relaxed); }

@@ -97,7 +97,8 @@ void TensorIterator::check_devices(std::span<const Tensor* const> inputs,
   device_ = inputs.empty() ? outputs[0]->device() : inputs[0]->device();
   for (const Tensor* t : inputs) same &= t->device() == device_;
   for (const Tensor* t : outputs) same &= !t->defined() || t->device() == device_;
-  if (same) [[likely]] return;
+  if (same) [[likely]]
+    return;
   SmallVector<const Tensor*, kMaxOperands> all;
   for (const Tensor* t : outputs) {
     if (t->defined()) all.push_back(t);
@@ -117,7 +118,8 @@ void TensorIterator::compute_dtypes(std::span<Tensor* const> outputs,
     for (size_t i = 0; i < inputs.size(); ++i) {
       operands_[outputs.size() + i].compute_dtype = inputs[i]->dtype();
     }
-    output_dtype_ = config.output_dtype.value_or(inputs.empty() ? DType::Float32 : inputs[0]->dtype());
+    output_dtype_ =
+        config.output_dtype.value_or(inputs.empty() ? DType::Float32 : inputs[0]->dtype());
     return;
   }
   DType common = inputs[0]->dtype();
@@ -203,7 +205,8 @@ void TensorIterator::build(std::span<Tensor* const> outputs, std::span<const Ten
   const int ndim = static_cast<int>(shape.size());
   for (const Tensor* out : outputs) {
     check(!out->defined() || equal(out->sizes(), shape), config.op, ": output with shape ",
-          out->defined() ? out->sizes() : IntSpan(shape), " doesn't match the broadcast shape ", shape);
+          out->defined() ? out->sizes() : IntSpan(shape), " doesn't match the broadcast shape ",
+          shape);
   }
   ndim_ = ndim;
   numel_ = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
@@ -219,7 +222,8 @@ void TensorIterator::build(std::span<Tensor* const> outputs, std::span<const Ten
       strides_[operand][d] = fixed ? 0 : t.strides()[dim] * t.itemsize();
     }
   };
-  for (size_t i = 0; i < inputs.size(); ++i) fill_strides(first_input + static_cast<int>(i), *inputs[i]);
+  for (size_t i = 0; i < inputs.size(); ++i)
+    fill_strides(first_input + static_cast<int>(i), *inputs[i]);
 
   // Order dimensions by the inputs' strides (and those of given outputs), then let outputs that
   // must be allocated follow that order: the result keeps the layout of what it came from.
@@ -285,7 +289,8 @@ void TensorIterator::unary(Tensor& out, const Tensor& a, const IterConfig& confi
   const Tensor* ins[] = {&a};
   build(outs, ins, config);
 }
-void TensorIterator::binary(Tensor& out, const Tensor& a, const Tensor& b, const IterConfig& config) {
+void TensorIterator::binary(Tensor& out, const Tensor& a, const Tensor& b,
+                            const IterConfig& config) {
   Tensor* outs[] = {&out};
   const Tensor* ins[] = {&a, &b};
   build(outs, ins, config);
@@ -400,7 +405,8 @@ void TensorIterator::for_each(Loop loop, int64_t grain) const {
     serial_for_each(loop, 0, numel_);
     return;
   }
-  parallel_for(0, numel_, grain, [&](int64_t begin, int64_t end) { serial_for_each(loop, begin, end); });
+  parallel_for(0, numel_, grain,
+               [&](int64_t begin, int64_t end) { serial_for_each(loop, begin, end); });
 }
 
 }  // namespace vt

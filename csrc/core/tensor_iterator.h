@@ -18,9 +18,9 @@ inline constexpr int kMaxOperands = 8;
 
 /// How the dtype in which a pointwise op computes follows from its inputs.
 enum class Promote : uint8_t {
-  None,        // operands keep their own dtypes
-  Common,      // the promoted type of the inputs
-  Float,       // as Common, but integers become the default float dtype (sin, mean, true division)
+  None,    // operands keep their own dtypes
+  Common,  // the promoted type of the inputs
+  Float,   // as Common, but integers become the default float dtype (sin, mean, true division)
 };
 
 struct IterConfig {
@@ -38,10 +38,10 @@ class TensorIterator {
  public:
   struct Operand {
     char* data;
-    DType dtype;           // as stored
-    DType compute_dtype;   // as the kernel sees it; differs where a cast on the fly is needed
+    DType dtype;          // as stored
+    DType compute_dtype;  // as the kernel sees it; differs where a cast on the fly is needed
     bool is_output;
-    int64_t* strides;      // bytes, per iterator dimension, fastest dimension first
+    int64_t* strides;  // bytes, per iterator dimension, fastest dimension first
   };
 
   TensorIterator() = default;
@@ -53,7 +53,8 @@ class TensorIterator {
              const IterConfig& config);
   void unary(Tensor& out, const Tensor& a, const IterConfig& config);
   void binary(Tensor& out, const Tensor& a, const Tensor& b, const IterConfig& config);
-  void ternary(Tensor& out, const Tensor& a, const Tensor& b, const Tensor& c, const IterConfig& config);
+  void ternary(Tensor& out, const Tensor& a, const Tensor& b, const Tensor& c,
+               const IterConfig& config);
   /// No output is allocated or resized: `out` must have the broadcast shape.
   /// Reduction: out has input's rank with extent 1 in the reduced dims (keepdim form) and is
   /// walked with stride 0 there. Input elements are seen as `compute`.

@@ -24,7 +24,8 @@ Dims infer_shape(IntSpan size, int64_t numel) {
       return shape;
     }
   }
-  check(!overflow && unknown < 0 && known == numel, "shape '", size, "' is invalid for input of size ", numel);
+  check(!overflow && unknown < 0 && known == numel, "shape '", size,
+        "' is invalid for input of size ", numel);
   return shape;
 }
 
@@ -56,7 +57,9 @@ std::optional<Dims> view_strides(IntSpan sizes, IntSpan strides, IntSpan shape) 
   }
   for (; d >= 0; --d) {
     if (shape[d] != 1) return std::nullopt;
-    out[d] = sizes.empty() ? 1 : out.size() > static_cast<size_t>(d) + 1 ? out[d + 1] * shape[d + 1] : 1;
+    out[d] = sizes.empty()                             ? 1
+             : out.size() > static_cast<size_t>(d) + 1 ? out[d + 1] * shape[d + 1]
+                                                       : 1;
   }
   return out;
 }

@@ -7,7 +7,8 @@
 
 namespace vt {
 
-/// Replaces a -1 in `size` by what makes the product `numel`. Throws torch's "shape '[…]' is invalid".
+/// Replaces a -1 in `size` by what makes the product `numel`. Throws torch's "shape '[…]' is
+/// invalid".
 Dims infer_shape(IntSpan size, int64_t numel);
 /// Strides that show `sizes`/`strides` as `shape` without moving anything, if there are any.
 std::optional<Dims> view_strides(IntSpan sizes, IntSpan strides, IntSpan shape);

@@ -14,11 +14,11 @@ namespace vt::cpu {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr size_t kTiny = 512;                      // from the thread's own free list, no lock
+constexpr size_t kTiny = 512;  // from the thread's own free list, no lock
 constexpr size_t kSmallest = size_t{1} << 10;
-constexpr int kStepsPerDoubling = 4;               // at most 25% of a block is slack
+constexpr int kStepsPerDoubling = 4;  // at most 25% of a block is slack
 constexpr int kClasses = 4 * 54;
-constexpr size_t kCacheLimit = size_t{4} << 30;    // bytes kept for reuse before blocks go back
+constexpr size_t kCacheLimit = size_t{4} << 30;  // bytes kept for reuse before blocks go back
 
 std::atomic<int64_t> allocated{0};
 std::atomic<int64_t> peak{0};
@@ -40,7 +40,8 @@ SizeClass size_class(size_t nbytes) {
   const int log2 = 63 - __builtin_clzll(nbytes - 1);
   const size_t step = (size_t{1} << log2) / kStepsPerDoubling;
   const size_t steps = (nbytes - (size_t{1} << log2) + step - 1) / step;
-  return {(log2 - 10) * kStepsPerDoubling + static_cast<int>(steps), (size_t{1} << log2) + steps * step};
+  return {(log2 - 10) * kStepsPerDoubling + static_cast<int>(steps),
+          (size_t{1} << log2) + steps * step};
 }
 
 class BlockPool {
@@ -123,7 +124,8 @@ class CpuAllocator final : public Allocator {
     if (nbytes == 0) return {};
     if (nbytes + kAlignment <= kTiny) {
       void* raw = block_cache_allocate(nbytes + kAlignment);
-      const auto address = (reinterpret_cast<uintptr_t>(raw) + kAlignment - 1) & ~uintptr_t{kAlignment - 1};
+      const auto address =
+          (reinterpret_cast<uintptr_t>(raw) + kAlignment - 1) & ~uintptr_t{kAlignment - 1};
       count_allocated(static_cast<int64_t>(nbytes));
       return {reinterpret_cast<void*>(address), nbytes, raw, release_tiny};
     }

@@ -7,9 +7,9 @@
 namespace vt::cpu {
 
 struct AllocatorStats {
-  int64_t allocated = 0;    // bytes in live allocations
-  int64_t cached = 0;       // bytes kept for reuse
-  int64_t peak = 0;         // highest `allocated` since the last reset
+  int64_t allocated = 0;  // bytes in live allocations
+  int64_t cached = 0;     // bytes kept for reuse
+  int64_t peak = 0;       // highest `allocated` since the last reset
 };
 
 AllocatorStats allocator_stats();

@@ -24,7 +24,8 @@ int best_level() {
 /// The folder of this library: kernel libraries lie beside it.
 std::string own_folder() {
   Dl_info info{};
-  check(dladdr(reinterpret_cast<void*>(&best_level), &info) != 0 && info.dli_fname, "cannot locate libvt_core.so");
+  check(dladdr(reinterpret_cast<void*>(&best_level), &info) != 0 && info.dli_fname,
+        "cannot locate libvt_core.so");
   const std::string path = info.dli_fname;
   const size_t slash = path.rfind('/');
   return slash == std::string::npos ? "." : path.substr(0, slash);

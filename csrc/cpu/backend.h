@@ -5,8 +5,8 @@
 
 namespace vt::cpu {
 
-/// Loads the best kernels once; later calls do nothing. `VT_CPU_ISA=base|v3|v4` overrides the choice
-/// (downwards only). Throws if no kernel library can be loaded.
+/// Loads the best kernels once; later calls do nothing. `VT_CPU_ISA=base|v3|v4` overrides the
+/// choice (downwards only). Throws if no kernel library can be loaded.
 void load_backend();
 /// "base", "v3" or "v4".
 std::string backend_isa();

@@ -9,7 +9,7 @@ namespace vt::autocast {
 namespace {
 
 struct CachedCast {
-  Tensor source;   // keeps the key alive
+  Tensor source;  // keeps the key alive
   Tensor cast;
 };
 thread_local std::unordered_map<TensorImpl*, CachedCast> cache;
@@ -21,11 +21,12 @@ bool eligible(const Tensor& t) {
 
 Tensor cast(const Tensor& t, DType to) {
   if (!eligible(t) || t.dtype() == to) return t;
-  const bool cacheable = use_cache && t.impl()->requires_grad && t.dtype() == DType::Float32 &&
-                         is_reduced_float(to) && !(t.impl()->autograd && t.impl()->autograd->grad_fn) &&
-                         thread_state.grad_enabled;
+  const bool cacheable =
+      use_cache && t.impl()->requires_grad && t.dtype() == DType::Float32 && is_reduced_float(to) &&
+      !(t.impl()->autograd && t.impl()->autograd->grad_fn) && thread_state.grad_enabled;
   if (!cacheable) return ops::_to_dtype(t, to);
-  if (const auto found = cache.find(t.impl()); found != cache.end() && found->second.cast.dtype() == to) {
+  if (const auto found = cache.find(t.impl());
+      found != cache.end() && found->second.cast.dtype() == to) {
     return found->second.cast;
   }
   Tensor result = ops::_to_dtype(t, to);
@@ -41,14 +42,16 @@ std::vector<Tensor> each(TensorSpan tensors, F&& f) {
 }
 
 void widen(DType& dtype, const Tensor& t) {
-  if (eligible(t) && !t.impl()->wrapped_number && t.dtype() == DType::Float32) dtype = DType::Float32;
+  if (eligible(t) && !t.impl()->wrapped_number && t.dtype() == DType::Float32)
+    dtype = DType::Float32;
 }
 
 }  // namespace
 
 bool enabled(DeviceType type) { return (thread_state.front & bit(type)) != 0; }
 void set_enabled(DeviceType type, bool on) {
-  thread_state.front = static_cast<uint8_t>(on ? thread_state.front | bit(type) : thread_state.front & ~bit(type));
+  thread_state.front =
+      static_cast<uint8_t>(on ? thread_state.front | bit(type) : thread_state.front & ~bit(type));
 }
 DType dtype(DeviceType type) {
   return static_cast<DType>(thread_state.autocast_dtype[static_cast<int>(type)]);

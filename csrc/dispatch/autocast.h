@@ -10,7 +10,9 @@
 
 namespace vt::autocast {
 
-inline uint8_t bit(DeviceType type) { return type == DeviceType::CPU ? kAutocastCpu : kAutocastCuda; }
+inline uint8_t bit(DeviceType type) {
+  return type == DeviceType::CPU ? kAutocastCpu : kAutocastCuda;
+}
 bool enabled(DeviceType type);
 void set_enabled(DeviceType type, bool enabled);
 DType dtype(DeviceType type);
@@ -25,8 +27,9 @@ bool active_for(TensorSpan inputs);
 /// Switches autocast off for the op's own body.
 class Off : Scoped<uint8_t> {
  public:
-  Off() : Scoped(thread_state.front,
-                 static_cast<uint8_t>(thread_state.front & ~(kAutocastCpu | kAutocastCuda))) {}
+  Off()
+      : Scoped(thread_state.front,
+               static_cast<uint8_t>(thread_state.front & ~(kAutocastCpu | kAutocastCuda))) {}
 };
 
 Tensor lower_input(const Tensor& t);

@@ -20,10 +20,10 @@ Ref<Layer>* overrides() {
 
 struct ModeStack {
   std::vector<Ref<Layer>> layers;
-  size_t depth = 0;      // modes above this index are off: a call of theirs is in progress
+  size_t depth = 0;  // modes above this index are off: a call of theirs is in progress
 };
 thread_local ModeStack modes;
-thread_local std::vector<OpId> running;   // overrides whose body is running on this thread
+thread_local std::vector<OpId> running;  // overrides whose body is running on this thread
 
 void refresh_front_bit() {
   thread_state.front = static_cast<uint8_t>(modes.depth > 0 ? thread_state.front | kModes
@@ -69,8 +69,14 @@ bool call_layer(OpId id, std::span<const Value> args, Value& result) {
   if (modes.depth > 0) {
     const Ref<Layer> layer = modes.layers[modes.depth - 1];
     struct Lower {
-      Lower() { --modes.depth; refresh_front_bit(); }
-      ~Lower() { ++modes.depth; refresh_front_bit(); }
+      Lower() {
+        --modes.depth;
+        refresh_front_bit();
+      }
+      ~Lower() {
+        ++modes.depth;
+        refresh_front_bit();
+      }
     } const lower;
     result = layer->call(id, args);
     return true;

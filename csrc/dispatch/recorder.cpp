@@ -8,7 +8,8 @@ void Recorder::on_op(const OpCall& call, FunctionRef<void()> execute) {
     const Scoped<Consumer*> off(thread_state.consumer, nullptr);
     execute();
   }
-  calls_.push_back({call.id, {call.args.begin(), call.args.end()}, {call.outputs.begin(), call.outputs.end()}});
+  calls_.push_back(
+      {call.id, {call.args.begin(), call.args.end()}, {call.outputs.begin(), call.outputs.end()}});
 }
 
 void Recorder::start() {

@@ -17,18 +17,18 @@ class SavedTensorHooks;
 enum FrontBit : uint8_t {
   kAutocastCpu = 1,
   kAutocastCuda = 2,
-  kModes = 4,       // a wrapper layer is active on this thread
+  kModes = 4,  // a wrapper layer is active on this thread
 };
 
 struct ThreadState {
   bool grad_enabled = true;
   bool inference_mode = false;
   uint8_t front = 0;
-  uint8_t autocast_dtype[2] = {7, 6};   // DType per device type: CPU bfloat16, CUDA float16
+  uint8_t autocast_dtype[2] = {7, 6};  // DType per device type: CPU bfloat16, CUDA float16
   bool anomaly_enabled = false;
   bool anomaly_check_nan = true;
-  Consumer* consumer = nullptr;         // capture or a recorder; null: kernels run at once
-  autograd::SavedTensorHooks* saved_hooks = nullptr;   // innermost saved_tensors_hooks
+  Consumer* consumer = nullptr;  // capture or a recorder; null: kernels run at once
+  autograd::SavedTensorHooks* saved_hooks = nullptr;  // innermost saved_tensors_hooks
 };
 
 #if defined(__GNUC__)

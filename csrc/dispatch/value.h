@@ -11,9 +11,10 @@
 
 namespace vt {
 
-using Value = std::variant<std::monostate, bool, int64_t, double, Scalar, Tensor, std::vector<Tensor>,
-                           std::vector<int64_t>, std::vector<double>, std::vector<Scalar>, std::string,
-                           DType, Device, MemoryFormat, Generator, PhiloxArgs>;
+using Value =
+    std::variant<std::monostate, bool, int64_t, double, Scalar, Tensor, std::vector<Tensor>,
+                 std::vector<int64_t>, std::vector<double>, std::vector<Scalar>, std::string, DType,
+                 Device, MemoryFormat, Generator, PhiloxArgs>;
 
 // box: from the C++ form that an op's schema type has.
 inline Value box(const Tensor& v) { return v.defined() ? Value(v) : Value(); }

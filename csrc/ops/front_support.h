@@ -17,11 +17,11 @@ enum class DTypeClass : uint8_t { numeric, float_, integral, bits, float_or_int 
 
 /// Throws torch's `"op" not implemented for 'Bool'` unless `dtype` is of the class.
 inline void check_compute_dtype(DType dtype, DTypeClass allowed, std::string_view op) {
-  const bool ok = allowed == DTypeClass::numeric      ? dtype != DType::Bool
-                  : allowed == DTypeClass::float_     ? is_floating(dtype)
-                  : allowed == DTypeClass::integral   ? is_integral(dtype)
-                  : allowed == DTypeClass::bits       ? !is_floating(dtype)
-                                                      : dtype != DType::Bool;
+  const bool ok = allowed == DTypeClass::numeric    ? dtype != DType::Bool
+                  : allowed == DTypeClass::float_   ? is_floating(dtype)
+                  : allowed == DTypeClass::integral ? is_integral(dtype)
+                  : allowed == DTypeClass::bits     ? !is_floating(dtype)
+                                                    : dtype != DType::Bool;
   if (!ok) [[unlikely]]
     dtype_not_supported(dtype, op);
 }
@@ -34,7 +34,9 @@ inline Device first_device(TensorSpan tensors) {
 }
 
 inline void collect_into(std::vector<Tensor>& out, const Tensor& t) { out.push_back(t); }
-inline void collect_into(std::vector<Tensor>& out, TensorSpan ts) { out.insert(out.end(), ts.begin(), ts.end()); }
+inline void collect_into(std::vector<Tensor>& out, TensorSpan ts) {
+  out.insert(out.end(), ts.begin(), ts.end());
+}
 template <class... T>
 std::vector<Tensor> collect(const T&... items) {
   std::vector<Tensor> out;
@@ -44,13 +46,14 @@ std::vector<Tensor> collect(const T&... items) {
 
 template <class... T>
 Value box_tuple(const std::tuple<T...>& items) {
-  return std::apply([](const auto&... parts) { return Value(std::vector<Tensor>{parts...}); }, items);
+  return std::apply([](const auto&... parts) { return Value(std::vector<Tensor>{parts...}); },
+                    items);
 }
 
 inline PhiloxArgs reserve_counters(const Generator& generator, Device device, uint64_t counters) {
   const Generator& source = generator ? generator : default_generator(device);
-  check(source->device().type == device.type, "Expected a '", device, "' device type for generator but found '",
-        source->device(), "'");
+  check(source->device().type == device.type, "Expected a '", device,
+        "' device type for generator but found '", source->device(), "'");
   return source->reserve(counters);
 }
 

@@ -53,55 +53,87 @@ bool all_tensors(PyObject* object, bool allow_none) {
 bool accepts(const ArgSpec& spec, PyObject* object) {
   if (object == Py_None) return (spec.flags & kNullable) != 0;
   switch (spec.kind) {
-    case ArgKind::Tensor: return is_tensor(object);
-    case ArgKind::TensorOrScalar: return is_tensor(object) || is_number(object);
-    case ArgKind::TensorList: return all_tensors(object, false);
-    case ArgKind::OptionalTensorList: return all_tensors(object, true);
-    case ArgKind::Scalar: return is_number(object) || (is_tensor(object) && tensor_of(object).dim() == 0);
+    case ArgKind::Tensor:
+      return is_tensor(object);
+    case ArgKind::TensorOrScalar:
+      return is_tensor(object) || is_number(object);
+    case ArgKind::TensorList:
+      return all_tensors(object, false);
+    case ArgKind::OptionalTensorList:
+      return all_tensors(object, true);
+    case ArgKind::Scalar:
+      return is_number(object) || (is_tensor(object) && tensor_of(object).dim() == 0);
     case ArgKind::ScalarList:
-    case ArgKind::FloatList: return is_sequence(object);
-    case ArgKind::Int: return is_int_like(object);
-    case ArgKind::Float: return is_number(object) || (is_tensor(object) && tensor_of(object).dim() == 0);
+    case ArgKind::FloatList:
+      return is_sequence(object);
+    case ArgKind::Int:
+      return is_int_like(object);
+    case ArgKind::Float:
+      return is_number(object) || (is_tensor(object) && tensor_of(object).dim() == 0);
     case ArgKind::Bool:
       return PyBool_Check(object) ||
-             (!PyLong_Check(object) && !PyFloat_Check(object) && !is_tensor(object) && !is_sequence(object) &&
-              !PyUnicode_Check(object) && is_number(object));
-    case ArgKind::IntList: return is_int_like(object) || is_int_list(object);
-    case ArgKind::DType: return is_dtype(object) || PyType_Check(object);
-    case ArgKind::Device: return is_device(object) || PyUnicode_Check(object) || is_int_like(object);
-    case ArgKind::Generator: return PyType_IsSubtype(Py_TYPE(object), generator_type);
-    case ArgKind::Str: return PyUnicode_Check(object);
-    case ArgKind::MemoryFormat: return PyType_IsSubtype(Py_TYPE(object), memory_format_type);
-    case ArgKind::Any: return true;
+             (!PyLong_Check(object) && !PyFloat_Check(object) && !is_tensor(object) &&
+              !is_sequence(object) && !PyUnicode_Check(object) && is_number(object));
+    case ArgKind::IntList:
+      return is_int_like(object) || is_int_list(object);
+    case ArgKind::DType:
+      return is_dtype(object) || PyType_Check(object);
+    case ArgKind::Device:
+      return is_device(object) || PyUnicode_Check(object) || is_int_like(object);
+    case ArgKind::Generator:
+      return PyType_IsSubtype(Py_TYPE(object), generator_type);
+    case ArgKind::Str:
+      return PyUnicode_Check(object);
+    case ArgKind::MemoryFormat:
+      return PyType_IsSubtype(Py_TYPE(object), memory_format_type);
+    case ArgKind::Any:
+      return true;
   }
   return false;
 }
 
 const char* kind_name(const ArgSpec& spec) {
   switch (spec.kind) {
-    case ArgKind::Tensor: return "Tensor";
-    case ArgKind::TensorOrScalar: return "Tensor or Number";
+    case ArgKind::Tensor:
+      return "Tensor";
+    case ArgKind::TensorOrScalar:
+      return "Tensor or Number";
     case ArgKind::TensorList:
-    case ArgKind::OptionalTensorList: return "tuple of Tensors";
-    case ArgKind::Scalar: return "Number";
-    case ArgKind::ScalarList: return "tuple of Numbers";
-    case ArgKind::Int: return "int";
-    case ArgKind::Float: return "float";
-    case ArgKind::Bool: return "bool";
-    case ArgKind::IntList: return "tuple of ints";
-    case ArgKind::FloatList: return "tuple of floats";
-    case ArgKind::DType: return "torch.dtype";
-    case ArgKind::Device: return "torch.device";
-    case ArgKind::Generator: return "Generator";
-    case ArgKind::Str: return "str";
-    case ArgKind::MemoryFormat: return "torch.memory_format";
-    case ArgKind::Any: return "object";
+    case ArgKind::OptionalTensorList:
+      return "tuple of Tensors";
+    case ArgKind::Scalar:
+      return "Number";
+    case ArgKind::ScalarList:
+      return "tuple of Numbers";
+    case ArgKind::Int:
+      return "int";
+    case ArgKind::Float:
+      return "float";
+    case ArgKind::Bool:
+      return "bool";
+    case ArgKind::IntList:
+      return "tuple of ints";
+    case ArgKind::FloatList:
+      return "tuple of floats";
+    case ArgKind::DType:
+      return "torch.dtype";
+    case ArgKind::Device:
+      return "torch.device";
+    case ArgKind::Generator:
+      return "Generator";
+    case ArgKind::Str:
+      return "str";
+    case ArgKind::MemoryFormat:
+      return "torch.memory_format";
+    case ArgKind::Any:
+      return "object";
   }
   return "object";
 }
 
 std::string type_name(PyObject* object) {
-  const Object name(PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object)), "__name__"));
+  const Object name(
+      PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object)), "__name__"));
   const char* text = name ? PyUnicode_AsUTF8AndSize(name.get(), nullptr) : nullptr;
   return text ? text : "object";
 }
@@ -135,8 +167,8 @@ int find_keyword(const Signature& signature, PyObject* keyword) {
 }
 
 /// Tries one overload; with `why`, explains a mismatch there.
-bool try_match(Signature& signature, PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames,
-               PyObject** slots, ArgumentOwner& owner, std::string* why) {
+bool try_match(Signature& signature, PyObject* self, PyObject* const* args, Py_ssize_t nargs,
+               PyObject* kwnames, PyObject** slots, ArgumentOwner& owner, std::string* why) {
   const int count = static_cast<int>(signature.specs.size());
   if (count > 0 && !signature.names[0]) intern_names(signature);
   int at = 0;
@@ -145,7 +177,8 @@ bool try_match(Signature& signature, PyObject* self, PyObject* const* args, Py_s
   for (; at < signature.positional && given < nargs; ++at) {
     const ArgSpec& spec = signature.specs[at];
     PyObject* object = args[given];
-    if ((spec.flags & kVarArgs) && (nargs - given > 1 || !is_sequence(object)) && is_int_like(object)) {
+    if ((spec.flags & kVarArgs) && (nargs - given > 1 || !is_sequence(object)) &&
+        is_int_like(object)) {
       bool ints = true;
       for (Py_ssize_t i = given; i < nargs; ++i) ints &= is_int_like(args[i]);
       if (!ints) {
@@ -153,15 +186,16 @@ bool try_match(Signature& signature, PyObject* self, PyObject* const* args, Py_s
         return false;
       }
       PyObject* tuple = owner.keep(checked(PyTuple_New(nargs - given)));
-      for (Py_ssize_t i = given; i < nargs; ++i) PyTuple_SetItem(tuple, i - given, new_reference(args[i]));
+      for (Py_ssize_t i = given; i < nargs; ++i)
+        PyTuple_SetItem(tuple, i - given, new_reference(args[i]));
       slots[at] = tuple;
       given = nargs;
       continue;
     }
     if (!accepts(spec, object)) {
       if (why) {
-        *why = str("argument '", spec.name, "' (position ", given + 1, ") must be ", kind_name(spec), ", not ",
-                   type_name(object));
+        *why = str("argument '", spec.name, "' (position ", given + 1, ") must be ",
+                   kind_name(spec), ", not ", type_name(object));
       }
       return false;
     }
@@ -170,7 +204,8 @@ bool try_match(Signature& signature, PyObject* self, PyObject* const* args, Py_s
   }
   if (given < nargs) {
     if (why) {
-      *why = str("takes ", signature.positional, " positional arguments but ", nargs + (self ? 1 : 0), " were given");
+      *why = str("takes ", signature.positional, " positional arguments but ",
+                 nargs + (self ? 1 : 0), " were given");
     }
     return false;
   }
@@ -183,7 +218,9 @@ bool try_match(Signature& signature, PyObject* self, PyObject* const* args, Py_s
       PyObject* keyword = PyTuple_GetItem(kwnames, i);
       const int index = find_keyword(signature, keyword);
       if (index < 0) {
-        if (why) *why = str("got an unexpected keyword argument '", PyUnicode_AsUTF8AndSize(keyword, nullptr), "'");
+        if (why)
+          *why = str("got an unexpected keyword argument '",
+                     PyUnicode_AsUTF8AndSize(keyword, nullptr), "'");
         return false;
       }
       if (index < filled) {
@@ -193,8 +230,8 @@ bool try_match(Signature& signature, PyObject* self, PyObject* const* args, Py_s
       PyObject* object = args[nargs + i];
       if (!accepts(signature.specs[index], object)) {
         if (why) {
-          *why = str("argument '", signature.specs[index].name, "' must be ", kind_name(signature.specs[index]),
-                     ", not ", type_name(object));
+          *why = str("argument '", signature.specs[index].name, "' must be ",
+                     kind_name(signature.specs[index]), ", not ", type_name(object));
         }
         return false;
       }
@@ -213,10 +250,11 @@ bool try_match(Signature& signature, PyObject* self, PyObject* const* args, Py_s
 
 }  // namespace
 
-int match(const char* name, std::span<Signature> signatures, PyObject* self, PyObject* const* args, Py_ssize_t nargs,
-          PyObject* kwnames, PyObject** slots, ArgumentOwner& owner) {
+int match(const char* name, std::span<Signature> signatures, PyObject* self, PyObject* const* args,
+          Py_ssize_t nargs, PyObject* kwnames, PyObject** slots, ArgumentOwner& owner) {
   for (size_t i = 0; i < signatures.size(); ++i) {
-    if (try_match(signatures[i], self, args, nargs, kwnames, slots, owner, nullptr)) return static_cast<int>(i);
+    if (try_match(signatures[i], self, args, nargs, kwnames, slots, owner, nullptr))
+      return static_cast<int>(i);
   }
   std::string message = str(name, "()");
   if (signatures.size() == 1) {
@@ -228,7 +266,8 @@ int match(const char* name, std::span<Signature> signatures, PyObject* self, PyO
     for (Py_ssize_t i = 0; i < nargs; ++i) message += (i ? ", " : "") + type_name(args[i]);
     if (kwnames) {
       for (Py_ssize_t i = 0; i < PyTuple_Size(kwnames); ++i) {
-        message += str(nargs + i ? ", " : "", PyUnicode_AsUTF8AndSize(PyTuple_GetItem(kwnames, i), nullptr), "=",
+        message += str(nargs + i ? ", " : "",
+                       PyUnicode_AsUTF8AndSize(PyTuple_GetItem(kwnames, i), nullptr), "=",
                        type_name(args[nargs + i]));
       }
     }
@@ -241,13 +280,16 @@ int match(const char* name, std::span<Signature> signatures, PyObject* self, PyO
 
 bool is_number(PyObject* object) {
   if (PyLong_Check(object) || PyFloat_Check(object)) return true;
-  if (is_tensor(object) || PyUnicode_Check(object) || is_sequence(object) || object == Py_None) return false;
+  if (is_tensor(object) || PyUnicode_Check(object) || is_sequence(object) || object == Py_None)
+    return false;
   // NumPy scalars: numbers with no length.
-  return PyNumber_Check(object) && PyObject_HasAttrString(object, "dtype") && PyObject_Size(object) < 0 &&
-         (PyErr_Clear(), true);
+  return PyNumber_Check(object) && PyObject_HasAttrString(object, "dtype") &&
+         PyObject_Size(object) < 0 && (PyErr_Clear(), true);
 }
 
-TensorArg tensor_arg(PyObject* object) { return object ? TensorArg(&tensor_of(object)) : TensorArg(); }
+TensorArg tensor_arg(PyObject* object) {
+  return object ? TensorArg(&tensor_of(object)) : TensorArg();
+}
 TensorArg tensor_or_scalar_arg(PyObject* object) {
   if (!object) return TensorArg();
   if (is_tensor(object)) return TensorArg(&tensor_of(object));
@@ -288,7 +330,8 @@ Scalar scalar_arg(PyObject* object) {
 }
 std::vector<Scalar> scalar_list_arg(PyObject* object) {
   std::vector<Scalar> out;
-  for (Py_ssize_t i = 0; object && i < sequence_size(object); ++i) out.push_back(scalar_arg(sequence_item(object, i)));
+  for (Py_ssize_t i = 0; object && i < sequence_size(object); ++i)
+    out.push_back(scalar_arg(sequence_item(object, i)));
   return out;
 }
 int64_t int_arg(PyObject* object) {
@@ -325,7 +368,8 @@ IntListHolder int_list_arg(PyObject* object, int repeat) {
 }
 std::vector<double> float_list_arg(PyObject* object) {
   std::vector<double> out;
-  for (Py_ssize_t i = 0; object && i < sequence_size(object); ++i) out.push_back(float_arg(sequence_item(object, i)));
+  for (Py_ssize_t i = 0; object && i < sequence_size(object); ++i)
+    out.push_back(float_arg(sequence_item(object, i)));
   return out;
 }
 DType dtype_arg(PyObject* object) {
@@ -361,9 +405,12 @@ PyObject* wrap(const std::vector<Tensor>& tensors) {
   }
   return tuple.release();
 }
-PyObject* wrap_tuple(std::initializer_list<Tensor> tensors) { return wrap(std::vector<Tensor>(tensors)); }
+PyObject* wrap_tuple(std::initializer_list<Tensor> tensors) {
+  return wrap(std::vector<Tensor>(tensors));
+}
 
-PyObject* wrap_named(const char* op, std::initializer_list<const char*> fields, std::initializer_list<Tensor> tensors) {
+PyObject* wrap_named(const char* op, std::initializer_list<const char*> fields,
+                     std::initializer_list<Tensor> tensors) {
   static auto* types = new std::map<std::string, PyTypeObject*>;
   std::string key = op;
   for (const char* field : fields) key += str('.', field);
@@ -387,7 +434,8 @@ PyObject* write_out(PyObject* out, const Tensor& result) {
   check_type(is_tensor(out), "argument 'out' must be Tensor, not ", type_name(out));
   const Tensor& target = tensor_of(out);
   check(!autograd::requires_grad(target) || !thread_state.grad_enabled,
-        "out=... arguments don't support automatic differentiation, but one of the arguments requires grad.");
+        "out=... arguments don't support automatic differentiation, but one of the arguments "
+        "requires grad.");
   check(can_cast(result.dtype(), target.dtype()), "result type ", result.dtype(),
         " can't be cast to the desired output type ", target.dtype());
   const NoGrad no_grad;
@@ -405,7 +453,8 @@ PyObject* write_out_tuple(PyObject* out, std::initializer_list<Tensor> results) 
 
 void apply_factory_options(const Tensor& result, PyObject* requires_grad) {
   if (!requires_grad || !bool_arg(requires_grad)) return;
-  check(is_floating(result.dtype()), "Only Tensors of floating point and complex dtype can require gradients");
+  check(is_floating(result.dtype()),
+        "Only Tensors of floating point and complex dtype can require gradients");
   result.impl()->requires_grad = true;
 }
 
@@ -413,17 +462,23 @@ PyObject* value_to_python(const Value& value) {
   return std::visit(
       [](const auto& v) -> PyObject* {
         using T = std::decay_t<decltype(v)>;
-        if constexpr (std::is_same_v<T, std::monostate>) return none();
-        else if constexpr (std::is_same_v<T, std::vector<int64_t>>) return wrap_ints(v);
+        if constexpr (std::is_same_v<T, std::monostate>)
+          return none();
+        else if constexpr (std::is_same_v<T, std::vector<int64_t>>)
+          return wrap_ints(v);
         else if constexpr (std::is_same_v<T, std::string>) {
           return checked(PyUnicode_FromStringAndSize(v.data(), static_cast<Py_ssize_t>(v.size())));
-        } else if constexpr (std::is_same_v<T, Device>) return wrap_device(v);
-        else if constexpr (std::is_same_v<T, MemoryFormat>) return wrap_memory_format(v);
-        else if constexpr (std::is_same_v<T, Generator>) return wrap_generator(v);
+        } else if constexpr (std::is_same_v<T, Device>)
+          return wrap_device(v);
+        else if constexpr (std::is_same_v<T, MemoryFormat>)
+          return wrap_memory_format(v);
+        else if constexpr (std::is_same_v<T, Generator>)
+          return wrap_generator(v);
         else if constexpr (std::is_same_v<T, PhiloxArgs>) {
           return checked(Py_BuildValue("(KK)", static_cast<unsigned long long>(v.seed),
                                        static_cast<unsigned long long>(v.offset)));
-        } else if constexpr (std::is_same_v<T, std::vector<double>> || std::is_same_v<T, std::vector<Scalar>>) {
+        } else if constexpr (std::is_same_v<T, std::vector<double>> ||
+                             std::is_same_v<T, std::vector<Scalar>>) {
           Object list = own(PyList_New(0));
           for (const auto& item : v) {
             const Object boxed = own(wrap(item));

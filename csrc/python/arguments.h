@@ -16,10 +16,31 @@ namespace vt::python {
 inline constexpr int kMaxArgs = 32;
 
 enum class ArgKind : uint8_t {
-  Tensor, TensorOrScalar, TensorList, OptionalTensorList, Scalar, ScalarList, Int, Float, Bool, IntList,
-  FloatList, DType, Device, Generator, Str, MemoryFormat, Any,
+  Tensor,
+  TensorOrScalar,
+  TensorList,
+  OptionalTensorList,
+  Scalar,
+  ScalarList,
+  Int,
+  Float,
+  Bool,
+  IntList,
+  FloatList,
+  DType,
+  Device,
+  Generator,
+  Str,
+  MemoryFormat,
+  Any,
 };
-enum ArgFlag : uint8_t { kKeywordOnly = 1, kHasDefault = 2, kNullable = 4, kVarArgs = 8, kRepeat = 16 };
+enum ArgFlag : uint8_t {
+  kKeywordOnly = 1,
+  kHasDefault = 2,
+  kNullable = 4,
+  kVarArgs = 8,
+  kRepeat = 16
+};
 
 struct ArgSpec {
   const char* name;
@@ -36,7 +57,7 @@ class Signature {
   const char* text;
   std::span<const ArgSpec> specs;
   int positional = 0;
-  PyObject* names[kMaxArgs] = {};   // interned, made at first use
+  PyObject* names[kMaxArgs] = {};  // interned, made at first use
 };
 
 /// Keeps what parsing had to build (the tuple behind varargs) until the call is over.
@@ -53,8 +74,8 @@ class ArgumentOwner {
 
 /// Finds the overload that fits and fills `slots` (null where the default applies). `self` is the
 /// bound tensor or null. On failure sets TypeError with the accepted forms and returns -1.
-int match(const char* name, std::span<Signature> signatures, PyObject* self, PyObject* const* args, Py_ssize_t nargs,
-          PyObject* kwnames, PyObject** slots, ArgumentOwner& owner);
+int match(const char* name, std::span<Signature> signatures, PyObject* self, PyObject* const* args,
+          Py_ssize_t nargs, PyObject* kwnames, PyObject** slots, ArgumentOwner& owner);
 
 /// A tensor argument: borrowed from the caller, or owned when it had to be made (a number).
 class TensorArg {
@@ -118,13 +139,15 @@ inline PyObject* wrap(int64_t value) { return PyLong_FromLongLong(value); }
 inline PyObject* wrap(double value) { return PyFloat_FromDouble(value); }
 inline PyObject* wrap(DType value) { return wrap_dtype(value); }
 PyObject* wrap(const Scalar& value);
-PyObject* wrap(const std::vector<Tensor>& tensors);   // a tuple
+PyObject* wrap(const std::vector<Tensor>& tensors);  // a tuple
 PyObject* wrap_tuple(std::initializer_list<Tensor> tensors);
-PyObject* wrap_named(const char* op, std::initializer_list<const char*> fields, std::initializer_list<Tensor> tensors);
+PyObject* wrap_named(const char* op, std::initializer_list<const char*> fields,
+                     std::initializer_list<Tensor> tensors);
 /// out=: resizes `out` if it is empty-handed or of another shape, copies, returns it.
 PyObject* write_out(PyObject* out, const Tensor& result);
 PyObject* write_out_tuple(PyObject* out, std::initializer_list<Tensor> results);
-/// requires_grad= of factory functions (layout and pin_memory are accepted and have no effect on CPU).
+/// requires_grad= of factory functions (layout and pin_memory are accepted and have no effect on
+/// CPU).
 void apply_factory_options(const Tensor& result, PyObject* requires_grad);
 
 // Boxed values and Python objects, for overrides, modes and the recorder.

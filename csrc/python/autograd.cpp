@@ -46,8 +46,8 @@ class PyTensorHook final : public autograd::TensorHook {
     if (result.get() == Py_None) return {};
     check_type(is_tensor(result.get()), "a tensor hook must return None or a Tensor");
     const Tensor changed = tensor_of(result.get());
-    check(equal(changed.sizes(), grad.sizes()), "hook '", "' has changed the size of value: ", grad.sizes(), " to ",
-          changed.sizes());
+    check(equal(changed.sizes(), grad.sizes()), "hook '",
+          "' has changed the size of value: ", grad.sizes(), " to ", changed.sizes());
     return changed;
   }
 
@@ -84,12 +84,13 @@ class PyNodeHook final : public autograd::NodeHook {
     const AcquireGil gil;
     const Object first = grads_tuple(grads);
     const Object second = outputs ? grads_tuple(*outputs) : Object();
-    const Object result(PyObject_CallFunctionObjArgs(function_.get(), first.get(), second.get(), nullptr));
+    const Object result(
+        PyObject_CallFunctionObjArgs(function_.get(), first.get(), second.get(), nullptr));
     if (!result) throw_python_error();
     if (result.get() == Py_None) return;
     const Object items = PyTuple_Check(result.get()) ? result : own(PyTuple_Pack(1, result.get()));
-    check(PyTuple_Size(items.get()) == static_cast<Py_ssize_t>(grads.size()), "a node hook must return as many gradients as it got (",
-          grads.size(), ")");
+    check(PyTuple_Size(items.get()) == static_cast<Py_ssize_t>(grads.size()),
+          "a node hook must return as many gradients as it got (", grads.size(), ")");
     for (size_t i = 0; i < grads.size(); ++i) {
       PyObject* item = PyTuple_GetItem(items.get(), static_cast<Py_ssize_t>(i));
       grads[i] = item == Py_None ? Tensor() : tensor_of(item);
@@ -120,7 +121,8 @@ class PySavedHooks final : public autograd::SavedTensorHooks {
     PyObject* object = static_cast<PackedObject*>(packed.get())->object.get();
     const Object result(PyObject_CallFunctionObjArgs(unpack_.get(), object, nullptr));
     if (!result) throw_python_error();
-    check_type(is_tensor(result.get()), "Output of saved tensor unpack_hook expected to be a Tensor");
+    check_type(is_tensor(result.get()),
+               "Output of saved tensor unpack_hook expected to be a Tensor");
     return tensor_of(result.get());
   }
 
@@ -131,8 +133,7 @@ class PySavedHooks final : public autograd::SavedTensorHooks {
 // --- removable handles
 
 struct PyHandle {
-  PyObject_HEAD
-  std::function<void()> remove;
+  PyObject_HEAD std::function<void()> remove;
 };
 PyObject* make_handle(std::function<void()> remove) {
   PyObject* self = checked(PyType_GenericAlloc(handle_type, 0));
@@ -159,7 +160,8 @@ PyMethodDef handle_methods[] = {{"remove", handle_remove, METH_NOARGS, "Takes th
 PyType_Slot handle_slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)},
                               {Py_tp_methods, handle_methods},
                               {0, nullptr}};
-PyType_Spec handle_spec = {"vibetensor._C.RemovableHandle", sizeof(PyHandle), 0, Py_TPFLAGS_DEFAULT, handle_slots};
+PyType_Spec handle_spec = {"vibetensor._C.RemovableHandle", sizeof(PyHandle), 0, Py_TPFLAGS_DEFAULT,
+                           handle_slots};
 
 template <class List, class Item>
 void erase_item(List& list, const Item& item) {
@@ -169,8 +171,7 @@ void erase_item(List& list, const Item& item) {
 // --- nodes
 
 struct PyNode {
-  PyObject_HEAD
-  Ref<Node> node;
+  PyObject_HEAD Ref<Node> node;
 };
 Node& node_of(PyObject* self) { return *reinterpret_cast<PyNode*>(self)->node; }
 
@@ -182,9 +183,12 @@ void node_dealloc(PyObject* self) {
   reinterpret_cast<freefunc>(PyType_GetSlot(type, Py_tp_free))(self);
   Py_DECREF(type);
 }
-PyObject* node_name(PyObject* self, PyObject*) { return PyUnicode_FromString(node_of(self).name().c_str()); }
+PyObject* node_name(PyObject* self, PyObject*) {
+  return PyUnicode_FromString(node_of(self).name().c_str());
+}
 PyObject* node_repr(PyObject* self) {
-  return PyUnicode_FromFormat("<%s object at %p>", node_of(self).name().c_str(), static_cast<void*>(self));
+  return PyUnicode_FromFormat("<%s object at %p>", node_of(self).name().c_str(),
+                              static_cast<void*>(self));
 }
 PyObject* node_next_functions(PyObject* self, void*) {
   return guarded([&]() -> PyObject* {
@@ -192,7 +196,8 @@ PyObject* node_next_functions(PyObject* self, void*) {
     Object tuple = own(PyTuple_New(static_cast<Py_ssize_t>(node.edges.size())));
     for (size_t i = 0; i < node.edges.size(); ++i) {
       const Object fn = own(wrap_node(node.edges[i].fn));
-      PyTuple_SetItem(tuple.get(), static_cast<Py_ssize_t>(i), checked(Py_BuildValue("(OI)", fn.get(), node.edges[i].nr)));
+      PyTuple_SetItem(tuple.get(), static_cast<Py_ssize_t>(i),
+                      checked(Py_BuildValue("(OI)", fn.get(), node.edges[i].nr)));
     }
     return tuple.release();
   });
@@ -200,11 +205,14 @@ PyObject* node_next_functions(PyObject* self, void*) {
 PyObject* node_variable(PyObject* self, void*) {
   return guarded([&]() -> PyObject* {
     auto* leaf = dynamic_cast<autograd::AccumulateGrad*>(&node_of(self));
-    if (!leaf) fail(ErrorKind::Attribute, "'", node_of(self).name(), "' object has no attribute 'variable'");
+    if (!leaf)
+      fail(ErrorKind::Attribute, "'", node_of(self).name(), "' object has no attribute 'variable'");
     return wrap(leaf->variable);
   });
 }
-PyObject* node_sequence(PyObject* self, PyObject*) { return PyLong_FromUnsignedLongLong(node_of(self).sequence); }
+PyObject* node_sequence(PyObject* self, PyObject*) {
+  return PyLong_FromUnsignedLongLong(node_of(self).sequence);
+}
 PyObject* node_add_hook(PyObject* self, PyObject* function, bool before) {
   return guarded([&]() -> PyObject* {
     check_type(PyCallable_Check(function), "register_hook expects a callable");
@@ -217,17 +225,24 @@ PyObject* node_add_hook(PyObject* self, PyObject* function, bool before) {
     });
   });
 }
-PyObject* node_register_hook(PyObject* self, PyObject* function) { return node_add_hook(self, function, false); }
-PyObject* node_register_prehook(PyObject* self, PyObject* function) { return node_add_hook(self, function, true); }
+PyObject* node_register_hook(PyObject* self, PyObject* function) {
+  return node_add_hook(self, function, false);
+}
+PyObject* node_register_prehook(PyObject* self, PyObject* function) {
+  return node_add_hook(self, function, true);
+}
 
 PyMethodDef node_methods[] = {
     {"name", node_name, METH_NOARGS, "The node's name, e.g. 'MulBackward0'."},
-    {"register_hook", node_register_hook, METH_O, "register_hook(fn(grad_inputs, grad_outputs)): after the node ran."},
-    {"register_prehook", node_register_prehook, METH_O, "register_prehook(fn(grad_outputs)): before the node runs."},
+    {"register_hook", node_register_hook, METH_O,
+     "register_hook(fn(grad_inputs, grad_outputs)): after the node ran."},
+    {"register_prehook", node_register_prehook, METH_O,
+     "register_prehook(fn(grad_outputs)): before the node runs."},
     {"_sequence_nr", node_sequence, METH_NOARGS, "Order of creation."},
     {nullptr, nullptr, 0, nullptr}};
 PyGetSetDef node_properties[] = {
-    {"next_functions", node_next_functions, nullptr, "Pairs (node, input index) that receive this node's gradients.", nullptr},
+    {"next_functions", node_next_functions, nullptr,
+     "Pairs (node, input index) that receive this node's gradients.", nullptr},
     {"variable", node_variable, nullptr, "The leaf of an AccumulateGrad node.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 PyType_Slot node_slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(node_dealloc)},
@@ -242,12 +257,17 @@ PyType_Spec node_spec = {"vibetensor._C.Node", sizeof(PyNode), 0, Py_TPFLAGS_DEF
 
 bool is_leaf(const Tensor& t) { return !autograd::grad_fn(t); }
 
-PyObject* get_requires_grad(PyObject* self, void*) { return PyBool_FromLong(autograd::any_requires_grad(tensor_of(self))); }
+PyObject* get_requires_grad(PyObject* self, void*) {
+  return PyBool_FromLong(autograd::any_requires_grad(tensor_of(self)));
+}
 void set_requires_grad(const Tensor& t, bool value) {
-  check(is_leaf(t) || value, "you can only change requires_grad flags of leaf variables. If you want to use a computed variable in "
+  check(is_leaf(t) || value,
+        "you can only change requires_grad flags of leaf variables. If you want to use a computed "
+        "variable in "
         "a subgraph that doesn't require differentiation use var_no_grad = var.detach().");
   if (!is_leaf(t)) return;
-  check(!value || is_floating(t.dtype()), "only Tensors of floating point dtype can require gradients (got ", t.dtype(), ")");
+  check(!value || is_floating(t.dtype()),
+        "only Tensors of floating point dtype can require gradients (got ", t.dtype(), ")");
   check(!value || !t.impl()->inference || thread_state.inference_mode,
         "Setting requires_grad=True on inference tensor outside InferenceMode is not allowed.");
   t.impl()->requires_grad = value;
@@ -277,12 +297,16 @@ int put_grad(PyObject* self, PyObject* value, void*) {
       if (t.impl()->autograd) t.impl()->autograd->grad.reset();
       return 0;
     }
-    check_type(is_tensor(value), "assigned grad expected to be a Tensor or None but got grad of another type");
+    check_type(is_tensor(value),
+               "assigned grad expected to be a Tensor or None but got grad of another type");
     const Tensor& grad = tensor_of(value);
     check(!grad.is_same(t), "can't assign Variable as its own grad");
-    check(grad.dtype() == t.dtype(), "assigned grad has data of a different type: ", grad.dtype(), " for a tensor of ", t.dtype());
+    check(grad.dtype() == t.dtype(), "assigned grad has data of a different type: ", grad.dtype(),
+          " for a tensor of ", t.dtype());
     check(grad.device() == t.device(), "assigned grad has data located on a different device");
-    check(equal(grad.sizes(), t.sizes()), "assigned grad has data of a different size: ", grad.sizes(), " for a tensor of ", t.sizes());
+    check(equal(grad.sizes(), t.sizes()),
+          "assigned grad has data of a different size: ", grad.sizes(), " for a tensor of ",
+          t.sizes());
     ensure_meta(t).grad = grad;
     return 0;
   } catch (...) {
@@ -307,7 +331,8 @@ int put_data(PyObject* self, PyObject* value, void*) {
     check_type(is_tensor(value), "Variable data has to be a tensor");
     TensorImpl* to = tensor_of(self).impl();
     TensorImpl* from = tensor_of(value).impl();
-    check(to->dtype == from->dtype || !to->requires_grad || is_floating(from->dtype), "data set to a tensor that requires gradients must be "
+    check(to->dtype == from->dtype || !to->requires_grad || is_floating(from->dtype),
+          "data set to a tensor that requires gradients must be "
           "floating point");
     if (!to->own_version) {
       // The counter outlives the storage it came with.
@@ -321,7 +346,9 @@ int put_data(PyObject* self, PyObject* value, void*) {
     to->set_geometry(from->sizes, from->strides, from->offset);
   });
 }
-PyObject* get_version(PyObject* self, void*) { return PyLong_FromUnsignedLong(tensor_of(self).version()); }
+PyObject* get_version(PyObject* self, void*) {
+  return PyLong_FromUnsignedLong(tensor_of(self).version());
+}
 PyObject* get_output_nr(PyObject* self, void*) {
   const AutogradMeta* meta = tensor_of(self).impl()->autograd.get();
   return PyLong_FromUnsignedLong(meta ? meta->output_nr : 0);
@@ -339,8 +366,11 @@ PyObject* method_is_view(PyObject* self, PyObject*) {
   const AutogradMeta* meta = tensor_of(self).impl()->autograd.get();
   return PyBool_FromLong(meta && meta->base.defined());
 }
-PyObject* method_is_inference(PyObject* self, PyObject*) { return PyBool_FromLong(tensor_of(self).impl()->inference); }
-PyObject* method_requires_grad_(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+PyObject* method_is_inference(PyObject* self, PyObject*) {
+  return PyBool_FromLong(tensor_of(self).impl()->inference);
+}
+PyObject* method_requires_grad_(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
+                                PyObject* kwnames) {
   return guarded([&]() -> PyObject* {
     const Py_ssize_t total = nargs + (kwnames ? PyTuple_Size(kwnames) : 0);
     set_requires_grad(tensor_of(self), total > 0 ? bool_arg(args[0]) : true);
@@ -350,7 +380,8 @@ PyObject* method_requires_grad_(PyObject* self, PyObject* const* args, Py_ssize_
 PyObject* method_retain_grad(PyObject* self, PyObject*) {
   return guarded([&]() -> PyObject* {
     const Tensor& t = tensor_of(self);
-    check(autograd::any_requires_grad(t), "can't retain_grad on Tensor that has requires_grad=False");
+    check(autograd::any_requires_grad(t),
+          "can't retain_grad on Tensor that has requires_grad=False");
     if (is_leaf(t)) return none();
     AutogradMeta& meta = ensure_meta(t);
     if (meta.retains_grad) return none();
@@ -363,11 +394,13 @@ PyObject* method_retain_grad(PyObject* self, PyObject*) {
 PyObject* method_register_hook(PyObject* self, PyObject* function) {
   return guarded([&]() -> PyObject* {
     const Tensor t = tensor_of(self);
-    check(autograd::any_requires_grad(t), "cannot register a hook on a tensor that doesn't require gradient");
+    check(autograd::any_requires_grad(t),
+          "cannot register a hook on a tensor that doesn't require gradient");
     check_type(PyCallable_Check(function), "register_hook expects a callable");
     const Ref<autograd::TensorHook> hook(new PyTensorHook(function));
     if (const Ref<Node> node = autograd::grad_fn(t)) {
-      const std::pair<uint32_t, Ref<autograd::TensorHook>> entry{t.impl()->autograd->output_nr, hook};
+      const std::pair<uint32_t, Ref<autograd::TensorHook>> entry{t.impl()->autograd->output_nr,
+                                                                 hook};
       node->ensure_extras().tensor_hooks.push_back(entry);
       return make_handle([node, entry] { erase_item(node->extras->tensor_hooks, entry); });
     }
@@ -378,7 +411,8 @@ PyObject* method_register_hook(PyObject* self, PyObject* function) {
 PyObject* method_register_post_accumulate(PyObject* self, PyObject* function) {
   return guarded([&]() -> PyObject* {
     const Tensor t = tensor_of(self);
-    check(autograd::any_requires_grad(t), "cannot register a hook on a tensor that doesn't require gradient");
+    check(autograd::any_requires_grad(t),
+          "cannot register a hook on a tensor that doesn't require gradient");
     check(is_leaf(t), "post accumulate grad hooks cannot be registered on non-leaf tensors");
     const Ref<autograd::PostAccumulateHook> hook(new PyPostAccumulateHook(function));
     ensure_meta(t).post_accumulate_hooks.push_back(hook);
@@ -390,7 +424,8 @@ PyObject* method_make_subclass(PyObject*, PyObject* args) {
     PyObject *type = nullptr, *data = nullptr;
     int requires_grad = 0;
     if (!PyArg_ParseTuple(args, "OO|p", &type, &data, &requires_grad)) return nullptr;
-    check_type(PyType_Check(type) && is_tensor(data), "_make_subclass(cls, data, requires_grad=False) expects a Tensor type and a Tensor");
+    check_type(PyType_Check(type) && is_tensor(data),
+               "_make_subclass(cls, data, requires_grad=False) expects a Tensor type and a Tensor");
     const Tensor out = alias(tensor_of(data));
     const Object result = own(wrap_as(reinterpret_cast<PyTypeObject*>(type), out));
     if (requires_grad) set_requires_grad(out, true);
@@ -420,7 +455,8 @@ PyObject* grad_function(PyObject*, PyObject* args) {
   return guarded([&]() -> PyObject* {
     PyObject *roots = nullptr, *grads = nullptr, *inputs = nullptr;
     int retain = 0, create = 0, unused = 0;
-    if (!PyArg_ParseTuple(args, "OOOppp", &roots, &grads, &inputs, &retain, &create, &unused)) return nullptr;
+    if (!PyArg_ParseTuple(args, "OOOppp", &roots, &grads, &inputs, &retain, &create, &unused))
+      return nullptr;
     const auto r = tensors_arg(roots), g = tensors_arg(grads), i = tensors_arg(inputs);
     ReleaseGil gil(ReleaseGil::kWorthwhile);
     const auto found = autograd::grad(r, g, i, {retain != 0, create != 0, unused != 0});
@@ -428,14 +464,18 @@ PyObject* grad_function(PyObject*, PyObject* args) {
     return wrap(found);
   });
 }
-PyObject* is_grad_enabled(PyObject*, PyObject*) { return PyBool_FromLong(thread_state.grad_enabled); }
+PyObject* is_grad_enabled(PyObject*, PyObject*) {
+  return PyBool_FromLong(thread_state.grad_enabled);
+}
 PyObject* set_grad_enabled(PyObject*, PyObject* value) {
   const int truth = PyObject_IsTrue(value);
   if (truth < 0) return nullptr;
   thread_state.grad_enabled = truth != 0;
   return none();
 }
-PyObject* is_inference(PyObject*, PyObject*) { return PyBool_FromLong(thread_state.inference_mode); }
+PyObject* is_inference(PyObject*, PyObject*) {
+  return PyBool_FromLong(thread_state.inference_mode);
+}
 PyObject* set_inference(PyObject*, PyObject* value) {
   const int truth = PyObject_IsTrue(value);
   if (truth < 0) return nullptr;
@@ -450,7 +490,8 @@ PyObject* set_anomaly(PyObject*, PyObject* args) {
   return none();
 }
 PyObject* get_anomaly(PyObject*, PyObject*) {
-  return Py_BuildValue("(NN)", PyBool_FromLong(thread_state.anomaly_enabled), PyBool_FromLong(thread_state.anomaly_check_nan));
+  return Py_BuildValue("(NN)", PyBool_FromLong(thread_state.anomaly_enabled),
+                       PyBool_FromLong(thread_state.anomaly_check_nan));
 }
 PyObject* push_saved_hooks(PyObject*, PyObject* args) {
   return guarded([&]() -> PyObject* {
@@ -465,7 +506,8 @@ PyObject* push_saved_hooks(PyObject*, PyObject* args) {
 }
 PyObject* pop_saved_hooks(PyObject*, PyObject*) {
   return guarded([&]() -> PyObject* {
-    check(thread_state.saved_hooks != nullptr, "saved_tensors_hooks: none is active on this thread");
+    check(thread_state.saved_hooks != nullptr,
+          "saved_tensors_hooks: none is active on this thread");
     auto* hooks = thread_state.saved_hooks;
     thread_state.saved_hooks = hooks->outer;
     hooks->release();
@@ -473,14 +515,17 @@ PyObject* pop_saved_hooks(PyObject*, PyObject*) {
   });
 }
 PyObject* live_counts(PyObject*, PyObject*) {
-  return Py_BuildValue("{s:L,s:L,s:L}", "storages", static_cast<long long>(Storage::live_count()), "tensors",
-                       static_cast<long long>(TensorImpl::live_count()), "nodes", static_cast<long long>(Node::live_count()));
+  return Py_BuildValue("{s:L,s:L,s:L}", "storages", static_cast<long long>(Storage::live_count()),
+                       "tensors", static_cast<long long>(TensorImpl::live_count()), "nodes",
+                       static_cast<long long>(Node::live_count()));
 }
 PyObject* gradient_edge(PyObject*, PyObject* tensor) {
   return guarded([&]() -> PyObject* {
     check_type(is_tensor(tensor), "get_gradient_edge expects a Tensor");
     const autograd::Edge edge = autograd::gradient_edge(tensor_of(tensor));
-    check(edge.valid(), "It is not possible to get the gradient edge for a Tensor that does not require gradients");
+    check(
+        edge.valid(),
+        "It is not possible to get the gradient edge for a Tensor that does not require gradients");
     const Object node = own(wrap_node(edge.fn));
     return Py_BuildValue("(OI)", node.get(), edge.nr);
   });
@@ -497,10 +542,14 @@ PyObject* forget_history(PyObject*, PyObject* object) {
 }
 
 PyMethodDef functions[] = {
-    {"_forget_history", forget_history, METH_O, "Makes a tensor a leaf that does not require grad."},
-    {"_backward", backward_function, METH_VARARGS, "_backward(roots, grads, retain_graph, create_graph, inputs)"},
-    {"_grad", grad_function, METH_VARARGS, "_grad(roots, grads, inputs, retain_graph, create_graph, allow_unused)"},
-    {"is_grad_enabled", is_grad_enabled, METH_NOARGS, "Whether ops are recorded for backward on this thread."},
+    {"_forget_history", forget_history, METH_O,
+     "Makes a tensor a leaf that does not require grad."},
+    {"_backward", backward_function, METH_VARARGS,
+     "_backward(roots, grads, retain_graph, create_graph, inputs)"},
+    {"_grad", grad_function, METH_VARARGS,
+     "_grad(roots, grads, inputs, retain_graph, create_graph, allow_unused)"},
+    {"is_grad_enabled", is_grad_enabled, METH_NOARGS,
+     "Whether ops are recorded for backward on this thread."},
     {"_set_grad_enabled", set_grad_enabled, METH_O, nullptr},
     {"is_inference_mode_enabled", is_inference, METH_NOARGS, "Whether inference mode is on."},
     {"_set_inference_mode", set_inference, METH_O, nullptr},
@@ -508,7 +557,8 @@ PyMethodDef functions[] = {
     {"_get_anomaly", get_anomaly, METH_NOARGS, nullptr},
     {"_push_saved_hooks", push_saved_hooks, METH_VARARGS, nullptr},
     {"_pop_saved_hooks", pop_saved_hooks, METH_NOARGS, nullptr},
-    {"_live_counts", live_counts, METH_NOARGS, "Live storages, tensors and graph nodes in the process."},
+    {"_live_counts", live_counts, METH_NOARGS,
+     "Live storages, tensors and graph nodes in the process."},
     {"_gradient_edge", gradient_edge, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
@@ -518,7 +568,8 @@ std::string python_trace() {
   const Object lines(module ? PyObject_CallMethod(module.get(), "format_stack", nullptr) : nullptr);
   std::string out;
   if (lines) {
-    for (Py_ssize_t i = 0; i < PyList_Size(lines.get()); ++i) out += str_arg(PyList_GetItem(lines.get(), i));
+    for (Py_ssize_t i = 0; i < PyList_Size(lines.get()); ++i)
+      out += str_arg(PyList_GetItem(lines.get(), i));
   }
   PyErr_Clear();
   return out;
@@ -540,25 +591,30 @@ PyMethodDef tensor_autograd_methods[] = {
     {"requires_grad_", as_cfunction(method_requires_grad_), METH_FASTCALL | METH_KEYWORDS,
      "requires_grad_(requires_grad=True): sets the flag in place; returns self."},
     {"retain_grad", method_retain_grad, METH_NOARGS, "Keeps .grad of a non-leaf during backward."},
-    {"register_hook", method_register_hook, METH_O, "register_hook(fn(grad)): called when the gradient is computed."},
+    {"register_hook", method_register_hook, METH_O,
+     "register_hook(fn(grad)): called when the gradient is computed."},
     {"register_post_accumulate_grad_hook", method_register_post_accumulate, METH_O,
      "register_post_accumulate_grad_hook(fn(tensor)): called after .grad was accumulated."},
     {"_is_view", method_is_view, METH_NOARGS, "Whether this tensor is a view of another."},
     {"is_inference", method_is_inference, METH_NOARGS, "Whether it was made under inference_mode."},
-    {"_make_subclass", method_make_subclass, METH_VARARGS | METH_STATIC, "_make_subclass(cls, data, requires_grad=False)"},
+    {"_make_subclass", method_make_subclass, METH_VARARGS | METH_STATIC,
+     "_make_subclass(cls, data, requires_grad=False)"},
     {nullptr, nullptr, 0, nullptr}};
 
 PyObject* array_interface(PyObject* self, void*);
 PyGetSetDef tensor_properties[] = {
-    {"requires_grad", get_requires_grad, put_requires_grad, "Whether gradients are computed for this tensor.", nullptr},
+    {"requires_grad", get_requires_grad, put_requires_grad,
+     "Whether gradients are computed for this tensor.", nullptr},
     {"grad", get_grad, put_grad, "The accumulated gradient, or None.", nullptr},
-    {"grad_fn", get_grad_fn, nullptr, "The node that made this tensor, or None for leaves.", nullptr},
+    {"grad_fn", get_grad_fn, nullptr, "The node that made this tensor, or None for leaves.",
+     nullptr},
     {"is_leaf", get_is_leaf, nullptr, "True unless made by a recorded op.", nullptr},
     {"data", get_data, put_data, "The same memory, outside autograd.", nullptr},
     {"_version", get_version, nullptr, "Counts in-place changes.", nullptr},
     {"output_nr", get_output_nr, nullptr, "Which output of grad_fn this is.", nullptr},
     {"_base", get_base, nullptr, "The tensor this one views, or None.", nullptr},
-    {"retains_grad", get_retains_grad, nullptr, "True if retain_grad() was called on a non-leaf.", nullptr},
+    {"retains_grad", get_retains_grad, nullptr, "True if retain_grad() was called on a non-leaf.",
+     nullptr},
     {"__array_interface__", array_interface, nullptr, "NumPy's view of the memory.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
@@ -566,9 +622,11 @@ void add_autograd(PyObject* module) {
   node_type = reinterpret_cast<PyTypeObject*>(checked(PyType_FromSpec(&node_spec)));
   handle_type = reinterpret_cast<PyTypeObject*>(checked(PyType_FromSpec(&handle_spec)));
   Py_INCREF(reinterpret_cast<PyObject*>(node_type));
-  if (PyModule_AddObject(module, "Node", reinterpret_cast<PyObject*>(node_type)) < 0) throw PythonError();
+  if (PyModule_AddObject(module, "Node", reinterpret_cast<PyObject*>(node_type)) < 0)
+    throw PythonError();
   Py_INCREF(reinterpret_cast<PyObject*>(handle_type));
-  if (PyModule_AddObject(module, "RemovableHandle", reinterpret_cast<PyObject*>(handle_type)) < 0) throw PythonError();
+  if (PyModule_AddObject(module, "RemovableHandle", reinterpret_cast<PyObject*>(handle_type)) < 0)
+    throw PythonError();
   if (PyModule_AddFunctions(module, functions) < 0) throw PythonError();
   autograd::forward_trace = python_trace;
 }

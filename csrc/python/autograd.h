@@ -10,7 +10,7 @@ extern PyTypeObject* node_type;
 /// A new reference to the Python object of a node (None if null); one object while one lives.
 PyObject* wrap_node(const Ref<autograd::Node>& node);
 void add_autograd(PyObject* module);
-void add_function(PyObject* module);   // autograd.Function
-void add_dispatch(PyObject* module);   // overrides, modes, recorder, autocast
+void add_function(PyObject* module);  // autograd.Function
+void add_dispatch(PyObject* module);  // overrides, modes, recorder, autocast
 
 }  // namespace vt::python

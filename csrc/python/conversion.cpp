@@ -23,14 +23,21 @@ struct Shape {
 
 void note_scalar(Shape& shape, PyObject* item) {
   DType dtype;
-  if (PyBool_Check(item)) dtype = DType::Bool;
-  else if (PyFloat_Check(item)) dtype = default_dtype();
-  else if (PyLong_Check(item)) dtype = DType::Int64;
-  else if (is_tensor(item)) dtype = tensor_of(item).dtype();
-  else if (PyIndex_Check(item)) dtype = DType::Int64;
-  else if (is_number(item)) dtype = default_dtype();
+  if (PyBool_Check(item))
+    dtype = DType::Bool;
+  else if (PyFloat_Check(item))
+    dtype = default_dtype();
+  else if (PyLong_Check(item))
+    dtype = DType::Int64;
+  else if (is_tensor(item))
+    dtype = tensor_of(item).dtype();
+  else if (PyIndex_Check(item))
+    dtype = DType::Int64;
+  else if (is_number(item))
+    dtype = default_dtype();
   else {
-    const Object name = own(PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(item)), "__name__"));
+    const Object name =
+        own(PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(item)), "__name__"));
     fail(ErrorKind::Type, "new(): invalid data type '", str_arg(name.get()), "'");
   }
   shape.dtype = shape.any ? promote_types(shape.dtype, dtype) : dtype;
@@ -40,10 +47,12 @@ void note_scalar(Shape& shape, PyObject* item) {
 void scan(PyObject* data, Shape& shape, size_t depth) {
   if (!PyList_Check(data) && !PyTuple_Check(data)) {
     if (is_tensor(data) && tensor_of(data).dim() > 0) {
-      check_value(tensor_of(data).numel() == 1, "only one element tensors can be converted to Python scalars");
+      check_value(tensor_of(data).numel() == 1,
+                  "only one element tensors can be converted to Python scalars");
     }
     check_value(depth == shape.sizes.size(), "expected sequence of length ",
-                depth < shape.sizes.size() ? shape.sizes[depth] : 0, " at dim ", depth, " (got a number)");
+                depth < shape.sizes.size() ? shape.sizes[depth] : 0, " at dim ", depth,
+                " (got a number)");
     note_scalar(shape, data);
     return;
   }
@@ -54,8 +63,10 @@ void scan(PyObject* data, Shape& shape, size_t depth) {
     shape.sizes.push_back(n);
   }
   check_value(depth < shape.sizes.size() && shape.sizes[depth] == n, "expected sequence of length ",
-              depth < shape.sizes.size() ? shape.sizes[depth] : 0, " at dim ", depth, " (got ", int64_t{n}, ")");
-  for (Py_ssize_t i = 0; i < n; ++i) scan(list ? PyList_GetItem(data, i) : PyTuple_GetItem(data, i), shape, depth + 1);
+              depth < shape.sizes.size() ? shape.sizes[depth] : 0, " at dim ", depth, " (got ",
+              int64_t{n}, ")");
+  for (Py_ssize_t i = 0; i < n; ++i)
+    scan(list ? PyList_GetItem(data, i) : PyTuple_GetItem(data, i), shape, depth + 1);
 }
 
 template <class T>
@@ -66,8 +77,10 @@ void fill(PyObject* data, T*& out) {
     for (Py_ssize_t i = 0, n = PyTuple_Size(data); i < n; ++i) fill(PyTuple_GetItem(data, i), out);
   } else if (PyFloat_Check(data)) {
     const double value = PyFloat_AsDouble(data);
-    if constexpr (std::is_same_v<T, bool>) *out++ = value != 0;
-    else *out++ = static_cast<T>(value);
+    if constexpr (std::is_same_v<T, bool>)
+      *out++ = value != 0;
+    else
+      *out++ = static_cast<T>(value);
   } else {
     *out++ = scalar_arg(data).template to<T>();
   }
@@ -107,12 +120,12 @@ Tensor from_data(PyObject* data, std::optional<DType> dtype) {
 
 // --- NumPy and buffers
 
-
 void release_object(void* context, void*, size_t) noexcept {
   if (Py_IsInitialized()) release_anywhere(static_cast<PyObject*>(context));
 }
 
-Tensor borrow(void* data, size_t nbytes, PyObject* keeper, bool writable, IntSpan sizes, IntSpan strides, DType dtype) {
+Tensor borrow(void* data, size_t nbytes, PyObject* keeper, bool writable, IntSpan sizes,
+              IntSpan strides, DType dtype) {
   Py_INCREF(keeper);
   auto storage = make_ref<Storage>(Allocation{data, nbytes, keeper, release_object}, Device{});
   storage->set_writable(writable);
@@ -129,30 +142,51 @@ Tensor from_array_interface(PyObject* array) {
   PyObject* typestr = item("typestr");
   PyObject* data = item("data");
   PyObject* strides_object = item("strides");
-  check_type(shape && typestr && data && PyTuple_Check(data), "from_numpy: the array interface is incomplete");
+  check_type(shape && typestr && data && PyTuple_Check(data),
+             "from_numpy: the array interface is incomplete");
   const std::string_view kind = str_arg(typestr);
-  check_type(kind.size() >= 3 && kind[0] != '>', "given numpy array has byte order different from the native byte order. "
+  check_type(kind.size() >= 3 && kind[0] != '>',
+             "given numpy array has byte order different from the native byte order. "
              "Conversion between byte orders is currently not supported.");
   const int64_t width = std::stoll(std::string(kind.substr(2)));
   std::optional<DType> dtype;
   switch (kind[1]) {
-    case 'b': dtype = DType::Bool; break;
-    case 'u': if (width == 1) dtype = DType::UInt8; break;
-    case 'i': dtype = width == 1 ? DType::Int8 : width == 2 ? DType::Int16 : width == 4 ? DType::Int32 : DType::Int64; break;
-    case 'f': if (width <= 8) dtype = width == 2 ? DType::Float16 : width == 4 ? DType::Float32 : DType::Float64; break;
-    default: break;
+    case 'b':
+      dtype = DType::Bool;
+      break;
+    case 'u':
+      if (width == 1) dtype = DType::UInt8;
+      break;
+    case 'i':
+      dtype = width == 1   ? DType::Int8
+              : width == 2 ? DType::Int16
+              : width == 4 ? DType::Int32
+                           : DType::Int64;
+      break;
+    case 'f':
+      if (width <= 8)
+        dtype = width == 2 ? DType::Float16 : width == 4 ? DType::Float32 : DType::Float64;
+      break;
+    default:
+      break;
   }
-  check_type(dtype.has_value(), "can't convert np.ndarray of type ", kind, ". The only supported types are: float64, float32, "
+  check_type(dtype.has_value(), "can't convert np.ndarray of type ", kind,
+             ". The only supported types are: float64, float32, "
              "float16, int64, int32, int16, int8, uint8, and bool.");
   const IntListHolder sizes = int_list_arg(shape, 0);
   Dims strides = contiguous_strides(sizes);
   if (strides_object && strides_object != Py_None) {
     const IntListHolder bytes = int_list_arg(strides_object, 0);
     for (size_t i = 0; i < sizes.size(); ++i) {
-      check_value(bytes[i] >= 0, "At least one stride in the given numpy array is negative, and tensors with negative strides are "
-                  "not currently supported. (You can probably work around this by making a copy of your array  with array.copy().)");
-      check_value(bytes[i] % width == 0, "given numpy array strides not a multiple of the element byte size. Copy the numpy array "
-                  "to reallocate the memory.");
+      check_value(bytes[i] >= 0,
+                  "At least one stride in the given numpy array is negative, and tensors with "
+                  "negative strides are "
+                  "not currently supported. (You can probably work around this by making a copy of "
+                  "your array  with array.copy().)");
+      check_value(
+          bytes[i] % width == 0,
+          "given numpy array strides not a multiple of the element byte size. Copy the numpy array "
+          "to reallocate the memory.");
       strides[i] = bytes[i] / width;
     }
   }
@@ -164,7 +198,9 @@ Tensor from_array_interface(PyObject* array) {
   return borrow(pointer, nbytes, array, !read_only, sizes, strides, *dtype);
 }
 
-bool has_array_interface(PyObject* object) { return PyObject_HasAttrString(object, "__array_interface__") == 1; }
+bool has_array_interface(PyObject* object) {
+  return PyObject_HasAttrString(object, "__array_interface__") == 1;
+}
 
 Tensor copy_of(const Tensor& t) {
   Tensor out = empty(t.sizes(), t.dtype(), t.device());
@@ -186,12 +222,15 @@ Tensor make_tensor(PyObject* data, const DataOptions& options, bool copy) {
     if (is_tensor(data)) {
       out = tensor_of(data);
       if (copy) out = copy_of(ops::detach(out));
-    } else if (!is_sequence(data) && !PyLong_Check(data) && !PyFloat_Check(data) && has_array_interface(data)) {
+    } else if (!is_sequence(data) && !PyLong_Check(data) && !PyFloat_Check(data) &&
+               has_array_interface(data)) {
       out = from_array_interface(data);
       if (copy) out = copy_of(out);
-    } else if (PyList_Check(data) && PyList_Size(data) > 0 && !PyList_Check(PyList_GetItem(data, 0)) &&
-               !PyLong_Check(PyList_GetItem(data, 0)) && !PyFloat_Check(PyList_GetItem(data, 0)) &&
-               has_array_interface(PyList_GetItem(data, 0)) && !is_tensor(PyList_GetItem(data, 0))) {
+    } else if (PyList_Check(data) && PyList_Size(data) > 0 &&
+               !PyList_Check(PyList_GetItem(data, 0)) && !PyLong_Check(PyList_GetItem(data, 0)) &&
+               !PyFloat_Check(PyList_GetItem(data, 0)) &&
+               has_array_interface(PyList_GetItem(data, 0)) &&
+               !is_tensor(PyList_GetItem(data, 0))) {
       // A list of NumPy arrays or scalars: let NumPy stack it.
       const Object numpy = own(PyImport_ImportModule("numpy"));
       const Object array = own(PyObject_CallMethod(numpy.get(), "asarray", "O", data));
@@ -207,7 +246,8 @@ Tensor make_tensor(PyObject* data, const DataOptions& options, bool copy) {
     }
   }
   if (options.requires_grad) {
-    check(is_floating(out.dtype()), "Only Tensors of floating point and complex dtype can require gradients");
+    check(is_floating(out.dtype()),
+          "Only Tensors of floating point and complex dtype can require gradients");
     out.impl()->requires_grad = true;
   }
   return out;
@@ -215,11 +255,12 @@ Tensor make_tensor(PyObject* data, const DataOptions& options, bool copy) {
 
 PyObject* parse_and_make(PyObject* args, PyObject* kwargs, bool copy) {
   return guarded([&]() -> PyObject* {
-    static const char* names[] = {"data", "dtype", "device", "requires_grad", "pin_memory", "copy", nullptr};
+    static const char* names[] = {"data",       "dtype", "device", "requires_grad",
+                                  "pin_memory", "copy",  nullptr};
     PyObject *data = nullptr, *dtype = nullptr, *device = nullptr;
     int requires_grad = 0, pin = 0, ignored = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOppp", const_cast<char**>(names), &data, &dtype, &device, &requires_grad,
-                                     &pin, &ignored)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOppp", const_cast<char**>(names), &data,
+                                     &dtype, &device, &requires_grad, &pin, &ignored)) {
       return nullptr;
     }
     DataOptions options;
@@ -229,17 +270,24 @@ PyObject* parse_and_make(PyObject* args, PyObject* kwargs, bool copy) {
     return wrap(make_tensor(data, options, copy));
   });
 }
-PyObject* tensor_function(PyObject*, PyObject* args, PyObject* kwargs) { return parse_and_make(args, kwargs, true); }
-PyObject* as_tensor_function(PyObject*, PyObject* args, PyObject* kwargs) { return parse_and_make(args, kwargs, false); }
+PyObject* tensor_function(PyObject*, PyObject* args, PyObject* kwargs) {
+  return parse_and_make(args, kwargs, true);
+}
+PyObject* as_tensor_function(PyObject*, PyObject* args, PyObject* kwargs) {
+  return parse_and_make(args, kwargs, false);
+}
 
 PyObject* from_numpy_function(PyObject*, PyObject* array) {
   return guarded([&]() -> PyObject* {
-    check_type(!is_tensor(array) && !is_sequence(array) && has_array_interface(array), "expected np.ndarray (got ",
-               [&] {
-                 const Object name = own(PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(array)), "__name__"));
-                 return std::string(str_arg(name.get()));
-               }(),
-               ")");
+    check_type(
+        !is_tensor(array) && !is_sequence(array) && has_array_interface(array),
+        "expected np.ndarray (got ",
+        [&] {
+          const Object name =
+              own(PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(array)), "__name__"));
+          return std::string(str_arg(name.get()));
+        }(),
+        ")");
     return wrap(from_array_interface(array));
   });
 }
@@ -254,21 +302,25 @@ PyObject* from_buffer_function(PyObject*, PyObject* args) {
     const IntListHolder sizes = int_list_arg(shape, 0);
     const int64_t numel = checked_numel(sizes);
     int64_t nbytes = 0;
-    check_value(!__builtin_mul_overflow(numel, item_size(type), &nbytes), "buffer too small for shape ", IntSpan(sizes));
-    // The limited API of 3.10 has no Py_buffer: read address, size and writability through memoryview and ctypes.
+    check_value(!__builtin_mul_overflow(numel, item_size(type), &nbytes),
+                "buffer too small for shape ", IntSpan(sizes));
+    // The limited API of 3.10 has no Py_buffer: read address, size and writability through
+    // memoryview and ctypes.
     const Object view = own(PyMemoryView_FromObject(buffer));
     const Object size = own(PyObject_GetAttrString(view.get(), "nbytes"));
     const Object readonly = own(PyObject_GetAttrString(view.get(), "readonly"));
     const int64_t total = int_arg(size.get());
-    check_value(offset >= 0 && offset <= total && nbytes <= total - offset, "buffer of ", total, " bytes is too small for shape ",
-                IntSpan(sizes), " of ", type, " at offset ", int64_t{offset});
+    check_value(offset >= 0 && offset <= total && nbytes <= total - offset, "buffer of ", total,
+                " bytes is too small for shape ", IntSpan(sizes), " of ", type, " at offset ",
+                int64_t{offset});
     const bool writable = PyObject_IsTrue(readonly.get()) == 0;
     if (nbytes == 0) return wrap(empty(sizes, type));
     const Object module = own(PyImport_ImportModule("vibetensor._buffers"));
     const Object address = own(PyObject_CallMethod(module.get(), "address", "O", view.get()));
     auto* data = static_cast<char*>(PyLong_AsVoidPtr(address.get())) + offset;
     if (PyErr_Occurred()) return nullptr;
-    return wrap(borrow(data, static_cast<size_t>(nbytes), view.get(), writable, sizes, contiguous_strides(sizes), type));
+    return wrap(borrow(data, static_cast<size_t>(nbytes), view.get(), writable, sizes,
+                       contiguous_strides(sizes), type));
   });
 }
 
@@ -277,11 +329,13 @@ PyObject* as_buffer_function(PyObject*, PyObject* object) {
   return guarded([&]() -> PyObject* {
     check_type(is_tensor(object), "_as_buffer expects a Tensor");
     const Tensor& t = tensor_of(object);
-    check(t.device().is_cpu() && t.is_contiguous(), "_as_buffer needs a contiguous CPU tensor, got ", t, " on ", t.device());
+    check(t.device().is_cpu() && t.is_contiguous(),
+          "_as_buffer needs a contiguous CPU tensor, got ", t, " on ", t.device());
     const Object module = own(PyImport_ImportModule("vibetensor._buffers"));
-    return PyObject_CallMethod(module.get(), "view", "OKn", object,
-                               static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(t.data())),
-                               static_cast<Py_ssize_t>(t.numel() * t.itemsize()));
+    return PyObject_CallMethod(
+        module.get(), "view", "OKn", object,
+        static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(t.data())),
+        static_cast<Py_ssize_t>(t.numel() * t.itemsize()));
   });
 }
 
@@ -299,7 +353,8 @@ PyObject* to_list(const char* data, DType dtype, IntSpan sizes, IntSpan strides)
   if (sizes.empty()) return wrap(load_scalar(data, dtype));
   Object list = own(PyList_New(static_cast<Py_ssize_t>(sizes[0])));
   for (int64_t i = 0; i < sizes[0]; ++i) {
-    PyObject* item = to_list(data + i * strides[0] * item_size(dtype), dtype, sizes.subspan(1), strides.subspan(1));
+    PyObject* item = to_list(data + i * strides[0] * item_size(dtype), dtype, sizes.subspan(1),
+                             strides.subspan(1));
     PyList_SetItem(list.get(), static_cast<Py_ssize_t>(i), checked(item));
   }
   return list.release();
@@ -321,25 +376,31 @@ PyObject* method_dlpack(PyObject* self, PyObject* args, PyObject* kwargs) {
   return guarded([&]() -> PyObject* {
     static const char* names[] = {"stream", "max_version", "dl_device", "copy", nullptr};
     PyObject *stream = nullptr, *max_version = nullptr, *device = nullptr, *copy = nullptr;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOO", const_cast<char**>(names), &stream, &max_version, &device, &copy)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOO", const_cast<char**>(names), &stream,
+                                     &max_version, &device, &copy)) {
       return nullptr;
     }
     Tensor t = tensor_of(self);
     if (autograd::requires_grad(t)) {
-      PyErr_SetString(PyExc_BufferError, "Can't export tensors that require gradient, use tensor.detach()");
+      PyErr_SetString(PyExc_BufferError,
+                      "Can't export tensors that require gradient, use tensor.detach()");
       return nullptr;
     }
     if (device && device != Py_None) {
       const IntListHolder wanted = int_list_arg(device, 0);
       if (wanted.size() != 2 || wanted[0] != 1 || !t.device().is_cpu()) {
-        PyErr_SetString(PyExc_BufferError, "__dlpack__: only the tensor's own device can be exported to");
+        PyErr_SetString(PyExc_BufferError,
+                        "__dlpack__: only the tensor's own device can be exported to");
         return nullptr;
       }
     }
-    const bool versioned = max_version && max_version != Py_None && int_list_arg(max_version, 0)[0] >= 1;
+    const bool versioned =
+        max_version && max_version != Py_None && int_list_arg(max_version, 0)[0] >= 1;
     if (copy == Py_True) t = copy_of(t);
     if (!versioned && !t.storage()->writable()) {
-      PyErr_SetString(PyExc_BufferError, "read-only memory can only be exported to consumers that pass max_version >= (1, 0)");
+      PyErr_SetString(
+          PyExc_BufferError,
+          "read-only memory can only be exported to consumers that pass max_version >= (1, 0)");
       return nullptr;
     }
     return io::to_dlpack_capsule(t, versioned, copy == Py_True);
@@ -354,7 +415,9 @@ PyObject* from_dlpack_function(PyObject*, PyObject* args, PyObject* kwargs) {
   return guarded([&]() -> PyObject* {
     static const char* names[] = {"ext_tensor", "device", "copy", nullptr};
     PyObject *source = nullptr, *device = nullptr, *copy = nullptr;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OO", const_cast<char**>(names), &source, &device, &copy)) return nullptr;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OO", const_cast<char**>(names), &source,
+                                     &device, &copy))
+      return nullptr;
     Object capsule;
     if (PyCapsule_CheckExact(source)) {
       capsule = Object::borrow(source);
@@ -362,7 +425,8 @@ PyObject* from_dlpack_function(PyObject*, PyObject* args, PyObject* kwargs) {
       const Object method = own(PyObject_GetAttrString(source, "__dlpack__"));
       const Object empty_args = own(PyTuple_New(0));
       const Object options = own(Py_BuildValue("{s:(ii)}", "max_version", 1, 0));
-      if (copy && copy != Py_None && PyDict_SetItemString(options.get(), "copy", copy) < 0) return nullptr;
+      if (copy && copy != Py_None && PyDict_SetItemString(options.get(), "copy", copy) < 0)
+        return nullptr;
       capsule = Object(PyObject_Call(method.get(), empty_args.get(), options.get()));
       if (!capsule) {
         // Producers older than DLPack 1.0 take no max_version.
@@ -379,10 +443,12 @@ PyObject* from_dlpack_function(PyObject*, PyObject* args, PyObject* kwargs) {
 
 PyMethodDef functions[] = {
     {"tensor", as_cfunction(tensor_function), METH_VARARGS | METH_KEYWORDS,
-     "tensor(data, *, dtype=None, device=None, requires_grad=False): a new tensor with a copy of `data` (numbers, nested "
+     "tensor(data, *, dtype=None, device=None, requires_grad=False): a new tensor with a copy of "
+     "`data` (numbers, nested "
      "sequences, arrays, tensors)."},
     {"as_tensor", as_cfunction(as_tensor_function), METH_VARARGS | METH_KEYWORDS,
-     "as_tensor(data, dtype=None, device=None): like tensor(), sharing memory with arrays and tensors where it can."},
+     "as_tensor(data, dtype=None, device=None): like tensor(), sharing memory with arrays and "
+     "tensors where it can."},
     {"from_numpy", from_numpy_function, METH_O, "A tensor that shares a NumPy array's memory."},
     {"_from_buffer", from_buffer_function, METH_VARARGS, "A tensor over a Python buffer."},
     {"_as_buffer", as_buffer_function, METH_O, "A contiguous CPU tensor's bytes as a memoryview."},
@@ -396,23 +462,27 @@ PyObject* array_interface(PyObject* self, void*) {
   return guarded([&]() -> PyObject* {
     const Tensor& t = tensor_of(self);
     if (!t.device().is_cpu() || t.dtype() == DType::BFloat16) {
-      fail(ErrorKind::Attribute, "__array_interface__: no NumPy form for a ", t.dtype(), " tensor on ", t.device());
+      fail(ErrorKind::Attribute, "__array_interface__: no NumPy form for a ", t.dtype(),
+           " tensor on ", t.device());
     }
-    constexpr const char* types[kNumDTypes] = {"|b1", "|u1", "|i1", "<i2", "<i4", "<i8", "<f2", "", "<f4", "<f8"};
+    constexpr const char* types[kNumDTypes] = {"|b1", "|u1", "|i1", "<i2", "<i4",
+                                               "<i8", "<f2", "",    "<f4", "<f8"};
     Dims bytes;
     for (const int64_t s : t.strides()) bytes.push_back(s * t.itemsize());
     const Object shape = own(wrap_ints(t.sizes()));
     const Object strides = own(wrap_ints(bytes));
-    return Py_BuildValue("{s:i,s:O,s:s,s:(KO),s:O}", "version", 3, "shape", shape.get(), "typestr",
-                         types[static_cast<int>(t.dtype())], "data",
-                         static_cast<unsigned long long>(t.numel() ? reinterpret_cast<uintptr_t>(t.data()) : 0),
-                         t.storage()->writable() ? Py_False : Py_True, "strides", strides.get());
+    return Py_BuildValue(
+        "{s:i,s:O,s:s,s:(KO),s:O}", "version", 3, "shape", shape.get(), "typestr",
+        types[static_cast<int>(t.dtype())], "data",
+        static_cast<unsigned long long>(t.numel() ? reinterpret_cast<uintptr_t>(t.data()) : 0),
+        t.storage()->writable() ? Py_False : Py_True, "strides", strides.get());
   });
 }
 
 PyMethodDef conversion_methods[] = {
     {"item", method_item, METH_NOARGS, "The only element as a Python number."},
-    {"tolist", method_tolist, METH_NOARGS, "Nested lists of Python numbers (a number for a 0-d tensor)."},
+    {"tolist", method_tolist, METH_NOARGS,
+     "Nested lists of Python numbers (a number for a 0-d tensor)."},
     {"__dlpack__", as_cfunction(method_dlpack), METH_VARARGS | METH_KEYWORDS,
      "__dlpack__(*, stream=None, max_version=None, dl_device=None, copy=None)"},
     {"__dlpack_device__", method_dlpack_device, METH_NOARGS, "(device type, device id) of DLPack."},

@@ -31,8 +31,7 @@ Value result_value(PyObject* object) {
 
 /// What a Python override or mode calls to run the original op with the arguments it was given.
 struct PyOriginal {
-  PyObject_HEAD
-  OpId id;
+  PyObject_HEAD OpId id;
   std::span<const Value> args;
   bool alive;
 };
@@ -50,11 +49,13 @@ void original_dealloc(PyObject* self) {
   reinterpret_cast<freefunc>(PyType_GetSlot(type, Py_tp_free))(self);
   Py_DECREF(type);
 }
-PyType_Slot original_slots[] = {{Py_tp_call, reinterpret_cast<void*>(original_call)},
-                                {Py_tp_dealloc, reinterpret_cast<void*>(original_dealloc)},
-                                {Py_tp_doc, const_cast<char*>("The op an override replaces; call it to run the original.")},
-                                {0, nullptr}};
-PyType_Spec original_spec = {"vibetensor._C.Original", sizeof(PyOriginal), 0, Py_TPFLAGS_DEFAULT, original_slots};
+PyType_Slot original_slots[] = {
+    {Py_tp_call, reinterpret_cast<void*>(original_call)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(original_dealloc)},
+    {Py_tp_doc, const_cast<char*>("The op an override replaces; call it to run the original.")},
+    {0, nullptr}};
+PyType_Spec original_spec = {"vibetensor._C.Original", sizeof(PyOriginal), 0, Py_TPFLAGS_DEFAULT,
+                             original_slots};
 
 /// function(original, name, args) -> result
 class PyLayer final : public Layer {
@@ -70,9 +71,11 @@ class PyLayer final : public Layer {
     raw->id = id;
     raw->args = args;
     raw->alive = true;
-    const Object name = own(PyUnicode_FromStringAndSize(op_name(id).data(), static_cast<Py_ssize_t>(op_name(id).size())));
+    const Object name = own(PyUnicode_FromStringAndSize(
+        op_name(id).data(), static_cast<Py_ssize_t>(op_name(id).size())));
     const Object boxed = args_tuple(args);
-    const Object result(PyObject_CallFunctionObjArgs(function_, original.get(), name.get(), boxed.get(), nullptr));
+    const Object result(
+        PyObject_CallFunctionObjArgs(function_, original.get(), name.get(), boxed.get(), nullptr));
     raw->alive = false;
     if (!result) throw_python_error();
     return result_value(result.get());
@@ -92,7 +95,8 @@ PyObject* set_override_function(PyObject*, PyObject* args) {
   return guarded([&]() -> PyObject* {
     PyObject *name = nullptr, *function = nullptr;
     if (!PyArg_ParseTuple(args, "OO", &name, &function)) return nullptr;
-    set_override(op_arg(name), function == Py_None ? Ref<Layer>() : Ref<Layer>(new PyLayer(function)));
+    set_override(op_arg(name),
+                 function == Py_None ? Ref<Layer>() : Ref<Layer>(new PyLayer(function)));
     return none();
   });
 }
@@ -113,8 +117,9 @@ PyObject* op_names(PyObject*, PyObject*) {
     Object list = own(PyList_New(0));
     for (int i = 0; i < kNumOps; ++i) {
       const auto id = static_cast<OpId>(i);
-      const Object pair = own(Py_BuildValue("(s#s#)", op_name(id).data(), static_cast<Py_ssize_t>(op_name(id).size()),
-                                            op_capture_class(id).data(), static_cast<Py_ssize_t>(op_capture_class(id).size())));
+      const Object pair = own(Py_BuildValue(
+          "(s#s#)", op_name(id).data(), static_cast<Py_ssize_t>(op_name(id).size()),
+          op_capture_class(id).data(), static_cast<Py_ssize_t>(op_capture_class(id).size())));
       if (PyList_Append(list.get(), pair.get()) < 0) return nullptr;
     }
     return list.release();
@@ -124,8 +129,7 @@ PyObject* op_names(PyObject*, PyObject*) {
 // --- recorder
 
 struct PyRecorder {
-  PyObject_HEAD
-  Ref<Recorder> recorder;
+  PyObject_HEAD Ref<Recorder> recorder;
 };
 Ref<Recorder>& recorder_of(PyObject* self) { return reinterpret_cast<PyRecorder*>(self)->recorder; }
 
@@ -165,14 +169,17 @@ PyObject* recorder_clear(PyObject* self, PyObject*) {
   recorder_of(self)->clear();
   return none();
 }
-Py_ssize_t recorder_length(PyObject* self) { return static_cast<Py_ssize_t>(recorder_of(self)->calls().size()); }
+Py_ssize_t recorder_length(PyObject* self) {
+  return static_cast<Py_ssize_t>(recorder_of(self)->calls().size());
+}
 PyObject* recorder_calls(PyObject* self, PyObject*) {
   return guarded([&]() -> PyObject* {
     Object list = own(PyList_New(0));
     for (const Recorder::Call& call : recorder_of(self)->calls()) {
       const Object args = args_tuple(call.args);
       const Object outputs = own(wrap(call.outputs));
-      const Object entry = own(Py_BuildValue("(s#OO)", op_name(call.id).data(), static_cast<Py_ssize_t>(op_name(call.id).size()),
+      const Object entry = own(Py_BuildValue("(s#OO)", op_name(call.id).data(),
+                                             static_cast<Py_ssize_t>(op_name(call.id).size()),
                                              args.get(), outputs.get()));
       if (PyList_Append(list.get(), entry.get()) < 0) return nullptr;
     }
@@ -182,17 +189,20 @@ PyObject* recorder_calls(PyObject* self, PyObject*) {
 PyMethodDef recorder_methods[] = {
     {"__enter__", recorder_start, METH_NOARGS, "Starts recording on this thread."},
     {"__exit__", recorder_exit, METH_VARARGS, "Stops recording."},
-    {"replay", recorder_replay, METH_NOARGS, "Runs every recorded kernel again on the same storages."},
+    {"replay", recorder_replay, METH_NOARGS,
+     "Runs every recorded kernel again on the same storages."},
     {"calls", recorder_calls, METH_NOARGS, "The record: (op name, arguments, outputs) in order."},
     {"clear", recorder_clear, METH_NOARGS, "Forgets the record and the tensors it holds."},
     {nullptr, nullptr, 0, nullptr}};
-PyType_Slot recorder_slots[] = {{Py_tp_new, reinterpret_cast<void*>(recorder_new)},
-                                {Py_tp_dealloc, reinterpret_cast<void*>(recorder_dealloc)},
-                                {Py_tp_methods, recorder_methods},
-                                {Py_sq_length, reinterpret_cast<void*>(recorder_length)},
-                                {Py_tp_doc, const_cast<char*>("Records every op that runs inside `with recorder:`.")},
-                                {0, nullptr}};
-PyType_Spec recorder_spec = {"vibetensor._C.Recorder", sizeof(PyRecorder), 0, Py_TPFLAGS_DEFAULT, recorder_slots};
+PyType_Slot recorder_slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(recorder_new)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(recorder_dealloc)},
+    {Py_tp_methods, recorder_methods},
+    {Py_sq_length, reinterpret_cast<void*>(recorder_length)},
+    {Py_tp_doc, const_cast<char*>("Records every op that runs inside `with recorder:`.")},
+    {0, nullptr}};
+PyType_Spec recorder_spec = {"vibetensor._C.Recorder", sizeof(PyRecorder), 0, Py_TPFLAGS_DEFAULT,
+                             recorder_slots};
 
 // --- autocast
 
@@ -205,7 +215,8 @@ PyObject* set_autocast(PyObject*, PyObject* args) {
     if (!PyArg_ParseTuple(args, "OpO", &name, &enabled, &dtype)) return nullptr;
     const DeviceType type = device_type_arg(name);
     const Object before_dtype = own(wrap_dtype(autocast::dtype(type)));
-    PyObject* before = checked(Py_BuildValue("(NO)", PyBool_FromLong(autocast::enabled(type)), before_dtype.get()));
+    PyObject* before = checked(
+        Py_BuildValue("(NO)", PyBool_FromLong(autocast::enabled(type)), before_dtype.get()));
     if (dtype != Py_None) autocast::set_dtype(type, dtype_arg(dtype));
     autocast::set_enabled(type, enabled != 0);
     return before;
@@ -231,11 +242,13 @@ PyObject* clear_autocast_cache(PyObject*, PyObject*) {
 }
 
 PyMethodDef functions[] = {
-    {"_set_override", set_override_function, METH_VARARGS, "_set_override(op, fn(original, name, args) or None)"},
+    {"_set_override", set_override_function, METH_VARARGS,
+     "_set_override(op, fn(original, name, args) or None)"},
     {"_push_mode", push_mode_function, METH_O, "_push_mode(fn(original, name, args))"},
     {"_pop_mode", pop_mode_function, METH_NOARGS, nullptr},
     {"_op_names", op_names, METH_NOARGS, "Every op and its capture class."},
-    {"_set_autocast", set_autocast, METH_VARARGS, "_set_autocast(device_type, enabled, dtype or None) -> (enabled, dtype) before"},
+    {"_set_autocast", set_autocast, METH_VARARGS,
+     "_set_autocast(device_type, enabled, dtype or None) -> (enabled, dtype) before"},
     {"_get_autocast", get_autocast, METH_O, "_get_autocast(device_type) -> (enabled, dtype)"},
     {"_set_autocast_cache_enabled", set_autocast_cache, METH_O, nullptr},
     {"_clear_autocast_cache", clear_autocast_cache, METH_NOARGS, nullptr},

@@ -63,8 +63,8 @@ DType from_dl(DLDataType t) {
     if (t.code == kFloat && t.bits == 32) return DType::Float32;
     if (t.code == kFloat && t.bits == 64) return DType::Float64;
   }
-  fail(ErrorKind::Type, "from_dlpack: unsupported dtype (code ", int{t.code}, ", ", int{t.bits}, " bits, ", int{t.lanes},
-       " lanes); convert it before the exchange");
+  fail(ErrorKind::Type, "from_dlpack: unsupported dtype (code ", int{t.code}, ", ", int{t.bits},
+       " bits, ", int{t.lanes}, " lanes); convert it before the exchange");
 }
 
 /// Keeps the tensor, its shape and strides alive for the consumer.
@@ -83,7 +83,11 @@ Managed* export_tensor(const Tensor& t) {
   m.deleter = [](Managed* self) { delete static_cast<Export<Managed>*>(self->manager_ctx); };
   m.dl_tensor = {t.numel() ? t.data() : nullptr,
                  {t.device().is_cpu() ? 1 : 2, t.device().is_cpu() ? 0 : t.device().index},
-                 static_cast<int32_t>(t.dim()), to_dl(t.dtype()), owner->shape.data(), owner->strides.data(), 0};
+                 static_cast<int32_t>(t.dim()),
+                 to_dl(t.dtype()),
+                 owner->shape.data(),
+                 owner->strides.data(),
+                 0};
   return &m;
 }
 
@@ -110,7 +114,8 @@ Tensor import_tensor(Managed* m, bool writable) {
   check_value(t.ndim >= 0 && t.ndim <= kMaxDims, "from_dlpack: ", t.ndim, " dimensions");
   const IntSpan sizes(t.shape, static_cast<size_t>(t.ndim));
   checked_numel(sizes);
-  const Dims strides = t.strides ? Dims(IntSpan(t.strides, static_cast<size_t>(t.ndim))) : contiguous_strides(sizes);
+  const Dims strides =
+      t.strides ? Dims(IntSpan(t.strides, static_cast<size_t>(t.ndim))) : contiguous_strides(sizes);
   for (const int64_t s : strides) check(s >= 0, "from_dlpack: negative strides are not supported");
   auto* data = static_cast<char*>(t.data) + t.byte_offset;
   const auto nbytes = static_cast<size_t>(span_elements(sizes, strides) * item_size(dtype));
@@ -131,24 +136,29 @@ Tensor import_tensor(Managed* m, bool writable) {
 PyObject* to_dlpack_capsule(const Tensor& tensor, bool versioned, bool copied) {
   if (!versioned) {
     auto* m = export_tensor<DLManagedTensor>(tensor);
-    return python::checked(PyCapsule_New(m, "dltensor", [](PyObject* c) { drop_capsule<DLManagedTensor>(c, "dltensor"); }));
+    return python::checked(PyCapsule_New(
+        m, "dltensor", [](PyObject* c) { drop_capsule<DLManagedTensor>(c, "dltensor"); }));
   }
   auto* m = export_tensor<DLManagedTensorVersioned>(tensor);
   m->major = 1;
   m->minor = 0;
   m->flags = (tensor.storage()->writable() ? 0 : kReadOnly) | (copied ? kCopied : 0);
-  return python::checked(PyCapsule_New(
-      m, "dltensor_versioned", [](PyObject* c) { drop_capsule<DLManagedTensorVersioned>(c, "dltensor_versioned"); }));
+  return python::checked(PyCapsule_New(m, "dltensor_versioned", [](PyObject* c) {
+    drop_capsule<DLManagedTensorVersioned>(c, "dltensor_versioned");
+  }));
 }
 
 Tensor from_dlpack_capsule(PyObject* capsule) {
   if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
-    auto* m = static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule, "dltensor_versioned"));
-    check(m->major == 1, "from_dlpack: DLPack version ", m->major, ".", m->minor, " is not supported (1.x is)");
+    auto* m =
+        static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule, "dltensor_versioned"));
+    check(m->major == 1, "from_dlpack: DLPack version ", m->major, ".", m->minor,
+          " is not supported (1.x is)");
     if (PyCapsule_SetName(capsule, "used_dltensor_versioned") < 0) throw python::PythonError();
     return import_tensor(m, (m->flags & kReadOnly) == 0);
   }
-  check_value(PyCapsule_IsValid(capsule, "dltensor"), "from_dlpack: not a DLPack capsule, or one that was consumed already");
+  check_value(PyCapsule_IsValid(capsule, "dltensor"),
+              "from_dlpack: not a DLPack capsule, or one that was consumed already");
   auto* m = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor"));
   if (PyCapsule_SetName(capsule, "used_dltensor") < 0) throw python::PythonError();
   return import_tensor(m, true);

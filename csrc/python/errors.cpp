@@ -41,16 +41,26 @@ class CarriedPythonError : public Error {
 
 PyObject* python_class(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::Runtime: return PyExc_RuntimeError;
-    case ErrorKind::Value: return PyExc_ValueError;
-    case ErrorKind::Index: return PyExc_IndexError;
-    case ErrorKind::Type: return PyExc_TypeError;
-    case ErrorKind::NotImplemented: return PyExc_NotImplementedError;
-    case ErrorKind::OutOfMemory: return out_of_memory_error ? out_of_memory_error : PyExc_MemoryError;
-    case ErrorKind::Memory: return PyExc_MemoryError;
-    case ErrorKind::Overflow: return PyExc_OverflowError;
-    case ErrorKind::ZeroDivision: return PyExc_ZeroDivisionError;
-    case ErrorKind::Attribute: return PyExc_AttributeError;
+    case ErrorKind::Runtime:
+      return PyExc_RuntimeError;
+    case ErrorKind::Value:
+      return PyExc_ValueError;
+    case ErrorKind::Index:
+      return PyExc_IndexError;
+    case ErrorKind::Type:
+      return PyExc_TypeError;
+    case ErrorKind::NotImplemented:
+      return PyExc_NotImplementedError;
+    case ErrorKind::OutOfMemory:
+      return out_of_memory_error ? out_of_memory_error : PyExc_MemoryError;
+    case ErrorKind::Memory:
+      return PyExc_MemoryError;
+    case ErrorKind::Overflow:
+      return PyExc_OverflowError;
+    case ErrorKind::ZeroDivision:
+      return PyExc_ZeroDivisionError;
+    case ErrorKind::Attribute:
+      return PyExc_AttributeError;
   }
   return PyExc_RuntimeError;
 }

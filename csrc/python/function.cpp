@@ -56,23 +56,26 @@ class FunctionNode final : public Node {
       PyTuple_SetItem(args.get(), static_cast<Py_ssize_t>(i), checked(wrap(grad)));
     }
     const Object backward = own(PyObject_GetAttrString(type_, "_call_backward"));
-    const Object result(PyObject_CallFunctionObjArgs(backward.get(), context_, args.get(), nullptr));
+    const Object result(
+        PyObject_CallFunctionObjArgs(backward.get(), context_, args.get(), nullptr));
     if (!result) throw_python_error();
     const Object items = PyTuple_Check(result.get()) ? result : own(PyTuple_Pack(1, result.get()));
     const Py_ssize_t given = PyTuple_Size(items.get());
     const auto expected = static_cast<Py_ssize_t>(is_tensor_input.size());
-    check(given >= expected, "function ", name(), " returned an incorrect number of gradients (expected ", expected, ", got ",
+    check(given >= expected, "function ", name(),
+          " returned an incorrect number of gradients (expected ", expected, ", got ",
           int64_t{given}, ")");
     TensorVec out;
     for (Py_ssize_t i = 0; i < given; ++i) {
       PyObject* item = PyTuple_GetItem(items.get(), i);
       if (i >= expected || !is_tensor_input[static_cast<size_t>(i)]) {
-        check(item == Py_None, "function ", name(), " returned a gradient different from None at position ", int64_t{i + 1},
+        check(item == Py_None, "function ", name(),
+              " returned a gradient different from None at position ", int64_t{i + 1},
               ", but the corresponding forward input was not a Variable");
         continue;
       }
-      check_type(item == Py_None || is_tensor(item), "function ", name(), " returned a gradient that is not a Tensor at position ",
-                 int64_t{i + 1});
+      check_type(item == Py_None || is_tensor(item), "function ", name(),
+                 " returned a gradient that is not a Tensor at position ", int64_t{i + 1});
       out.push_back(item == Py_None ? Tensor() : tensor_of(item));
     }
     return out;
@@ -80,8 +83,11 @@ class FunctionNode final : public Node {
 
   void save(const Tensor& tensor, bool is_output) { saved_.emplace_back().save(tensor, is_output); }
   std::vector<Tensor> unpack() const {
-    check(!released_, "Trying to backward through the graph a second time (or directly access saved tensors after they have already "
-          "been freed). Saved intermediate values of the graph are freed when you call .backward() or autograd.grad(). Specify "
+    check(!released_,
+          "Trying to backward through the graph a second time (or directly access saved tensors "
+          "after they have already "
+          "been freed). Saved intermediate values of the graph are freed when you call .backward() "
+          "or autograd.grad(). Specify "
           "retain_graph=True if you need to backward through the graph a second time.");
     std::vector<Tensor> out;
     for (const auto& saved : saved_) out.push_back(saved.unpack(this));
@@ -152,7 +158,7 @@ PyObject* apply_function(PyObject*, PyObject* arguments) {
     }
 
     Object wrapped = own(PyTuple_New(count));
-    std::vector<std::pair<PyObject*, Tensor>> replaced;   // forward's object -> what the caller gets
+    std::vector<std::pair<PyObject*, Tensor>> replaced;  // forward's object -> what the caller gets
     for (Py_ssize_t i = 0; i < count; ++i) {
       PyObject* item = PyTuple_GetItem(outputs.get(), i);
       const bool tensor = is_tensor(item);
@@ -171,8 +177,10 @@ PyObject* apply_function(PyObject*, PyObject* arguments) {
         autograd::check_inplace(t, records, "Function.forward");
         autograd::rebase_history(t, node);
       } else {
-        // An input handed back is a new tensor to autograd; a view made inside forward loses its base.
-        if (is_input || (t.impl()->autograd && (records || t.impl()->autograd->base.defined()))) t = alias(t);
+        // An input handed back is a new tensor to autograd; a view made inside forward loses its
+        // base.
+        if (is_input || (t.impl()->autograd && (records || t.impl()->autograd->base.defined())))
+          t = alias(t);
         if (node && !contains(detached.get(), item)) {
           autograd::set_history(t, node);
         } else if (node) {
@@ -185,18 +193,23 @@ PyObject* apply_function(PyObject*, PyObject* arguments) {
     if (node && to_save.get() != Py_None) {
       for (Py_ssize_t i = 0; i < PyTuple_Size(to_save.get()); ++i) {
         PyObject* item = PyTuple_GetItem(to_save.get(), i);
-        check_type(item == Py_None || is_tensor(item), "save_for_backward can only save variables, but argument ", int64_t{i},
+        check_type(item == Py_None || is_tensor(item),
+                   "save_for_backward can only save variables, but argument ", int64_t{i},
                    " is of another type");
         if (item == Py_None) {
           node->save(Tensor(), false);
           continue;
         }
-        const auto found = std::find_if(replaced.begin(), replaced.end(), [&](const auto& entry) { return entry.first == item; });
-        if (found == replaced.end()) node->save(tensor_of(item), false);
-        else node->save(found->second, autograd::grad_fn(found->second) == Ref<Node>(node));
+        const auto found = std::find_if(replaced.begin(), replaced.end(),
+                                        [&](const auto& entry) { return entry.first == item; });
+        if (found == replaced.end())
+          node->save(tensor_of(item), false);
+        else
+          node->save(found->second, autograd::grad_fn(found->second) == Ref<Node>(node));
       }
     }
-    if (PyObject_SetAttrString(context, "to_save", node ? Py_None : to_save.get()) < 0) return nullptr;
+    if (PyObject_SetAttrString(context, "to_save", node ? Py_None : to_save.get()) < 0)
+      return nullptr;
     return single ? new_reference(PyTuple_GetItem(wrapped.get(), 0)) : wrapped.release();
   });
 }

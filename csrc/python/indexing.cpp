@@ -23,13 +23,15 @@ Tensor to_tensor(PyObject* object) {
   return tensor_of(made.get());
 }
 
-/// A list of numbers or an array is one index; a list holding slices or tensors is a tuple (as in NumPy of old).
+/// A list of numbers or an array is one index; a list holding slices or tensors is a tuple (as in
+/// NumPy of old).
 bool list_is_tuple(PyObject* list) {
   const Py_ssize_t n = PyList_Size(list);
   if (n >= 32) return false;
   for (Py_ssize_t i = 0; i < n; ++i) {
     PyObject* item = PyList_GetItem(list, i);
-    if (is_tensor(item) || is_sequence(item) || PySlice_Check(item) || item == Py_None || item == Py_Ellipsis) {
+    if (is_tensor(item) || is_sequence(item) || PySlice_Check(item) || item == Py_None ||
+        item == Py_Ellipsis) {
       return PySlice_Check(item) || item == Py_None || item == Py_Ellipsis || is_tensor(item);
     }
   }
@@ -53,7 +55,9 @@ std::optional<int64_t> slice_part(PyObject* slice, const char* name) {
   const Object index = own(PyNumber_Index(part.get()));
   int overflow = 0;
   const long long value = PyLong_AsLongLongAndOverflow(index.get(), &overflow);
-  if (overflow) return overflow > 0 ? std::numeric_limits<int64_t>::max() : std::numeric_limits<int64_t>::min() / 2;
+  if (overflow)
+    return overflow > 0 ? std::numeric_limits<int64_t>::max()
+                        : std::numeric_limits<int64_t>::min() / 2;
   return value;
 }
 
@@ -65,11 +69,13 @@ Tensor apply_slice(const Tensor& t, int64_t dim, PyObject* slice) {
 }
 
 Tensor apply_select(const Tensor& t, int64_t dim, int64_t index, int64_t shown_dim) {
-  check_index(t.dim() > 0, "invalid index of a 0-dim tensor. Use `tensor.item()` in Python to convert a 0-dim tensor "
-              "to a number");
+  check_index(
+      t.dim() > 0,
+      "invalid index of a 0-dim tensor. Use `tensor.item()` in Python to convert a 0-dim tensor "
+      "to a number");
   const int64_t size = t.sizes()[dim];
-  check_index(index >= -size && index < size, "index ", index, " is out of bounds for dimension ", shown_dim,
-              " with size ", size);
+  check_index(index >= -size && index < size, "index ", index, " is out of bounds for dimension ",
+              shown_dim, " with size ", size);
   return ops::select(t, dim, index);
 }
 
@@ -92,10 +98,12 @@ Parsed parse(const Tensor& self, PyObject* index) {
   // Sequences and arrays become tensors first, so that masks count their dimensions.
   std::vector<Object> made;
   for (PyObject*& item : items) {
-    const bool array = !is_tensor(item) && item != Py_None && item != Py_Ellipsis && !PySlice_Check(item) &&
-                       !PyLong_Check(item) && (is_sequence(item) || !PyIndex_Check(item));
+    const bool array = !is_tensor(item) && item != Py_None && item != Py_Ellipsis &&
+                       !PySlice_Check(item) && !PyLong_Check(item) &&
+                       (is_sequence(item) || !PyIndex_Check(item));
     if (!array) continue;
-    check_index(!PyUnicode_Check(item) && !PyFloat_Check(item), "only integers, slices (`:`), ellipsis (`...`), None and long or "
+    check_index(!PyUnicode_Check(item) && !PyFloat_Check(item),
+                "only integers, slices (`:`), ellipsis (`...`), None and long or "
                 "byte Variables are valid indices");
     const bool empty_list = is_sequence(item) && PySequence_Size(item) == 0;
     Tensor t = to_tensor(item);
@@ -118,18 +126,21 @@ Parsed parse(const Tensor& self, PyObject* index) {
       ++shown;
     } else if (PyBool_Check(item)) {
       parsed.view = ops::unsqueeze(parsed.view, dim);
-      note_tensor(parsed, dim++, ops::arange(Scalar(int64_t{0}), Scalar(int64_t{item == Py_True}), Scalar(1), DType::Int64,
-                                             self.device()));
+      note_tensor(parsed, dim++,
+                  ops::arange(Scalar(int64_t{0}), Scalar(int64_t{item == Py_True}), Scalar(1),
+                              DType::Int64, self.device()));
     } else if (is_tensor(item)) {
       const Tensor& t = tensor_of(item);
       if (t.dim() == 0 && is_integral(t.dtype())) {
         parsed.view = apply_select(parsed.view, dim, t.item().to_int(), shown++);
       } else if (t.dim() == 0 && t.dtype() == DType::Bool) {
         parsed.view = ops::unsqueeze(parsed.view, dim);
-        note_tensor(parsed, dim++, ops::arange(Scalar(int64_t{0}), Scalar(int64_t{t.item().to_bool()}), Scalar(1),
-                                               DType::Int64, self.device()));
+        note_tensor(parsed, dim++,
+                    ops::arange(Scalar(int64_t{0}), Scalar(int64_t{t.item().to_bool()}), Scalar(1),
+                                DType::Int64, self.device()));
       } else {
-        check_index(!is_floating(t.dtype()), "tensors used as indices must be long, int, byte or bool tensors");
+        check_index(!is_floating(t.dtype()),
+                    "tensors used as indices must be long, int, byte or bool tensors");
         const int64_t n = consumed(item);
         note_tensor(parsed, dim, t);
         dim += n;
@@ -205,6 +216,7 @@ int tensor_set_item(PyObject* self, PyObject* index, PyObject* value) {
   }
 }
 
-PyMethodDef indexing_methods[] = {{"__getitem__", method_get_item, METH_O, nullptr}, {nullptr, nullptr, 0, nullptr}};
+PyMethodDef indexing_methods[] = {{"__getitem__", method_get_item, METH_O, nullptr},
+                                  {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace vt::python

@@ -54,18 +54,25 @@ NB_MODULE(_C, m) {
   add_autograd(m.ptr());
   add_function(m.ptr());
   add_dispatch(m.ptr());
-  out_of_memory_error = PyErr_NewExceptionWithDoc("vibetensor.OutOfMemoryError", "A device or the host has no memory left for a tensor.",
-                                                  PyExc_RuntimeError, nullptr);
+  out_of_memory_error = PyErr_NewExceptionWithDoc(
+      "vibetensor.OutOfMemoryError", "A device or the host has no memory left for a tensor.",
+      PyExc_RuntimeError, nullptr);
   m.attr("OutOfMemoryError") = nb::borrow(out_of_memory_error);
 
   m.def("get_num_threads", [] { return num_threads(); }, "Threads that kernels use.");
-  m.def("set_num_threads", [](int n) {
-    if (n < 1) throw nb::value_error("set_num_threads expects a positive integer");
-    set_num_threads(n);
-  }, "Sets the number of threads that kernels use.");
-  m.def("_default_generator", [] { return nb::steal(wrap_generator(default_generator(Device{}))); });
+  m.def(
+      "set_num_threads",
+      [](int n) {
+        if (n < 1) throw nb::value_error("set_num_threads expects a positive integer");
+        set_num_threads(n);
+      },
+      "Sets the number of threads that kernels use.");
+  m.def("_default_generator",
+        [] { return nb::steal(wrap_generator(default_generator(Device{}))); });
   m.def("_manual_seed", [](uint64_t seed) { manual_seed(seed); });
-  m.def("get_default_dtype", [] { return nb::steal(wrap_dtype(default_dtype())); }, "The dtype of new floating tensors.");
+  m.def(
+      "get_default_dtype", [] { return nb::steal(wrap_dtype(default_dtype())); },
+      "The dtype of new floating tensors.");
   m.def("_set_default_dtype", [](nb::object dtype) {
     if (!is_dtype(dtype.ptr())) throw nb::type_error("set_default_dtype expects a torch.dtype");
     set_default_dtype(dtype_of(dtype.ptr()));
@@ -80,7 +87,9 @@ NB_MODULE(_C, m) {
   });
   m.def("_cpu_reset_peak_memory", [] { cpu::reset_peak_stats(); });
   m.def("_cpu_empty_cache", [] { cpu::empty_cache(); });
-  m.def("_cpu_capability", [] { return cpu::backend_isa(); }, "The instruction set that CPU kernels were chosen for.");
+  m.def(
+      "_cpu_capability", [] { return cpu::backend_isa(); },
+      "The instruction set that CPU kernels were chosen for.");
   bind_safetensors(m);
 }
 

@@ -46,8 +46,8 @@ inline Object own(PyObject* result) { return Object(checked(result)); }
 
 /// Turns the C++ exception in flight into a Python one. Returns null.
 PyObject* raise_current() noexcept;
-/// The Python error in flight as a C++ exception that can cross threads and the engine; the original
-/// exception object is kept and raised again by raise_current.
+/// The Python error in flight as a C++ exception that can cross threads and the engine; the
+/// original exception object is kept and raised again by raise_current.
 [[noreturn]] void throw_python_error();
 
 template <class F>
@@ -62,7 +62,8 @@ PyObject* guarded(F&& f) noexcept {
 inline PyObject* none() { return (Py_INCREF(Py_None), Py_None); }
 inline PyObject* new_reference(PyObject* object) {
   Py_INCREF(object);
-  return object; }
+  return object;
+}
 
 /// Lets other threads run during work that is long enough to matter (`work` in elements).
 class ReleaseGil {

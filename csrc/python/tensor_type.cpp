@@ -23,7 +23,8 @@ void tensor_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
   PyTensor* py = as_py(self);
   if (py->weak_references) PyObject_ClearWeakRefs(self);
-  if (TensorImpl* impl = py->tensor.impl(); impl && impl->python_object == self) impl->python_object = nullptr;
+  if (TensorImpl* impl = py->tensor.impl(); impl && impl->python_object == self)
+    impl->python_object = nullptr;
   Py_CLEAR(py->dict);
   py->tensor.~Tensor();
   PyTypeObject* type = Py_TYPE(self);
@@ -53,7 +54,8 @@ PyObject* tensor_new(PyTypeObject* type, PyObject* args, PyObject*) {
         return wrap_as(type, ops::_to_dtype(tensor_of(made.get()), default_dtype()));
       }
     }
-    return wrap_as(type, empty(n == 0 ? IntSpan(Dims{0}) : IntSpan(int_list_arg(args, 0)), default_dtype()));
+    return wrap_as(
+        type, empty(n == 0 ? IntSpan(Dims{0}) : IntSpan(int_list_arg(args, 0)), default_dtype()));
   });
 }
 
@@ -71,7 +73,9 @@ PyObject* get_device(PyObject* self, void*) {
   return get(self, [](const Tensor& t) { return wrap_device(t.device()); });
 }
 PyObject* get_ndim(PyObject* self, void*) { return PyLong_FromLongLong(tensor_of(self).dim()); }
-PyObject* get_itemsize(PyObject* self, void*) { return PyLong_FromLongLong(tensor_of(self).itemsize()); }
+PyObject* get_itemsize(PyObject* self, void*) {
+  return PyLong_FromLongLong(tensor_of(self).itemsize());
+}
 PyObject* get_nbytes(PyObject* self, void*) {
   return PyLong_FromLongLong(tensor_of(self).numel() * tensor_of(self).itemsize());
 }
@@ -81,8 +85,12 @@ PyObject* get_layout(PyObject*, void*) {
     return PyObject_GetAttrString(module.get(), "strided");
   });
 }
-PyObject* get_is_cpu(PyObject* self, void*) { return PyBool_FromLong(tensor_of(self).device().is_cpu()); }
-PyObject* get_is_cuda(PyObject* self, void*) { return PyBool_FromLong(tensor_of(self).device().is_cuda()); }
+PyObject* get_is_cpu(PyObject* self, void*) {
+  return PyBool_FromLong(tensor_of(self).device().is_cpu());
+}
+PyObject* get_is_cuda(PyObject* self, void*) {
+  return PyBool_FromLong(tensor_of(self).device().is_cuda());
+}
 PyObject* get_false(PyObject*, void*) { return PyBool_FromLong(0); }
 PyObject* get_T(PyObject* self, void*) {
   return get(self, [](const Tensor& t) {
@@ -93,13 +101,18 @@ PyObject* get_T(PyObject* self, void*) {
 }
 PyObject* get_mT(PyObject* self, void*) {
   return get(self, [](const Tensor& t) {
-    check(t.dim() >= 2, "tensor.mT is only supported on matrices or batches of matrices. Got ", t.dim(), "-D tensor.");
+    check(t.dim() >= 2, "tensor.mT is only supported on matrices or batches of matrices. Got ",
+          t.dim(), "-D tensor.");
     return wrap(ops::transpose(t, -2, -1));
   });
 }
 
-PyObject* method_dim(PyObject* self, PyObject*) { return PyLong_FromLongLong(tensor_of(self).dim()); }
-PyObject* method_numel(PyObject* self, PyObject*) { return PyLong_FromLongLong(tensor_of(self).numel()); }
+PyObject* method_dim(PyObject* self, PyObject*) {
+  return PyLong_FromLongLong(tensor_of(self).dim());
+}
+PyObject* method_numel(PyObject* self, PyObject*) {
+  return PyLong_FromLongLong(tensor_of(self).numel());
+}
 PyObject* method_size(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
   return guarded([&]() -> PyObject* {
     const Tensor& t = tensor_of(self);
@@ -128,7 +141,8 @@ PyObject* method_storage_key(PyObject* self, PyObject*) {
 PyObject* method_storage_nbytes(PyObject* self, PyObject*) {
   return PyLong_FromSize_t(tensor_of(self).storage()->nbytes());
 }
-PyObject* method_is_contiguous(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+PyObject* method_is_contiguous(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
+                               PyObject* kwnames) {
   return guarded([&]() -> PyObject* {
     const Py_ssize_t total = nargs + (kwnames ? PyTuple_Size(kwnames) : 0);
     const MemoryFormat format = total > 0 ? memory_format_arg(args[0]) : MemoryFormat::Contiguous;
@@ -138,7 +152,9 @@ PyObject* method_is_contiguous(PyObject* self, PyObject* const* args, Py_ssize_t
 PyObject* method_is_floating_point(PyObject* self, PyObject*) {
   return PyBool_FromLong(is_floating(tensor_of(self).dtype()));
 }
-PyObject* method_is_signed(PyObject* self, PyObject*) { return PyBool_FromLong(is_signed(tensor_of(self).dtype())); }
+PyObject* method_is_signed(PyObject* self, PyObject*) {
+  return PyBool_FromLong(is_signed(tensor_of(self).dtype()));
+}
 PyObject* method_false(PyObject*, PyObject*) { return PyBool_FromLong(0); }
 
 PyMethodDef basic_methods[] = {
@@ -146,21 +162,27 @@ PyMethodDef basic_methods[] = {
     {"ndimension", method_dim, METH_NOARGS, "The number of dimensions."},
     {"numel", method_numel, METH_NOARGS, "The number of elements."},
     {"nelement", method_numel, METH_NOARGS, "The number of elements."},
-    {"size", as_cfunction(method_size), METH_FASTCALL | METH_KEYWORDS, "size(dim=None): the shape, or one extent."},
-    {"stride", as_cfunction(method_stride), METH_FASTCALL | METH_KEYWORDS, "stride(dim=None): strides in elements."},
+    {"size", as_cfunction(method_size), METH_FASTCALL | METH_KEYWORDS,
+     "size(dim=None): the shape, or one extent."},
+    {"stride", as_cfunction(method_stride), METH_FASTCALL | METH_KEYWORDS,
+     "stride(dim=None): strides in elements."},
     {"element_size", method_element_size, METH_NOARGS, "Bytes per element."},
-    {"storage_offset", method_storage_offset, METH_NOARGS, "Elements from the start of the storage."},
+    {"storage_offset", method_storage_offset, METH_NOARGS,
+     "Elements from the start of the storage."},
     {"data_ptr", method_data_ptr, METH_NOARGS, "The address of the first element."},
-    {"_storage_key", method_storage_key, METH_NOARGS, "An integer that two tensors share if they share a storage."},
+    {"_storage_key", method_storage_key, METH_NOARGS,
+     "An integer that two tensors share if they share a storage."},
     {"_storage_nbytes", method_storage_nbytes, METH_NOARGS, "Bytes of the whole storage."},
     {"is_contiguous", as_cfunction(method_is_contiguous), METH_FASTCALL | METH_KEYWORDS,
-     "is_contiguous(memory_format=torch.contiguous_format): whether the elements lie in order without gaps."},
+     "is_contiguous(memory_format=torch.contiguous_format): whether the elements lie in order "
+     "without gaps."},
     {"is_floating_point", method_is_floating_point, METH_NOARGS, "True for floating dtypes."},
     {"is_signed", method_is_signed, METH_NOARGS, "True if negative values can be represented."},
     {"is_complex", method_false, METH_NOARGS, "Always False."},
     {"is_conj", method_false, METH_NOARGS, "Always False."},
     {"is_neg", method_false, METH_NOARGS, "Always False."},
-    {"is_pinned", method_false, METH_NOARGS, "Whether the memory is page-locked; never on a CPU build."},
+    {"is_pinned", method_false, METH_NOARGS,
+     "Whether the memory is page-locked; never on a CPU build."},
 };
 
 PyGetSetDef basic_properties[] = {
@@ -225,15 +247,15 @@ PyObject* unary(PyObject* a, F&& f) {
   });
 }
 
-#define VT_BINARY_SLOT(name, expression)                                                       \
-  PyObject* slot_##name(PyObject* a, PyObject* b) {                                            \
-    return binary(a, b, [](const Tensor& x, const Tensor& y) { return expression; });          \
-  }                                                                                            \
+#define VT_BINARY_SLOT(name, expression)                                              \
+  PyObject* slot_##name(PyObject* a, PyObject* b) {                                   \
+    return binary(a, b, [](const Tensor& x, const Tensor& y) { return expression; }); \
+  }                                                                                   \
   static_assert(true)
-#define VT_INPLACE_SLOT(name, expression)                                                      \
-  PyObject* slot_inplace_##name(PyObject* a, PyObject* b) {                                    \
-    return in_place(a, b, [](const Tensor& x, const Tensor& y) { expression; });               \
-  }                                                                                            \
+#define VT_INPLACE_SLOT(name, expression)                                        \
+  PyObject* slot_inplace_##name(PyObject* a, PyObject* b) {                      \
+    return in_place(a, b, [](const Tensor& x, const Tensor& y) { expression; }); \
+  }                                                                              \
   static_assert(true)
 
 VT_BINARY_SLOT(add, ops::add(x, y, Scalar(1)));
@@ -284,22 +306,30 @@ PyObject* slot_invert(PyObject* a) {
 PyObject* slot_compare(PyObject* a, PyObject* b, int op) {
   return binary(a, b, [op](const Tensor& x, const Tensor& y) {
     switch (op) {
-      case Py_EQ: return ops::eq(x, y);
-      case Py_NE: return ops::ne(x, y);
-      case Py_LT: return ops::lt(x, y);
-      case Py_LE: return ops::le(x, y);
-      case Py_GT: return ops::gt(x, y);
-      default: return ops::ge(x, y);
+      case Py_EQ:
+        return ops::eq(x, y);
+      case Py_NE:
+        return ops::ne(x, y);
+      case Py_LT:
+        return ops::lt(x, y);
+      case Py_LE:
+        return ops::le(x, y);
+      case Py_GT:
+        return ops::gt(x, y);
+      default:
+        return ops::ge(x, y);
     }
   });
 }
 
 Scalar one_element(PyObject* self, const char* what) {
   const Tensor& t = tensor_of(self);
-  check(t.numel() != 0 || std::strcmp(what, "bool") != 0, "Boolean value of Tensor with no values is ambiguous");
+  check(t.numel() != 0 || std::strcmp(what, "bool") != 0,
+        "Boolean value of Tensor with no values is ambiguous");
   check(t.numel() == 1 || std::strcmp(what, "bool") != 0,
         "Boolean value of Tensor with more than one value is ambiguous");
-  check_value(t.numel() == 1, "only one element tensors can be converted to Python scalars (shape ", t.sizes(), ")");
+  check_value(t.numel() == 1, "only one element tensors can be converted to Python scalars (shape ",
+              t.sizes(), ")");
   return t.item();
 }
 int slot_bool(PyObject* self) {
@@ -439,7 +469,8 @@ void add_tensor_type(PyObject* module, std::vector<PyMethodDef>& op_methods) {
                              Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, slots};
   tensor_type = reinterpret_cast<PyTypeObject*>(checked(PyType_FromSpec(&spec)));
   Py_INCREF(reinterpret_cast<PyObject*>(tensor_type));
-  if (PyModule_AddObject(module, "Tensor", reinterpret_cast<PyObject*>(tensor_type)) < 0) throw PythonError();
+  if (PyModule_AddObject(module, "Tensor", reinterpret_cast<PyObject*>(tensor_type)) < 0)
+    throw PythonError();
 }
 
 }  // namespace vt::python

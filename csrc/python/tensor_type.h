@@ -13,8 +13,7 @@ namespace vt::python {
 /// A Python tensor. The impl knows its wrapper (weakly), so one tensor is one Python object while
 /// anybody holds it.
 struct PyTensor {
-  PyObject_HEAD
-  Tensor tensor;
+  PyObject_HEAD Tensor tensor;
   PyObject* dict;
   PyObject* weak_references;
 };
@@ -25,7 +24,7 @@ extern PyTypeObject* device_type;
 extern PyTypeObject* memory_format_type;
 extern PyTypeObject* layout_type;
 extern PyTypeObject* generator_type;
-extern PyTypeObject* size_type;   // torch.Size, a tuple
+extern PyTypeObject* size_type;  // torch.Size, a tuple
 
 inline bool is_tensor(PyObject* object) {
   return Py_TYPE(object) == tensor_type || PyType_IsSubtype(Py_TYPE(object), tensor_type);

@@ -18,20 +18,16 @@ PyTypeObject* size_type = nullptr;
 namespace {
 
 struct PyDType {
-  PyObject_HEAD
-  DType value;
+  PyObject_HEAD DType value;
 };
 struct PyDevice {
-  PyObject_HEAD
-  Device value;
+  PyObject_HEAD Device value;
 };
 struct PyMemoryFormat {
-  PyObject_HEAD
-  MemoryFormat value;
+  PyObject_HEAD MemoryFormat value;
 };
 struct PyGenerator {
-  PyObject_HEAD
-  Generator value;
+  PyObject_HEAD Generator value;
 };
 
 PyObject* dtypes[kNumDTypes];
@@ -55,41 +51,54 @@ void free_plain(PyObject* self) {
 // --- dtype
 
 PyObject* dtype_repr(PyObject* self) { return text(str("torch.", dtype_value(self))); }
-PyObject* dtype_reduce(PyObject* self, PyObject*) { return text(std::string(dtype_name(dtype_value(self)))); }
-PyObject* dtype_itemsize(PyObject* self, void*) { return PyLong_FromLongLong(item_size(dtype_value(self))); }
-PyObject* dtype_is_float(PyObject* self, void*) { return PyBool_FromLong(is_floating(dtype_value(self))); }
-PyObject* dtype_is_signed(PyObject* self, void*) { return PyBool_FromLong(is_signed(dtype_value(self))); }
+PyObject* dtype_reduce(PyObject* self, PyObject*) {
+  return text(std::string(dtype_name(dtype_value(self))));
+}
+PyObject* dtype_itemsize(PyObject* self, void*) {
+  return PyLong_FromLongLong(item_size(dtype_value(self)));
+}
+PyObject* dtype_is_float(PyObject* self, void*) {
+  return PyBool_FromLong(is_floating(dtype_value(self)));
+}
+PyObject* dtype_is_signed(PyObject* self, void*) {
+  return PyBool_FromLong(is_signed(dtype_value(self)));
+}
 PyObject* dtype_is_complex(PyObject*, void*) { return PyBool_FromLong(0); }
 PyObject* dtype_same(PyObject* self, PyObject*) { return new_reference(self); }
 
 PyGetSetDef dtype_properties[] = {
     {"itemsize", dtype_itemsize, nullptr, "Bytes per element.", nullptr},
-    {"is_floating_point", dtype_is_float, nullptr, "True for float16, bfloat16, float32, float64.", nullptr},
+    {"is_floating_point", dtype_is_float, nullptr, "True for float16, bfloat16, float32, float64.",
+     nullptr},
     {"is_signed", dtype_is_signed, nullptr, "True if negative values can be represented.", nullptr},
-    {"is_complex", dtype_is_complex, nullptr, "Always False: there are no complex dtypes.", nullptr},
+    {"is_complex", dtype_is_complex, nullptr, "Always False: there are no complex dtypes.",
+     nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
-PyMethodDef dtype_methods[] = {
-    {"__reduce__", dtype_reduce, METH_NOARGS, nullptr},
-    {"__copy__", dtype_same, METH_NOARGS, nullptr},
-    {"__deepcopy__", dtype_same, METH_O, nullptr},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef dtype_methods[] = {{"__reduce__", dtype_reduce, METH_NOARGS, nullptr},
+                               {"__copy__", dtype_same, METH_NOARGS, nullptr},
+                               {"__deepcopy__", dtype_same, METH_O, nullptr},
+                               {nullptr, nullptr, 0, nullptr}};
 PyType_Slot dtype_slots[] = {{Py_tp_repr, reinterpret_cast<void*>(dtype_repr)},
                              {Py_tp_getset, dtype_properties},
                              {Py_tp_methods, dtype_methods},
                              {Py_tp_dealloc, reinterpret_cast<void*>(free_plain)},
                              {Py_tp_doc, const_cast<char*>("An element type.")},
                              {0, nullptr}};
-PyType_Spec dtype_spec = {"vibetensor._C.dtype", sizeof(PyDType), 0, Py_TPFLAGS_DEFAULT, dtype_slots};
+PyType_Spec dtype_spec = {"vibetensor._C.dtype", sizeof(PyDType), 0, Py_TPFLAGS_DEFAULT,
+                          dtype_slots};
 
 // --- device
 
 PyObject* device_repr(PyObject* self) {
   const Device d = device_value(self);
-  if (d.is_cpu() || d.index < 0) return text(str("device(type='", d.is_cpu() ? "cpu" : "cuda", "')"));
+  if (d.is_cpu() || d.index < 0)
+    return text(str("device(type='", d.is_cpu() ? "cpu" : "cuda", "')"));
   return text(str("device(type='cuda', index=", int{d.index}, ")"));
 }
 PyObject* device_str(PyObject* self) { return text(device_name(device_value(self))); }
-PyObject* device_kind(PyObject* self, void*) { return text(device_value(self).is_cpu() ? "cpu" : "cuda"); }
+PyObject* device_kind(PyObject* self, void*) {
+  return text(device_value(self).is_cpu() ? "cpu" : "cuda");
+}
 PyObject* device_index(PyObject* self, void*) {
   const Device d = device_value(self);
   return d.is_cpu() || d.index < 0 ? none() : PyLong_FromLong(d.index);
@@ -110,13 +119,17 @@ PyObject* device_new(PyTypeObject*, PyObject* args, PyObject* kwargs) {
     static const char* names[] = {"type", "index", nullptr};
     PyObject* kind = nullptr;
     PyObject* index = nullptr;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:device", const_cast<char**>(names), &kind, &index)) return nullptr;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:device", const_cast<char**>(names), &kind,
+                                     &index))
+      return nullptr;
     Device device = device_arg(kind);
     if (index && index != Py_None) {
-      check(PyUnicode_Check(kind) && device.index <= 0 && str_arg(kind).find(':') == std::string_view::npos,
+      check(PyUnicode_Check(kind) && device.index <= 0 &&
+                str_arg(kind).find(':') == std::string_view::npos,
             "type (string) must not include an index because index was passed explicitly");
       const int64_t i = int_arg(index);
-      check(i >= 0 && i < 128 && (device.is_cuda() || i == 0), "Device index ", i, " is not valid for ", device);
+      check(i >= 0 && i < 128 && (device.is_cuda() || i == 0), "Device index ", i,
+            " is not valid for ", device);
       device.index = static_cast<int8_t>(i);
     }
     return wrap_device(device);
@@ -124,41 +137,49 @@ PyObject* device_new(PyTypeObject*, PyObject* args, PyObject* kwargs) {
 }
 PyObject* device_reduce(PyObject* self, PyObject*) {
   return guarded([&]() -> PyObject* {
-    return Py_BuildValue("(O(s))", reinterpret_cast<PyObject*>(device_type), device_name(device_value(self)).c_str());
+    return Py_BuildValue("(O(s))", reinterpret_cast<PyObject*>(device_type),
+                         device_name(device_value(self)).c_str());
   });
 }
-PyGetSetDef device_properties[] = {{"type", device_kind, nullptr, "'cpu' or 'cuda'.", nullptr},
-                                   {"index", device_index, nullptr, "The index, or None for the current device.", nullptr},
-                                   {nullptr, nullptr, nullptr, nullptr, nullptr}};
-PyMethodDef device_methods[] = {{"__reduce__", device_reduce, METH_NOARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
-PyType_Slot device_slots[] = {{Py_tp_repr, reinterpret_cast<void*>(device_repr)},
-                              {Py_tp_str, reinterpret_cast<void*>(device_str)},
-                              {Py_tp_hash, reinterpret_cast<void*>(device_hash)},
-                              {Py_tp_richcompare, reinterpret_cast<void*>(device_compare)},
-                              {Py_tp_new, reinterpret_cast<void*>(device_new)},
-                              {Py_tp_getset, device_properties},
-                              {Py_tp_methods, device_methods},
-                              {Py_tp_dealloc, reinterpret_cast<void*>(free_plain)},
-                              {Py_tp_doc, const_cast<char*>("device(type, index=None): where a tensor lives.")},
-                              {0, nullptr}};
-PyType_Spec device_spec = {"vibetensor._C.device", sizeof(PyDevice), 0, Py_TPFLAGS_DEFAULT, device_slots};
+PyGetSetDef device_properties[] = {
+    {"type", device_kind, nullptr, "'cpu' or 'cuda'.", nullptr},
+    {"index", device_index, nullptr, "The index, or None for the current device.", nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr}};
+PyMethodDef device_methods[] = {{"__reduce__", device_reduce, METH_NOARGS, nullptr},
+                                {nullptr, nullptr, 0, nullptr}};
+PyType_Slot device_slots[] = {
+    {Py_tp_repr, reinterpret_cast<void*>(device_repr)},
+    {Py_tp_str, reinterpret_cast<void*>(device_str)},
+    {Py_tp_hash, reinterpret_cast<void*>(device_hash)},
+    {Py_tp_richcompare, reinterpret_cast<void*>(device_compare)},
+    {Py_tp_new, reinterpret_cast<void*>(device_new)},
+    {Py_tp_getset, device_properties},
+    {Py_tp_methods, device_methods},
+    {Py_tp_dealloc, reinterpret_cast<void*>(free_plain)},
+    {Py_tp_doc, const_cast<char*>("device(type, index=None): where a tensor lives.")},
+    {0, nullptr}};
+PyType_Spec device_spec = {"vibetensor._C.device", sizeof(PyDevice), 0, Py_TPFLAGS_DEFAULT,
+                           device_slots};
 
 // --- memory_format and layout
 
 PyObject* format_repr(PyObject* self) {
-  constexpr const char* names[] = {"torch.contiguous_format", "torch.channels_last", "torch.preserve_format"};
+  constexpr const char* names[] = {"torch.contiguous_format", "torch.channels_last",
+                                   "torch.preserve_format"};
   return text(names[static_cast<int>(memory_format_of(self))]);
 }
 PyType_Slot format_slots[] = {{Py_tp_repr, reinterpret_cast<void*>(format_repr)},
                               {Py_tp_dealloc, reinterpret_cast<void*>(free_plain)},
                               {0, nullptr}};
-PyType_Spec format_spec = {"vibetensor._C.memory_format", sizeof(PyMemoryFormat), 0, Py_TPFLAGS_DEFAULT, format_slots};
+PyType_Spec format_spec = {"vibetensor._C.memory_format", sizeof(PyMemoryFormat), 0,
+                           Py_TPFLAGS_DEFAULT, format_slots};
 
 PyObject* layout_repr(PyObject*) { return text("torch.strided"); }
 PyType_Slot layout_slots[] = {{Py_tp_repr, reinterpret_cast<void*>(layout_repr)},
                               {Py_tp_dealloc, reinterpret_cast<void*>(free_plain)},
                               {0, nullptr}};
-PyType_Spec layout_spec = {"vibetensor._C.layout", sizeof(PyObject), 0, Py_TPFLAGS_DEFAULT, layout_slots};
+PyType_Spec layout_spec = {"vibetensor._C.layout", sizeof(PyObject), 0, Py_TPFLAGS_DEFAULT,
+                           layout_slots};
 
 // --- Generator
 
@@ -166,9 +187,12 @@ PyObject* generator_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   return guarded([&]() -> PyObject* {
     static const char* names[] = {"device", nullptr};
     PyObject* device = nullptr;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:Generator", const_cast<char**>(names), &device)) return nullptr;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:Generator", const_cast<char**>(names),
+                                     &device))
+      return nullptr;
     Object self = own(PyType_GenericAlloc(type, 0));
-    new (&generator_value(self.get())) Generator(make_ref<GeneratorImpl>(device ? device_arg(device) : Device{}));
+    new (&generator_value(self.get()))
+        Generator(make_ref<GeneratorImpl>(device ? device_arg(device) : Device{}));
     return self.release();
   });
 }
@@ -223,7 +247,9 @@ PyObject* generator_set_state(PyObject* self, PyObject* state) {
     return new_reference(self);
   });
 }
-PyObject* generator_device(PyObject* self, void*) { return wrap_device(generator_value(self)->device()); }
+PyObject* generator_device(PyObject* self, void*) {
+  return wrap_device(generator_value(self)->device());
+}
 
 PyMethodDef generator_methods[] = {
     {"manual_seed", generator_manual_seed, METH_O, "Seeds the generator; returns it."},
@@ -232,14 +258,16 @@ PyMethodDef generator_methods[] = {
     {"get_state", generator_get_state, METH_NOARGS, "The state as a uint8 tensor (seed, offset)."},
     {"set_state", generator_set_state, METH_O, "Restores a state from get_state."},
     {nullptr, nullptr, 0, nullptr}};
-PyGetSetDef generator_properties[] = {{"device", generator_device, nullptr, "The device it draws for.", nullptr},
-                                      {nullptr, nullptr, nullptr, nullptr, nullptr}};
-PyType_Slot generator_slots[] = {{Py_tp_new, reinterpret_cast<void*>(generator_new)},
-                                 {Py_tp_dealloc, reinterpret_cast<void*>(generator_dealloc)},
-                                 {Py_tp_methods, generator_methods},
-                                 {Py_tp_getset, generator_properties},
-                                 {Py_tp_doc, const_cast<char*>("Generator(device='cpu'): a Philox random number generator.")},
-                                 {0, nullptr}};
+PyGetSetDef generator_properties[] = {
+    {"device", generator_device, nullptr, "The device it draws for.", nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr}};
+PyType_Slot generator_slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(generator_new)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(generator_dealloc)},
+    {Py_tp_methods, generator_methods},
+    {Py_tp_getset, generator_properties},
+    {Py_tp_doc, const_cast<char*>("Generator(device='cpu'): a Philox random number generator.")},
+    {0, nullptr}};
 PyType_Spec generator_spec = {"vibetensor._C.Generator", sizeof(PyGenerator), 0,
                               Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, generator_slots};
 
@@ -258,19 +286,24 @@ PyObject* size_repr(PyObject* self) {
 }
 PyObject* size_numel(PyObject* self, PyObject*) {
   long long total = 1;
-  for (Py_ssize_t i = 0; i < PyTuple_Size(self); ++i) total *= PyLong_AsLongLong(PyTuple_GetItem(self, i));
+  for (Py_ssize_t i = 0; i < PyTuple_Size(self); ++i)
+    total *= PyLong_AsLongLong(PyTuple_GetItem(self, i));
   if (PyErr_Occurred()) return nullptr;
   return PyLong_FromLongLong(total);
 }
 PyMethodDef size_methods[] = {{"numel", size_numel, METH_NOARGS, "The number of elements."},
                               {nullptr, nullptr, 0, nullptr}};
-PyType_Slot size_slots[] = {{Py_tp_repr, reinterpret_cast<void*>(size_repr)},
-                            {Py_tp_methods, size_methods},
-                            {Py_tp_doc, const_cast<char*>("The shape of a tensor: a tuple of ints.")},
-                            {0, nullptr}};
-PyType_Spec size_spec = {"vibetensor._C.Size", 0, 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, size_slots};
+PyType_Slot size_slots[] = {
+    {Py_tp_repr, reinterpret_cast<void*>(size_repr)},
+    {Py_tp_methods, size_methods},
+    {Py_tp_doc, const_cast<char*>("The shape of a tensor: a tuple of ints.")},
+    {0, nullptr}};
+PyType_Spec size_spec = {"vibetensor._C.Size", 0, 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+                         size_slots};
 
-PyTypeObject* make_type(PyType_Spec& spec) { return reinterpret_cast<PyTypeObject*>(checked(PyType_FromSpec(&spec))); }
+PyTypeObject* make_type(PyType_Spec& spec) {
+  return reinterpret_cast<PyTypeObject*>(checked(PyType_FromSpec(&spec)));
+}
 
 void add(PyObject* module, const char* name, PyObject* object) {
   Py_INCREF(object);
@@ -283,7 +316,9 @@ bool is_dtype(PyObject* object) { return Py_TYPE(object) == dtype_type; }
 bool is_device(PyObject* object) { return Py_TYPE(object) == device_type; }
 DType dtype_of(PyObject* object) { return dtype_value(object); }
 Device device_of(PyObject* object) { return device_value(object); }
-MemoryFormat memory_format_of(PyObject* object) { return reinterpret_cast<PyMemoryFormat*>(object)->value; }
+MemoryFormat memory_format_of(PyObject* object) {
+  return reinterpret_cast<PyMemoryFormat*>(object)->value;
+}
 Generator generator_of(PyObject* object) { return generator_value(object); }
 
 PyObject* wrap_dtype(DType dtype) { return new_reference(dtypes[static_cast<int>(dtype)]); }
@@ -292,7 +327,9 @@ PyObject* wrap_device(Device device) {
   reinterpret_cast<PyDevice*>(object)->value = device;
   return object;
 }
-PyObject* wrap_memory_format(MemoryFormat format) { return new_reference(formats[static_cast<int>(format)]); }
+PyObject* wrap_memory_format(MemoryFormat format) {
+  return new_reference(formats[static_cast<int>(format)]);
+}
 PyObject* wrap_generator(const Generator& generator) {
   PyObject* object = checked(PyType_GenericAlloc(generator_type, 0));
   new (&generator_value(object)) Generator(generator);
@@ -301,14 +338,16 @@ PyObject* wrap_generator(const Generator& generator) {
 PyObject* wrap_ints(IntSpan values) {
   Object tuple = own(PyTuple_New(static_cast<Py_ssize_t>(values.size())));
   for (size_t i = 0; i < values.size(); ++i) {
-    PyTuple_SetItem(tuple.get(), static_cast<Py_ssize_t>(i), checked(PyLong_FromLongLong(values[i])));
+    PyTuple_SetItem(tuple.get(), static_cast<Py_ssize_t>(i),
+                    checked(PyLong_FromLongLong(values[i])));
   }
   return tuple.release();
 }
 PyObject* wrap_size(IntSpan sizes) {
   // A tuple subclass has no stable-ABI constructor that fills in place: go through the type.
   const Object items = own(wrap_ints(sizes));
-  return checked(PyObject_CallFunctionObjArgs(reinterpret_cast<PyObject*>(size_type), items.get(), nullptr));
+  return checked(
+      PyObject_CallFunctionObjArgs(reinterpret_cast<PyObject*>(size_type), items.get(), nullptr));
 }
 
 void add_value_types(PyObject* module) {
@@ -318,7 +357,8 @@ void add_value_types(PyObject* module) {
   layout_type = make_type(layout_spec);
   generator_type = make_type(generator_spec);
   const Object bases = own(PyTuple_Pack(1, reinterpret_cast<PyObject*>(&PyTuple_Type)));
-  size_type = reinterpret_cast<PyTypeObject*>(checked(PyType_FromSpecWithBases(&size_spec, bases.get())));
+  size_type =
+      reinterpret_cast<PyTypeObject*>(checked(PyType_FromSpecWithBases(&size_spec, bases.get())));
   add(module, "dtype", reinterpret_cast<PyObject*>(dtype_type));
   add(module, "device", reinterpret_cast<PyObject*>(device_type));
   add(module, "memory_format", reinterpret_cast<PyObject*>(memory_format_type));
@@ -331,8 +371,8 @@ void add_value_types(PyObject* module) {
     add(module, std::string(dtype_name(static_cast<DType>(i))).c_str(), dtypes[i]);
   }
   constexpr std::pair<const char*, DType> names[] = {
-      {"half", DType::Float16}, {"float", DType::Float32}, {"double", DType::Float64}, {"short", DType::Int16},
-      {"int", DType::Int32},    {"long", DType::Int64}};
+      {"half", DType::Float16}, {"float", DType::Float32}, {"double", DType::Float64},
+      {"short", DType::Int16},  {"int", DType::Int32},     {"long", DType::Int64}};
   for (const auto& [name, dtype] : names) add(module, name, dtypes[static_cast<int>(dtype)]);
   constexpr const char* format_names[] = {"contiguous_format", "channels_last", "preserve_format"};
   for (int i = 0; i < 3; ++i) {

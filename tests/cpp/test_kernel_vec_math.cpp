@@ -57,10 +57,10 @@ template <auto F>
   for (int64_t i = 0; i < n; ++i) out[i] = F(a[i], b[i]);
 }
 
-double reference_sigmoid(double x) { return x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x)); }
-double reference_softplus(double x) {
-  return x > 20 ? x : std::log1p(std::exp(x));
+double reference_sigmoid(double x) {
+  return x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x));
 }
+double reference_softplus(double x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 double reference_log_sigmoid(double x) { return x < -700 ? x : -std::log1p(std::exp(-x)); }
 
 struct Case {
@@ -108,7 +108,8 @@ const Case kCases[] = {
        return s * (1 + x * (1 - s));
      },
      4, 1e-6},
-    {"mish", each<vmish<float>>, [](double x) { return x * std::tanh(std::log1p(std::exp(x))); }, 4, 1e-36},
+    {"mish", each<vmish<float>>, [](double x) { return x * std::tanh(std::log1p(std::exp(x))); }, 4,
+     1e-36},
     {"mish_grad", each<vmish_grad<float>>,
      [](double x) {
        const double t = std::tanh(std::log1p(std::exp(x)));
@@ -157,14 +158,16 @@ void unary_functions_are_accurate() {
     };
     for_sampled_blocks(8191, check);
     std::vector<float> dense;  // where the functions bend
-    for (int i = -4096 * 12; i <= 4096 * 12; ++i) dense.push_back(static_cast<float>(i) / 4096.0f + 1e-5f);
+    for (int i = -4096 * 12; i <= 4096 * 12; ++i)
+      dense.push_back(static_cast<float>(i) / 4096.0f + 1e-5f);
     for (size_t i = 0; i < dense.size(); i += 4096) {
       check({dense.begin() + i, dense.begin() + std::min(i + 4096, dense.size())});
     }
     if (report) std::printf("%-16s %.3f ulp at %.9g\n", c.name, worst, where);
     if (bad != 0) {
       ++failures;
-      std::printf("%s: %d values beyond %.1f ulp; worst %.3f at %.9g\n", c.name, bad, c.ulps, worst, where);
+      std::printf("%s: %d values beyond %.1f ulp; worst %.3f at %.9g\n", c.name, bad, c.ulps, worst,
+                  where);
     }
   }
 }
@@ -180,10 +183,11 @@ void binary_functions_are_accurate() {
       {"pow", each2<static_cast<float (*)(float, float)>(vpow)>, std::pow, 1},
       {"atan2", each2<static_cast<float (*)(float, float)>(vatan2)>, std::atan2, 4},
   };
-  const std::vector<float> special{0.0f, -0.0f, 1.0f, -1.0f, 2.0f, -2.0f, 3.0f, -3.0f, 0.5f, -0.5f, 2.5f,
-                                   -2.5f, 1e-40f, -1e-40f, 16777215.0f, -16777215.0f, 16777216.0f,
-                                   -16777216.0f, 8388607.5f, 3e38f, -3e38f, kInf, -kInf, kNaN, 1.0000001f,
-                                   0.99999994f, -1.0000001f, 1e-30f};
+  const std::vector<float> special{
+      0.0f,        -0.0f,        1.0f,        -1.0f,        2.0f,        -2.0f,       3.0f,
+      -3.0f,       0.5f,         -0.5f,       2.5f,         -2.5f,       1e-40f,      -1e-40f,
+      16777215.0f, -16777215.0f, 16777216.0f, -16777216.0f, 8388607.5f,  3e38f,       -3e38f,
+      kInf,        -kInf,        kNaN,        1.0000001f,   0.99999994f, -1.0000001f, 1e-30f};
   for (const Case2& c : cases) {
     double worst = 0;
     float at[2] = {};
@@ -246,12 +250,14 @@ void exact_where_one_expects_it() {
   CHECK(vexp(0.0f) == 1 && vlog(1.0f) == 0 && !std::signbit(vlog(1.0f)));
   CHECK(vcos(0.0f) == 1 && vsigmoid(0.0f) == 0.5f && vtanh(20.0f) == 1 && verf(-6.0f) == -1);
   CHECK(vexp(kInf) == kInf && vexp(-kInf) == 0 && std::isnan(vexp(kNaN)));
-  CHECK(vlog(0.0f) == -kInf && vlog(-0.0f) == -kInf && vlog(kInf) == kInf && std::isnan(vlog(-1.0f)));
+  CHECK(vlog(0.0f) == -kInf && vlog(-0.0f) == -kInf && vlog(kInf) == kInf &&
+        std::isnan(vlog(-1.0f)));
   CHECK(std::isnan(vsin(kInf)) && std::isnan(vcos(-kInf)) && std::isnan(vtan(kNaN)));
   CHECK(vsigmoid(-kInf) == 0 && vsigmoid(kInf) == 1 && vsoftplus(30.0f) == 30.0f);
   CHECK(vsoftplus(0.5f, 2.0f, 0.5f) == 0.5f);
   CHECK(std::fabs(vsoftplus(0.25f, 2.0f, 20.0f) - std::log1p(std::exp(0.5)) / 2) < 1e-7);
-  CHECK(std::isnan(vgelu(kNaN)) && vgelu(kInf) == kInf && vgelu(-1e30f) == 0 && vgelu(1e30f) == 1e30f);
+  CHECK(std::isnan(vgelu(kNaN)) && vgelu(kInf) == kInf && vgelu(-1e30f) == 0 &&
+        vgelu(1e30f) == 1e30f);
 }
 
 void trig_arrays_may_be_in_place() {
@@ -284,7 +290,8 @@ void conversions_are_exact() {
   for (int i = 0; i < n; ++i) {
     const int exponent = (i >> 10) & 31;
     const int fraction = i & 1023;
-    double want = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+    double want =
+        exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
     if (exponent == 31) want = fraction ? kNaN : kInf;
     if (i & 0x8000) want = -want;
     const bool nan = std::isnan(want);
@@ -328,7 +335,8 @@ void conversions_are_exact() {
     }
   });
   CHECK(bad == 0);
-  const float ties[] = {65519.996f, 65520.0f, 65504.0f, 0x1p-25f, 0x1.000002p-25f, 2049.0f, 2051.0f};
+  const float ties[] = {65519.996f,      65520.0f, 65504.0f, 0x1p-25f,
+                        0x1.000002p-25f, 2049.0f,  2051.0f};
   const uint16_t expected[] = {0x7bff, 0x7c00, 0x7bff, 0, 1, 0x6800, 0x6802};
   for (int i = 0; i < 7; ++i) CHECK(f16_of_f32(ties[i]) == expected[i]);
 }

@@ -31,7 +31,8 @@ namespace vt::cpu::VT_ISA {
   const uint32_t finite =
       std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) * std::bit_cast<float>(0x77800000u));
   const uint32_t quiet = magnitude > 0x0f800000 ? 0x00400000 : 0;
-  return std::bit_cast<float>(sign | (magnitude >= 0x0f800000 ? magnitude | 0x7f800000 | quiet : finite));
+  return std::bit_cast<float>(sign |
+                              (magnitude >= 0x0f800000 ? magnitude | 0x7f800000 | quiet : finite));
 }
 
 /// Normal results round in the integer domain; subnormal ones by an addition whose sum has the

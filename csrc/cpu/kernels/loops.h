@@ -27,40 +27,61 @@ void store_block(char* data, int64_t stride, const T* in, int64_t n, DType to);
 template <class F>
 void visit_all(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::Bool: return f.template operator()<bool>();
-    case DType::UInt8: return f.template operator()<uint8_t>();
-    case DType::Int8: return f.template operator()<int8_t>();
-    case DType::Int16: return f.template operator()<int16_t>();
-    case DType::Int32: return f.template operator()<int32_t>();
-    case DType::Int64: return f.template operator()<int64_t>();
+    case DType::Bool:
+      return f.template operator()<bool>();
+    case DType::UInt8:
+      return f.template operator()<uint8_t>();
+    case DType::Int8:
+      return f.template operator()<int8_t>();
+    case DType::Int16:
+      return f.template operator()<int16_t>();
+    case DType::Int32:
+      return f.template operator()<int32_t>();
+    case DType::Int64:
+      return f.template operator()<int64_t>();
     case DType::Float16:
     case DType::BFloat16:
-    case DType::Float32: return f.template operator()<float>();
-    case DType::Float64: return f.template operator()<double>();
+    case DType::Float32:
+      return f.template operator()<float>();
+    case DType::Float64:
+      return f.template operator()<double>();
   }
 }
 template <class F>
 void visit_numeric(DType dtype, F&& f) {
   if (dtype == DType::Bool) fail(ErrorKind::NotImplemented, "not implemented for 'Bool'");
   switch (dtype) {
-    case DType::UInt8: return f.template operator()<uint8_t>();
-    case DType::Int8: return f.template operator()<int8_t>();
-    case DType::Int16: return f.template operator()<int16_t>();
-    case DType::Int32: return f.template operator()<int32_t>();
-    case DType::Int64: return f.template operator()<int64_t>();
-    case DType::Float64: return f.template operator()<double>();
-    default: return f.template operator()<float>();
+    case DType::UInt8:
+      return f.template operator()<uint8_t>();
+    case DType::Int8:
+      return f.template operator()<int8_t>();
+    case DType::Int16:
+      return f.template operator()<int16_t>();
+    case DType::Int32:
+      return f.template operator()<int32_t>();
+    case DType::Int64:
+      return f.template operator()<int64_t>();
+    case DType::Float64:
+      return f.template operator()<double>();
+    default:
+      return f.template operator()<float>();
   }
 }
 template <class F>
 void visit_integral(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::UInt8: return f.template operator()<uint8_t>();
-    case DType::Int8: return f.template operator()<int8_t>();
-    case DType::Int16: return f.template operator()<int16_t>();
-    case DType::Int32: return f.template operator()<int32_t>();
-    case DType::Int64: return f.template operator()<int64_t>();
-    default: fail(ErrorKind::NotImplemented, "not implemented for '", dtype, "'");
+    case DType::UInt8:
+      return f.template operator()<uint8_t>();
+    case DType::Int8:
+      return f.template operator()<int8_t>();
+    case DType::Int16:
+      return f.template operator()<int16_t>();
+    case DType::Int32:
+      return f.template operator()<int32_t>();
+    case DType::Int64:
+      return f.template operator()<int64_t>();
+    default:
+      fail(ErrorKind::NotImplemented, "not implemented for '", dtype, "'");
   }
 }
 template <class F>
@@ -81,7 +102,8 @@ struct Signature<R (C::*)(A...) const> {
 };
 
 template <class R, class... A, class F, size_t... I>
-void map_row(char** data, const int64_t* strides, int64_t n, const F& f, std::index_sequence<I...>) {
+void map_row(char** data, const int64_t* strides, int64_t n, const F& f,
+             std::index_sequence<I...>) {
   using Args = std::tuple<A...>;
   constexpr size_t arity = sizeof...(A);
   R* __restrict__ out = reinterpret_cast<R*>(data[0]);
@@ -122,40 +144,43 @@ void map_typed(const TensorIterator& it, const F& f, int64_t grain, std::index_s
   bool direct = it.dtype(0) == DTypeOf<R>::value;
   direct = direct && ((it.dtype(static_cast<int>(I) + 1) == DTypeOf<A>::value) && ...);
   if (direct) {
-    it.for_each([&](char** data, const int64_t* strides, int64_t n) {
-      map_row<R, A...>(data, strides, n, f, seq);
-    }, grain);
+    it.for_each([&](char** data, const int64_t* strides,
+                    int64_t n) { map_row<R, A...>(data, strides, n, f, seq); },
+                grain);
     return;
   }
-  it.for_each([&](char** data, const int64_t* strides, int64_t n) {
-    alignas(64) char buffers[sizeof...(A) + 1][kBlock * 8];
-    char* block[sizeof...(A) + 1] = {};
-    int64_t step[sizeof...(A) + 1] = {};
-    for (int64_t i = 0; i < n; i += kBlock) {
-      const int64_t m = std::min(kBlock, n - i);
-      (([&] {
-         constexpr int k = static_cast<int>(I) + 1;
-         char* source = data[k] + i * strides[k];
-         if (it.dtype(k) == DTypeOf<A>::value) {
-           block[k] = source;
-           step[k] = strides[k];
-           return;
-         }
-         const bool repeated = strides[k] == 0;
-         load_block<A>(reinterpret_cast<A*>(buffers[k]), source, strides[k], repeated ? 1 : m,
-                       it.dtype(k), it.compute_dtype(k));
-         block[k] = buffers[k];
-         step[k] = repeated ? 0 : sizeof(A);
-       }()),
-       ...);
-      const bool store = it.dtype(0) != DTypeOf<R>::value;
-      char* target = data[0] + i * strides[0];
-      block[0] = store ? buffers[0] : target;
-      step[0] = store ? int64_t{sizeof(R)} : strides[0];
-      map_row<R, A...>(block, step, m, f, seq);
-      if (store) store_block<R>(target, strides[0], reinterpret_cast<R*>(buffers[0]), m, it.dtype(0));
-    }
-  }, grain);
+  it.for_each(
+      [&](char** data, const int64_t* strides, int64_t n) {
+        alignas(64) char buffers[sizeof...(A) + 1][kBlock * 8];
+        char* block[sizeof...(A) + 1] = {};
+        int64_t step[sizeof...(A) + 1] = {};
+        for (int64_t i = 0; i < n; i += kBlock) {
+          const int64_t m = std::min(kBlock, n - i);
+          (([&] {
+             constexpr int k = static_cast<int>(I) + 1;
+             char* source = data[k] + i * strides[k];
+             if (it.dtype(k) == DTypeOf<A>::value) {
+               block[k] = source;
+               step[k] = strides[k];
+               return;
+             }
+             const bool repeated = strides[k] == 0;
+             load_block<A>(reinterpret_cast<A*>(buffers[k]), source, strides[k], repeated ? 1 : m,
+                           it.dtype(k), it.compute_dtype(k));
+             block[k] = buffers[k];
+             step[k] = repeated ? 0 : sizeof(A);
+           }()),
+           ...);
+          const bool store = it.dtype(0) != DTypeOf<R>::value;
+          char* target = data[0] + i * strides[0];
+          block[0] = store ? buffers[0] : target;
+          step[0] = store ? int64_t{sizeof(R)} : strides[0];
+          map_row<R, A...>(block, step, m, f, seq);
+          if (store)
+            store_block<R>(target, strides[0], reinterpret_cast<R*>(buffers[0]), m, it.dtype(0));
+        }
+      },
+      grain);
 }
 
 template <class R, class Args>

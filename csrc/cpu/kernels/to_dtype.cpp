@@ -7,8 +7,12 @@ namespace {
 void to_dtype(const Tensor& out, const Tensor& self, DType) {
   Tensor target = out;
   TensorIterator it;
-  it.unary(target, self, {.promote = Promote::None, .output_dtype = self.dtype(), .op = "_to_dtype", .check_overlap = false,
-                          .check_output_cast = false});
+  it.unary(target, self,
+           {.promote = Promote::None,
+            .output_dtype = self.dtype(),
+            .op = "_to_dtype",
+            .check_overlap = false,
+            .check_output_cast = false});
   // Values pass as the source's compute type and are converted once, on store.
   visit_all(self.dtype(), [&]<class T>() { map_kernel(it, [](T x) -> T { return x; }); });
 }

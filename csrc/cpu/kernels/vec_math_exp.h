@@ -157,8 +157,8 @@ struct LogParts64 {
 template <class T>
 [[gnu::always_inline]] inline T log_special(T x, T y) {
   y = x < std::numeric_limits<T>::infinity() ? y : x;
-  const T not_positive = x == 0 ? -std::numeric_limits<T>::infinity()
-                                : std::numeric_limits<T>::quiet_NaN();
+  const T not_positive =
+      x == 0 ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::quiet_NaN();
   return x > 0 ? y : not_positive;
 }
 /// log(1 + x) for x > -1, with the rounding error of 1 + x put back in.
@@ -216,8 +216,8 @@ template <class T>
 
 [[gnu::always_inline]] inline float vlog10(float x) {
   const vec::LogParts64 l = vec::log_parts64(x);
-  return vec::log_special(
-      x, static_cast<float>(l.exponent * 0.30102999566398120 + l.log_mantissa * 0.43429448190325183));
+  return vec::log_special(x, static_cast<float>(l.exponent * 0.30102999566398120 +
+                                                l.log_mantissa * 0.43429448190325183));
 }
 
 [[gnu::always_inline]] inline float vlog1p(float x) {

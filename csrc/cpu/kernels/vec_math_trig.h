@@ -58,7 +58,8 @@ struct Quadrant {
 
 /// Blocks whose arguments are all moderate take the vector path. `out` may be `in`.
 template <class Fast, class Any>
-inline void by_trig_range(float* out, const float* in, int64_t n, const Fast& fast, const Any& any) {
+inline void by_trig_range(float* out, const float* in, int64_t n, const Fast& fast,
+                          const Any& any) {
   constexpr int64_t kBlock = 256;
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t last = first + kBlock < n ? first + kBlock : n;
@@ -126,16 +127,19 @@ inline double vtan(double x) { return std::tan(x); }
 
 /// out[i] = sin(in[i]); `out` is `in` or does not overlap it. So for the next ones.
 inline void vsin_n(float* out, const float* in, int64_t n) {
-  vec::by_trig_range(out, in, n, [](float x) __attribute__((always_inline)) { return vec::sin_in_range(x); },
-                     [](float x) { return vsin(x); });
+  vec::by_trig_range(
+      out, in, n, [](float x) __attribute__((always_inline)) { return vec::sin_in_range(x); },
+      [](float x) { return vsin(x); });
 }
 inline void vcos_n(float* out, const float* in, int64_t n) {
-  vec::by_trig_range(out, in, n, [](float x) __attribute__((always_inline)) { return vec::cos_in_range(x); },
-                     [](float x) { return vcos(x); });
+  vec::by_trig_range(
+      out, in, n, [](float x) __attribute__((always_inline)) { return vec::cos_in_range(x); },
+      [](float x) { return vcos(x); });
 }
 inline void vtan_n(float* out, const float* in, int64_t n) {
-  vec::by_trig_range(out, in, n, [](float x) __attribute__((always_inline)) { return vec::tan_in_range(x); },
-                     [](float x) { return vtan(x); });
+  vec::by_trig_range(
+      out, in, n, [](float x) __attribute__((always_inline)) { return vec::tan_in_range(x); },
+      [](float x) { return vtan(x); });
 }
 inline void vsin_n(double* out, const double* in, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = std::sin(in[i]);
@@ -183,8 +187,8 @@ inline void vtan_n(double* out, const double* in, int64_t n) {
   const float large = steep ? ay : ax;
   const float small = steep ? ax : ay;
   float t = small / large;
-  t = large == 0.0f ? 0.0f : t;         // atan2(±0, ±0) counts as on the x axis
-  t = small == vec::kInf ? 1.0f : t;    // both infinite: the diagonal
+  t = large == 0.0f ? 0.0f : t;       // atan2(±0, ±0) counts as on the x axis
+  t = small == vec::kInf ? 1.0f : t;  // both infinite: the diagonal
   float p = vec::atan_unit(t);
   p = steep ? vec::kHalfPi - (p - vec::kHalfPiLow) : p;
   const bool left = vec::bits(x) >> 31;

@@ -9,29 +9,36 @@
 namespace vt::composite {
 
 Tensor resize_(const Tensor& self, IntSpan size, std::optional<MemoryFormat> memory_format) {
-  check(!autograd::requires_grad(self) || !thread_state.grad_enabled, "cannot resize variables that require grad");
+  check(!autograd::requires_grad(self) || !thread_state.grad_enabled,
+        "cannot resize variables that require grad");
   const int64_t numel = checked_numel(size);
-  const Dims strides = memory_format == MemoryFormat::ChannelsLast ? channels_last_strides(size) : contiguous_strides(size);
+  const Dims strides = memory_format == MemoryFormat::ChannelsLast ? channels_last_strides(size)
+                                                                   : contiguous_strides(size);
   if (equal(self.sizes(), size) && !memory_format) return self;
   const int64_t bytes = (self.storage_offset() + numel) * self.itemsize();
   Storage& storage = *self.storage();
   if (bytes > static_cast<int64_t>(storage.nbytes())) {
     check(storage.writable(), "Trying to resize storage that is not resizable");
-    const Allocation grown = allocator_for(self.device().type).allocate(static_cast<size_t>(bytes), self.device());
-    if (self.device().is_cpu() && storage.nbytes() > 0) std::memcpy(grown.data, storage.data(), storage.nbytes());
+    const Allocation grown =
+        allocator_for(self.device().type).allocate(static_cast<size_t>(bytes), self.device());
+    if (self.device().is_cpu() && storage.nbytes() > 0)
+      std::memcpy(grown.data, storage.data(), storage.nbytes());
     storage.replace(grown);
   }
   self.impl()->set_geometry(size, strides, self.storage_offset());
   return self;
 }
 
-Tensor resize_as_(const Tensor& self, const Tensor& the_template, std::optional<MemoryFormat> memory_format) {
+Tensor resize_as_(const Tensor& self, const Tensor& the_template,
+                  std::optional<MemoryFormat> memory_format) {
   return ops::resize_(self, the_template.sizes(), memory_format);
 }
 
 Tensor set_(const Tensor& self, const Tensor& source) {
-  check(self.dtype() == source.dtype(), "set_: expected a source of dtype ", self.dtype(), ", got ", source.dtype());
-  check(!autograd::requires_grad(self), "set_: cannot be used on a tensor that requires grad; use .data");
+  check(self.dtype() == source.dtype(), "set_: expected a source of dtype ", self.dtype(), ", got ",
+        source.dtype());
+  check(!autograd::requires_grad(self),
+        "set_: cannot be used on a tensor that requires grad; use .data");
   TensorImpl* to = self.impl();
   if (!to->own_version) {
     to->own_version = make_ref<VersionCounter>();

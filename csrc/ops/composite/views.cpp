@@ -10,10 +10,11 @@ Tensor narrow(const Tensor& self, int64_t dim, int64_t start, int64_t length) {
   check(self.dim() > 0, "narrow() cannot be applied to a 0-dim tensor.");
   check(length >= 0, "narrow(): length must be non-negative.");
   const int64_t size = self.size(dim);
-  check_index(start >= -size && start <= size, "start out of range (expected to be in range of [", -size, ", ", size,
-              "], but got ", start, ")");
+  check_index(start >= -size && start <= size, "start out of range (expected to be in range of [",
+              -size, ", ", size, "], but got ", start, ")");
   if (start < 0) start += size;
-  check(start <= size - length, "start (", start, ") + length (", length, ") exceeds dimension size (", size, ").");
+  check(start <= size - length, "start (", start, ") + length (", length,
+        ") exceeds dimension size (", size, ").");
   return ops::slice(self, dim, start, start + length, 1);
 }
 
@@ -31,8 +32,10 @@ std::vector<Tensor> split_with_sizes(const Tensor& self, IntSpan split_sizes, in
   std::vector<Tensor> out;
   int64_t start = 0;
   for (const int64_t length : split_sizes) {
-    check(length >= 0, "split_with_sizes expects split_sizes have only non-negative entries, but got split_sizes=",
-          split_sizes);
+    check(
+        length >= 0,
+        "split_with_sizes expects split_sizes have only non-negative entries, but got split_sizes=",
+        split_sizes);
     start += length;
   }
   check(start == size, "split_with_sizes expects split_sizes to sum exactly to ", size,
@@ -50,9 +53,11 @@ std::vector<Tensor> split_sizes(const Tensor& self, IntSpan split_size, int64_t 
 
 std::vector<Tensor> split(const Tensor& self, int64_t split_size, int64_t dim) {
   check(self.dim() > 0, "split expects at least a 1-dimensional tensor");
-  check(split_size >= 0, "split expects split_size be non-negative, but got split_size=", split_size);
+  check(split_size >= 0,
+        "split expects split_size be non-negative, but got split_size=", split_size);
   const int64_t size = self.size(dim);
-  check(split_size > 0 || size == 0, "split_size can only be 0 if dimension size is 0, but got dimension size of ", size);
+  check(split_size > 0 || size == 0,
+        "split_size can only be 0 if dimension size is 0, but got dimension size of ", size);
   std::vector<Tensor> out;
   int64_t start = 0;
   do {
@@ -76,7 +81,8 @@ std::vector<Tensor> chunk(const Tensor& self, int64_t chunks, int64_t dim) {
 }
 
 Tensor movedim(const Tensor& self, IntSpan source, IntSpan destination) {
-  check(source.size() == destination.size(), "movedim: Invalid source or destination dims: source (", source,
+  check(source.size() == destination.size(),
+        "movedim: Invalid source or destination dims: source (", source,
         " dims) should contain the same number of dims as destination (", destination, " dims)");
   const int64_t n = self.dim();
   Dims order(static_cast<size_t>(n), int64_t{-1});
@@ -130,30 +136,40 @@ Tensor reshape(const Tensor& self, IntSpan shape) {
   if (view_strides(self.sizes(), self.strides(), target)) return ops::view(self, target);
   return ops::view(ops::clone(self, MemoryFormat::Contiguous), target);
 }
-Tensor reshape_as(const Tensor& self, const Tensor& other) { return ops::reshape(self, other.sizes()); }
+Tensor reshape_as(const Tensor& self, const Tensor& other) {
+  return ops::reshape(self, other.sizes());
+}
 Tensor view_as(const Tensor& self, const Tensor& other) { return ops::view(self, other.sizes()); }
-Tensor expand_as(const Tensor& self, const Tensor& other) { return ops::expand(self, other.sizes(), false); }
+Tensor expand_as(const Tensor& self, const Tensor& other) {
+  return ops::expand(self, other.sizes(), false);
+}
 Tensor ravel(const Tensor& self) { return ops::reshape(self, Dims{-1}); }
 Tensor adjoint(const Tensor& self) { return ops::transpose(self, -2, -1); }
 
 Tensor select_backward(const Tensor& grad, IntSpan input_sizes, int64_t dim, int64_t index) {
-  return ops::select_scatter(ops::zeros(input_sizes, grad.dtype(), grad.device()), grad, dim, index);
+  return ops::select_scatter(ops::zeros(input_sizes, grad.dtype(), grad.device()), grad, dim,
+                             index);
 }
-Tensor slice_backward(const Tensor& grad, IntSpan input_sizes, int64_t dim, std::optional<int64_t> start,
-                      std::optional<int64_t> end, int64_t step) {
-  return ops::slice_scatter(ops::zeros(input_sizes, grad.dtype(), grad.device()), grad, dim, start, end, step);
+Tensor slice_backward(const Tensor& grad, IntSpan input_sizes, int64_t dim,
+                      std::optional<int64_t> start, std::optional<int64_t> end, int64_t step) {
+  return ops::slice_scatter(ops::zeros(input_sizes, grad.dtype(), grad.device()), grad, dim, start,
+                            end, step);
 }
-Tensor diagonal_backward(const Tensor& grad, IntSpan input_sizes, int64_t offset, int64_t dim1, int64_t dim2) {
-  return ops::diagonal_scatter(ops::zeros(input_sizes, grad.dtype(), grad.device()), grad, offset, dim1, dim2);
+Tensor diagonal_backward(const Tensor& grad, IntSpan input_sizes, int64_t offset, int64_t dim1,
+                         int64_t dim2) {
+  return ops::diagonal_scatter(ops::zeros(input_sizes, grad.dtype(), grad.device()), grad, offset,
+                               dim1, dim2);
 }
-Tensor unfold_backward(const Tensor& grad, IntSpan input_sizes, int64_t dimension, int64_t size, int64_t step) {
+Tensor unfold_backward(const Tensor& grad, IntSpan input_sizes, int64_t dimension, int64_t size,
+                       int64_t step) {
   if (input_sizes.empty()) return ops::reshape(grad, input_sizes);
   const int64_t d = wrap_dim(dimension, static_cast<int64_t>(input_sizes.size()));
-  const Tensor positions =
-      ops::arange(Scalar(int64_t{0}), Scalar(input_sizes[d]), Scalar(1), DType::Int64, grad.device());
+  const Tensor positions = ops::arange(Scalar(int64_t{0}), Scalar(input_sizes[d]), Scalar(1),
+                                       DType::Int64, grad.device());
   const Tensor index = ops::reshape(ops::unfold(positions, 0, size, step), Dims{-1});
   const Tensor windows = ops::flatten(ops::movedim(grad, Dims{-1}, Dims{d + 1}), d, d + 1);
-  return ops::index_add(ops::zeros(input_sizes, grad.dtype(), grad.device()), d, index, windows, Scalar(1));
+  return ops::index_add(ops::zeros(input_sizes, grad.dtype(), grad.device()), d, index, windows,
+                        Scalar(1));
 }
 
 Tensor as_strided_scatter(const Tensor& self, const Tensor& src, IntSpan size, IntSpan stride,
@@ -163,28 +179,32 @@ Tensor as_strided_scatter(const Tensor& self, const Tensor& src, IntSpan size, I
   ops::copy_(target, src, false);
   return out;
 }
-Tensor slice_scatter(const Tensor& self, const Tensor& src, int64_t dim, std::optional<int64_t> start,
-                     std::optional<int64_t> end, int64_t step) {
+Tensor slice_scatter(const Tensor& self, const Tensor& src, int64_t dim,
+                     std::optional<int64_t> start, std::optional<int64_t> end, int64_t step) {
   Tensor out = ops::clone(self, std::nullopt);
   const Tensor target = ops::slice(out, dim, start, end, step);
-  check(equal(target.sizes(), src.sizes()), "expected src to have a size equal to the slice of self. src size = ",
-        src.sizes(), ", slice size = ", target.sizes());
+  check(equal(target.sizes(), src.sizes()),
+        "expected src to have a size equal to the slice of self. src size = ", src.sizes(),
+        ", slice size = ", target.sizes());
   ops::copy_(target, src, false);
   return out;
 }
 Tensor select_scatter(const Tensor& self, const Tensor& src, int64_t dim, int64_t index) {
   Tensor out = ops::clone(self, std::nullopt);
   const Tensor target = ops::select(out, dim, index);
-  check(equal(target.sizes(), src.sizes()), "expected src to have a size equal to the slice of self. src size = ",
-        src.sizes(), ", slice size = ", target.sizes());
+  check(equal(target.sizes(), src.sizes()),
+        "expected src to have a size equal to the slice of self. src size = ", src.sizes(),
+        ", slice size = ", target.sizes());
   ops::copy_(target, src, false);
   return out;
 }
-Tensor diagonal_scatter(const Tensor& self, const Tensor& src, int64_t offset, int64_t dim1, int64_t dim2) {
+Tensor diagonal_scatter(const Tensor& self, const Tensor& src, int64_t offset, int64_t dim1,
+                        int64_t dim2) {
   Tensor out = ops::clone(self, std::nullopt);
   const Tensor target = ops::diagonal(out, offset, dim1, dim2);
-  check(equal(target.sizes(), src.sizes()), "expected src to have a size equal to a diagonal of the input. src size = ",
-        src.sizes(), ", diagonal size = ", target.sizes());
+  check(equal(target.sizes(), src.sizes()),
+        "expected src to have a size equal to a diagonal of the input. src size = ", src.sizes(),
+        ", diagonal size = ", target.sizes());
   ops::copy_(target, src, false);
   return out;
 }
@@ -204,7 +224,8 @@ Tensor sum_to_size(const Tensor& self, IntSpan size) {
       continue;
     }
     const int64_t want = size[d - lead];
-    check(want == have || want == 1, "size {", size, "} is not expandable to size {", self.sizes(), "}.");
+    check(want == have || want == 1, "size {", size, "} is not expandable to size {", self.sizes(),
+          "}.");
     if (want == 1 && have != 1) reduced.push_back(d);
   }
   if (reduced.empty()) return self;

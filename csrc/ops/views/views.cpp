@@ -1,6 +1,6 @@
 // Geometry of view ops: sizes, strides and offsets only.
-#include "core/view_geometry.h"
 #include "core/tensor_iterator.h"
+#include "core/view_geometry.h"
 #include "vt/meta_decls.h"
 
 namespace vt::views {
@@ -8,25 +8,31 @@ namespace vt::views {
 Tensor view(const Tensor& self, IntSpan size) {
   const Dims shape = infer_shape(size, self.numel());
   const auto strides = view_strides(self.sizes(), self.strides(), shape);
-  check(strides.has_value(), "view size is not compatible with input tensor's size and stride (at least one "
-        "dimension spans across two contiguous subspaces). Use .reshape(...) instead. (view of shape ",
+  check(strides.has_value(),
+        "view size is not compatible with input tensor's size and stride (at least one "
+        "dimension spans across two contiguous subspaces). Use .reshape(...) instead. (view of "
+        "shape ",
         self.sizes(), ", strides ", self.strides(), " as ", IntSpan(shape), ")");
   return make_view(self, shape, *strides, self.storage_offset());
 }
 
-Tensor as_strided(const Tensor& self, IntSpan size, IntSpan stride, std::optional<int64_t> storage_offset) {
-  check(size.size() == stride.size(), "as_strided: mismatch in length of strides and shape: ", size, ", ", stride);
+Tensor as_strided(const Tensor& self, IntSpan size, IntSpan stride,
+                  std::optional<int64_t> storage_offset) {
+  check(size.size() == stride.size(), "as_strided: mismatch in length of strides and shape: ", size,
+        ", ", stride);
   const int64_t offset = storage_offset.value_or(self.storage_offset());
   check(offset >= 0, "as_strided: Tensor: invalid storage offset ", offset);
   for (const int64_t s : stride) {
-    check(s >= 0, "as_strided: Negative strides are not supported at the moment, got strides: ", stride);
+    check(s >= 0,
+          "as_strided: Negative strides are not supported at the moment, got strides: ", stride);
   }
   checked_numel(size);
   const int64_t needed = span_elements(size, stride);
   const int64_t available = static_cast<int64_t>(self.storage()->nbytes()) / self.itemsize();
-  check(needed == 0 || needed + offset <= available, "setStorage: sizes ", size, ", strides ", stride,
-        ", storage offset ", offset, ", and itemsize ", self.itemsize(), " requiring a storage size of ",
-        (needed + offset) * self.itemsize(), " are out of bounds for storage of size ", self.storage()->nbytes());
+  check(needed == 0 || needed + offset <= available, "setStorage: sizes ", size, ", strides ",
+        stride, ", storage offset ", offset, ", and itemsize ", self.itemsize(),
+        " requiring a storage size of ", (needed + offset) * self.itemsize(),
+        " are out of bounds for storage of size ", self.storage()->nbytes());
   return make_view(self, size, stride, offset);
 }
 
@@ -42,9 +48,10 @@ Tensor transpose(const Tensor& self, int64_t dim0, int64_t dim1) {
 
 Tensor permute(const Tensor& self, IntSpan dims) {
   const int64_t n = self.dim();
-  check(static_cast<int64_t>(dims.size()) == n, "permute(sparse_coo): number of dimensions in the tensor input does "
-        "not match the length of the desired ordering of dimensions i.e. input.dim() = ", n,
-        " is not equal to len(dims) = ", dims.size());
+  check(static_cast<int64_t>(dims.size()) == n,
+        "permute(sparse_coo): number of dimensions in the tensor input does "
+        "not match the length of the desired ordering of dimensions i.e. input.dim() = ",
+        n, " is not equal to len(dims) = ", dims.size());
   Dims sizes, strides;
   uint64_t seen = 0;
   for (const int64_t d : dims) {
@@ -58,7 +65,8 @@ Tensor permute(const Tensor& self, IntSpan dims) {
 }
 
 Tensor t(const Tensor& self) {
-  check(self.dim() <= 2, "t() expects a tensor with <= 2 dimensions, but self is ", self.dim(), "D");
+  check(self.dim() <= 2, "t() expects a tensor with <= 2 dimensions, but self is ", self.dim(),
+        "D");
   return self.dim() < 2 ? vt::alias(self) : transpose(self, 0, 1);
 }
 
@@ -72,13 +80,17 @@ Tensor expand(const Tensor& self, IntSpan size, bool) {
     const int64_t have = d >= 0 ? self.sizes()[d] : 1;
     int64_t want = size[i];
     if (want == -1) {
-      check(d >= 0, "expand(", self, ", size=", size, "): the expanded size of the tensor (-1) isn't allowed in a "
-            "leading, non-existing dimension ", i);
+      check(d >= 0, "expand(", self, ", size=", size,
+            "): the expanded size of the tensor (-1) isn't allowed in a "
+            "leading, non-existing dimension ",
+            i);
       want = have;
     }
-    check(want >= 0, "expand(", self, ", size=", size, "): negative size ", want, " in dimension ", i);
-    check(have == want || have == 1, "The expanded size of the tensor (", want, ") must match the existing size (",
-          have, ") at non-singleton dimension ", i, ".  Target sizes: ", size, ".  Tensor sizes: ", self.sizes());
+    check(want >= 0, "expand(", self, ", size=", size, "): negative size ", want, " in dimension ",
+          i);
+    check(have == want || have == 1, "The expanded size of the tensor (", want,
+          ") must match the existing size (", have, ") at non-singleton dimension ", i,
+          ".  Target sizes: ", size, ".  Tensor sizes: ", self.sizes());
     sizes.push_back(want);
     strides.push_back(d >= 0 && have == want ? self.strides()[d] : 0);
   }
@@ -99,7 +111,8 @@ Tensor squeeze_dim(const Tensor& self, IntSpan dim) {
   uint64_t chosen = 0;
   for (const int64_t d : dim) {
     const int64_t wrapped = wrap_dim(d, self.dim());
-    check((chosen >> wrapped & 1) == 0, "dim ", wrapped, " appears multiple times in the list of dims");
+    check((chosen >> wrapped & 1) == 0, "dim ", wrapped,
+          " appears multiple times in the list of dims");
     chosen |= uint64_t{1} << wrapped;
   }
   Dims sizes, strides;
@@ -124,8 +137,8 @@ Tensor select(const Tensor& self, int64_t dim, int64_t index) {
   check_index(self.dim() > 0, "select() cannot be applied to a 0-dim tensor.");
   const int64_t d = wrap_dim(dim, self.dim());
   const int64_t size = self.sizes()[d];
-  check_index(index >= -size && index < size, "select(): index ", index, " out of range for tensor of size ",
-              self.sizes(), " at dimension ", d);
+  check_index(index >= -size && index < size, "select(): index ", index,
+              " out of range for tensor of size ", self.sizes(), " at dimension ", d);
   Dims sizes(self.sizes()), strides(self.strides());
   const int64_t offset = self.storage_offset() + (index < 0 ? index + size : index) * strides[d];
   sizes.erase(d);
@@ -133,7 +146,8 @@ Tensor select(const Tensor& self, int64_t dim, int64_t index) {
   return make_view(self, sizes, strides, offset);
 }
 
-Tensor slice(const Tensor& self, int64_t dim, std::optional<int64_t> start, std::optional<int64_t> end, int64_t step) {
+Tensor slice(const Tensor& self, int64_t dim, std::optional<int64_t> start,
+             std::optional<int64_t> end, int64_t step) {
   check(self.dim() > 0, "slice() cannot be applied to a 0-dim tensor.");
   check_value(step > 0, "slice step must be positive");
   const int64_t d = wrap_dim(dim, self.dim());
@@ -153,7 +167,8 @@ Tensor diagonal(const Tensor& self, int64_t offset, int64_t dim1, int64_t dim2) 
   check(a != b, "diagonal dimensions cannot be identical ", dim1, ", ", dim2);
   Dims sizes(self.sizes()), strides(self.strides());
   const int64_t rows = sizes[a], columns = sizes[b];
-  const int64_t length = std::max<int64_t>(offset >= 0 ? std::min(rows, columns - offset) : std::min(rows + offset, columns), 0);
+  const int64_t length = std::max<int64_t>(
+      offset >= 0 ? std::min(rows, columns - offset) : std::min(rows + offset, columns), 0);
   int64_t start = self.storage_offset();
   if (length > 0) start += offset >= 0 ? offset * strides[b] : -offset * strides[a];
   const int64_t step = strides[a] + strides[b];
@@ -169,7 +184,8 @@ Tensor diagonal(const Tensor& self, int64_t offset, int64_t dim1, int64_t dim2) 
 Tensor unfold(const Tensor& self, int64_t dimension, int64_t size, int64_t step) {
   const int64_t d = wrap_dim(dimension, self.dim());
   const int64_t extent = self.dim() == 0 ? 1 : self.sizes()[d];
-  check(size >= 0 && size <= extent, "maximum size for tensor at dimension ", d, " is ", extent, " but size is ", size);
+  check(size >= 0 && size <= extent, "maximum size for tensor at dimension ", d, " is ", extent,
+        " but size is ", size);
   check(step > 0, "step is ", step, " but must be > 0");
   Dims sizes(self.sizes()), strides(self.strides());
   if (self.dim() == 0) {
