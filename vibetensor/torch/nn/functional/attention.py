@@ -176,9 +176,7 @@ def multi_head_attention_forward(
     return output, weights
 
 
-def _heads(
-    x: Tensor, static: Tensor | None, batch: int, num_heads: int, head: int
-) -> Tensor:
+def _heads(x: Tensor, static: Tensor | None, batch: int, num_heads: int, head: int) -> Tensor:
     """Keys or values as (N, heads, S, head); a given (N·heads, S, head) tensor replaces them."""
     if static is not None:
         return static.reshape(batch, num_heads, -1, head)

@@ -50,7 +50,7 @@ def conv2d(
 def _named_padding(
     input: Tensor, weight: Tensor, stride: Any, padding: str, dilation: Any, ndim: int
 ) -> tuple[Tensor, Any]:
-    """"valid" and "same" as numbers; where "same" is lopsided, one side is padded beforehand."""
+    """ "valid" and "same" as numbers; where "same" is lopsided, one side is padded beforehand."""
     if padding == "valid":
         return input, 0
     if padding != "same":

@@ -46,8 +46,12 @@ def group_norm(
 ) -> Tensor:
     """Normalises (N, C, *) over each group of C / num_groups channels; weight and bias are (C,)."""
     if input.dim() < 2:
-        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {input.dim()}")
-    _more_than_one_value((input.shape[0] * input.shape[1] // num_groups, num_groups, *input.shape[2:]))
+        raise RuntimeError(
+            f"Expected at least 2 dimensions for input tensor but received {input.dim()}"
+        )
+    _more_than_one_value(
+        (input.shape[0] * input.shape[1] // num_groups, num_groups, *input.shape[2:])
+    )
     return _ops.group_norm(input, num_groups, weight, bias, eps)
 
 
@@ -68,9 +72,7 @@ def batch_norm(
     """
     if training:
         _more_than_one_value(input.shape)
-    return _ops.batch_norm(
-        input, weight, bias, running_mean, running_var, training, momentum, eps
-    )
+    return _ops.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
 def _more_than_one_value(shape: Sequence[int]) -> None:

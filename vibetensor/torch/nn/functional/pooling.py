@@ -105,9 +105,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     if isinstance(output_size, int):
         size = (output_size, output_size)
     else:
-        size = tuple(
-            input.shape[dim] if n is None else n for dim, n in zip((-2, -1), output_size)
-        )
+        size = tuple(input.shape[dim] if n is None else n for dim, n in zip((-2, -1), output_size))
     return _ops.adaptive_avg_pool2d(input, size)
 
 

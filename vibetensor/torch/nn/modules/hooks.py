@@ -45,9 +45,7 @@ def register_module_forward_hook(
 
     With ``always_call`` it is also called when that forward raised (with output None).
     """
-    handle = _register(
-        global_forward_hooks, hook, extra_dict=global_forward_hooks_always_called
-    )
+    handle = _register(global_forward_hooks, hook, extra_dict=global_forward_hooks_always_called)
     if always_call:
         global_forward_hooks_always_called[handle.id] = True
     return handle
@@ -180,9 +178,7 @@ class _BackwardBoundary:
         """Puts the boundary before the tensors of ``args``, if a gradient can reach any."""
         places = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
         self.input_count = len(args)
-        if not _C.is_grad_enabled() or not any(
-            args[i].requires_grad for i in places
-        ):
+        if not _C.is_grad_enabled() or not any(args[i].requires_grad for i in places):
             return args
         self.inputs = places
         wrapped = _Boundary.apply(self.visit_inputs, *(args[i] for i in places))
@@ -202,7 +198,9 @@ class _BackwardBoundary:
         if not places:
             return result
         self.outputs, self.output_count = places, len(items)
-        wrapped = _put(items, places, _Boundary.apply(self.visit_outputs, *(items[i] for i in places)))
+        wrapped = _put(
+            items, places, _Boundary.apply(self.visit_outputs, *(items[i] for i in places))
+        )
         if not isinstance(result, tuple):
             return wrapped[0]
         # A named tuple keeps its type.

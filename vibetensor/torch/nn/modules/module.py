@@ -8,9 +8,24 @@ from typing import Any
 
 import vibetensor.torch as torch
 from vibetensor._C import Tensor
-from vibetensor.torch.nn.modules.hooks import any_global, call_with_hooks
+from vibetensor.torch.nn.modules.hooks import (
+    any_global,
+    call_with_hooks,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+    register_module_full_backward_hook,
+    register_module_full_backward_pre_hook,
+)
 from vibetensor.torch.nn.modules.state_dict import ModuleState
 from vibetensor.torch.nn.parameter import Buffer, Parameter
+
+__all__ = [
+    "Module",
+    "register_module_forward_hook",
+    "register_module_forward_pre_hook",
+    "register_module_full_backward_hook",
+    "register_module_full_backward_pre_hook",
+]
 
 _HOOK_TABLES = (
     "_forward_hooks",
@@ -38,8 +53,12 @@ class Module(ModuleState):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if args or kwargs:
-            given = f"{len(args)} positional arguments" if args else f"keyword '{next(iter(kwargs))}'"
-            raise TypeError(f"{type(self).__name__}.__init__() takes no arguments here, got {given}")
+            given = (
+                f"{len(args)} positional arguments" if args else f"keyword '{next(iter(kwargs))}'"
+            )
+            raise TypeError(
+                f"{type(self).__name__}.__init__() takes no arguments here, got {given}"
+            )
         # Straight into the dictionary: __setattr__ has to classify every value.
         fields = self.__dict__
         fields["training"] = True
@@ -156,7 +175,8 @@ class Module(ModuleState):
         if not isinstance(name, str):
             raise TypeError(f"{kind} name should be a string. Got {_type_name(name)}")
         if "." in name:
-            raise KeyError(f'{kind} name can\'t contain ".", got: {name}')
+            detail = f", got: {name}" if kind == "module" else ""
+            raise KeyError(f'{kind} name can\'t contain "."{detail}')
         if name == "":
             raise KeyError(f'{kind} name can\'t be empty string ""')
         if name not in registry and hasattr(self, name):
@@ -503,4 +523,8 @@ def _type_name(value: Any) -> str:
     if isinstance(value, Tensor):
         return value.type()
     kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import vibetensor.torch as torch
+from vibetensor import _C
 from vibetensor._C import Tensor
 from vibetensor.torch.nn import functional as F
 from vibetensor.torch.nn import init
 from vibetensor.torch.nn.modules.module import Module
 from vibetensor.torch.nn.parameter import Parameter
+
+_ops = _C._ops
 
 
 class Embedding(Module):
@@ -68,6 +71,9 @@ class Embedding(Module):
                 self.weight[self.padding_idx].fill_(0)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.max_norm is None:
+            padding = -1 if self.padding_idx is None else self.padding_idx
+            return _ops.embedding(self.weight, input, padding, self.scale_grad_by_freq, False)
         return F.embedding(
             input,
             self.weight,

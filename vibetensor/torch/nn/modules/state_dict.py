@@ -14,9 +14,7 @@ from vibetensor.torch.nn.parameter import Parameter
 _EXTRA_STATE = "_extra_state"
 
 
-class _IncompatibleKeys(
-    namedtuple("_IncompatibleKeys", ["missing_keys", "unexpected_keys"])  # noqa: PYI024
-):
+class _IncompatibleKeys(namedtuple("_IncompatibleKeys", ["missing_keys", "unexpected_keys"])):
     """What load_state_dict returns: the keys without a counterpart, on either side."""
 
     __slots__ = ()

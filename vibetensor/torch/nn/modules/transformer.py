@@ -143,7 +143,5 @@ class TransformerEncoder(Module):
         padding = canonical_mask(src_key_padding_mask, src.dtype, "src_key_padding_mask")
         causal = _is_causal(mask, is_causal)
         for layer in self.layers:
-            src = layer(
-                src, src_mask=mask, is_causal=causal, src_key_padding_mask=padding
-            )
+            src = layer(src, src_mask=mask, is_causal=causal, src_key_padding_mask=padding)
         return src if self.norm is None else self.norm(src)

@@ -29,9 +29,7 @@ def pad_sequence(
         missing = longest - sequence.shape[0]
         tail = (missing, *sequence.shape[1:])
         if missing:
-            filler = torch.full(
-                tail, padding_value, dtype=sequence.dtype, device=sequence.device
-            )
+            filler = torch.full(tail, padding_value, dtype=sequence.dtype, device=sequence.device)
             pair = [sequence, filler] if padding_side == "right" else [filler, sequence]
             sequence = torch.cat(pair, 0)
         padded.append(sequence)
