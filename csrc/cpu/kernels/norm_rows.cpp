@@ -1,0 +1,167 @@
+// layer_norm and rms_norm, forward and backward. Statistics are two-pass in the row's compute
+// type; weight gradients are summed over fixed groups of rows, so they do not depend on threads.
+#include "cpu/kernels/dense_rows.h"
+#include "cpu/kernels/row_math.h"
+
+namespace vt::cpu::VT_ISA {
+namespace {
+
+DType compute_type(const Tensor& t) { return t.dtype() == DType::Float64 ? DType::Float64 : DType::Float32; }
+
+int64_t product_of(IntSpan sizes) {
+  int64_t n = 1;
+  for (const int64_t s : sizes) n *= s;
+  return n;
+}
+
+template <class T>
+void normalise(T* y, const T* x, T mean, T rstd, const T* weight, const T* bias, int64_t n) {
+  if (weight && bias) {
+    for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * rstd * weight[i] + bias[i];
+  } else if (weight) {
+    for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * rstd * weight[i];
+  } else if (bias) {
+    for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * rstd + bias[i];
+  } else {
+    for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * rstd;
+  }
+}
+
+template <bool kCentre>
+void forward(const Tensor& out, const Tensor* mean_out, const Tensor& rstd_out, const Tensor& input, int64_t n,
+             const Tensor& weight, const Tensor& bias, double eps) {
+  if (input.numel() == 0) return;
+  const int64_t rows = input.numel() / n;
+  visit_float(compute_type(input), [&]<class T>() {
+    const Tensor x = dense(input), w_dense = dense_as(weight, DTypeOf<T>::value), b_dense = dense_as(bias, DTypeOf<T>::value);
+    const T* w = w_dense.defined() ? w_dense.data_as<T>() : nullptr;
+    const T* b = b_dense.defined() ? b_dense.data_as<T>() : nullptr;
+    T* means = kCentre ? mean_out->data_as<T>() : nullptr;
+    T* rstds = rstd_out.data_as<T>();
+    const bool typed = x.dtype() == DTypeOf<T>::value;
+    parallel_for(0, rows, row_grain(n), [&](int64_t begin, int64_t end) {
+      T* in_row = typed ? nullptr : scratch<T>(Scratch::Row0, n);
+      T* out_row = typed ? nullptr : scratch<T>(Scratch::Row1, n);
+      for (int64_t i = begin; i < end; ++i) {
+        const T* row = load_row<T>(x.data(), x.dtype(), i * n, n, in_row);
+        const T mean = kCentre ? row_sum(row, n) / static_cast<T>(n) : T(0);
+        const T variance = row_square_deviation(row, mean, n) / static_cast<T>(n);
+        const T rstd = T(1) / std::sqrt(variance + static_cast<T>(eps));
+        if constexpr (kCentre) means[i] = mean;
+        rstds[i] = rstd;
+        T* y = row_target<T>(out.data(), out.dtype(), i * n, out_row);
+        normalise(y, row, mean, rstd, w, b, n);
+        store_row<T>(out.data(), out.dtype(), i * n, n, y);
+      }
+    });
+  });
+}
+
+/// Sums over rows, a group of rows at a time.
+template <class T>
+struct RowGroups {
+  int64_t groups, per_group;
+  RowGroups(int64_t rows, int64_t n) {
+    groups = std::clamp<int64_t>(rows * n / 32768, 1, std::min<int64_t>(rows, 16));
+    per_group = (rows + groups - 1) / groups;
+  }
+};
+
+template <class T>
+void store_group_sums(const Tensor& out, const T* partial, int64_t groups, int64_t step, int64_t n) {
+  T* total = scratch<T>(Scratch::Extra, n);
+  std::copy(partial, partial + n, total);
+  for (int64_t k = 1; k < groups; ++k) {
+    for (int64_t i = 0; i < n; ++i) total[i] += partial[k * step + i];
+  }
+  if (out.dtype() == DTypeOf<T>::value) std::copy(total, total + n, out.data_as<T>());
+  else store_row<T>(out.data(), out.dtype(), 0, n, total);
+}
+
+template <bool kCentre>
+void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias, const Tensor& grad_out,
+              const Tensor& input, int64_t n, const Tensor* mean, const Tensor& rstd, const Tensor& weight) {
+  const auto zero = [](const Tensor& t) {
+    if (t.defined() && t.numel() > 0) std::memset(t.data(), 0, static_cast<size_t>(t.numel() * t.itemsize()));
+  };
+  if (input.numel() == 0) {
+    zero(grad_weight);
+    zero(grad_bias);
+    return;
+  }
+  const int64_t rows = input.numel() / n;
+  visit_float(compute_type(input), [&]<class T>() {
+    const Tensor x = dense(input), g = dense_as(grad_out, input.dtype()), w_dense = dense_as(weight, DTypeOf<T>::value);
+    const T* w = w_dense.defined() ? w_dense.data_as<T>() : nullptr;
+    const T* rstds = rstd.data_as<T>();
+    const T* means = kCentre ? mean->data_as<T>() : nullptr;
+    const bool want_weight = grad_weight.defined(), want_bias = grad_bias.defined();
+    const bool typed = x.dtype() == DTypeOf<T>::value;
+    const RowGroups<T> plan(rows, n);
+    const Tensor partial = want_weight || want_bias ? empty(Dims{plan.groups, 2, n}, DTypeOf<T>::value) : Tensor();
+    parallel_chunks(plan.groups, [&](int64_t group) {
+      T* in_row = typed ? nullptr : scratch<T>(Scratch::Row0, n);
+      T* g_row = typed ? nullptr : scratch<T>(Scratch::Row1, n);
+      T* out_row = typed ? nullptr : scratch<T>(Scratch::Row2, n);
+      T* __restrict__ dw = partial.defined() ? partial.data_as<T>() + group * 2 * n : nullptr;
+      T* __restrict__ db = dw ? dw + n : nullptr;
+      if (dw) std::fill(dw, dw + 2 * n, T(0));
+      const int64_t last = std::min(rows, (group + 1) * plan.per_group);
+      for (int64_t i = group * plan.per_group; i < last; ++i) {
+        const T* row = load_row<T>(x.data(), x.dtype(), i * n, n, in_row);
+        const T* dy = load_row<T>(g.data(), g.dtype(), i * n, n, g_row);
+        const T m = kCentre ? means[i] : T(0), r = rstds[i];
+        if (want_weight && want_bias) {
+          for (int64_t k = 0; k < n; ++k) {
+            dw[k] += dy[k] * ((row[k] - m) * r);
+            db[k] += dy[k];
+          }
+        } else if (want_weight) {
+          for (int64_t k = 0; k < n; ++k) dw[k] += dy[k] * ((row[k] - m) * r);
+        } else if (want_bias) {
+          for (int64_t k = 0; k < n; ++k) db[k] += dy[k];
+        }
+        const T along = w ? sum_over<T>(n, [&](int64_t k) { return load(dy + k) * load(w + k) * (load(row + k) - m); },
+                                        [&](int64_t k) { return dy[k] * w[k] * (row[k] - m); })
+                          : sum_over<T>(n, [&](int64_t k) { return load(dy + k) * (load(row + k) - m); },
+                                        [&](int64_t k) { return dy[k] * (row[k] - m); });
+        T constant = 0;
+        if constexpr (kCentre) constant = w ? row_dot(dy, w, n) : row_sum(dy, n);
+        constant /= static_cast<T>(n);
+        const T slope = along * r * r / static_cast<T>(n);
+        T* dx = row_target<T>(grad_input.data(), grad_input.dtype(), i * n, out_row);
+        if (w) {
+          for (int64_t k = 0; k < n; ++k) dx[k] = r * (dy[k] * w[k] - constant - (row[k] - m) * slope);
+        } else {
+          for (int64_t k = 0; k < n; ++k) dx[k] = r * (dy[k] - constant - (row[k] - m) * slope);
+        }
+        store_row<T>(grad_input.data(), grad_input.dtype(), i * n, n, dx);
+      }
+    });
+    if (want_weight) store_group_sums(grad_weight, partial.data_as<T>(), plan.groups, 2 * n, n);
+    if (want_bias) store_group_sums(grad_bias, partial.data_as<T>() + n, plan.groups, 2 * n, n);
+  });
+}
+
+const RegisterCpu register_norms([](KernelTable& t) {
+  t.native_layer_norm = [](const Tensor& out, const Tensor& mean, const Tensor& rstd, const Tensor& input,
+                           IntSpan normalized_shape, const Tensor& weight, const Tensor& bias, double eps) {
+    forward<true>(out, &mean, rstd, input, product_of(normalized_shape), weight, bias, eps);
+  };
+  t.native_layer_norm_backward = [](const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias,
+                                    const Tensor& grad_out, const Tensor& input, IntSpan normalized_shape,
+                                    const Tensor& mean, const Tensor& rstd, const Tensor& weight, const Tensor&) {
+    backward<true>(grad_input, grad_weight, grad_bias, grad_out, input, product_of(normalized_shape), &mean, rstd, weight);
+  };
+  t._rms_norm = [](const Tensor& out, const Tensor& rstd, const Tensor& input, IntSpan normalized_shape,
+                   const Tensor& weight, double eps) {
+    forward<false>(out, nullptr, rstd, input, product_of(normalized_shape), weight, Tensor(), eps);
+  };
+  t._rms_norm_backward = [](const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_out,
+                            const Tensor& input, IntSpan normalized_shape, const Tensor& rstd, const Tensor& weight) {
+    backward<false>(grad_input, grad_weight, Tensor(), grad_out, input, product_of(normalized_shape), nullptr, rstd, weight);
+  };
+});
+
+}  // namespace
+}  // namespace vt::cpu::VT_ISA

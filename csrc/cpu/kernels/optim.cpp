@@ -1,0 +1,314 @@
+// Fused optimizer steps and the multi-tensor ops around them: one pass over all tensors, cut into
+// fixed chunks that the threads share. Each tensor keeps its own dtype; arithmetic is in float, or
+// double where the parameter is double.
+#include "cpu/kernels/dense_rows.h"
+#include "cpu/kernels/row_math.h"
+
+namespace vt::cpu::VT_ISA {
+namespace {
+
+constexpr int64_t kChunk = 16384;   // elements a task handles
+constexpr int64_t kPart = 512;      // elements converted at a time
+
+struct Part {
+  int64_t tensor, begin, end;
+};
+std::vector<Part> parts_of(TensorSpan tensors) {
+  std::vector<Part> parts;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    for (int64_t at = 0; at < tensors[i].numel(); at += kChunk) {
+      parts.push_back({static_cast<int64_t>(i), at, std::min(at + kChunk, tensors[i].numel())});
+    }
+  }
+  return parts;
+}
+
+/// A tensor of the list as dense elements: itself, or a contiguous copy written back at the end.
+class DenseList {
+ public:
+  DenseList(TensorSpan tensors, bool written) : original_(tensors), written_(written) {
+    for (const Tensor& t : tensors) items_.push_back(t.is_non_overlapping_and_dense() && t.is_contiguous() ? t : dense(t));
+  }
+  const Tensor& operator[](int64_t i) const { return items_[static_cast<size_t>(i)]; }
+  size_t size() const { return items_.size(); }
+  void write_back() const {
+    if (!written_) return;
+    for (size_t i = 0; i < items_.size(); ++i) {
+      if (!items_[i].is_same(original_[i])) kernels_for(DeviceType::CPU).copy_(original_[i], items_[i], false);
+    }
+  }
+
+ private:
+  TensorSpan original_;
+  std::vector<Tensor> items_;
+  bool written_;
+};
+
+double number(const Tensor& t) { return load_scalar(t.data(), t.dtype()).to_double(); }
+bool skipped(const Tensor& found_inf) { return found_inf.defined() && number(found_inf) != 0; }
+
+/// `n` elements of `t` as T, in place where the dtype allows.
+template <class T>
+T* open_part(const Tensor& t, int64_t at, int64_t n, T* buffer) {
+  return const_cast<T*>(load_row<T>(t.data(), t.dtype(), at, n, buffer));
+}
+template <class T>
+void close_part(const Tensor& t, int64_t at, int64_t n, const T* row) {
+  store_row<T>(t.data(), t.dtype(), at, n, row);
+}
+
+struct AdamSettings {
+  double lr, beta1, beta2, weight_decay, eps;
+  bool amsgrad, maximize, decoupled;
+};
+
+template <class T>
+void adam_part(const AdamSettings& o, double step, T inverse_scale, int64_t n, T* __restrict__ p, T* __restrict__ g,
+               T* __restrict__ m, T* __restrict__ v, T* __restrict__ top) {
+  const T bias1 = static_cast<T>(1 - std::pow(o.beta1, step));
+  const T root_bias2 = static_cast<T>(std::sqrt(1 - std::pow(o.beta2, step)));
+  const T lr = static_cast<T>(o.lr), step_size = lr / bias1, eps = static_cast<T>(o.eps);
+  const T beta2 = static_cast<T>(o.beta2), keep1 = static_cast<T>(1 - o.beta1), keep2 = static_cast<T>(1 - o.beta2);
+  const T decay = static_cast<T>(o.weight_decay), shrink = static_cast<T>(1 - o.lr * o.weight_decay);
+  const T sign = (o.maximize ? T(-1) : T(1)) * inverse_scale;
+  const bool coupled = !o.decoupled && o.weight_decay != 0;
+  const T coupling = coupled ? decay : T(0), factor = o.decoupled ? shrink : T(1);
+  const T inverse_root = T(1) / root_bias2;
+  if (o.amsgrad) {
+    for (int64_t i = 0; i < n; ++i) {
+      const T grad = g[i] * sign + coupling * p[i];
+      m[i] += (grad - m[i]) * keep1;
+      v[i] = v[i] * beta2 + keep2 * grad * grad;
+      top[i] = top[i] > v[i] ? top[i] : v[i];
+      p[i] = p[i] * factor - step_size * m[i] / (std::sqrt(top[i]) * inverse_root + eps);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const T grad = g[i] * sign + coupling * p[i];
+    m[i] += (grad - m[i]) * keep1;
+    v[i] = v[i] * beta2 + keep2 * grad * grad;
+    p[i] = p[i] * factor - step_size * m[i] / (std::sqrt(v[i]) * inverse_root + eps);
+  }
+}
+
+void check_lists(std::string_view op, size_t n, std::initializer_list<TensorSpan> lists) {
+  for (const TensorSpan list : lists) {
+    check(list.size() == n || list.empty(), op, ": lists of tensors must have the same length, got ", n, " and ", list.size());
+  }
+}
+
+void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
+          TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const AdamSettings& o, const Tensor& grad_scale,
+          const Tensor& found_inf) {
+  check_lists(op, self.size(), {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps});
+  if (skipped(found_inf)) return;
+  const double inverse_scale = grad_scale.defined() ? 1 / number(grad_scale) : 1;
+  std::vector<double> steps;
+  for (const Tensor& t : state_steps) steps.push_back(number(t));
+  const DenseList p(self, true), g(grads, grad_scale.defined()), m(exp_avgs, true), v(exp_avg_sqs, true);
+  const DenseList top(max_exp_avg_sqs, true);
+  const std::vector<Part> parts = parts_of(self);
+  parallel_chunks(static_cast<int64_t>(parts.size()), [&](int64_t index) {
+    const Part& part = parts[static_cast<size_t>(index)];
+    const int64_t k = part.tensor;
+    visit_float(p[k].dtype() == DType::Float64 ? DType::Float64 : DType::Float32, [&]<class T>() {
+      T buffers[5][kPart];
+      for (int64_t at = part.begin; at < part.end; at += kPart) {
+        const int64_t n = std::min(kPart, part.end - at);
+        T* pp = open_part(p[k], at, n, buffers[0]);
+        T* pg = open_part(g[k], at, n, buffers[1]);
+        T* pm = open_part(m[k], at, n, buffers[2]);
+        T* pv = open_part(v[k], at, n, buffers[3]);
+        T* pt = o.amsgrad ? open_part(top[k], at, n, buffers[4]) : nullptr;
+        adam_part<T>(o, steps[static_cast<size_t>(k)], static_cast<T>(inverse_scale), n, pp, pg, pm, pv, pt);
+        close_part(p[k], at, n, pp);
+        close_part(m[k], at, n, pm);
+        close_part(v[k], at, n, pv);
+        if (pt) close_part(top[k], at, n, pt);
+        if (grad_scale.defined()) {
+          for (int64_t i = 0; i < n; ++i) pg[i] *= static_cast<T>(inverse_scale);
+          close_part(g[k], at, n, pg);
+        }
+      }
+    });
+  });
+  for (const DenseList* list : {&p, &g, &m, &v, &top}) list->write_back();
+}
+
+void fused_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs, TensorSpan max_exp_avg_sqs,
+                TensorSpan state_steps, const Tensor& lr, double beta1, double beta2, double weight_decay, double eps,
+                bool amsgrad, bool maximize, const Tensor& grad_scale, const Tensor& found_inf) {
+  adam("_fused_adam_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
+       {number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, false}, grad_scale, found_inf);
+}
+void fused_adamw(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
+                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr, double beta1, double beta2,
+                 double weight_decay, double eps, bool amsgrad, bool maximize, const Tensor& grad_scale,
+                 const Tensor& found_inf) {
+  adam("_fused_adamw_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
+       {number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, true}, grad_scale, found_inf);
+}
+
+void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list, double weight_decay, double momentum,
+               const Tensor& lr, double dampening, bool nesterov, bool maximize, bool is_first_step,
+               const Tensor& grad_scale, const Tensor& found_inf) {
+  check_lists("_fused_sgd_", self.size(), {grads, momentum_buffer_list});
+  if (skipped(found_inf)) return;
+  const double inverse_scale = grad_scale.defined() ? 1 / number(grad_scale) : 1;
+  const double rate = number(lr);
+  const bool has_momentum = momentum != 0 && !momentum_buffer_list.empty();
+  const DenseList p(self, true), g(grads, grad_scale.defined()), b(momentum_buffer_list, true);
+  const std::vector<Part> parts = parts_of(self);
+  parallel_chunks(static_cast<int64_t>(parts.size()), [&](int64_t index) {
+    const Part& part = parts[static_cast<size_t>(index)];
+    const int64_t k = part.tensor;
+    visit_float(p[k].dtype() == DType::Float64 ? DType::Float64 : DType::Float32, [&]<class T>() {
+      T buffers[3][kPart];
+      const T sign = maximize ? T(-1) : T(1), unscale = static_cast<T>(inverse_scale), decay = static_cast<T>(weight_decay);
+      const T mu = static_cast<T>(momentum), fresh = static_cast<T>(1 - dampening), step = static_cast<T>(rate);
+      for (int64_t at = part.begin; at < part.end; at += kPart) {
+        const int64_t n = std::min(kPart, part.end - at);
+        T* pp = open_part(p[k], at, n, buffers[0]);
+        T* pg = open_part(g[k], at, n, buffers[1]);
+        T* pb = has_momentum ? open_part(b[k], at, n, buffers[2]) : nullptr;
+        if (grad_scale.defined()) {
+          for (int64_t i = 0; i < n; ++i) pg[i] *= unscale;
+          close_part(g[k], at, n, pg);
+        }
+        for (int64_t i = 0; i < n; ++i) {
+          T grad = pg[i] * sign + decay * pp[i];
+          if (pb) {
+            pb[i] = is_first_step ? grad : mu * pb[i] + fresh * grad;
+            grad = nesterov ? grad + mu * pb[i] : pb[i];
+          }
+          pp[i] -= step * grad;
+        }
+        close_part(p[k], at, n, pp);
+        if (pb) close_part(b[k], at, n, pb);
+      }
+    });
+  });
+  for (const DenseList* list : {&p, &g, &b}) list->write_back();
+}
+
+/// The norm of all elements of all tensors, a 0-d tensor: no number leaves the device.
+void multi_tensor_norm(const Tensor& out, TensorSpan tensors, double order) {
+  const DenseList list(tensors, false);
+  const std::vector<Part> parts = parts_of(tensors);
+  std::vector<double> sums(parts.size(), 0.0);
+  const bool infinite = std::isinf(order);
+  parallel_chunks(static_cast<int64_t>(parts.size()), [&](int64_t index) {
+    const Part& part = parts[static_cast<size_t>(index)];
+    visit_float(list[part.tensor].dtype(), [&]<class T>() {
+      T buffer[kPart];
+      double total = 0;
+      for (int64_t at = part.begin; at < part.end; at += kPart) {
+        const int64_t n = std::min(kPart, part.end - at);
+        const T* x = open_part(list[part.tensor], at, n, buffer);
+        if (order == 2) {
+          total += static_cast<double>(row_dot(x, x, n));
+        } else {
+          for (int64_t i = 0; i < n; ++i) {
+            const double a = std::fabs(static_cast<double>(x[i]));
+            if (infinite) total = a > total || a != a ? a : total;
+            else if (order == 0) total += a != 0 ? 1.0 : 0.0;
+            else total += order == 1 ? a : std::pow(a, order);
+          }
+        }
+      }
+      sums[static_cast<size_t>(index)] = total;
+    });
+  });
+  double total = 0;
+  for (const double s : sums) {
+    if (infinite) total = s > total || s != s ? s : total;
+    else total += s;
+  }
+  if (!infinite && order != 0) total = order == 2 ? std::sqrt(total) : std::pow(total, 1 / order);
+  store_block<double>(static_cast<char*>(out.data()), out.itemsize(), &total, 1, out.dtype());
+}
+
+/// Applies f(values, n) to every element of every tensor, in its compute type.
+template <class F>
+void update_all(TensorSpan tensors, const F& f) {
+  const DenseList list(tensors, true);
+  const std::vector<Part> parts = parts_of(tensors);
+  parallel_chunks(static_cast<int64_t>(parts.size()), [&](int64_t index) {
+    const Part& part = parts[static_cast<size_t>(index)];
+    visit_float(list[part.tensor].dtype(), [&]<class T>() {
+      T buffer[kPart];
+      for (int64_t at = part.begin; at < part.end; at += kPart) {
+        const int64_t n = std::min(kPart, part.end - at);
+        T* x = open_part(list[part.tensor], at, n, buffer);
+        f(x, n);
+        close_part(list[part.tensor], at, n, x);
+      }
+    });
+  });
+  list.write_back();
+}
+
+void foreach_mul(TensorSpan self, const Tensor& other) {
+  const double factor = number(other);
+  update_all(self, [factor](auto* x, int64_t n) {
+    const auto f = static_cast<std::remove_pointer_t<decltype(x)>>(factor);
+    for (int64_t i = 0; i < n; ++i) x[i] *= f;
+  });
+}
+void foreach_add(TensorSpan self, const Tensor& other, const Scalar& alpha) {
+  const double term = number(other) * alpha.to_double();
+  update_all(self, [term](auto* x, int64_t n) {
+    const auto t = static_cast<std::remove_pointer_t<decltype(x)>>(term);
+    for (int64_t i = 0; i < n; ++i) x[i] += t;
+  });
+}
+
+void amp_unscale(TensorSpan self, const Tensor& found_inf, const Tensor& inv_scale) {
+  const double factor = number(inv_scale);
+  std::atomic<bool> bad{false};
+  update_all(self, [&](auto* x, int64_t n) {
+    using T = std::remove_pointer_t<decltype(x)>;
+    T odd = 0;   // NaN as soon as one element is infinite or NaN
+    for (int64_t i = 0; i < n; ++i) odd += x[i] - x[i];
+    if (odd != odd) bad.store(true, std::memory_order_relaxed);
+    if (factor != 1) {
+      for (int64_t i = 0; i < n; ++i) x[i] *= static_cast<T>(factor);
+    }
+  });
+  if (bad.load()) {
+    const double one = 1;
+    store_block<double>(static_cast<char*>(found_inf.data()), found_inf.itemsize(), &one, 1, found_inf.dtype());
+  }
+}
+
+void amp_update_scale(const Tensor& self, const Tensor& growth_tracker, const Tensor& found_inf, double growth_factor,
+                      double backoff_factor, int64_t growth_interval) {
+  double scale = number(self);
+  int64_t good = load_scalar(growth_tracker.data(), growth_tracker.dtype()).to_int();
+  if (number(found_inf) != 0) {
+    scale *= backoff_factor;
+    good = 0;
+  } else if (++good == growth_interval) {
+    const double grown = scale * growth_factor;
+    if (std::isfinite(static_cast<float>(grown))) scale = grown;
+    good = 0;
+  }
+  store_block<double>(static_cast<char*>(self.data()), self.itemsize(), &scale, 1, self.dtype());
+  const double count = static_cast<double>(good);
+  store_block<double>(static_cast<char*>(growth_tracker.data()), growth_tracker.itemsize(), &count, 1, growth_tracker.dtype());
+}
+
+const RegisterCpu register_optim([](KernelTable& t) {
+  t._fused_adam_ = fused_adam;
+  t._fused_adamw_ = fused_adamw;
+  t._fused_sgd_ = fused_sgd;
+  t._multi_tensor_norm = multi_tensor_norm;
+  t._foreach_mul_ = foreach_mul;
+  t._foreach_add_ = foreach_add;
+  t._amp_foreach_non_finite_check_and_unscale_ = amp_unscale;
+  t._amp_update_scale_ = amp_update_scale;
+});
+
+}  // namespace
+}  // namespace vt::cpu::VT_ISA
