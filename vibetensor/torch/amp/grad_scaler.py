@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import vibetensor.torch as torch
-from vibetensor.torch.amp.nonfinite import unscale_and_check_, update_scale_
 
 # Where an optimizer stands between two updates of the scale.
 READY, UNSCALED, STEPPED = "ready", "unscaled", "stepped"
@@ -124,7 +123,9 @@ class GradScaler:
         with torch.no_grad():
             for device, grads in by_device.items():
                 found[device] = torch.zeros((), dtype=torch.float32, device=device)
-                unscale_and_check_(grads, found[device], inv_scale.to(device))
+                torch._amp_foreach_non_finite_check_and_unscale_(
+                    grads, found[device], inv_scale.to(device)
+                )
         return found
 
     def step(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -190,7 +191,7 @@ class GradScaler:
         self._require_scale("update")
         if new_scale is None:
             found = self._combined(self._per_optimizer_states.values())
-            update_scale_(
+            torch._amp_update_scale_(
                 self._scale, self._growth_tracker, found,
                 self._growth_factor, self._backoff_factor, self._growth_interval,
             )  # fmt: skip

@@ -147,18 +147,16 @@ class Adam(Optimizer):
             return
         found_inf = getattr(self, "found_inf", None)
         update = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-        for step in steps:
-            step += 1
+        torch._foreach_add_(steps, 1)
         update(
             bucket.params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps,
-            lr=float(lr), beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],
+            lr=lr, beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],
             eps=group["eps"], amsgrad=amsgrad, maximize=group["maximize"],
             grad_scale=getattr(self, "grad_scale", None), found_inf=found_inf,
         )  # fmt: skip
         if found_inf is not None:
             # The update did nothing where a gradient overflowed: the step does not count either.
-            for step in steps:
-                step.sub_(found_inf.to(step.device).reshape(()))
+            torch._foreach_add_(steps, found_inf.to(steps[0].device), alpha=-1)
 
 
 def _adam_plain(

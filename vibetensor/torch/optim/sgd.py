@@ -138,7 +138,7 @@ class SGD(Optimizer):
         torch._fused_sgd_(
             params, grads, buffers,
             weight_decay=group["weight_decay"], momentum=group["momentum"],
-            lr=float(group["lr"]), dampening=group["dampening"], nesterov=group["nesterov"],
+            lr=group["lr"], dampening=group["dampening"], nesterov=group["nesterov"],
             maximize=group["maximize"], is_first_step=first,
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
