@@ -45,19 +45,23 @@ inline void relax() {
 #endif
 }
 
-/// Polls `done` for up to `limit`. The clock costs as much as some polls, so it is read rarely.
+/// Polls `done` for up to `limit`. The clock costs as much as some polls, so it is read rarely. The
+/// core is offered to other threads now and then: one that spins must not keep out one that works.
 template <class Done>
 bool spin_until(std::chrono::microseconds limit, const Done& done) {
   using Clock = std::chrono::steady_clock;
   if (done()) return true;
   if (limit.count() == 0) return false;
-  const Clock::time_point deadline = Clock::now() + limit;
+  const Clock::time_point start = Clock::now();
+  Clock::duration waited{};
   do {
     for (int i = 0; i < 32; ++i) {
       relax();
       if (done()) return true;
     }
-  } while (Clock::now() < deadline);
+    waited = Clock::now() - start;
+    if (waited > std::chrono::microseconds(10)) std::this_thread::yield();
+  } while (waited < limit);
   return false;
 }
 
@@ -212,8 +216,9 @@ bool Pool::run(int64_t n, int threads, FunctionRef<void(int64_t)> f) {
   for (int64_t s = 0; s < slots; ++s) {
     counters_[s].next.store(n * s / slots, std::memory_order_relaxed);
   }
-  // A waiting thread that spins takes a core from one that works if there are too few cores.
-  spin_us_.store(slots <= cores_ ? 50 : 0, std::memory_order_relaxed);
+  // Waking a sleeper takes 20 us and more, in a virtual machine much more, so workers stay awake
+  // over the gaps between the ops of a training step; but not where there are too few cores.
+  spin_us_.store(slots <= cores_ ? 200 : 0, std::memory_order_relaxed);
   job_.f = &f;
   job_.n = n;
   job_.slots = slots;
