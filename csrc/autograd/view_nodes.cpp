@@ -39,8 +39,8 @@ Tensor as_strided_backward(const Tensor& grad, IntSpan base_sizes, IntSpan base_
   const Dims flat{extent};
   Tensor storage = ops::zeros(flat, grad.dtype(), grad.device());
   if (overlapping(view_sizes, view_strides)) {
-    const Tensor positions =
-        ops::arange(Scalar(int64_t{0}), Scalar(extent), Scalar(1), DType::Int64, grad.device());
+    const Tensor positions = ops::arange_start(Scalar(int64_t{0}), Scalar(extent), Scalar(1),
+                                               DType::Int64, grad.device());
     const Tensor index = ops::reshape(
         ops::as_strided(positions, view_sizes, view_strides, view_offset - low), Dims{-1});
     storage = ops::index_add(storage, 0, index, ops::reshape(grad, Dims{-1}), Scalar(1));

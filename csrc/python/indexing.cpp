@@ -127,8 +127,8 @@ Parsed parse(const Tensor& self, PyObject* index) {
     } else if (PyBool_Check(item)) {
       parsed.view = ops::unsqueeze(parsed.view, dim);
       note_tensor(parsed, dim++,
-                  ops::arange(Scalar(int64_t{0}), Scalar(int64_t{item == Py_True}), Scalar(1),
-                              DType::Int64, self.device()));
+                  ops::arange_start(Scalar(int64_t{0}), Scalar(int64_t{item == Py_True}), Scalar(1),
+                                    DType::Int64, self.device()));
     } else if (is_tensor(item)) {
       const Tensor& t = tensor_of(item);
       if (t.dim() == 0 && is_integral(t.dtype())) {
@@ -136,8 +136,8 @@ Parsed parse(const Tensor& self, PyObject* index) {
       } else if (t.dim() == 0 && t.dtype() == DType::Bool) {
         parsed.view = ops::unsqueeze(parsed.view, dim);
         note_tensor(parsed, dim++,
-                    ops::arange(Scalar(int64_t{0}), Scalar(int64_t{t.item().to_bool()}), Scalar(1),
-                                DType::Int64, self.device()));
+                    ops::arange_start(Scalar(int64_t{0}), Scalar(int64_t{t.item().to_bool()}),
+                                      Scalar(1), DType::Int64, self.device()));
       } else {
         check_index(!is_floating(t.dtype()),
                     "tensors used as indices must be long, int, byte or bool tensors");

@@ -14,7 +14,7 @@ Tensor resize_(const Tensor& self, IntSpan size, std::optional<MemoryFormat> mem
   const int64_t numel = checked_numel(size);
   const Dims strides = memory_format == MemoryFormat::ChannelsLast ? channels_last_strides(size)
                                                                    : contiguous_strides(size);
-  if (equal(self.sizes(), size) && !memory_format) return self;
+  if (vt::equal(self.sizes(), size) && !memory_format) return self;
   const int64_t bytes = (self.storage_offset() + numel) * self.itemsize();
   Storage& storage = *self.storage();
   if (bytes > static_cast<int64_t>(storage.nbytes())) {

@@ -164,8 +164,8 @@ Tensor unfold_backward(const Tensor& grad, IntSpan input_sizes, int64_t dimensio
                        int64_t step) {
   if (input_sizes.empty()) return ops::reshape(grad, input_sizes);
   const int64_t d = wrap_dim(dimension, static_cast<int64_t>(input_sizes.size()));
-  const Tensor positions = ops::arange(Scalar(int64_t{0}), Scalar(input_sizes[d]), Scalar(1),
-                                       DType::Int64, grad.device());
+  const Tensor positions = ops::arange_start(Scalar(int64_t{0}), Scalar(input_sizes[d]), Scalar(1),
+                                             DType::Int64, grad.device());
   const Tensor index = ops::reshape(ops::unfold(positions, 0, size, step), Dims{-1});
   const Tensor windows = ops::flatten(ops::movedim(grad, Dims{-1}, Dims{d + 1}), d, d + 1);
   return ops::index_add(ops::zeros(input_sizes, grad.dtype(), grad.device()), d, index, windows,
@@ -183,7 +183,7 @@ Tensor slice_scatter(const Tensor& self, const Tensor& src, int64_t dim,
                      std::optional<int64_t> start, std::optional<int64_t> end, int64_t step) {
   Tensor out = ops::clone(self, std::nullopt);
   const Tensor target = ops::slice(out, dim, start, end, step);
-  check(equal(target.sizes(), src.sizes()),
+  check(vt::equal(target.sizes(), src.sizes()),
         "expected src to have a size equal to the slice of self. src size = ", src.sizes(),
         ", slice size = ", target.sizes());
   ops::copy_(target, src, false);
@@ -192,7 +192,7 @@ Tensor slice_scatter(const Tensor& self, const Tensor& src, int64_t dim,
 Tensor select_scatter(const Tensor& self, const Tensor& src, int64_t dim, int64_t index) {
   Tensor out = ops::clone(self, std::nullopt);
   const Tensor target = ops::select(out, dim, index);
-  check(equal(target.sizes(), src.sizes()),
+  check(vt::equal(target.sizes(), src.sizes()),
         "expected src to have a size equal to the slice of self. src size = ", src.sizes(),
         ", slice size = ", target.sizes());
   ops::copy_(target, src, false);
@@ -202,7 +202,7 @@ Tensor diagonal_scatter(const Tensor& self, const Tensor& src, int64_t offset, i
                         int64_t dim2) {
   Tensor out = ops::clone(self, std::nullopt);
   const Tensor target = ops::diagonal(out, offset, dim1, dim2);
-  check(equal(target.sizes(), src.sizes()),
+  check(vt::equal(target.sizes(), src.sizes()),
         "expected src to have a size equal to a diagonal of the input. src size = ", src.sizes(),
         ", diagonal size = ", target.sizes());
   ops::copy_(target, src, false);
