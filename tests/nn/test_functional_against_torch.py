@@ -32,6 +32,10 @@ CALLS = [
     ("smooth_l1_loss", [(3, 4), (3, 4)], {"beta": 0.3}),
     ("smooth_l1_loss", [(3, 4), (3, 4)], {"beta": 0.0}),
     ("huber_loss", [(3, 4), (3, 4)], {"delta": 0.5, "reduction": "sum"}),
+    ("margin_ranking_loss", [(3, 4), (3, 4), (3, 4)], {"margin": 0.3}),
+    ("hinge_embedding_loss", [(3, 4), (3, 4)], {"margin": 0.3, "reduction": "sum"}),
+    ("cosine_embedding_loss", [(3, 4), (3, 4), (3,)], {"margin": 0.1}),
+    ("instance_norm", [(2, 3, 4)], {"eps": 1e-3}),
     ("mse_loss", [(3, 4), (3, 4), (3, 4)], {"named": ("input", "target", "weight")}),
     ("rms_norm", [(3, 4), (4,)], {"normalized_shape": (4,), "named": ("input", "weight")}),
     ("scaled_dot_product_attention", [(2, 3, 5, 4)] * 3, {}),
@@ -49,6 +53,9 @@ CALLS = [
 ]
 
 
+TARGET_IS_A_SIGN = ("margin_ranking_loss", "hinge_embedding_loss", "cosine_embedding_loss")
+
+
 @pytest.mark.parametrize(("name", "shapes", "options"), CALLS)
 def test_call(against_torch, name, shapes, options):
     options = dict(options)
@@ -64,6 +71,8 @@ def test_call(against_torch, name, shapes, options):
         return lambda *tensors: function(**dict(zip(named, tensors)), **chosen)
 
     arrays = [against_torch.normal(*s) for s in shapes]
+    if name in TARGET_IS_A_SIGN:
+        arrays[-1] = np.sign(arrays[-1])
     against_torch.same(call(vt), call(against_torch.torch), *arrays, rtol=1e-4, atol=1e-5)
 
 

@@ -65,17 +65,12 @@ def elu_(input: Tensor, alpha: float = 1.0) -> Tensor:
 
 def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """max(0, x) + min(0, alpha * (exp(x / alpha) - 1))."""
-    return _place(input, _ops.elu(input / alpha) * alpha, inplace)
-
-
-# Self-normalising constants of Klambauer et al. 2017, to double precision.
-_SELU_ALPHA = 1.6732632423543772848170429916717
-_SELU_SCALE = 1.0507009873554804934193349852946
+    return _place(input, _ops.celu(input, alpha), inplace)
 
 
 def selu(input: Tensor, inplace: bool = False) -> Tensor:
-    """scale * elu(x, alpha) with the self-normalising constants."""
-    return _place(input, _ops.elu(input, _SELU_ALPHA) * _SELU_SCALE, inplace)
+    """scale * elu(x, alpha) with the self-normalising constants of Klambauer et al. 2017."""
+    return _ops.selu_(input) if inplace else _ops.selu(input)
 
 
 def hardtanh(
@@ -101,17 +96,19 @@ def relu6(input: Tensor, inplace: bool = False) -> Tensor:
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """relu6(x + 3) / 6."""
-    return _place(input, hardtanh(input + 3.0, 0.0, 6.0) / 6.0, inplace)
+    return _place(input, _ops.hardsigmoid(input), inplace)
 
 
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     """x * relu6(x + 3) / 6."""
-    return _place(input, input * hardtanh(input + 3.0, 0.0, 6.0) / 6.0, inplace)
+    return _place(input, _ops.hardswish(input), inplace)
 
 
 def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     """x where x > threshold, else value."""
-    return _place(input, input.masked_fill(~(input > threshold), value), inplace)
+    if inplace:
+        return _ops.threshold_(input, threshold, value)
+    return _ops.threshold(input, threshold, value)
 
 
 def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
@@ -128,17 +125,17 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 
 def tanhshrink(input: Tensor) -> Tensor:
     """x - tanh(x)."""
-    return input - input.tanh()
+    return _ops.tanhshrink(input)
 
 
 def softsign(input: Tensor) -> Tensor:
     """x / (1 + |x|)."""
-    return input / (input.abs() + 1)
+    return _ops.softsign(input)
 
 
 def logsigmoid(input: Tensor) -> Tensor:
     """log(sigmoid(x)), without overflow."""
-    return -softplus(-input, 1, 50)
+    return _ops.log_sigmoid(input)
 
 
 def tanh(input: Tensor) -> Tensor:
@@ -153,15 +150,7 @@ def sigmoid(input: Tensor) -> Tensor:
 
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """x where positive, else weight * x; ``weight`` has 1 element or one per channel (dim 1)."""
-    if weight.numel() != 1:
-        channels = input.shape[1] if input.dim() > 1 else 1
-        if weight.numel() != channels:
-            raise RuntimeError(
-                "prelu: Mismatch of parameter numbers and input channel size. Found parameter "
-                f"numbers = {weight.numel()} and channel size = {channels}."
-            )
-        weight = weight.reshape((1, -1) + (1,) * (input.dim() - 2))
-    return _ops.where(input > 0, input, weight * input)
+    return _ops.prelu(input, weight)
 
 
 def rrelu(
@@ -180,14 +169,7 @@ def rrelu(
 
 def glu(input: Tensor, dim: int = -1) -> Tensor:
     """a * sigmoid(b) for the halves a, b of ``dim``."""
-    if input.dim() == 0:
-        raise RuntimeError("glu does not support 0-dimensional tensors")
-    if input.shape[dim] % 2:
-        raise RuntimeError(
-            f"Halving dimension must be even, but dimension {dim} is size {input.shape[dim]}"
-        )
-    gated, gate = input.chunk(2, dim)
-    return gated * gate.sigmoid()
+    return _ops.glu(input, dim)
 
 
 def softmax(

@@ -12,9 +12,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     """Zeroes each element with probability ``p`` and scales the rest by 1 / (1 - p)."""
     if p < 0.0 or p > 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-    if not inplace:
-        return _ops.dropout(input, p, training)
-    return input.copy_(_ops.dropout(input, p, True)) if training else input
+    return _ops.dropout_(input, p, training) if inplace else _ops.dropout(input, p, training)
 
 
 def dropout1d(

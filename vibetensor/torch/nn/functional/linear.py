@@ -15,20 +15,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x1ᵀ W x2 + b: inputs (*, in1) and (*, in2), weight (out, in1, in2), result (*, out)."""
-    if input1.shape[:-1] != input2.shape[:-1]:
-        raise RuntimeError(
-            f"bilinear(): input batch dimensions do not match: got {tuple(input1.shape)} and "
-            f"{tuple(input2.shape)}"
-        )
-    out, in1, in2 = weight.shape
-    if input1.shape[-1] != in1 or input2.shape[-1] != in2:
-        raise RuntimeError(
-            f"bilinear(): inputs of shape {tuple(input1.shape)} and {tuple(input2.shape)} do not "
-            f"match weight {tuple(weight.shape)} (out, in1, in2)"
-        )
-    left = _ops.linear(input1, weight.permute(0, 2, 1).reshape(out * in2, in1), None)
-    result = (left.unflatten(-1, (out, in2)) * input2.unsqueeze(-2)).sum(-1)
-    return result if bias is None else result + bias
+    return _ops.bilinear(input1, input2, weight, bias)
 
 
 def embedding(

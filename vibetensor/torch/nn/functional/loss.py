@@ -129,8 +129,8 @@ def huber_loss(
         raise RuntimeError("huber_loss does not support non-positive values for delta.")
     _warn_if_broadcast(input, target)
     if weight is not None:
-        return _weighted(_ops.smooth_l1_loss(input, target, 0, delta) * delta, weight, reduction)
-    return _ops.smooth_l1_loss(input, target, reduction_code(reduction), delta) * delta
+        return _weighted(_ops.huber_loss(input, target, 0, delta), weight, reduction)
+    return _ops.huber_loss(input, target, reduction_code(reduction), delta)
 
 
 def binary_cross_entropy(
@@ -207,15 +207,35 @@ def cosine_embedding_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """1 - cos where target is 1, max(0, cos - margin) where it is -1; inputs (N, D) or (D,)."""
-    from vibetensor.torch.nn.functional.normalization import cosine_similarity
-
     code = reduction_code(reduction, size_average, reduce)
-    cosine = cosine_similarity(input1, input2, dim=-1)
-    zeros = _ops.zeros_like(cosine)
-    loss = _ops.where(target == 1, 1 - cosine, zeros) + _ops.where(
-        target == -1, (cosine - margin).clamp_min(0), zeros
-    )
-    return loss if code == 0 else (loss.mean() if code == 1 else loss.sum())
+    return _ops.cosine_embedding_loss(input1, input2, target, margin, code)
+
+
+def margin_ranking_loss(
+    input1: Tensor,
+    input2: Tensor,
+    target: Tensor,
+    margin: float = 0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """max(0, margin - target * (input1 - input2)) for targets 1 and -1."""
+    code = reduction_code(reduction, size_average, reduce)
+    return _ops.margin_ranking_loss(input1, input2, target, margin, code)
+
+
+def hinge_embedding_loss(
+    input: Tensor,
+    target: Tensor,
+    margin: float = 1.0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """input where target is 1, max(0, margin - input) where it is -1."""
+    code = reduction_code(reduction, size_average, reduce)
+    return _ops.hinge_embedding_loss(input, target, margin, code)
 
 
 def _weighted(loss: Tensor, weight: Tensor, reduction: str) -> Tensor:

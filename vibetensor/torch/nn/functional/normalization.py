@@ -75,6 +75,22 @@ def batch_norm(
     return _ops.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalises each channel of each sample of (N, C, *). All four vectors are (C,)."""
+    return _ops.instance_norm(
+        input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps
+    )
+
+
 def _more_than_one_value(shape: Sequence[int]) -> None:
     count = shape[0]
     for extent in shape[2:]:
@@ -95,8 +111,7 @@ def normalize(
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """The cosine of the angle between x1 and x2 along ``dim`` (dropped); shapes broadcast."""
-    dot = (x1 * x2).sum(dim)
-    return dot / (x1.norm(2, dim).clamp_min(eps) * x2.norm(2, dim).clamp_min(eps))
+    return _ops.cosine_similarity(x1, x2, dim, eps)
 
 
 def pairwise_distance(
