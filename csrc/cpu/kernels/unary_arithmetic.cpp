@@ -1,0 +1,121 @@
+// Unary functions on every dtype: signs, rounding, tests, bits.
+#include <cmath>
+
+#include "cpu/kernels/loops.h"
+
+namespace vt::cpu::VT_ISA {
+namespace {
+
+template <class F>
+void map_numeric(TensorIterator& it, const F& f) {
+  visit_all(it.common_dtype(), [&]<class T>() { map_kernel(it, [f](T x) -> T { return static_cast<T>(f(x)); }); });
+}
+template <class F>
+void map_test(TensorIterator& it, const F& f) {
+  visit_all(it.common_dtype(), [&]<class T>() { map_kernel(it, [f](T x) -> bool { return f(x); }); });
+}
+/// Integers are already round.
+template <class F>
+void map_rounding(TensorIterator& it, const F& f) {
+  visit_all(it.common_dtype(), [&]<class T>() {
+    map_kernel(it, [f](T x) -> T {
+      if constexpr (std::is_floating_point_v<T>) return f(x);
+      else return x;
+    });
+  });
+}
+
+template <class T>
+T sign(T x) {
+  if constexpr (std::is_floating_point_v<T>) return x != x ? x : static_cast<T>((x > 0) - (x < 0));
+  else return static_cast<T>((x > T(0)) - (x < T(0)));
+}
+
+void round_to(TensorIterator& it, int64_t decimals) {
+  if (decimals == 0) {
+    map_rounding(it, [](auto x) { return std::nearbyint(x); });
+    return;
+  }
+  const double scale = std::pow(10.0, static_cast<double>(decimals < 0 ? -decimals : decimals));
+  map_rounding(it, [=](auto x) {
+    const auto s = static_cast<decltype(x)>(scale);
+    return decimals > 0 ? std::nearbyint(x * s) / s : std::nearbyint(x / s) * s;
+  });
+}
+
+void nan_to_num(TensorIterator& it, std::optional<double> nan, std::optional<double> posinf, std::optional<double> neginf) {
+  const DType dtype = it.common_dtype();
+  const double limit = dtype == DType::Float64    ? std::numeric_limits<double>::max()
+                       : dtype == DType::Float16  ? 65504.0
+                       : dtype == DType::BFloat16 ? 3.3895313892515355e38
+                                                  : double{std::numeric_limits<float>::max()};
+  const double a = nan.value_or(0.0), b = posinf.value_or(limit), c = neginf.value_or(-limit);
+  map_rounding(it, [=](auto x) {
+    using T = decltype(x);
+    constexpr T inf = std::numeric_limits<T>::infinity();
+    return x != x ? static_cast<T>(a) : x == inf ? static_cast<T>(b) : x == -inf ? static_cast<T>(c) : x;
+  });
+}
+
+const RegisterCpu registered([](KernelTable& t) {
+  t.neg = [](TensorIterator& it) { map_numeric(it, [](auto x) { return -x; }); };
+  t.abs = [](TensorIterator& it) {
+    map_numeric(it, [](auto x) {
+      if constexpr (std::is_floating_point_v<decltype(x)>) return std::fabs(x);
+      else return x < decltype(x)(0) ? -x : x;
+    });
+  };
+  t.sign = [](TensorIterator& it) { map_numeric(it, [](auto x) { return sign(x); }); };
+  t.sgn = t.sign;
+  t.square = [](TensorIterator& it) { map_numeric(it, [](auto x) { return x * x; }); };
+  t.floor = [](TensorIterator& it) { map_rounding(it, [](auto x) { return std::floor(x); }); };
+  t.ceil = [](TensorIterator& it) { map_rounding(it, [](auto x) { return std::ceil(x); }); };
+  t.trunc = [](TensorIterator& it) { map_rounding(it, [](auto x) { return std::trunc(x); }); };
+  t.frac = [](TensorIterator& it) {
+    visit_float(it.common_dtype(), [&]<class T>() { map_kernel(it, [](T x) -> T { return x - std::trunc(x); }); });
+  };
+  t.round = round_to;
+  t.nan_to_num = nan_to_num;
+  t.bitwise_not = [](TensorIterator& it) {
+    if (it.common_dtype() == DType::Bool) {
+      map_kernel(it, [](bool x) -> bool { return !x; });
+      return;
+    }
+    visit_integral(it.common_dtype(), [&]<class T>() { map_kernel(it, [](T x) -> T { return static_cast<T>(~x); }); });
+  };
+  t.logical_not = [](TensorIterator& it) { map_test(it, [](auto x) { return !x; }); };
+  t.isnan = [](TensorIterator& it) { map_test(it, [](auto x) { return x != x; }); };
+  t.isinf = [](TensorIterator& it) {
+    map_test(it, [](auto x) {
+      if constexpr (std::is_floating_point_v<decltype(x)>) return std::fabs(x) == std::numeric_limits<decltype(x)>::infinity();
+      else return false;
+    });
+  };
+  t.isfinite = [](TensorIterator& it) {
+    map_test(it, [](auto x) {
+      if constexpr (std::is_floating_point_v<decltype(x)>) return std::fabs(x) < std::numeric_limits<decltype(x)>::infinity();
+      else return true;
+    });
+  };
+  t.isposinf = [](TensorIterator& it) {
+    map_test(it, [](auto x) {
+      if constexpr (std::is_floating_point_v<decltype(x)>) return x == std::numeric_limits<decltype(x)>::infinity();
+      else return false;
+    });
+  };
+  t.isneginf = [](TensorIterator& it) {
+    map_test(it, [](auto x) {
+      if constexpr (std::is_floating_point_v<decltype(x)>) return x == -std::numeric_limits<decltype(x)>::infinity();
+      else return false;
+    });
+  };
+  t.signbit = [](TensorIterator& it) {
+    map_test(it, [](auto x) {
+      if constexpr (std::is_floating_point_v<decltype(x)>) return std::signbit(x);
+      else return x < decltype(x)(0);
+    });
+  };
+});
+
+}  // namespace
+}  // namespace vt::cpu::VT_ISA
