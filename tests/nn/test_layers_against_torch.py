@@ -371,6 +371,6 @@ def test_parameter_containers_repr(against_torch):
 
 
 def test_parameter_repr(against_torch):
-    assert repr(vt.nn.Parameter(vt.ones(2))) == repr(
-        against_torch.torch.nn.Parameter(against_torch.torch.ones(2))
-    )
+    mine = vt.nn.Parameter(vt.ones(2))
+    theirs = against_torch.torch.nn.Parameter(against_torch.torch.ones(2))
+    assert repr(mine) == repr(theirs) and str(mine) == str(theirs)

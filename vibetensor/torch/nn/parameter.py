@@ -28,6 +28,8 @@ class Parameter(Tensor):
     def __repr__(self, **options: Any) -> str:
         return "Parameter containing:\n" + super().__repr__(**options)
 
+    __str__ = __repr__
+
 
 class Buffer(Tensor):
     """A tensor that is state but not learned: assigned to a Module it joins ``buffers()``.

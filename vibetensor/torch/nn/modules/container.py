@@ -140,9 +140,15 @@ class ModuleList(_Positions):
             self.extend(modules)
 
     def __getitem__(self, index: Any) -> Any:
+        modules = self._modules
+        if type(index) is int and index >= 0:
+            # The usual case: models index their blocks in every forward.
+            module = modules.get(str(index))
+            if module is not None:
+                return module
         if isinstance(index, slice):
-            return type(self)(list(self._modules.values())[index])
-        return self._modules[self._key(index)]
+            return type(self)(list(modules.values())[index])
+        return modules[self._key(index)]
 
     def __setitem__(self, index: int, module: Module) -> None:
         setattr(self, self._key(index), module)
