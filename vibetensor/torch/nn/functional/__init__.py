@@ -38,7 +38,15 @@ from vibetensor.torch.nn.functional.attention import (
     multi_head_attention_forward,
     scaled_dot_product_attention,
 )
-from vibetensor.torch.nn.functional.convolution import conv1d, conv2d, pad
+from vibetensor.torch.nn.functional.convolution import (
+    conv1d,
+    conv2d,
+    conv_transpose1d,
+    conv_transpose2d,
+    fold,
+    pad,
+    unfold,
+)
 from vibetensor.torch.nn.functional.dropout import dropout, dropout1d, dropout2d
 from vibetensor.torch.nn.functional.linear import bilinear, embedding, linear, one_hot
 from vibetensor.torch.nn.functional.loss import (
@@ -86,6 +94,8 @@ __all__ = [
     "celu",
     "conv1d",
     "conv2d",
+    "conv_transpose1d",
+    "conv_transpose2d",
     "cosine_embedding_loss",
     "cosine_similarity",
     "cross_entropy",
@@ -95,6 +105,7 @@ __all__ = [
     "elu",
     "elu_",
     "embedding",
+    "fold",
     "gelu",
     "glu",
     "group_norm",
@@ -145,4 +156,5 @@ __all__ = [
     "tanh",
     "tanhshrink",
     "threshold",
+    "unfold",
 ]

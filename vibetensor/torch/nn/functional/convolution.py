@@ -47,6 +47,58 @@ def conv2d(
     return _ops.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """The gradient of conv1d as a layer: input (N, C, L) or (C, L), weight (C, out / groups, k)."""
+    return _ops.conv_transpose1d(
+        input, weight, bias, stride, padding, output_padding, groups, dilation
+    )
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """The gradient of conv2d as a layer: input (N, C, H, W) or (C, H, W), weight
+    (C, out / groups, kH, kW)."""
+    return _ops.conv_transpose2d(
+        input, weight, bias, stride, padding, output_padding, groups, dilation
+    )
+
+
+def unfold(
+    input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+) -> Tensor:
+    """The windows of (N, C, H, W) as columns: (N, C * kH * kW, windows)."""
+    return _ops.im2col(input, kernel_size, dilation, padding, stride)
+
+
+def fold(
+    input: Tensor,
+    output_size: Any,
+    kernel_size: Any,
+    dilation: Any = 1,
+    padding: Any = 0,
+    stride: Any = 1,
+) -> Tensor:
+    """Adds columns (N, C * kH * kW, windows) up in their windows of (N, C, *output_size)."""
+    return _ops.col2im(input, output_size, kernel_size, dilation, padding, stride)
+
+
 def _named_padding(
     input: Tensor, weight: Tensor, stride: Any, padding: str, dilation: Any, ndim: int
 ) -> tuple[Tensor, Any]:

@@ -1,4 +1,4 @@
-"""Pooling over windows. The 1-d forms are the 2-d ops on a height of 1."""
+"""Pooling over windows."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def max_pool1d(
     return_indices: bool = False,
 ) -> Any:
     """The maximum of each window of (N, C, L) or (C, L), with indices if asked for."""
-    kernel, steps = _one(kernel_size), _one(kernel_size if stride is None else stride)
-    pooled = max_pool2d(
-        _rows(input, "max_pool1d"),
-        (1, kernel),
-        (1, steps),
+    if stride is None:
+        stride = kernel_size
+    if not return_indices:
+        return _ops.max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode)
+    values, indices = _ops.max_pool2d_with_indices(
+        input.unsqueeze(-2),
+        (1, _one(kernel_size)),
+        (1, _one(stride)),
         (0, _one(padding)),
         (1, _one(dilation)),
         ceil_mode,
-        return_indices,
     )
-    if return_indices:
-        return pooled[0].squeeze(-2), pooled[1].squeeze(-2)
-    return pooled.squeeze(-2)
+    return values.squeeze(-2), indices.squeeze(-2)
 
 
 def avg_pool2d(
@@ -90,14 +90,9 @@ def avg_pool1d(
     count_include_pad: bool = True,
 ) -> Tensor:
     """The mean of each window of (N, C, L) or (C, L)."""
-    return avg_pool2d(
-        _rows(input, "avg_pool1d"),
-        (1, _one(kernel_size)),
-        (1, _one(kernel_size if stride is None else stride)),
-        (0, _one(padding)),
-        ceil_mode,
-        count_include_pad,
-    ).squeeze(-2)
+    if stride is None:
+        stride = kernel_size
+    return _ops.avg_pool1d(input, kernel_size, stride, padding, ceil_mode, count_include_pad)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
@@ -111,20 +106,9 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
     """Means over windows chosen so that the result is (…, L')."""
-    size = (1, _one(output_size))
-    return _ops.adaptive_avg_pool2d(_rows(input, "adaptive_avg_pool1d"), size).squeeze(-2)
+    return _ops.adaptive_avg_pool1d(input, output_size)
 
 
 def _one(value: Any) -> int:
     """The only number of a 1-d setting, which may come as a tuple."""
     return value if isinstance(value, int) else int(value[0])
-
-
-def _rows(input: Tensor, name: str) -> Tensor:
-    """(…, C, L) as (…, C, 1, L)."""
-    if input.dim() not in (2, 3):
-        raise RuntimeError(
-            f"{name}() Expected 2D or 3D input tensor (C, L) or (N, C, L), but got "
-            f"{tuple(input.shape)}"
-        )
-    return input.unsqueeze(-2)
