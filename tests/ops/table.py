@@ -16,13 +16,35 @@ INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
 NAMED_SAMPLES = {
     "unary": ["T(3, 4)", "T(5)", "T()", "T(0, 3)", "TT(3, 4)"],
     "unary_positive": ["P(3, 4)", "P(5)", "P()", "P(0, 3)"],
-    "unary_unit": ["T(3, 4, low=-0.9, high=0.9)", "T(low=-0.9, high=0.9)", "T(0, low=-0.9, high=0.9)"],
+    "unary_unit": [
+        "T(3, 4, low=-0.9, high=0.9)",
+        "T(low=-0.9, high=0.9)",
+        "T(0, low=-0.9, high=0.9)",
+    ],
     "binary": [
-        "T(3, 4), T(3, 4)", "T(3, 4), T(4)", "T(3, 1), T(1, 4)", "T(), T(2)", "T(0, 3), T(3)", "TT(3, 4), T(3, 4)",
+        "T(3, 4), T(3, 4)",
+        "T(3, 4), T(4)",
+        "T(3, 1), T(1, 4)",
+        "T(), T(2)",
+        "T(0, 3), T(3)",
+        "TT(3, 4), T(3, 4)",
         "T(3, 4), 2",
     ],
-    "binary_nonzero": ["T(3, 4), P(3, 4)", "T(3, 4), P(4)", "T(), P(2)", "TT(3, 4), P(3, 4)", "T(3, 4), 2"],
-    "compare": ["T(3, 4), T(3, 4)", "T(3, 4), T(4)", "T(3, 1), T(1, 4)", "T(), T(2)", "T(3, 4), 1", "T(0, 3), T(3)"],
+    "binary_nonzero": [
+        "T(3, 4), P(3, 4)",
+        "T(3, 4), P(4)",
+        "T(), P(2)",
+        "TT(3, 4), P(3, 4)",
+        "T(3, 4), 2",
+    ],
+    "compare": [
+        "T(3, 4), T(3, 4)",
+        "T(3, 4), T(4)",
+        "T(3, 1), T(1, 4)",
+        "T(), T(2)",
+        "T(3, 4), 1",
+        "T(0, 3), T(3)",
+    ],
     "reduce": ["T(3, 4)", "T(5)", "T()", "TT(3, 4)", "T(2, 3, 4)"],
 }
 
@@ -48,14 +70,28 @@ def dtypes_of(op: Any) -> list[str]:
     """The dtypes a row's samples are run with."""
     asked = op.row.get("test_dtypes")
     if asked is None:
-        asked = "float" if op.differentiable else {
-            "integral": "int", "bits": "bool+int", "numeric": "numeric", "float": "float", "float_or_int": "numeric",
-        }.get(op.row.get("dtypes", ""), "float")
+        asked = (
+            "float"
+            if op.differentiable
+            else {
+                "integral": "int",
+                "bits": "bool+int",
+                "numeric": "numeric",
+                "float": "float",
+                "float_or_int": "numeric",
+            }.get(op.row.get("dtypes", ""), "float")
+        )
     if isinstance(asked, list):
         return list(asked)
     groups = {
-        "float": FLOATS, "numeric": (*FLOATS, *INTEGERS), "all": (*FLOATS, *INTEGERS, "bool"), "int": INTEGERS,
-        "bool+int": (*INTEGERS, "bool"), "float32": ("float32",), "float+bool": (*FLOATS, "bool"), "bool": ("bool",),
+        "float": FLOATS,
+        "numeric": (*FLOATS, *INTEGERS),
+        "all": (*FLOATS, *INTEGERS, "bool"),
+        "int": INTEGERS,
+        "bool+int": (*INTEGERS, "bool"),
+        "float32": ("float32",),
+        "float+bool": (*FLOATS, "bool"),
+        "bool": ("bool",),
         "float64": ("float64",),
     }
     return list(groups[asked])
@@ -81,7 +117,11 @@ class Makers:
             return rng.uniform(low, high, shape)
 
         def flat(shape: tuple[Any, ...]) -> tuple[int, ...]:
-            return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+            return (
+                tuple(shape[0])
+                if len(shape) == 1 and isinstance(shape[0], (tuple, list))
+                else shape
+            )
 
         def tensor(*shape: Any, low: float = -2, high: float = 2) -> Any:
             return convert(draw(flat(shape), low, high, self.dtype), self.dtype)
@@ -93,16 +133,27 @@ class Makers:
 
         floating = self.dtype if self.dtype in FLOATS else "float32"
         names = {
-            "T": tensor, "TT": transposed,
+            "T": tensor,
+            "TT": transposed,
             "F": lambda *s, low=-2, high=2: convert(draw(flat(s), low, high, floating), floating),
-            "P": lambda *s, low=0.5, high=3: convert(draw(flat(s), max(low, 1) if self.dtype in INTEGERS else low, high, self.dtype), self.dtype),
-            "I": lambda *s, low=0, high=10: convert(rng.integers(low, high, flat(s)).astype("int64"), "int64"),
+            "P": lambda *s, low=0.5, high=3: convert(
+                draw(flat(s), max(low, 1) if self.dtype in INTEGERS else low, high, self.dtype),
+                self.dtype,
+            ),
+            "I": lambda *s, low=0, high=10: convert(
+                rng.integers(low, high, flat(s)).astype("int64"), "int64"
+            ),
             "B": lambda *s: convert(rng.integers(0, 2, flat(s)).astype(bool), "bool"),
-            "inf": float("inf"), "nan": float("nan"),
+            "inf": float("inf"),
+            "nan": float("nan"),
         }
         names["torch"] = convert.library
         names["_args"] = lambda *args, **kwargs: (args, kwargs)
-        return eval(f"_args({sample})", {"__builtins__": {"range": range, "float": float, "int": int, "bool": bool}}, names)  # noqa: S307
+        return eval(
+            f"_args({sample})",
+            {"__builtins__": {"range": range, "float": float, "int": int, "bool": bool}},
+            names,
+        )
 
 
 class Converter:
@@ -114,7 +165,9 @@ class Converter:
         self.made: list[Any] = []
 
     def __call__(self, array: np.ndarray, dtype: str) -> Any:
-        value = self.library.tensor(array.tolist() if array.ndim == 0 else np.ascontiguousarray(array))
+        value = self.library.tensor(
+            array.tolist() if array.ndim == 0 else np.ascontiguousarray(array)
+        )
         value = value.to(getattr(self.library, dtype))
         if self.requires_grad and dtype in FLOATS:
             value.requires_grad_()

@@ -15,9 +15,21 @@ import vibetensor.torch as vt  # noqa: E402
 from .table import FLOATS, Converter, Makers, dtypes_of, flatten, load_table, samples_of, to_numpy  # noqa: E402
 
 # Absolute and relative tolerance by dtype: about two roundings of the result's type.
-TOLERANCE = {"float64": (1e-9, 1e-9), "float32": (2e-5, 1e-5), "float16": (2e-3, 4e-3), "bfloat16": (2e-2, 2e-2)}
+TOLERANCE = {
+    "float64": (1e-9, 1e-9),
+    "float32": (2e-5, 1e-5),
+    "float16": (2e-3, 4e-3),
+    "bfloat16": (2e-2, 2e-2),
+}
 RANDOM_OR_UNINITIALISED = {
-    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted", "resize_", "resize_as_",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "empty_permuted",
+    "resize_",
+    "resize_as_",
 }
 
 
@@ -25,9 +37,18 @@ def _cases() -> list[Any]:
     out = []
     for op in load_table():
         row = op.row
-        if op.python_name is None or op.python_name.startswith("_") or op.random or row.get("capture") == "random":
+        if (
+            op.python_name is None
+            or op.python_name.startswith("_")
+            or op.random
+            or row.get("capture") == "random"
+        ):
             continue
-        if op.python_name in RANDOM_OR_UNINITIALISED or "function" not in op.variants and "method" not in op.variants:
+        if (
+            op.python_name in RANDOM_OR_UNINITIALISED
+            or "function" not in op.variants
+            and "method" not in op.variants
+        ):
             continue
         for number, sample in enumerate(samples_of(row)):
             for dtype in dtypes_of(op):
@@ -46,7 +67,10 @@ def _callable(library: Any, op: Any, ours: bool) -> Any:
             return getattr(vt._C._ops, op.python_name)
         path = op.row.get("torch", op.python_name)
         return _resolve(library, path.removeprefix("torch."))
-    return getattr(library.Tensor, op.row.get("torch", op.python_name).removeprefix("torch.").removeprefix("Tensor."))
+    return getattr(
+        library.Tensor,
+        op.row.get("torch", op.python_name).removeprefix("torch.").removeprefix("Tensor."),
+    )
 
 
 def _tolerance(op: Any, dtype: str) -> tuple[float, float]:
@@ -62,12 +86,18 @@ def _compare(ours: Any, theirs: Any, tolerance: tuple[float, float], what: str) 
     assert str(ours.dtype) == str(theirs.dtype), what
     assert tuple(ours.shape) == tuple(theirs.shape), what
     np.testing.assert_allclose(
-        to_numpy(ours).astype(np.float64), to_numpy(theirs).astype(np.float64), atol=tolerance[0], rtol=tolerance[1],
-        err_msg=what, equal_nan=True,
+        to_numpy(ours).astype(np.float64),
+        to_numpy(theirs).astype(np.float64),
+        atol=tolerance[0],
+        rtol=tolerance[1],
+        err_msg=what,
+        equal_nan=True,
     )
 
 
-def _run(op: Any, sample: str, dtype: str, library: Any, ours: bool, grad: bool) -> tuple[Any, list[Any]]:
+def _run(
+    op: Any, sample: str, dtype: str, library: Any, ours: bool, grad: bool
+) -> tuple[Any, list[Any]]:
     converter = Converter(library, grad)
     args, kwargs = Makers(dtype, seed=7).arguments(sample, converter)
     if any(a.mutated for a in op.schema.args) and grad:
@@ -80,7 +110,7 @@ def _run(op: Any, sample: str, dtype: str, library: Any, ours: bool, grad: bool)
 def test_forward(op: Any, sample: str, dtype: str) -> None:
     try:
         expected, _ = _run(op, sample, dtype, torch, False, False)
-    except Exception as error:  # noqa: BLE001  (whatever torch raises, we raise too)
+    except Exception as error:
         with pytest.raises((type(error), RuntimeError, NotImplementedError)):
             _run(op, sample, dtype, vt, True, False)
         return
@@ -90,10 +120,14 @@ def test_forward(op: Any, sample: str, dtype: str) -> None:
     for a, b in zip(ours, theirs):
         _compare(a, b, _tolerance(op, dtype), f"{op.name}({sample}) [{dtype}]")
         if op.kind in ("view", "pointwise") and isinstance(b, torch.Tensor) and b.numel() > 0:
-            assert [s for s, n in zip(a.stride(), a.shape) if n > 1] == [s for s, n in zip(b.stride(), b.shape) if n > 1]
+            assert [s for s, n in zip(a.stride(), a.shape) if n > 1] == [
+                s for s, n in zip(b.stride(), b.shape) if n > 1
+            ]
 
 
-def _gradients(op: Any, sample: str, dtype: str, library: Any, ours: bool) -> tuple[list[Any], list[Any]]:
+def _gradients(
+    op: Any, sample: str, dtype: str, library: Any, ours: bool
+) -> tuple[list[Any], list[Any]]:
     """First gradients of a fixed weighting of the outputs, and gradients of their squares."""
     result, inputs = _run(op, sample, dtype, library, ours, True)
     outputs = [r for r in flatten(result) if isinstance(r, library.Tensor) and r.requires_grad]
@@ -118,8 +152,13 @@ def _gradients(op: Any, sample: str, dtype: str, library: Any, ours: bool) -> tu
 
 @pytest.mark.parametrize(
     ("op", "sample", "dtype"),
-    [c for c in _cases() if c.values[2] in FLOATS and c.values[0].row.get("differentiable", True)
-     and not c.values[0].row.get("skip_grad")],
+    [
+        c
+        for c in _cases()
+        if c.values[2] in FLOATS
+        and c.values[0].row.get("differentiable", True)
+        and not c.values[0].row.get("skip_grad")
+    ],
 )
 def test_gradients(op: Any, sample: str, dtype: str) -> None:
     try:
@@ -134,7 +173,11 @@ def test_gradients(op: Any, sample: str, dtype: str) -> None:
             theirs = theirs or [None] * len(ours)
         for a, b in zip(ours, theirs):
             if a is None or b is None:
-                assert (a is None or not to_numpy(a).any()) and (b is None or not to_numpy(b).any()), (order, op.name, sample)
+                assert (a is None or not to_numpy(a).any()) and (
+                    b is None or not to_numpy(b).any()
+                ), (order, op.name, sample)
                 continue
             atol, rtol = _tolerance(op, dtype)
-            _compare(a, b, (atol * 4, rtol * 4), f"gradient {order} of {op.name}({sample}) [{dtype}]")
+            _compare(
+                a, b, (atol * 4, rtol * 4), f"gradient {order} of {op.name}({sample}) [{dtype}]"
+            )

@@ -2,6 +2,7 @@
 has no arithmetic of its own."""
 
 import math as _math
+from typing import Any as _Any
 
 from vibetensor import _C
 from vibetensor._C import (
@@ -33,9 +34,26 @@ _OPS = {name: getattr(_C._ops, name) for name in dir(_C._ops) if not name.starts
 globals().update(_OPS)
 
 _CONSTANTS = (
-    "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64",
-    "half", "float", "double", "short", "int", "long",
-    "contiguous_format", "channels_last", "preserve_format", "strided",
+    "bool",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+    "half",
+    "float",
+    "double",
+    "short",
+    "int",
+    "long",
+    "contiguous_format",
+    "channels_last",
+    "preserve_format",
+    "strided",
 )
 globals().update({name: getattr(_C, name) for name in _CONSTANTS})
 
@@ -89,16 +107,67 @@ from vibetensor.torch.session import (  # noqa: E402
 )
 
 _HAND_WRITTEN = [
-    "Generator", "OutOfMemoryError", "Size", "Tensor", "device", "dtype", "layout", "memory_format",
-    "get_default_dtype", "get_num_threads", "set_num_threads", "is_grad_enabled", "is_inference_mode_enabled",
-    "as_tensor", "from_dlpack", "from_numpy", "tensor", "inf", "nan", "pi", "e", "newaxis",
-    "is_complex", "is_floating_point", "is_nonzero", "is_tensor", "numel", "set_printoptions",
-    "enable_grad", "inference_mode", "no_grad", "set_grad_enabled",
-    "can_cast", "finfo", "iinfo", "promote_types", "result_type",
-    "default_generator", "get_rng_state", "initial_seed", "manual_seed", "seed", "set_rng_state",
-    "autocast", "compile", "get_float32_matmul_precision", "set_default_device", "set_default_dtype",
-    "set_float32_matmul_precision", "use_deterministic_algorithms", "save", "load",
-    "autograd", "amp", "backends", "cuda", "library", "nn", "optim", "utils", "random",
+    "Generator",
+    "OutOfMemoryError",
+    "Size",
+    "Tensor",
+    "device",
+    "dtype",
+    "layout",
+    "memory_format",
+    "get_default_dtype",
+    "get_num_threads",
+    "set_num_threads",
+    "is_grad_enabled",
+    "is_inference_mode_enabled",
+    "as_tensor",
+    "from_dlpack",
+    "from_numpy",
+    "tensor",
+    "inf",
+    "nan",
+    "pi",
+    "e",
+    "newaxis",
+    "is_complex",
+    "is_floating_point",
+    "is_nonzero",
+    "is_tensor",
+    "numel",
+    "set_printoptions",
+    "enable_grad",
+    "inference_mode",
+    "no_grad",
+    "set_grad_enabled",
+    "can_cast",
+    "finfo",
+    "iinfo",
+    "promote_types",
+    "result_type",
+    "default_generator",
+    "get_rng_state",
+    "initial_seed",
+    "manual_seed",
+    "seed",
+    "set_rng_state",
+    "autocast",
+    "compile",
+    "get_float32_matmul_precision",
+    "set_default_device",
+    "set_default_dtype",
+    "set_float32_matmul_precision",
+    "use_deterministic_algorithms",
+    "save",
+    "load",
+    "autograd",
+    "amp",
+    "backends",
+    "cuda",
+    "library",
+    "nn",
+    "optim",
+    "utils",
+    "random",
 ]
 __all__ = [
     *_CONSTANTS,
@@ -107,14 +176,14 @@ __all__ = [
 ]
 
 
-def save(obj: object, f: object, **options: object) -> None:
+def save(obj: _Any, f: _Any, **options: _Any) -> None:
     """Saves tensors and plain containers; see vibetensor.torch.serialization.save."""
     from vibetensor.torch.serialization import save as save_object
 
     save_object(obj, f, **options)
 
 
-def load(f: object, map_location: object = None, **options: object) -> object:
+def load(f: _Any, map_location: _Any = None, **options: _Any) -> _Any:
     """Loads what save() wrote; see vibetensor.torch.serialization.load."""
     from vibetensor.torch.serialization import load as load_object
 

@@ -34,7 +34,9 @@ def numel(input: Tensor) -> int:
 def is_nonzero(input: Tensor) -> bool:
     """The truth of a single-element tensor."""
     if input.numel() != 1:
-        raise RuntimeError(f"Boolean value of Tensor with {'no' if not input.numel() else 'more than one'} value is ambiguous")
+        raise RuntimeError(
+            f"Boolean value of Tensor with {'no' if not input.numel() else 'more than one'} value is ambiguous"
+        )
     return bool(input)
 
 
@@ -93,7 +95,7 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             moved = _ops.empty(tuple(result.shape), dtype=result.dtype, device=target)
             result = moved.copy_(result, non_blocking)
     if dtype is not None:
-        dtype = {float: _C.float64, int: _C.int64, bool: getattr(_C, "bool")}.get(dtype, dtype)
+        dtype = {float: _C.float64, int: _C.int64, bool: _C.bool}.get(dtype, dtype)
         if result.dtype is not dtype:
             result = _ops._to_dtype(result, dtype)
     if memory_format is not None and memory_format is not _C.preserve_format:
@@ -140,8 +142,16 @@ def pin_memory(self: Tensor, device: Any = None) -> Tensor:
 def type(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
     """The type's name ('torch.FloatTensor'), or this tensor converted to `dtype`."""
     names = {
-        "bool": "Bool", "uint8": "Byte", "int8": "Char", "int16": "Short", "int32": "Int", "int64": "Long",
-        "float16": "Half", "bfloat16": "BFloat16", "float32": "Float", "float64": "Double",
+        "bool": "Bool",
+        "uint8": "Byte",
+        "int8": "Char",
+        "int16": "Short",
+        "int32": "Int",
+        "int64": "Long",
+        "float16": "Half",
+        "bfloat16": "BFloat16",
+        "float32": "Float",
+        "float64": "Double",
     }
     if dtype is None:
         prefix = "torch.cuda." if self.is_cuda else "torch."
@@ -174,14 +184,23 @@ def numpy(self: Tensor, *, force: bool = False) -> Any:
         source = source.detach().cpu()
         if source.dtype is _C.bfloat16:
             source = source.float()
-    if source.requires_grad and _C.is_grad_enabled() or source.grad_fn is not None or source.requires_grad:
-        raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+    if (
+        source.requires_grad
+        and _C.is_grad_enabled()
+        or source.grad_fn is not None
+        or source.requires_grad
+    ):
+        raise RuntimeError(
+            "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
+        )
     if source.is_cuda:
         raise TypeError(
             f"can't convert {source.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
         )
     if source.dtype is _C.bfloat16:
-        raise TypeError("Got unsupported ScalarType BFloat16: NumPy has no bfloat16; use .float() first")
+        raise TypeError(
+            "Got unsupported ScalarType BFloat16: NumPy has no bfloat16; use .float() first"
+        )
     if source.numel() == 0:
         return np.empty(tuple(source.shape), dtype=_numpy_dtype(source.dtype))
     return np.asarray(_ArrayView(source))
@@ -249,7 +268,7 @@ _method(__repr__, "__str__")
 
 
 @_method
-def __deepcopy__(self: Tensor, memo: dict[int, Any]) -> Tensor:
+def __deepcopy__(self: Tensor, memo: dict[Any, Any]) -> Tensor:
     if not self.is_leaf:
         raise RuntimeError(
             "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment."
@@ -261,7 +280,9 @@ def __deepcopy__(self: Tensor, memo: dict[int, Any]) -> Tensor:
         storages = memo.setdefault("vibetensor storages", {})
         key = self._storage_key()
         if key not in storages:
-            whole = _ops.as_strided(self.detach(), (self._storage_nbytes() // self.itemsize,), (1,), 0)
+            whole = _ops.as_strided(
+                self.detach(), (self._storage_nbytes() // self.itemsize,), (1,), 0
+            )
             storages[key] = whole.clone()
         base = storages[key]
         data = (
@@ -287,11 +308,19 @@ def __reduce_ex__(self: Tensor, protocol: int) -> Any:
     data = self.detach().cpu().contiguous()
     return (
         _rebuild,
-        (self.__class__, bytes(_C._as_buffer(data)), str(self.dtype).removeprefix("torch."), tuple(self.shape), self.requires_grad),
+        (
+            self.__class__,
+            bytes(_C._as_buffer(data)),
+            str(self.dtype).removeprefix("torch."),
+            tuple(self.shape),
+            self.requires_grad,
+        ),
     )
 
 
-def _rebuild(cls: Any, data: bytes, dtype: str, shape: tuple[int, ...], requires_grad: bool) -> Tensor:
+def _rebuild(
+    cls: Any, data: bytes, dtype: str, shape: tuple[int, ...], requires_grad: bool
+) -> Tensor:
     """Unpickles a tensor: raw bytes, no code."""
     made = _C._from_buffer(bytearray(data), getattr(_C, dtype), shape)
     return Tensor._make_subclass(cls, made, requires_grad)
@@ -352,9 +381,13 @@ def detach_(self: Tensor) -> Tensor:
 
 
 @_method
-def new_tensor(self: Tensor, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def new_tensor(
+    self: Tensor, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """A new tensor from data with this tensor's dtype and device."""
-    return _C.tensor(data, dtype=dtype or self.dtype, device=device or self.device, requires_grad=requires_grad)
+    return _C.tensor(
+        data, dtype=dtype or self.dtype, device=device or self.device, requires_grad=requires_grad
+    )
 
 
 @_method

@@ -33,13 +33,22 @@ def set_printoptions(
     (1000). edgeitems: items shown at each end of a summarised dimension (3). linewidth: characters
     a line (80). profile: 'default', 'short' or 'full'. sci_mode: force scientific notation on or off.
     """
-    profiles = {"default": (4, 1000.0, 3, 80), "short": (2, 1000.0, 2, 80), "full": (4, math.inf, 3, 80)}
+    profiles = {
+        "default": (4, 1000.0, 3, 80),
+        "short": (2, 1000.0, 2, 80),
+        "full": (4, math.inf, 3, 80),
+    }
     if profile is not None:
         if profile not in profiles:
             raise ValueError(f"unknown profile {profile!r}: choose from {', '.join(profiles)}")
-        _options.precision, _options.threshold, _options.edgeitems, _options.linewidth = profiles[profile]
+        _options.precision, _options.threshold, _options.edgeitems, _options.linewidth = profiles[
+            profile
+        ]
     for name, value in (
-        ("precision", precision), ("threshold", threshold), ("edgeitems", edgeitems), ("linewidth", linewidth),
+        ("precision", precision),
+        ("threshold", threshold),
+        ("edgeitems", edgeitems),
+        ("linewidth", linewidth),
     ):
         if value is not None:
             setattr(_options, name, value)
@@ -99,7 +108,9 @@ def _shown(tensor: Any) -> list[Any]:
         n = t.shape[0]
         picks = [*range(edge), *range(n - edge, n)] if summarize and n > 2 * edge else range(n)
         if t.dim() == 1:
-            values = t.tolist() if len(picks) == n else [*t[:edge].tolist(), *t[n - edge :].tolist()]
+            values = (
+                t.tolist() if len(picks) == n else [*t[:edge].tolist(), *t[n - edge :].tolist()]
+            )
             return values
         return [v for i in picks for v in walk(t[i])]
 
@@ -109,7 +120,11 @@ def _shown(tensor: Any) -> list[Any]:
 def _body(tensor: Any, indent: int, formatter: _Formatter, summarize: bool) -> str:
     edge = _options.edgeitems
     if tensor.dim() == 0:
-        return formatter.format(tensor.item()).strip() if not formatter.floating else formatter.format(tensor.item())
+        return (
+            formatter.format(tensor.item()).strip()
+            if not formatter.floating
+            else formatter.format(tensor.item())
+        )
     n = tensor.shape[0]
     cut = summarize and n > 2 * edge
     if tensor.dim() == 1:
@@ -137,7 +152,7 @@ def tensor_str(tensor: Any, contents: str | None = None) -> str:
     suffixes = []
     if tensor.is_cuda:
         suffixes.append(f"device='{tensor.device}'")
-    default = tensor.dtype in (_C.get_default_dtype(), _C.int64, getattr(_C, "bool"))
+    default = tensor.dtype in (_C.get_default_dtype(), _C.int64, _C.bool)
     data = tensor.detach()
     if data.is_cuda:
         data = data.cpu()
@@ -153,7 +168,7 @@ def tensor_str(tensor: Any, contents: str | None = None) -> str:
         if contents is not None:
             body = contents
         else:
-            formatter = _Formatter(_shown(data), data.is_floating_point(), data.dtype is getattr(_C, "bool"))
+            formatter = _Formatter(_shown(data), data.is_floating_point(), data.dtype is _C.bool)
             body = _body(data, len(prefix), formatter, data.numel() > _options.threshold)
     if tensor.grad_fn is not None:
         suffixes.append(f"grad_fn=<{tensor.grad_fn.name()}>")

@@ -13,7 +13,13 @@ _FLOATS = {
     "float16": (16, 2.0**-10, 65504.0, 2.0**-14, 2.0**-24, 1e-3),
     "bfloat16": (16, 2.0**-7, (2 - 2.0**-7) * 2.0**127, 2.0**-126, 2.0**-133, 1e-2),
 }
-_BITS = {"uint8": (8, False), "int8": (8, True), "int16": (16, True), "int32": (32, True), "int64": (64, True)}
+_BITS = {
+    "uint8": (8, False),
+    "int8": (8, True),
+    "int16": (16, True),
+    "int32": (32, True),
+    "int64": (64, True),
+}
 
 
 def _name(dtype: Any) -> str:
@@ -26,9 +32,13 @@ class finfo:
     def __init__(self, dtype: Any = None) -> None:
         name = _name(dtype if dtype is not None else _C.get_default_dtype())
         if name not in _FLOATS:
-            raise TypeError(f"torch.finfo() requires a floating point input type. Use torch.iinfo to handle '{name}'")
+            raise TypeError(
+                f"torch.finfo() requires a floating point input type. Use torch.iinfo to handle '{name}'"
+            )
         self.dtype = name
-        self.bits, self.eps, self.max, self.tiny, self.smallest_subnormal, self.resolution = _FLOATS[name]
+        self.bits, self.eps, self.max, self.tiny, self.smallest_subnormal, self.resolution = (
+            _FLOATS[name]
+        )
         self.min = -self.max
         self.smallest_normal = self.tiny
 
@@ -45,7 +55,9 @@ class iinfo:
     def __init__(self, dtype: Any) -> None:
         name = _name(dtype)
         if name not in _BITS:
-            raise TypeError(f"torch.iinfo() requires an integer input type. Use torch.finfo to handle '{name}'")
+            raise TypeError(
+                f"torch.iinfo() requires an integer input type. Use torch.finfo to handle '{name}'"
+            )
         self.dtype = name
         self.bits, signed = _BITS[name]
         self.max = 2 ** (self.bits - signed) - 1

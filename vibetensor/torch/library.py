@@ -1,11 +1,11 @@
 """Overrides: replace an op, or see every op in a block.
 
-    def traced(original, name, args):
-        print(name)
-        return original()
+def traced(original, name, args):
+    print(name)
+    return original()
 
-    handle = override("mul", traced)   # process-wide, until handle.remove()
-    with Mode(traced): ...             # every op on this thread
+handle = override("mul", traced)   # process-wide, until handle.remove()
+with Mode(traced): ...             # every op on this thread
 """
 
 from __future__ import annotations

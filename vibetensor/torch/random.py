@@ -42,7 +42,9 @@ def set_rng_state(new_state: _C.Tensor) -> None:
 
 
 @contextlib.contextmanager
-def fork_rng(devices: object = None, enabled: bool = True, device_type: str = "cpu") -> Iterator[None]:
+def fork_rng(
+    devices: object = None, enabled: bool = True, device_type: str = "cpu"
+) -> Iterator[None]:
     """Restores the random state on leaving the block."""
     del devices, device_type
     if not enabled:

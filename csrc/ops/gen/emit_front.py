@@ -27,15 +27,18 @@ def op_ids_h(ops: list[Op]) -> str:
         BANNER
         + "#pragma once\n\n#include <cstdint>\n#include <string_view>\n\nnamespace vt {\n\n"
         + f"enum class OpId : uint16_t {{\n{lines}}};\ninline constexpr int kNumOps = {len(names)};\n\n"
-        + "/// The op's name in the table (\"sum.dim\", \"mul_\").\nstd::string_view op_name(OpId id);\n"
-        + "/// \"pointwise\", \"reduction\", … as in the table.\nstd::string_view op_capture_class(OpId id);\n"
+        + '/// The op\'s name in the table ("sum.dim", "mul_").\nstd::string_view op_name(OpId id);\n'
+        + '/// "pointwise", "reduction", … as in the table.\nstd::string_view op_capture_class(OpId id);\n'
         + "/// The id of a name, or -1.\nint find_op(std::string_view name);\n\n}  // namespace vt\n"
     )
 
 
 def ops_h(ops: list[Op]) -> str:
-    out = [BANNER, "#pragma once\n\n#include <tuple>\n\n#include \"core/generator.h\"\n#include \"core/tensor.h\"\n\n",
-           "namespace vt::ops {\n\n"]
+    out = [
+        BANNER,
+        '#pragma once\n\n#include <tuple>\n\n#include "core/generator.h"\n#include "core/tensor.h"\n\n',
+        "namespace vt::ops {\n\n",
+    ]
     for op in ops:
         out.append(f"/// {op.row['doc'].strip().splitlines()[0]}\n")
         out.append(f"{op.schema.cpp_return} {op.id}({op.schema.params()});\n")
@@ -47,6 +50,7 @@ def ops_h(ops: list[Op]) -> str:
 
 def kernel_params(op: Op) -> list[str]:
     """C++ parameter types of the op's kernel."""
+
     def kernel_type(a: Arg) -> str:
         return "const PhiloxArgs&" if op.random and a.type == "Generator?" else a.cpp
 
@@ -54,13 +58,18 @@ def kernel_params(op: Op) -> list[str]:
         return ["TensorIterator&"] + [a.cpp for a in op.schema.args if not a.is_tensor]
     outs = []
     if not op.mutated:
-        outs = ["TensorSpan" if kind == "Tensor[]" else "const Tensor&" for kind, _ in op.schema.returns]
+        outs = [
+            "TensorSpan" if kind == "Tensor[]" else "const Tensor&" for kind, _ in op.schema.returns
+        ]
     return outs + [kernel_type(a) for a in op.schema.args]
 
 
 def kernel_table_h(ops: list[Op]) -> str:
-    out = [BANNER, "#pragma once\n\n#include \"core/generator.h\"\n#include \"core/tensor_iterator.h\"\n\nnamespace vt {\n\n",
-           "/// One typed function pointer an op; null where a backend has no kernel.\nstruct KernelTable {\n"]
+    out = [
+        BANNER,
+        '#pragma once\n\n#include "core/generator.h"\n#include "core/tensor_iterator.h"\n\nnamespace vt {\n\n',
+        "/// One typed function pointer an op; null where a backend has no kernel.\nstruct KernelTable {\n",
+    ]
     for op in ops:
         if op.kind in ("pointwise", "native"):
             out.append(f"  void (*{op.id})({', '.join(kernel_params(op))}) = nullptr;\n")
@@ -69,7 +78,10 @@ def kernel_table_h(ops: list[Op]) -> str:
 
 
 def meta_decls_h(ops: list[Op]) -> str:
-    out = [BANNER, "#pragma once\n\n#include <tuple>\n\n#include \"core/generator.h\"\n#include \"core/tensor.h\"\n\n"]
+    out = [
+        BANNER,
+        '#pragma once\n\n#include <tuple>\n\n#include "core/generator.h"\n#include "core/tensor.h"\n\n',
+    ]
     spaces: dict[str, list[str]] = {"meta": [], "views": [], "composite": []}
     for op in ops:
         line = f"{op.schema.cpp_return} {op.id}({op.schema.params()});\n"
@@ -90,16 +102,21 @@ def meta_decls_h(ops: list[Op]) -> str:
 
 def _boxed_args(op: Op, rng: bool) -> str:
     return ", ".join(
-        "box(rng)" if rng and op.random and a.type == "Generator?" else f"box({a.name})" for a in op.schema.args
+        "box(rng)" if rng and op.random and a.type == "Generator?" else f"box({a.name})"
+        for a in op.schema.args
     )
 
 
 def _iterator(op: Op, out: str) -> str:
     promote = PROMOTIONS[op.row.get("promote", "common")]
     fixed = op.row.get("output")
-    fixed_cpp = f"DType::{fixed.capitalize() if fixed != 'bool' else 'Bool'}" if fixed else "std::nullopt"
+    fixed_cpp = (
+        f"DType::{fixed.capitalize() if fixed != 'bool' else 'Bool'}" if fixed else "std::nullopt"
+    )
     if fixed in ("int64", "float32", "uint8"):
-        fixed_cpp = {"int64": "DType::Int64", "float32": "DType::Float32", "uint8": "DType::UInt8"}[fixed]
+        fixed_cpp = {"int64": "DType::Int64", "float32": "DType::Float32", "uint8": "DType::UInt8"}[
+            fixed
+        ]
     ins = ", ".join(f"&{a.name}" for a in op.schema.args if a.is_tensor)
     code = f"  Tensor* outs[] = {{&{out}}};\n  const Tensor* ins[] = {{{ins}}};\n"
     code += (
@@ -171,9 +188,7 @@ def _native_raw(op: Op) -> str:
         first = op.mutated[0]
         device = f"first_device({first.name})" if first.is_list else f"{first.name}.device()"
         numel = f"{first.name}.numel()" if not first.is_list else "0"
-        results = (
-            f"    const std::vector<Tensor> results = collect({', '.join(a.name for a in op.mutated)});\n"
-        )
+        results = f"    const std::vector<Tensor> results = collect({', '.join(a.name for a in op.mutated)});\n"
         ret = f"  return {first.name};\n" if op.schema.returns else ""
         code = f"static {'Tensor' if op.schema.returns else 'void'} raw_{op.id}({params}) {{\n"
         bind, outs = "", []
@@ -189,9 +204,7 @@ def _native_raw(op: Op) -> str:
     code += f"  const Device device = {device};\n"
     if op.random:
         count = op.row.get("random_numel", numel)
-        code += (
-            f"  const PhiloxArgs rng = reserve_counters(generator, device, static_cast<uint64_t>({count}));\n"
-        )
+        code += f"  const PhiloxArgs rng = reserve_counters(generator, device, static_cast<uint64_t>({count}));\n"
     code += f"  auto* kernel = kernels_for(device.type).{op.id};\n"
     code += f"  if (!kernel) [[unlikely]] no_kernel(OpId::{op.id}, device);\n"
     call = f"kernel({', '.join(outs + _kernel_call_args(op))})"
@@ -214,8 +227,10 @@ def _native_exec(op: Op) -> str:
     else:
         outs = [f"outputs[{i}]" for i in range(len(op.schema.returns))]
     first = op.mutated[0].name if op.mutated else None
-    device = "outputs[0].device()" if not op.mutated else (
-        f"first_device({first})" if op.mutated[0].is_list else f"{first}.device()"
+    device = (
+        "outputs[0].device()"
+        if not op.mutated
+        else (f"first_device({first})" if op.mutated[0].is_list else f"{first}.device()")
     )
     code += f"  kernels_for({device}.type).{op.id}({', '.join(outs + call)});\n}}\n"
     return code
@@ -230,11 +245,15 @@ def _autocast(op: Op, name: str) -> str:
     args = []
     for a in op.schema.args:
         if (a.is_tensor or a.is_list) and not a.mutated:
-            extra = f", widest" if how == "promote" else ""
+            extra = ", widest" if how == "promote" else ""
             args.append(f"autocast::{wrap}_input({a.name}{extra})")
         else:
             args.append(a.name)
-    widest = f"      const DType widest = autocast::widest({{{', '.join(f'&{t}' for t in tensors if True)}}});\n" if how == "promote" else ""
+    widest = (
+        f"      const DType widest = autocast::widest({{{', '.join(f'&{t}' for t in tensors if True)}}});\n"
+        if how == "promote"
+        else ""
+    )
     probe = tensors[0]
     return (
         f"    if (autocast::active_for({probe})) {{\n{widest}"
@@ -244,16 +263,21 @@ def _autocast(op: Op, name: str) -> str:
 
 def _slow_branch(op: Op, name: str, ret: str) -> str:
     unbox = {
-        "void": "return;", "Tensor": "return unbox<Tensor>(layer_result);",
+        "void": "return;",
+        "Tensor": "return unbox<Tensor>(layer_result);",
         "std::vector<Tensor>": "return std::get<std::vector<Tensor>>(layer_result);",
-        "bool": "return std::get<bool>(layer_result);", "int64_t": "return std::get<int64_t>(layer_result);",
-        "double": "return std::get<double>(layer_result);", "Scalar": "return std::get<Scalar>(layer_result);",
+        "bool": "return std::get<bool>(layer_result);",
+        "int64_t": "return std::get<int64_t>(layer_result);",
+        "double": "return std::get<double>(layer_result);",
+        "Scalar": "return std::get<Scalar>(layer_result);",
         "DType": "return std::get<DType>(layer_result);",
     }.get(ret)
     if unbox is None:
         n = ret.count("Tensor")
         parts = ", ".join(f"items[{i}]" for i in range(n))
-        unbox = f"{{ auto& items = std::get<std::vector<Tensor>>(layer_result); return {{{parts}}}; }}"
+        unbox = (
+            f"{{ auto& items = std::get<std::vector<Tensor>>(layer_result); return {{{parts}}}; }}"
+        )
     autocast = "" if name.endswith("_") and op.kind == "pointwise" else _autocast(op, name)
     return (
         "  if (thread_state.front != 0 || any_override.load(std::memory_order_relaxed)) [[unlikely]] {\n"
@@ -315,7 +339,9 @@ def front(op: Op) -> str:
         records = _record_condition(op) if op.differentiable else "false"
         code += f"  const bool records = {records};\n"
         for name in singles:
-            code += f'  if ({name}.defined()) autograd::check_inplace({name}, records, "{op.name}");\n'
+            code += (
+                f'  if ({name}.defined()) autograd::check_inplace({name}, records, "{op.name}");\n'
+            )
         for name in lists:
             code += f'  for (const Tensor& t : {name}) autograd::check_inplace(t, records, "{op.name}");\n'
         code += "  Ref<autograd::Node> history;\n"
@@ -342,7 +368,11 @@ def front(op: Op) -> str:
     code += f"{ret} {op.id}({params}) {{\n{_slow_branch(op, op.id, ret)}"
     names = op.output_names
     multi = len(op.schema.returns) > 1
-    bind = f"  auto [{', '.join(names)}] = raw_{op.id}({call});\n" if multi else f"  {ret} result = raw_{op.id}({call});\n"
+    bind = (
+        f"  auto [{', '.join(names)}] = raw_{op.id}({call});\n"
+        if multi
+        else f"  {ret} result = raw_{op.id}({call});\n"
+    )
     is_list = ret == "std::vector<Tensor>"
     mark = "".join(f"  autograd::mark_inference({n});\n" for n in names) if not is_list else ""
     tail = f"  return {{{', '.join(names)}}};\n}}\n" if multi else "  return result;\n}\n"
@@ -353,7 +383,11 @@ def front(op: Op) -> str:
         for n in names:
             code += f"    autograd::set_history({n}, node);\n"
         code += save_outputs_code(op)
-        code += tail.replace("  return", "    return").replace("}\n", "", 1) if False else "  " + tail[:-2] + "  }\n"
+        code += (
+            tail.replace("  return", "    return").replace("}\n", "", 1)
+            if False
+            else "  " + tail[:-2] + "  }\n"
+        )
     code += bind + mark + tail
     if op.inplace:
         first = op.schema.args[0].name
@@ -386,7 +420,11 @@ def needs_self(op: Op) -> bool:
 
 def node_name(op: Op) -> str:
     parts = op.id.split("_")
-    return "".join(p[:1].upper() + p[1:] for p in parts if p) + ("_" if op.id.startswith("_") else "") + "Backward"
+    return (
+        "".join(p[:1].upper() + p[1:] for p in parts if p)
+        + ("_" if op.id.startswith("_") else "")
+        + "Backward"
+    )
 
 
 def front_file(ops: list[Op]) -> str:
@@ -423,7 +461,9 @@ def boxed_h(ops: list[Op]) -> str:
         if op.inplace:
             out.append(f"Value call_{op.id}_(std::span<const Value> args);\n")
         if op.kind in ("pointwise", "native"):
-            out.append(f"void exec_{op.id}(std::span<const Value> args, std::span<const Tensor> outputs);\n")
+            out.append(
+                f"void exec_{op.id}(std::span<const Value> args, std::span<const Tensor> outputs);\n"
+            )
     out.append("}  // namespace vt::boxed\n")
     return "".join(out)
 
@@ -433,7 +473,9 @@ def boxed_calls(ops: list[Op]) -> str:
     for op in ops:
         for name in [op.id] + ([op.id + "_"] if op.inplace else []):
             ret = "Tensor" if name != op.id else op.schema.cpp_return
-            out.append(f"Value call_{name}([[maybe_unused]] std::span<const Value> args) {{\n{_unbox_args(op)}")
+            out.append(
+                f"Value call_{name}([[maybe_unused]] std::span<const Value> args) {{\n{_unbox_args(op)}"
+            )
             call = f"ops::{name}({op.schema.call_args()})"
             if ret == "void":
                 out.append(f"  {call};\n  return Value();\n}}\n")
@@ -445,15 +487,23 @@ def boxed_calls(ops: list[Op]) -> str:
 
 
 def boxed_file(ops: list[Op], all_ops: list[Op], with_tables: bool) -> str:
-    out = [BANNER, '#include "ops/front_support.h"\n#include "vt/boxed.h"\n#include "vt/ops.h"\n\nnamespace vt::boxed {\n\n',
-           boxed_calls(ops), "\n}  // namespace vt::boxed\n"]
+    out = [
+        BANNER,
+        '#include "ops/front_support.h"\n#include "vt/boxed.h"\n#include "vt/ops.h"\n\nnamespace vt::boxed {\n\n',
+        boxed_calls(ops),
+        "\n}  // namespace vt::boxed\n",
+    ]
     if not with_tables:
         return "".join(out)
-    out.append("\nnamespace vt {\nnamespace {\n\nstruct Entry {\n  std::string_view name;\n  std::string_view capture;\n"
-               "  Value (*call)(std::span<const Value>);\n"
-               "  void (*exec)(std::span<const Value>, std::span<const Tensor>);\n};\nconstexpr Entry entries[] = {\n")
+    out.append(
+        "\nnamespace vt {\nnamespace {\n\nstruct Entry {\n  std::string_view name;\n  std::string_view capture;\n"
+        "  Value (*call)(std::span<const Value>);\n"
+        "  void (*exec)(std::span<const Value>, std::span<const Tensor>);\n};\nconstexpr Entry entries[] = {\n"
+    )
     for op in all_ops:
-        default = {"view": "view", "pointwise": "pointwise", "composite": "composite"}.get(op.kind, "opaque")
+        default = {"view": "view", "pointwise": "pointwise", "composite": "composite"}.get(
+            op.kind, "opaque"
+        )
         capture = op.row.get("capture", default)
         run = f"boxed::exec_{op.id}" if op.kind in ("pointwise", "native") else "nullptr"
         out.append(f'    {{"{op.name}", "{capture}", boxed::call_{op.id}, {run}}},\n')

@@ -36,7 +36,7 @@ class Plan:
     def __init__(self, op: Op) -> None:
         self.op = op
         self.formulas: list[tuple[tuple[str, ...], str, list[str], list[str]]] = []
-        self.tensors: dict[str, list[int]] = {}   # saved tensor -> formulas that read it
+        self.tensors: dict[str, list[int]] = {}  # saved tensor -> formulas that read it
         self.metas: dict[str, list[int]] = {}
         self.attrs: set[str] = set()
         tensor_names = [a.name for a in op.schema.args if a.is_tensor or a.is_list]
@@ -95,14 +95,19 @@ def saved_tensors(op: Op) -> set[str]:
 
 
 def nodes_h(ops: list[Op]) -> str:
-    out = [BANNER, '#pragma once\n\n#include "autograd/front.h"\n#include "autograd/tensor_meta.h"\n'
-           '#include "core/generator.h"\n\nnamespace vt::autograd {\n\n']
+    out = [
+        BANNER,
+        '#pragma once\n\n#include "autograd/front.h"\n#include "autograd/tensor_meta.h"\n'
+        '#include "core/generator.h"\n\nnamespace vt::autograd {\n\n',
+    ]
     for op in ops:
         if not op.differentiable:
             continue
         p = plan(op)
-        out.append(f"struct {node_name(op)} final : Node {{\n  TensorVec apply(TensorVec grads) override;\n"
-                   f'  std::string name() const override {{ return "{node_name(op)}0"; }}\n')
+        out.append(
+            f"struct {node_name(op)} final : Node {{\n  TensorVec apply(TensorVec grads) override;\n"
+            f'  std::string name() const override {{ return "{node_name(op)}0"; }}\n'
+        )
         releases = "".join(f" {n}.release();" for n in p.tensors)
         if releases:
             out.append(f"  void release_saved() override {{{releases} }}\n")
@@ -112,7 +117,11 @@ def nodes_h(ops: list[Op]) -> str:
             out.append(f"  TensorMeta {n}_meta;\n")
         for a in op.schema.args:
             if a.name in p.attrs:
-                init = "" if a.saved.startswith(("std::", "Dims", "Scalar", "Generator", "Device")) else "{}"
+                init = (
+                    ""
+                    if a.saved.startswith(("std::", "Dims", "Scalar", "Generator", "Device"))
+                    else "{}"
+                )
                 out.append(f"  {a.saved} {a.name}{init};\n")
         for a in op.diff_inputs:
             if a.is_list:
@@ -202,9 +211,7 @@ def _composite_call(op: Op, p: Plan) -> str:
     args = []
     for a in op.schema.args:
         if a.name in diff and a.is_list:
-            code += (
-                f"      const TensorSpan arg_{a.name} = given.subspan(at, {a.name}_count);\n      at += {a.name}_count;\n"
-            )
+            code += f"      const TensorSpan arg_{a.name} = given.subspan(at, {a.name}_count);\n      at += {a.name}_count;\n"
             args.append(f"arg_{a.name}")
         elif a.name in diff:
             code += f"      const Tensor& arg_{a.name} = given[at++];\n"
@@ -271,7 +278,9 @@ def apply_function(op: Op) -> str:
         else:
             mask = ", ".join(f"wants({e})" for e in edges)
             names = ", ".join(f"g{i}" for i in range(len(inputs)))
-            code += f"    [[maybe_unused]] const std::array<bool, {len(inputs)}> mask = {{{mask}}};\n"
+            code += (
+                f"    [[maybe_unused]] const std::array<bool, {len(inputs)}> mask = {{{mask}}};\n"
+            )
             code += f"    auto [{names}] = {formula};\n"
             for i, e in enumerate(edges):
                 if p.is_list(inputs[i]):

@@ -11,12 +11,34 @@ from schema import Arg
 from table import Op
 
 KINDS = {
-    "Tensor": "Tensor", "Tensor?": "Tensor", "Tensor!": "Tensor", "Tensor|Scalar": "TensorOrScalar",
-    "Tensor|Scalar?": "TensorOrScalar", "Tensor[]": "TensorList", "Tensor?[]": "OptionalTensorList",
-    "Tensor![]": "TensorList", "Scalar": "Scalar", "Scalar?": "Scalar", "Scalar[]": "ScalarList", "int": "Int",
-    "int?": "Int", "float": "Float", "float?": "Float", "bool": "Bool", "bool?": "Bool", "int[]": "IntList",
-    "int[]?": "IntList", "float[]": "FloatList", "dtype": "DType", "dtype?": "DType", "device": "Device",
-    "device?": "Device", "Generator?": "Generator", "str": "Str", "str?": "Str", "memory_format?": "MemoryFormat",
+    "Tensor": "Tensor",
+    "Tensor?": "Tensor",
+    "Tensor!": "Tensor",
+    "Tensor|Scalar": "TensorOrScalar",
+    "Tensor|Scalar?": "TensorOrScalar",
+    "Tensor[]": "TensorList",
+    "Tensor?[]": "OptionalTensorList",
+    "Tensor![]": "TensorList",
+    "Scalar": "Scalar",
+    "Scalar?": "Scalar",
+    "Scalar[]": "ScalarList",
+    "int": "Int",
+    "int?": "Int",
+    "float": "Float",
+    "float?": "Float",
+    "bool": "Bool",
+    "bool?": "Bool",
+    "int[]": "IntList",
+    "int[]?": "IntList",
+    "float[]": "FloatList",
+    "dtype": "DType",
+    "dtype?": "DType",
+    "device": "Device",
+    "device?": "Device",
+    "Generator?": "Generator",
+    "str": "Str",
+    "str?": "Str",
+    "memory_format?": "MemoryFormat",
 }
 
 
@@ -99,7 +121,10 @@ def _specs(op: Op, suffix: str) -> list[str]:
     out = []
     for i, a in enumerate(op.schema.args):
         varargs = (
-            a.type in ("int[]", "int[]?") and not a.kwonly and i == first_after_self and i == len(positional) - 1
+            a.type in ("int[]", "int[]?")
+            and not a.kwonly
+            and i == first_after_self
+            and i == len(positional) - 1
         )
         out.append(f'{{"{a.name}", ArgKind::{KINDS[a.type]}, {_flags(op, a, varargs)}}}')
     if is_factory(op):
@@ -124,7 +149,9 @@ def cpp_default(op: Op, a: Arg) -> str:
     assert d is not None
     if a.is_tensor or a.is_list or a.type == "Generator?":
         if d == "[]" or d == "None":
-            return f"{'TensorSpan()' if a.is_list else 'Tensor()' if a.is_tensor else 'Generator()'}"
+            return (
+                f"{'TensorSpan()' if a.is_list else 'Tensor()' if a.is_tensor else 'Generator()'}"
+            )
         value = ast.literal_eval(d)
         return f"wrapped_scalar(Scalar({_number(value)}))"
     if d == "None":
@@ -142,9 +169,10 @@ def cpp_default(op: Op, a: Arg) -> str:
     if a.type.startswith("dtype"):
         return f"DType::{_dtype_name(d)}"
     if a.type.startswith("memory_format"):
-        return {"contiguous_format": "MemoryFormat::Contiguous", "preserve_format": "MemoryFormat::Preserve"}[
-            d.split(".")[-1]
-        ]
+        return {
+            "contiguous_format": "MemoryFormat::Contiguous",
+            "preserve_format": "MemoryFormat::Preserve",
+        }[d.split(".")[-1]]
     value = ast.literal_eval(d)
     if a.type.startswith("float"):
         return f"double({value!r})"
@@ -152,9 +180,19 @@ def cpp_default(op: Op, a: Arg) -> str:
 
 
 def _dtype_name(text: str) -> str:
-    known = {"bool": "Bool", "uint8": "UInt8", "int8": "Int8", "int16": "Int16", "int32": "Int32", "int64": "Int64",
-             "long": "Int64", "float16": "Float16", "bfloat16": "BFloat16", "float32": "Float32",
-             "float64": "Float64"}
+    known = {
+        "bool": "Bool",
+        "uint8": "UInt8",
+        "int8": "Int8",
+        "int16": "Int16",
+        "int32": "Int32",
+        "int64": "Int64",
+        "long": "Int64",
+        "float16": "Float16",
+        "bfloat16": "BFloat16",
+        "float32": "Float32",
+        "float64": "Float64",
+    }
     return known[text.split(".")[-1].strip("\"'")]
 
 
@@ -169,15 +207,22 @@ def _number(value: object) -> str:
 
 
 READERS = {
-    "Tensor": ("TensorArg", "tensor_arg({s})"), "TensorOrScalar": ("TensorArg", "tensor_or_scalar_arg({s})"),
+    "Tensor": ("TensorArg", "tensor_arg({s})"),
+    "TensorOrScalar": ("TensorArg", "tensor_or_scalar_arg({s})"),
     "TensorList": ("TensorListArg", "tensor_list_arg({s})"),
     "OptionalTensorList": ("TensorListArg", "optional_tensor_list_arg({s})"),
-    "Scalar": ("Scalar", "scalar_arg({s})"), "ScalarList": ("std::vector<Scalar>", "scalar_list_arg({s})"),
-    "Int": ("int64_t", "int_arg({s})"), "Float": ("double", "float_arg({s})"), "Bool": ("bool", "bool_arg({s})"),
+    "Scalar": ("Scalar", "scalar_arg({s})"),
+    "ScalarList": ("std::vector<Scalar>", "scalar_list_arg({s})"),
+    "Int": ("int64_t", "int_arg({s})"),
+    "Float": ("double", "float_arg({s})"),
+    "Bool": ("bool", "bool_arg({s})"),
     "IntList": ("IntListHolder", "int_list_arg({s}, {n})"),
-    "FloatList": ("std::vector<double>", "float_list_arg({s})"), "DType": ("DType", "dtype_arg({s})"),
-    "Device": ("Device", "device_arg({s})"), "Generator": ("Generator", "generator_arg({s})"),
-    "Str": ("std::string_view", "str_arg({s})"), "MemoryFormat": ("MemoryFormat", "memory_format_arg({s})"),
+    "FloatList": ("std::vector<double>", "float_list_arg({s})"),
+    "DType": ("DType", "dtype_arg({s})"),
+    "Device": ("Device", "device_arg({s})"),
+    "Generator": ("Generator", "generator_arg({s})"),
+    "Str": ("std::string_view", "str_arg({s})"),
+    "MemoryFormat": ("MemoryFormat", "memory_format_arg({s})"),
 }
 
 
@@ -187,8 +232,8 @@ def _read_arg(op: Op, a: Arg, slot: int) -> str:
     ctype = READERS[kind][0]
     if kind in ("Tensor", "TensorOrScalar"):
         if a.default is not None and a.default != "None":
-            return (f"      const TensorArg {a.name} = slots[{slot}] ? {reader} : TensorArg({cpp_default(op, a)});\n")
-        return f"      const TensorArg {a.name} = {reader};\n"   # null slot reads as an undefined tensor
+            return f"      const TensorArg {a.name} = slots[{slot}] ? {reader} : TensorArg({cpp_default(op, a)});\n"
+        return f"      const TensorArg {a.name} = {reader};\n"  # null slot reads as an undefined tensor
     if kind in ("TensorList", "OptionalTensorList"):
         return f"      const {ctype} {a.name} = {reader};\n"
     nullable = a.type.endswith("?")
@@ -196,9 +241,11 @@ def _read_arg(op: Op, a: Arg, slot: int) -> str:
         base = f"slots[{slot}] ? std::optional<IntListHolder>({reader}) : std::nullopt"
         if a.default not in (None, "None"):
             base = f"slots[{slot}] ? std::optional<IntListHolder>({reader}) : std::optional<IntListHolder>({cpp_default(op, a)})"
-        return (f"      const std::optional<IntListHolder> {a.name}_holder = {base};\n"
-                f"      const std::optional<IntSpan> {a.name} = {a.name}_holder ? "
-                f"std::optional<IntSpan>(*{a.name}_holder) : std::nullopt;\n")
+        return (
+            f"      const std::optional<IntListHolder> {a.name}_holder = {base};\n"
+            f"      const std::optional<IntSpan> {a.name} = {a.name}_holder ? "
+            f"std::optional<IntSpan>(*{a.name}_holder) : std::nullopt;\n"
+        )
     if kind == "Generator":
         return f"      const Generator {a.name} = slots[{slot}] ? {reader} : Generator();\n"
     if nullable:
@@ -226,8 +273,12 @@ def _call(op: Op, suffix: str) -> str:
     factory = is_factory(op)
     extra = n
     if factory:
-        offset = {name: n + i for i, name in enumerate(x for x in EXTRA_FACTORY
-                                                       if x not in {a.name for a in op.schema.args})}
+        offset = {
+            name: n + i
+            for i, name in enumerate(
+                x for x in EXTRA_FACTORY if x not in {a.name for a in op.schema.args}
+            )
+        }
         extra = n + len(offset)
     out_slot = f"slots[{extra}]" if takes_out(op, suffix) else None
     if ret == "void":
@@ -298,16 +349,25 @@ def doc_text(binding: Binding) -> str:
 
 
 def python_file(bindings: list[Binding], index: int) -> str:
-    out = [BANNER, '#include "python/arguments.h"\n#include "vt/ops.h"\n\nnamespace vt::python {\nnamespace {\n\n']
+    out = [
+        BANNER,
+        '#include "python/arguments.h"\n#include "vt/ops.h"\n\nnamespace vt::python {\nnamespace {\n\n',
+    ]
     for b in bindings:
         out.append(binding_code(b))
-    out.append(f"\n}}  // namespace\n\nvoid collect_ops_{index}(std::vector<PyMethodDef>& methods, "
-               "std::vector<PyMethodDef>& functions) {\n  constexpr int kFlags = METH_FASTCALL | METH_KEYWORDS;\n")
+    out.append(
+        f"\n}}  // namespace\n\nvoid collect_ops_{index}(std::vector<PyMethodDef>& methods, "
+        "std::vector<PyMethodDef>& functions) {\n  constexpr int kFlags = METH_FASTCALL | METH_KEYWORDS;\n"
+    )
     for b in bindings:
         doc = doc_text(b)
         if b.method:
-            out.append(f'  methods.push_back({{"{b.name}", as_cfunction(method_{b.name}), kFlags, "{doc}"}});\n')
+            out.append(
+                f'  methods.push_back({{"{b.name}", as_cfunction(method_{b.name}), kFlags, "{doc}"}});\n'
+            )
         if b.function:
-            out.append(f'  functions.push_back({{"{b.name}", as_cfunction(function_{b.name}), kFlags, "{doc}"}});\n')
+            out.append(
+                f'  functions.push_back({{"{b.name}", as_cfunction(function_{b.name}), kFlags, "{doc}"}});\n'
+            )
     out.append("}\n\n}  // namespace vt::python\n")
     return "".join(out)

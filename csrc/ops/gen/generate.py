@@ -38,7 +38,9 @@ def outputs(ops: list[table.Op], formulas: Path) -> dict[str, str]:
     for i in range(NODE_FILES):
         files[f"nodes_{i}.cpp"] = emit_nodes.nodes_file(ops[i::NODE_FILES], headers)
     for i in range(BOXED_FILES):
-        files[f"boxed_{i}.cpp"] = emit_front.boxed_file(ops[i::BOXED_FILES], ops, with_tables=i == 0)
+        files[f"boxed_{i}.cpp"] = emit_front.boxed_file(
+            ops[i::BOXED_FILES], ops, with_tables=i == 0
+        )
     bindings = emit_python.collect(ops)
     for i in range(PYTHON_FILES):
         files[f"python_ops_{i}.cpp"] = emit_python.python_file(bindings[i::PYTHON_FILES], i)
@@ -46,8 +48,12 @@ def outputs(ops: list[table.Op], formulas: Path) -> dict[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, required=True, help="folder with the op table's YAML files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--table", type=Path, required=True, help="folder with the op table's YAML files"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     options = parser.parse_args()
     try:

@@ -33,9 +33,15 @@ CPP_TYPES = {
     "device?": ("std::optional<Device>", "std::optional<Device>", "std::optional<Device>"),
     "Generator?": ("const Generator&", "Generator", "Generator"),
     "str": ("std::string_view", "std::string_view", "std::string"),
-    "str?": ("std::optional<std::string_view>", "std::optional<std::string_view>", "std::optional<std::string>"),
+    "str?": (
+        "std::optional<std::string_view>",
+        "std::optional<std::string_view>",
+        "std::optional<std::string>",
+    ),
     "memory_format?": (
-        "std::optional<MemoryFormat>", "std::optional<MemoryFormat>", "std::optional<MemoryFormat>",
+        "std::optional<MemoryFormat>",
+        "std::optional<MemoryFormat>",
+        "std::optional<MemoryFormat>",
     ),
 }
 TENSOR_TYPES = {"Tensor", "Tensor?", "Tensor!", "Tensor|Scalar", "Tensor|Scalar?"}
@@ -96,8 +102,14 @@ class Schema:
         if not kinds:
             return "void"
         mapped = {
-            "Tensor": "Tensor", "Tensor!": "Tensor", "Tensor[]": "std::vector<Tensor>", "bool": "bool",
-            "int": "int64_t", "float": "double", "Scalar": "Scalar", "dtype": "DType",
+            "Tensor": "Tensor",
+            "Tensor!": "Tensor",
+            "Tensor[]": "std::vector<Tensor>",
+            "bool": "bool",
+            "int": "int64_t",
+            "float": "double",
+            "Scalar": "Scalar",
+            "dtype": "DType",
         }
         if len(kinds) == 1:
             return mapped[kinds[0]]
@@ -111,9 +123,39 @@ class Schema:
 
 
 CPP_KEYWORDS = {
-    "and", "or", "not", "xor", "bool", "int", "float", "double", "new", "delete", "class", "default", "do",
-    "if", "else", "for", "while", "return", "switch", "case", "this", "template", "union", "register",
-    "char", "short", "long", "signed", "unsigned", "void", "operator", "using", "namespace",
+    "and",
+    "or",
+    "not",
+    "xor",
+    "bool",
+    "int",
+    "float",
+    "double",
+    "new",
+    "delete",
+    "class",
+    "default",
+    "do",
+    "if",
+    "else",
+    "for",
+    "while",
+    "return",
+    "switch",
+    "case",
+    "this",
+    "template",
+    "union",
+    "register",
+    "char",
+    "short",
+    "long",
+    "signed",
+    "unsigned",
+    "void",
+    "operator",
+    "using",
+    "namespace",
 }
 
 
@@ -143,7 +185,9 @@ def parse_arg(op: str, text: str, kwonly: bool) -> Arg:
     head, _, default = text.partition("=")
     words = head.split()
     if len(words) != 2:
-        raise SchemaError(f"{op}: cannot read argument '{text}'; expected 'type name' or 'type name=default'")
+        raise SchemaError(
+            f"{op}: cannot read argument '{text}'; expected 'type name' or 'type name=default'"
+        )
     kind, name = words
     repeat = 0
     match = re.fullmatch(r"int\[(\d+)\](\??)", kind)
@@ -151,7 +195,9 @@ def parse_arg(op: str, text: str, kwonly: bool) -> Arg:
         repeat = int(match.group(1))
         kind = "int[]" + match.group(2)
     if kind not in CPP_TYPES:
-        raise SchemaError(f"{op}: argument '{name}' has unknown type '{kind}'; known: {', '.join(CPP_TYPES)}")
+        raise SchemaError(
+            f"{op}: argument '{name}' has unknown type '{kind}'; known: {', '.join(CPP_TYPES)}"
+        )
     if name in CPP_KEYWORDS:
         raise SchemaError(f"{op}: argument name '{name}' is a C++ keyword")
     return Arg(kind, name, default.strip() or None, kwonly, repeat)

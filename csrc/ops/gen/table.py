@@ -13,13 +13,50 @@ from schema import Arg, Schema, SchemaError, parse
 KINDS = {"pointwise", "native", "view", "composite"}
 PROMOTIONS = {"common": "Common", "float": "Float", "none": "None"}
 CAPTURE = {
-    "pointwise", "reduction", "norm", "gemm", "attention", "movement", "random", "optimizer", "view", "opaque",
-    "creation", "composite",
+    "pointwise",
+    "reduction",
+    "norm",
+    "gemm",
+    "attention",
+    "movement",
+    "random",
+    "optimizer",
+    "view",
+    "opaque",
+    "creation",
+    "composite",
 }
 FIELDS = {
-    "op", "schema", "kind", "promote", "output", "dtypes", "capture", "variants", "random", "random_numel", "dunder",
-    "aliases", "python", "autocast", "differentiable", "backward", "via_composite", "samples", "test_dtypes", "torch",
-    "doc", "out", "factory", "method_aliases", "errors", "notes", "gradcheck", "tolerance", "skip_grad", "reads",
+    "op",
+    "schema",
+    "kind",
+    "promote",
+    "output",
+    "dtypes",
+    "capture",
+    "variants",
+    "random",
+    "random_numel",
+    "dunder",
+    "aliases",
+    "python",
+    "autocast",
+    "differentiable",
+    "backward",
+    "via_composite",
+    "samples",
+    "test_dtypes",
+    "torch",
+    "doc",
+    "out",
+    "factory",
+    "method_aliases",
+    "errors",
+    "notes",
+    "gradcheck",
+    "tolerance",
+    "skip_grad",
+    "reads",
     "writes",
 }
 DTYPE_CLASSES = {"all", "numeric", "float", "integral", "bits", "float_or_int"}
@@ -92,7 +129,9 @@ def _fail(name: str, what: str) -> None:
 
 def make_op(row: dict, file: str) -> Op:
     name = row.get("op")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_0-9]+)?", name):
+    if not isinstance(name, str) or not re.fullmatch(
+        r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_0-9]+)?", name
+    ):
         raise SchemaError(f"{file}: row without a valid 'op' name: {row!r}")
     unknown = set(row) - FIELDS
     if unknown:
@@ -115,7 +154,10 @@ def make_op(row: dict, file: str) -> Op:
         if bad or len(schema.returns) != 1 or schema.returns[0][0] != "Tensor":
             _fail(name, "a pointwise op takes tensors and attributes and returns one Tensor")
     elif op.inplace:
-        _fail(name, "the inplace variant is generated for pointwise ops only; write a row with 'Tensor! self'")
+        _fail(
+            name,
+            "the inplace variant is generated for pointwise ops only; write a row with 'Tensor! self'",
+        )
     names = {a.name for a in schema.args}
     tensor_names = {a.name for a in op.tensor_args}
     backward = row.get("backward") or {}

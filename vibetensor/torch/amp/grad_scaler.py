@@ -68,6 +68,7 @@ class GradScaler:
         if isinstance(outputs, torch.Tensor):
             if self._scale is None:
                 self._make_scale(outputs.device)
+            assert self._scale is not None
             return outputs * self._scale.to(outputs.device)
         if isinstance(outputs, Iterable) and not isinstance(outputs, str):
             scaled = map(self.scale, outputs)

@@ -9,13 +9,31 @@ from vibetensor import _C
 from vibetensor.torch.autograd import graph as graph
 from vibetensor.torch.autograd.anomaly_mode import detect_anomaly, set_detect_anomaly
 from vibetensor.torch.autograd.function import Function, FunctionCtx, once_differentiable
-from vibetensor.torch.autograd.grad_mode import enable_grad, inference_mode, no_grad, set_grad_enabled
+from vibetensor.torch.autograd.grad_mode import (
+    enable_grad,
+    inference_mode,
+    no_grad,
+    set_grad_enabled,
+)
 
 Variable = _C.Tensor
 
 __all__ = [
-    "Function", "FunctionCtx", "Variable", "backward", "detect_anomaly", "enable_grad", "grad", "gradcheck", "gradgradcheck",
-    "graph", "inference_mode", "no_grad", "once_differentiable", "set_detect_anomaly", "set_grad_enabled",
+    "Function",
+    "FunctionCtx",
+    "Variable",
+    "backward",
+    "detect_anomaly",
+    "enable_grad",
+    "grad",
+    "gradcheck",
+    "gradgradcheck",
+    "graph",
+    "inference_mode",
+    "no_grad",
+    "once_differentiable",
+    "set_detect_anomaly",
+    "set_grad_enabled",
 ]
 
 
@@ -70,15 +88,21 @@ def grad(
     gradient is None) or `materialize_grads` (then zeros).
     """
     if is_grads_batched:
-        raise NotImplementedError("grad: is_grads_batched is not supported; call grad() once per row of grad_outputs")
+        raise NotImplementedError(
+            "grad: is_grads_batched is not supported; call grad() once per row of grad_outputs"
+        )
     if not only_inputs:
         raise ValueError("grad: only_inputs=False is not supported")
     if materialize_grads and allow_unused is False:
-        raise ValueError("Expected allow_unused to be True or not passed when materialize_grads=True, but got: allow_unused=False.")
+        raise ValueError(
+            "Expected allow_unused to be True or not passed when materialize_grads=True, but got: allow_unused=False."
+        )
     allow = materialize_grads if allow_unused is None else allow_unused
     roots, wanted = _tuple(outputs), _tuple(inputs)
     keep = create_graph if retain_graph is None else retain_graph
-    found = _C._grad(roots, _gradients(roots, grad_outputs), wanted, bool(keep), bool(create_graph), bool(allow))
+    found = _C._grad(
+        roots, _gradients(roots, grad_outputs), wanted, bool(keep), bool(create_graph), bool(allow)
+    )
     if materialize_grads:
         found = tuple(_C._ops.zeros_like(x) if g is None else g for g, x in zip(found, wanted))
     return found

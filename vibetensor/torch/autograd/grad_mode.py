@@ -39,7 +39,7 @@ class _Decorates:
                             with self._clone():
                                 running.close()
                             raise
-                        except BaseException as error:  # noqa: BLE001  (handed on to the generator)
+                        except BaseException as error:
                             with self._clone():
                                 item = running.throw(error)
                         else:

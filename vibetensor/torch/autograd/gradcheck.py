@@ -50,27 +50,35 @@ def gradcheck(
     return True
 
 
-def _check(func: Any, inputs: Any, eps: float, atol: float, rtol: float, nondet_tol: float, fast: bool) -> None:
+def _check(
+    func: Any, inputs: Any, eps: float, atol: float, rtol: float, nondet_tol: float, fast: bool
+) -> None:
     from vibetensor.torch import autograd
 
     args = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
     targets = [t for t in args if isinstance(t, _C.Tensor) and t.requires_grad]
     if not targets:
-        raise ValueError("gradcheck expects at least one input tensor to require gradient, but none of them have requires_grad=True.")
+        raise ValueError(
+            "gradcheck expects at least one input tensor to require gradient, but none of them have requires_grad=True."
+        )
     outputs = _differentiable(func(*args))
     if not outputs:
         raise GradcheckError("gradcheck: no output requires grad")
     for number, output in enumerate(outputs):
         directions = _directions(output, fast)
         for direction in directions:
-            analytical = autograd.grad(output, targets, direction, retain_graph=True, allow_unused=True)
+            analytical = autograd.grad(
+                output, targets, direction, retain_graph=True, allow_unused=True
+            )
             again = autograd.grad(output, targets, direction, retain_graph=True, allow_unused=True)
             for index, target in enumerate(targets):
                 exact = analytical[index]
                 exact = _C._ops.zeros_like(target) if exact is None else exact
                 repeat = _C._ops.zeros_like(target) if again[index] is None else again[index]
                 if float((exact - repeat).abs().sum()) > nondet_tol:
-                    raise GradcheckError(f"Backward is not reentrant: gradient of output {number} for input {index} varies between runs")
+                    raise GradcheckError(
+                        f"Backward is not reentrant: gradient of output {number} for input {index} varies between runs"
+                    )
                 numerical = _numerical(func, args, target, number, direction, eps)
                 difference = (exact.detach().double() - numerical).abs()
                 bound = atol + rtol * numerical.abs()
@@ -92,7 +100,9 @@ def _directions(output: _C.Tensor, fast: bool) -> list[_C.Tensor]:
     return out
 
 
-def _numerical(func: Any, args: Any, target: _C.Tensor, number: int, direction: _C.Tensor, eps: float) -> _C.Tensor:
+def _numerical(
+    func: Any, args: Any, target: _C.Tensor, number: int, direction: _C.Tensor, eps: float
+) -> _C.Tensor:
     """Central differences of <output, direction> for every element of `target`, perturbed in place."""
     result = _C._ops.zeros(tuple(target.shape), dtype=_C.float64)
     data = target.data
@@ -147,10 +157,19 @@ def gradgradcheck(
     def gradient(*values: Any) -> Any:
         forward, grads = values[: len(args)], values[len(args) :]
         targets = [t for t in forward if isinstance(t, _C.Tensor) and t.requires_grad]
-        found = autograd.grad(_differentiable(func(*forward)), targets, grads, create_graph=True, allow_unused=True)
+        found = autograd.grad(
+            _differentiable(func(*forward)), targets, grads, create_graph=True, allow_unused=True
+        )
         return tuple(g for g in found if g is not None and g.requires_grad)
 
     return gradcheck(
-        gradient, (*args, *given), eps=eps, atol=atol, rtol=rtol, raise_exception=raise_exception, nondet_tol=nondet_tol,
-        check_undefined_grad=check_undefined_grad, fast_mode=fast_mode,
+        gradient,
+        (*args, *given),
+        eps=eps,
+        atol=atol,
+        rtol=rtol,
+        raise_exception=raise_exception,
+        nondet_tol=nondet_tol,
+        check_undefined_grad=check_undefined_grad,
+        fast_mode=fast_mode,
     )

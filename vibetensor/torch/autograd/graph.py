@@ -21,7 +21,9 @@ class saved_tensors_hooks:
     """Packs every tensor saved for backward in the block with `pack_hook(tensor)`; backward calls
     `unpack_hook(packed)` to get it back."""
 
-    def __init__(self, pack_hook: Callable[[_C.Tensor], Any], unpack_hook: Callable[[Any], _C.Tensor]) -> None:
+    def __init__(
+        self, pack_hook: Callable[[_C.Tensor], Any], unpack_hook: Callable[[Any], _C.Tensor]
+    ) -> None:
         self.pack_hook = pack_hook
         self.unpack_hook = unpack_hook
 

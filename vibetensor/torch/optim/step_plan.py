@@ -26,7 +26,7 @@ class Bucket:
     def __init__(self) -> None:
         self.indices: list[int] = []
         self.params: list[Any] = []
-        self.states: list[dict[str, Any]] = []
+        self.states: list[Any] = []
         self.uniform = True
 
     def column(self, key: str) -> list[Any]:

@@ -44,7 +44,7 @@ class _Pass:
         self._requests: Iterator[Any] = iter(self._loader._index_sampler)
         self._base_seed = draw_seed(self._loader.generator)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
         return self
 
     def __len__(self) -> int:
