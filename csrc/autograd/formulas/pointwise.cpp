@@ -11,10 +11,6 @@ Tensor minus(const Tensor& a, const Tensor& b) { return ops::sub(a, b, Scalar(1)
 
 }  // namespace
 
-Tensor scaled(const Tensor& grad, const Scalar& factor) {
-  return factor.to_double() == 1.0 ? grad : ops::mul(grad, wrapped_scalar(factor));
-}
-
 Tensor wrapped_zero_like(const Tensor& like) { return ops::zeros({}, like.dtype(), like.device()); }
 
 Tensor extremum_backward(const Tensor& grad, const Tensor& won, const Tensor& tied) {

@@ -7,8 +7,6 @@
 
 namespace vt::autograd {
 
-/// grad * factor, without an op where the factor is 1.
-Tensor scaled(const Tensor& grad, const Scalar& factor);
 /// A 0-d zero of `like`'s dtype and device.
 Tensor wrapped_zero_like(const Tensor& like);
 /// maximum/minimum: all of the gradient where this side won, half where both are equal.

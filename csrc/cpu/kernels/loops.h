@@ -4,6 +4,7 @@
 // so a kernel is written once per compute type: bfloat16 and float16 compute in float.
 #pragma once
 
+#include <algorithm>
 #include <tuple>
 #include <utility>
 
@@ -126,6 +127,27 @@ void map_row(char** data, const int64_t* strides, int64_t n, const F& f,
     if (dense_out && strides[1] == 0 && strides[2] == sizeof(A1)) {
       const A0 fixed = *a;
       for (int64_t i = 0; i < n; ++i) out[i] = f(fixed, b[i]);
+      return;
+    }
+  }
+  if constexpr (arity == 3) {
+    // Repeated operands (where(c, x, 0), lerp by a number) are spread over a block once, so that
+    // the loop stays dense.
+    if (dense_out && ((strides[I + 1] == sizeof(A) || strides[I + 1] == 0) && ...)) {
+      alignas(64) char spread[arity][kBlock * 8];
+      const int64_t block = n < kBlock ? n : kBlock;
+      (([&] {
+         A* values = reinterpret_cast<A*>(spread[I]);
+         if (strides[I + 1] == 0) std::fill_n(values, block, *std::get<I>(in));
+       }()),
+       ...);
+      for (int64_t i = 0; i < n; i += kBlock) {
+        const int64_t m = n - i < kBlock ? n - i : kBlock;
+        R* __restrict__ target = out + i;
+        const std::tuple<const A*...> from{
+            strides[I + 1] == 0 ? reinterpret_cast<const A*>(spread[I]) : std::get<I>(in) + i...};
+        for (int64_t k = 0; k < m; ++k) target[k] = f(std::get<I>(from)[k]...);
+      }
       return;
     }
   }

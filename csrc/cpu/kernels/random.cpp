@@ -1,191 +1,345 @@
-// Random numbers. Element i uses Philox counter offset + i, so results depend on neither threads
-// nor layout; an op reserves one counter an element.
+// Random fills. Element i of an op depends on (seed, offset, i) alone: threads take fixed groups of
+// 64 elements, and a tensor that is not dense is drawn row-major and then copied.
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <vector>
 
 #include "core/parallel.h"
 #include "cpu/kernels/loops.h"
+#include "cpu/kernels/vec_math.h"
 
 namespace vt::cpu::VT_ISA {
 namespace {
 
-constexpr int64_t kGrain = 4096;
+constexpr int kLanes = 16;           // counters drawn together
+constexpr int kGroup = 4 * kLanes;   // 32-bit numbers they give
+constexpr int64_t kGroupGrain = 64;  // groups a thread takes at least
 
-/// out[i] = f(bits of element i), for every dtype; non-contiguous outputs through a dense copy.
-template <class T, class F>
-void generate(const Tensor& self, const PhiloxArgs& rng, F&& f) {
-  const bool dense = self.is_contiguous();
-  const Tensor out = dense ? self : empty(self.sizes(), self.dtype());
-  auto* data = static_cast<char*>(out.data());
-  const int64_t size = out.itemsize();
-  parallel_for(0, out.numel(), kGrain, [&](int64_t begin, int64_t end) {
-    T block[kBlock];
-    for (int64_t i = begin; i < end; i += kBlock) {
-      const int64_t m = std::min(kBlock, end - i);
-      for (int64_t k = 0; k < m; ++k) block[k] = f(philox(rng.seed, rng.offset + static_cast<uint64_t>(i + k)), i + k);
-      store_block<T>(data + i * size, size, block, m, out.dtype());
+/// The numbers of counters first, first + 1, …: number i is lane i % 4 of counter first + i / 4.
+/// The rounds run across all lanes at once, so that they vectorise.
+void draw(uint64_t seed, uint64_t first, uint32_t* __restrict out) {
+  uint32_t c0[kLanes], c1[kLanes], c2[kLanes], c3[kLanes];
+  for (int j = 0; j < kLanes; ++j) {
+    const uint64_t counter = first + static_cast<uint64_t>(j);
+    c0[j] = static_cast<uint32_t>(counter);
+    c1[j] = static_cast<uint32_t>(counter >> 32);
+    c2[j] = c3[j] = 0;
+  }
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    for (int j = 0; j < kLanes; ++j) {
+      const uint64_t p0 = uint64_t{0xD2511F53} * c0[j], p1 = uint64_t{0xCD9E8D57} * c2[j];
+      c0[j] = static_cast<uint32_t>(p1 >> 32) ^ c1[j] ^ k0;
+      c2[j] = static_cast<uint32_t>(p0 >> 32) ^ c3[j] ^ k1;
+      c1[j] = static_cast<uint32_t>(p1);
+      c3[j] = static_cast<uint32_t>(p0);
+    }
+    k0 += 0x9E3779B9;
+    k1 += 0xBB67AE85;
+  }
+  for (int j = 0; j < kLanes; ++j) {
+    out[4 * j] = c0[j];
+    out[4 * j + 1] = c1[j];
+    out[4 * j + 2] = c2[j];
+    out[4 * j + 3] = c3[j];
+  }
+}
+
+uint64_t wide(const uint32_t* bits) { return uint64_t{bits[0]} << 32 | bits[1]; }
+
+/// Open (0, 1): no end is hit, so a logarithm of it is finite and not 0.
+[[gnu::always_inline]] inline float open_uniform(uint32_t bits) {
+  return static_cast<float>(bits >> 9) * 0x1p-23f + 0x1p-24f;
+}
+double open_uniform(uint64_t bits) { return static_cast<double>(bits >> 12) * 0x1p-52 + 0x1p-53; }
+
+/// Fills dense `self` with fill(bits, values, m): `m` values of T from `numbers` 32-bit numbers
+/// each. `T` is converted to self's dtype.
+template <class T, int numbers, class F>
+void fill_dense(const Tensor& self, const PhiloxArgs& rng, const F& fill) {
+  constexpr int64_t per_group = kGroup / numbers;
+  const int64_t n = self.numel(), item = self.itemsize();
+  char* data = self.data_as<char>();
+  const DType dtype = self.dtype();
+  parallel_for(0, (n + per_group - 1) / per_group, kGroupGrain, [&](int64_t begin, int64_t end) {
+    alignas(64) uint32_t bits[kGroup];
+    alignas(64) T values[per_group];
+    for (int64_t g = begin; g < end; ++g) {
+      draw(rng.seed, rng.offset + static_cast<uint64_t>(g * kLanes), bits);
+      fill(bits, values);
+      const int64_t first = g * per_group;
+      store_block<T>(data + first * item, item, values, std::min(per_group, n - first), dtype);
     }
   });
-  if (!dense) kernels_for(DeviceType::CPU).copy_(self, out, false);
 }
 
-double unit(const Philox4& p) { return uniform_double(p.value[0], p.value[1]); }
-/// (0, 1]: safe under a logarithm.
-double unit_open(const Philox4& p) { return 1.0 - unit(p); }
-
-double normal(const Philox4& p) {
-  const double radius = std::sqrt(-2.0 * std::log(unit_open(p)));
-  return radius * std::cos(6.283185307179586 * uniform_double(p.value[2], p.value[3]));
-}
-
+/// Runs `fill` on `self` where it is dense in order, else on a dense stand-in that is copied back.
 template <class F>
-void generate_float(const Tensor& self, const PhiloxArgs& rng, std::string_view op, F&& f) {
-  check(is_floating(self.dtype()), op, ": expected a floating-point tensor, got ", self);
-  if (self.dtype() == DType::Float64) generate<double>(self, rng, f);
-  else generate<float>(self, rng, [&](const Philox4& p, int64_t i) { return static_cast<float>(f(p, i)); });
+void with_dense(const Tensor& self, const F& fill) {
+  if (self.numel() == 0) return;
+  if (self.is_contiguous()) return fill(self);
+  check_no_internal_overlap(self);
+  const Tensor dense = vt::empty(self.sizes(), self.dtype());
+  fill(dense);
+  kernels_for(DeviceType::CPU).copy_(self, dense, false);
 }
 
-void uniform(const Tensor& self, double from, double to, const PhiloxArgs& rng) {
-  check(from <= to, "uniform_ expects to return a [from, to) range, but found from=", from, " > to=", to);
-  if (self.dtype() == DType::Float64) {
-    generate<double>(self, rng, [=](const Philox4& p, int64_t) { return from + (to - from) * unit(p); });
-    return;
-  }
-  check(is_floating(self.dtype()), "uniform_: expected a floating-point tensor, got ", self);
-  // As many bits as the dtype has below 1: rounding up to `to` cannot happen.
-  const int bits = self.dtype() == DType::Float32 ? 24 : self.dtype() == DType::Float16 ? 11 : 8;
-  const auto low = static_cast<float>(from), range = static_cast<float>(to - from);
-  const float step = std::ldexp(1.0f, -bits);
-  generate<float>(self, rng, [=](const Philox4& p, int64_t) {
-    return low + range * (static_cast<float>(p.value[0] >> (32 - bits)) * step);
+void require_floating(const Tensor& self, std::string_view op) {
+  if (!is_floating(self.dtype()))
+    fail(ErrorKind::NotImplemented, op, ": expected a floating tensor, got ", self.dtype());
+}
+
+void uniform_(const Tensor& self, double from, double to, const PhiloxArgs& rng) {
+  require_floating(self, "uniform_");
+  check(from <= to, "uniform_ expects to return a [from, to) range, but found from=", from,
+        " > to=", to);
+  with_dense(self, [&](const Tensor& out) {
+    if (out.dtype() == DType::Float64) {
+      fill_dense<double, 2>(out, rng, [=](const uint32_t* bits, double* values) {
+        for (int i = 0; i < kGroup / 2; ++i) {
+          const double x = from + uniform_double(bits[2 * i], bits[2 * i + 1]) * (to - from);
+          values[i] = x < to ? x : from;
+        }
+      });
+      return;
+    }
+    // As many random bits as the type has, or rounding would reach `to`.
+    const int digits = out.dtype() == DType::Float32 ? 24 : out.dtype() == DType::Float16 ? 11 : 8;
+    const int shift = 32 - digits;
+    const float step = std::ldexp(1.0f, -digits), low = static_cast<float>(from),
+                high = static_cast<float>(to), range = static_cast<float>(to - from);
+    fill_dense<float, 1>(out, rng, [=](const uint32_t* bits, float* values) {
+      for (int i = 0; i < kGroup; ++i) {
+        const float x = low + static_cast<float>(static_cast<int32_t>(bits[i] >> shift)) * step * range;
+        values[i] = x < high ? x : low;
+      }
+    });
   });
 }
 
-void randint(const Tensor& self, int64_t low, int64_t high, const PhiloxArgs& rng) {
-  check(low < high, "random_ expects 'from' to be less than 'to', but got from=", low, " >= to=", high);
+/// Box-Muller: two uniform numbers give two normal ones.
+void normal_(const Tensor& self, double mean, double std, const PhiloxArgs& rng) {
+  require_floating(self, "normal_");
+  check(std >= 0, "normal expects std >= 0.0, but found std ", std);
+  with_dense(self, [&](const Tensor& out) {
+    constexpr double two_pi = 6.283185307179586;
+    if (out.dtype() == DType::Float64) {
+      fill_dense<double, 2>(out, rng, [=](const uint32_t* bits, double* values) {
+        for (int i = 0; i < kGroup / 2; i += 2) {
+          const double radius = std::sqrt(-2 * std::log(open_uniform(wide(bits + 2 * i)))) * std;
+          const double angle = two_pi * uniform_double(bits[2 * i + 2], bits[2 * i + 3]);
+          values[i] = mean + radius * std::cos(angle);
+          values[i + 1] = mean + radius * std::sin(angle);
+        }
+      });
+      return;
+    }
+    const float center = static_cast<float>(mean), scale = static_cast<float>(std);
+    fill_dense<float, 1>(out, rng, [=](const uint32_t* bits, float* values) {
+      for (int i = 0; i < kGroup / 2; ++i) {
+        const float u = open_uniform(bits[2 * i]);
+        const float angle =
+            (static_cast<float>(static_cast<int32_t>(bits[2 * i + 1] >> 8)) * 0x1p-24f - 0.5f) *
+            static_cast<float>(two_pi);
+        const float radius = std::sqrt(-2.0f * vlog(u)) * scale;
+        values[2 * i] = center + radius * vec::cos_in_range(angle);
+        values[2 * i + 1] = center + radius * vec::sin_in_range(angle);
+      }
+    });
+  });
+}
+
+void exponential_(const Tensor& self, double lambda, const PhiloxArgs& rng) {
+  require_floating(self, "exponential_");
+  check(lambda > 0, "exponential_ expects lambda > 0.0, but found lambda=", lambda);
+  with_dense(self, [&](const Tensor& out) {
+    if (out.dtype() == DType::Float64) {
+      fill_dense<double, 2>(out, rng, [=](const uint32_t* bits, double* values) {
+        for (int i = 0; i < kGroup / 2; ++i)
+          values[i] = -std::log(open_uniform(wide(bits + 2 * i))) / lambda;
+      });
+      return;
+    }
+    const float scale = static_cast<float>(-1 / lambda);
+    fill_dense<float, 1>(out, rng, [=](const uint32_t* bits, float* values) {
+      for (int i = 0; i < kGroup; ++i) values[i] = vlog(open_uniform(bits[i])) * scale;
+    });
+  });
+}
+
+void bernoulli_tensor_(const Tensor& self, const Tensor& p, const PhiloxArgs& rng) {
+  const Tensor chance = vt::empty(self.sizes(), DType::Float64);
+  kernels_for(DeviceType::CPU).copy_(chance, p, false);
+  const auto* limit = chance.data_as<double>();
+  for (int64_t i = 0; i < chance.numel(); ++i)
+    check(limit[i] >= 0 && limit[i] <= 1, "Expected p_in >= 0 && p_in <= 1 to be true, but got ",
+          limit[i]);
+  with_dense(self, [&](const Tensor& out) {
+    const int64_t n = out.numel(), item = out.itemsize();
+    parallel_for(0, (n + kGroup - 1) / kGroup, kGroupGrain, [&](int64_t begin, int64_t end) {
+      alignas(64) uint32_t bits[kGroup];
+      bool values[kGroup];
+      for (int64_t g = begin; g < end; ++g) {
+        draw(rng.seed, rng.offset + static_cast<uint64_t>(g * kLanes), bits);
+        const int64_t first = g * kGroup, m = std::min<int64_t>(kGroup, n - first);
+        for (int64_t i = 0; i < m; ++i)
+          values[i] = static_cast<double>(bits[i]) * 0x1p-32 < limit[first + i];
+        store_block<bool>(out.data_as<char>() + first * item, item, values, m, out.dtype());
+      }
+    });
+  });
+}
+
+/// The high half of a 64-bit number times the range: unbiased to range / 2^64.
+int64_t below(uint64_t bits, uint64_t range) {
+  if (range == 0) return static_cast<int64_t>(bits);  // 2^64 values
+  return static_cast<int64_t>(static_cast<uint64_t>(static_cast<unsigned __int128>(bits) * range >> 64));
+}
+
+void randint_(const Tensor& self, int64_t low, int64_t high, const PhiloxArgs& rng) {
+  check(low < high, "random_ expects 'from' to be less than 'to', but got from=", low,
+        " >= to=", high);
   const uint64_t range = static_cast<uint64_t>(high) - static_cast<uint64_t>(low);
-  // Multiply-high of 64 random bits: a bias below range / 2^64.
-  auto draw = [=](const Philox4& p, int64_t) {
-    const uint64_t bits = (uint64_t{p.value[0]} << 32) | p.value[1];
-    const auto index = static_cast<uint64_t>((static_cast<unsigned __int128>(bits) * range) >> 64);
-    return static_cast<int64_t>(static_cast<uint64_t>(low) + index);
-  };
-  if (is_floating(self.dtype())) generate<double>(self, rng, [&](const Philox4& p, int64_t i) { return static_cast<double>(draw(p, i)); });
-  else generate<int64_t>(self, rng, draw);
+  with_dense(self, [&](const Tensor& out) {
+    fill_dense<int64_t, 2>(out, rng, [=](const uint32_t* bits, int64_t* values) {
+      for (int i = 0; i < kGroup / 2; ++i)
+        values[i] = static_cast<int64_t>(static_cast<uint64_t>(low) +
+                                         static_cast<uint64_t>(below(wide(bits + 2 * i), range)));
+    });
+  });
 }
 
-void randperm(const Tensor& self, const PhiloxArgs& rng) {
-  std::vector<int64_t> order(static_cast<size_t>(self.numel()));
-  std::iota(order.begin(), order.end(), int64_t{0});
-  for (int64_t i = self.numel() - 1; i > 0; --i) {
-    const Philox4 p = philox(rng.seed, rng.offset + static_cast<uint64_t>(i));
-    const uint64_t bits = (uint64_t{p.value[0]} << 32) | p.value[1];
-    const auto j = static_cast<int64_t>((static_cast<unsigned __int128>(bits) * static_cast<uint64_t>(i + 1)) >> 64);
-    std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(j)]);
+/// Fisher-Yates; step i uses counter i.
+void randperm_(const Tensor& self, const PhiloxArgs& rng) {
+  const int64_t n = self.numel();
+  const Tensor order = vt::empty(self.sizes(), DType::Int64);
+  auto* values = order.data_as<int64_t>();
+  std::iota(values, values + n, int64_t{0});
+  uint32_t bits[kGroup];
+  for (int64_t i = 0; i + 1 < n; ++i) {
+    if (i % kLanes == 0) draw(rng.seed, rng.offset + static_cast<uint64_t>(i), bits);
+    const uint64_t rest = static_cast<uint64_t>(n - i);
+    std::swap(values[i], values[i + below(wide(bits + 4 * (i % kLanes)), rest)]);
   }
-  for (int64_t i = 0; i < self.numel(); i += kBlock) {
-    store_block<int64_t>(static_cast<char*>(self.data()) + i * self.itemsize(), self.itemsize(), order.data() + i,
-                         std::min(kBlock, self.numel() - i), self.dtype());
-  }
+  kernels_for(DeviceType::CPU).copy_(self, order, false);
 }
 
-void bernoulli(const Tensor& self, const Tensor& p, const PhiloxArgs& rng) {
-  const Tensor probability = empty(self.sizes(), DType::Float64);
-  kernels_for(DeviceType::CPU).copy_(probability, p, false);
-  const auto* values = probability.data_as<double>();
-  for (int64_t i = 0; i < self.numel(); ++i) {
-    check(values[i] >= 0 && values[i] <= 1, "bernoulli_ expects p to be in [0, 1], but got p=", values[i]);
-  }
-  auto draw = [values](const Philox4& bits, int64_t i) { return unit(bits) < values[i]; };
-  if (is_floating(self.dtype())) generate<float>(self, rng, [&](const Philox4& b, int64_t i) { return draw(b, i) ? 1.0f : 0.0f; });
-  else generate<uint8_t>(self, rng, [&](const Philox4& b, int64_t i) { return static_cast<uint8_t>(draw(b, i)); });
-}
-
-void multinomial(const Tensor& out, const Tensor& self, int64_t samples, bool replacement, const PhiloxArgs& rng) {
-  const Tensor weights = empty(self.sizes(), DType::Float64);
+/// With replacement each sample is looked up in the cumulative weights; without, each category
+/// gets the key Exp(1) / weight and the smallest keys win (an exponential race).
+void multinomial(const Tensor& out, const Tensor& self, int64_t num_samples, bool replacement,
+                 const PhiloxArgs& rng) {
+  const int64_t categories = self.sizes().back();
+  const int64_t rows = self.dim() == 1 ? 1 : self.sizes()[0];
+  const Tensor weights = vt::empty(self.sizes(), DType::Float64);
   kernels_for(DeviceType::CPU).copy_(weights, self, false);
-  const int64_t n = self.size(-1), rows = n == 0 ? 0 : self.numel() / n;
-  auto* result = out.data_as<int64_t>();
-  std::vector<double> cumulative(static_cast<size_t>(n));
-  std::vector<std::pair<double, int64_t>> keys;
-  for (int64_t r = 0; r < rows; ++r) {
-    const double* w = weights.data_as<double>() + r * n;
+  auto uniform = [&](int64_t element) {
+    const Philox4 v = philox(rng.seed, rng.offset + static_cast<uint64_t>(element));
+    return open_uniform(uint64_t{v.value[0]} << 32 | v.value[1]);
+  };
+  std::vector<double> keys(static_cast<size_t>(categories));
+  std::vector<int64_t> order(static_cast<size_t>(categories));
+  for (int64_t row = 0; row < rows; ++row) {
+    const double* w = weights.data_as<double>() + row * categories;
+    int64_t* target = out.data_as<int64_t>() + row * num_samples;
     double total = 0;
     int64_t positive = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      check(w[i] >= 0 && std::isfinite(w[i]), "probability tensor contains either `inf`, `nan` or element < 0");
-      total += w[i];
-      positive += w[i] > 0;
-      cumulative[static_cast<size_t>(i)] = total;
+    for (int64_t c = 0; c < categories; ++c) {
+      check(w[c] >= 0 && std::isfinite(w[c]),
+            "probability tensor contains either `inf`, `nan` or element < 0");
+      total += w[c];
+      positive += w[c] > 0;
+      keys[static_cast<size_t>(c)] = total;
     }
     check(total > 0, "invalid multinomial distribution (sum of probabilities <= 0)");
-    const uint64_t base = rng.offset + static_cast<uint64_t>(r * std::max(n, samples));
     if (replacement) {
-      for (int64_t s = 0; s < samples; ++s) {
-        const double u = unit(philox(rng.seed, base + static_cast<uint64_t>(s))) * total;
-        const auto at = std::upper_bound(cumulative.begin(), cumulative.end(), u);
-        int64_t index = std::min<int64_t>(at - cumulative.begin(), n - 1);
-        while (w[index] == 0) --index;   // only at the very end, by rounding
-        result[r * samples + s] = index;
+      for (int64_t s = 0; s < num_samples; ++s) {
+        const double x = uniform(row * num_samples + s) * total;
+        auto at = std::upper_bound(keys.begin(), keys.end(), x) - keys.begin();
+        at = std::min<std::ptrdiff_t>(at, categories - 1);
+        while (w[at] == 0) --at;
+        target[s] = at;
       }
       continue;
     }
-    check(positive >= samples, "invalid multinomial distribution (with replacement=False, not enough non-negative category to sample)");
-    // Exponential race: the smallest -log(u) / w are a draw without replacement, in order.
-    keys.clear();
-    for (int64_t i = 0; i < n; ++i) {
-      if (w[i] > 0) keys.emplace_back(-std::log(unit_open(philox(rng.seed, base + static_cast<uint64_t>(i)))) / w[i], i);
+    check(positive >= num_samples,
+          "invalid multinomial distribution (with replacement=False, not enough non-negative "
+          "category to sample)");
+    for (int64_t c = 0; c < categories; ++c) {
+      const auto i = static_cast<size_t>(c);
+      keys[i] = w[c] > 0 ? -std::log(uniform(row * categories + c)) / w[c]
+                         : std::numeric_limits<double>::infinity();
+      order[i] = c;
     }
-    std::partial_sort(keys.begin(), keys.begin() + samples, keys.end());
-    for (int64_t s = 0; s < samples; ++s) result[r * samples + s] = keys[static_cast<size_t>(s)].second;
+    std::partial_sort(order.begin(), order.begin() + num_samples, order.end(),
+                      [&](int64_t a, int64_t b) {
+                        return keys[static_cast<size_t>(a)] < keys[static_cast<size_t>(b)];
+                      });
+    std::copy_n(order.begin(), num_samples, target);
   }
 }
 
-void dropout(const Tensor& out, const Tensor& mask, const Tensor& input, double p, std::optional<bool> train, const PhiloxArgs& rng) {
-  const Tensor dense = input.is_contiguous() ? input : empty(input.sizes(), input.dtype());
-  if (!input.is_contiguous()) kernels_for(DeviceType::CPU).copy_(dense, input, false);
-  auto* keep = mask.data_as<bool>();
-  const bool drops = train.value_or(true);
-  // 24 random bits an element, four elements a counter.
-  const auto limit = static_cast<uint32_t>(std::ceil(p * 16777216.0));
-  parallel_for(0, (input.numel() + 3) / 4, kGrain, [&](int64_t b, int64_t e) {
-    for (int64_t i = b; i < e; ++i) {
-      const Philox4 bits = philox(rng.seed, rng.offset + static_cast<uint64_t>(i));
-      const int64_t last = std::min<int64_t>(4, input.numel() - i * 4);
-      for (int64_t k = 0; k < last; ++k) keep[i * 4 + k] = !drops || (bits.value[k] >> 8) >= limit;
-    }
-  });
-  const double scale = drops && p < 1 ? 1.0 / (1.0 - p) : 1.0;
-  kernels_for(DeviceType::CPU)._dropout_backward(out, dense, mask, scale);
+/// Elements are numbered as they lie in `output`, which is dense.
+void native_dropout(const Tensor& output, const Tensor& mask, const Tensor& input, double p,
+                    std::optional<bool> train, const PhiloxArgs& rng) {
+  const int64_t n = output.numel(), item = output.itemsize();
+  if (n == 0) return;
+  auto* kept = mask.data_as<bool>();
+  if (!train.value_or(true)) {
+    kernels_for(DeviceType::CPU).copy_(output, input, false);
+    std::fill_n(kept, n, true);
+    return;
+  }
+  Tensor source = input;
+  if (!equal(input.strides(), output.strides())) {
+    source = output;
+    kernels_for(DeviceType::CPU).copy_(output, input, false);
+  }
+  const char* in = source.data_as<char>();
+  char* out = output.data_as<char>();
+  const auto limit = static_cast<uint64_t>(p * 0x1p32);
+  auto run = [&]<class T>() {
+    const T scale = p < 1 ? static_cast<T>(1 / (1 - p)) : T(0);
+    parallel_for(0, (n + kGroup - 1) / kGroup, kGroupGrain, [&](int64_t begin, int64_t end) {
+      alignas(64) uint32_t bits[kGroup];
+      alignas(64) T values[kGroup];
+      for (int64_t g = begin; g < end; ++g) {
+        draw(rng.seed, rng.offset + static_cast<uint64_t>(g * kLanes), bits);
+        const int64_t first = g * kGroup, m = std::min<int64_t>(kGroup, n - first);
+        load_block<T>(values, in + first * item, item, m, input.dtype(), input.dtype());
+        for (int64_t i = 0; i < m; ++i) {
+          const bool keep = bits[i] >= limit;
+          kept[first + i] = keep;
+          values[i] = keep ? values[i] * scale : T(0);
+        }
+        store_block<T>(out + first * item, item, values, m, output.dtype());
+      }
+    });
+  };
+  visit_float(input.dtype(), run);
 }
 
-void apply_mask(const Tensor& out, const Tensor& input, const Tensor& mask, double scale) {
+void dropout_backward(const Tensor& out, const Tensor& grad, const Tensor& mask, double scale) {
   Tensor target = out;
   TensorIterator it;
-  it.binary(target, input, mask, {.promote = Promote::None, .output_dtype = out.dtype(), .op = "dropout"});
-  visit_float(out.dtype(), [&]<class T>() {
-    const auto s = static_cast<T>(scale);
-    map_kernel(it, [s](T x, bool m) -> T { return m ? x * s : T(0); });
+  it.binary(target, grad, mask,
+            {.promote = Promote::None, .op = "_dropout_backward", .check_overlap = false});
+  visit_float(grad.dtype(), [&]<class T>() {
+    const T factor = static_cast<T>(scale);
+    map_kernel(it, [factor](T g, bool keep) -> T { return keep ? g * factor : T(0); });
   });
 }
 
 const RegisterCpu registered([](KernelTable& t) {
-  t.uniform_ = uniform;
-  t.normal_ = [](const Tensor& self, double mean, double std, const PhiloxArgs& rng) {
-    check(std >= 0, "normal_ expects std >= 0.0, but found std=", std);
-    generate_float(self, rng, "normal_", [=](const Philox4& p, int64_t) { return mean + std * normal(p); });
-  };
-  t.exponential_ = [](const Tensor& self, double lambd, const PhiloxArgs& rng) {
-    check(lambd > 0, "exponential_ expects lambda > 0.0, but found lambda=", lambd);
-    generate_float(self, rng, "exponential_", [=](const Philox4& p, int64_t) { return -std::log(unit_open(p)) / lambd; });
-  };
-  t._randint_ = randint;
-  t._randperm_ = randperm;
-  t._bernoulli_tensor_ = bernoulli;
+  t.uniform_ = uniform_;
+  t.normal_ = normal_;
+  t.exponential_ = exponential_;
+  t._bernoulli_tensor_ = bernoulli_tensor_;
+  t._randint_ = randint_;
+  t._randperm_ = randperm_;
   t._multinomial = multinomial;
-  t.native_dropout = dropout;
-  t._dropout_backward = apply_mask;
+  t.native_dropout = native_dropout;
+  t._dropout_backward = dropout_backward;
 });
 
 }  // namespace

@@ -13,6 +13,30 @@ void map_float(TensorIterator& it, const F& f, int64_t grain = 8192) {
   else map_kernel(it, [f](float x) -> float { return f(x); }, grain);
 }
 
+/// Functions that vectorise over arrays only (their range reduction branches): `array` is vsin_n, ….
+template <class T, class F>
+void map_array(TensorIterator& it, const F& array) {
+  it.for_each(
+      [&](char** data, const int64_t* strides, int64_t n) {
+        alignas(64) T in[kBlock], out[kBlock];
+        const DType from = it.dtype(1), to = it.dtype(0);
+        for (int64_t i = 0; i < n; i += kBlock) {
+          const int64_t m = std::min(kBlock, n - i);
+          char* target = data[0] + i * strides[0];
+          const char* source = data[1] + i * strides[1];
+          load_block<T>(in, source, strides[1], m, from, it.compute_dtype(1));
+          array(out, in, m);
+          store_block<T>(target, strides[0], out, m, to);
+        }
+      },
+      8192);
+}
+template <class F>
+void map_trig(TensorIterator& it, const F& array) {
+  if (it.common_dtype() == DType::Float64) map_array<double>(it, array);
+  else map_array<float>(it, array);
+}
+
 const RegisterCpu registered([](KernelTable& t) {
   t.exp = [](TensorIterator& it) { map_float(it, [](auto x) { return vexp(x); }); };
   t.exp2 = [](TensorIterator& it) { map_float(it, [](auto x) { return vexp2(x); }); };
@@ -24,9 +48,9 @@ const RegisterCpu registered([](KernelTable& t) {
   t.sqrt = [](TensorIterator& it) { map_float(it, [](auto x) { return std::sqrt(x); }); };
   t.rsqrt = [](TensorIterator& it) { map_float(it, [](auto x) { return decltype(x)(1) / std::sqrt(x); }); };
   t.reciprocal = [](TensorIterator& it) { map_float(it, [](auto x) { return decltype(x)(1) / x; }); };
-  t.sin = [](TensorIterator& it) { map_float(it, [](auto x) { return vsin(x); }); };
-  t.cos = [](TensorIterator& it) { map_float(it, [](auto x) { return vcos(x); }); };
-  t.tan = [](TensorIterator& it) { map_float(it, [](auto x) { return vtan(x); }); };
+  t.sin = [](TensorIterator& it) { map_trig(it, [](auto* out, const auto* in, int64_t n) { vsin_n(out, in, n); }); };
+  t.cos = [](TensorIterator& it) { map_trig(it, [](auto* out, const auto* in, int64_t n) { vcos_n(out, in, n); }); };
+  t.tan = [](TensorIterator& it) { map_trig(it, [](auto* out, const auto* in, int64_t n) { vtan_n(out, in, n); }); };
   t.asin = [](TensorIterator& it) { map_float(it, [](auto x) { return vasin(x); }); };
   t.acos = [](TensorIterator& it) { map_float(it, [](auto x) { return vacos(x); }); };
   t.atan = [](TensorIterator& it) { map_float(it, [](auto x) { return vatan(x); }); };
