@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import vibetensor.torch as torch
+from vibetensor import _C
 from vibetensor._C import Tensor
+
+_ops = _C._ops
 
 
 def _list(tensors: Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -15,6 +19,27 @@ def _list(tensors: Tensor | Iterable[Tensor]) -> list[Tensor]:
 
 def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Any]:
     return [p.grad for p in _list(parameters) if p.grad is not None]
+
+
+def _groups(tensors: list[Any]) -> list[list[Any]]:
+    """The tensors by device and dtype: what one multi-tensor op can take."""
+    groups: dict[tuple[Any, Any], list[Any]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return list(groups.values())
+
+
+def _norms(tensors: list[Any], order: float) -> list[Any]:
+    """Norms whose norm is the total: one a group, or one a tensor for the two orders of which
+    the norm of norms is something else (torch's result is that one)."""
+    if order in (0.0, -math.inf):
+        return [t.norm(order) for t in tensors]
+    return [_ops._multi_tensor_norm(group, order) for group in _groups(tensors)]
+
+
+def _stack(norms: list[Any]) -> Any:
+    """0-d norms of several devices and dtypes as one vector, in the widest dtype."""
+    return torch.cat([n.reshape(1).to(norms[0].device) for n in norms])
 
 
 def get_total_norm(
@@ -34,12 +59,8 @@ def get_total_norm(
     if not tensors:
         return torch.tensor(0.0)
     with torch.no_grad():
-        norms = [t.norm(norm_type) for t in tensors]
-        first = norms[0]
-        if len(norms) == 1:
-            total = first
-        else:
-            total = torch.stack([n.to(first.device, first.dtype) for n in norms]).norm(norm_type)
+        norms = _norms(tensors, norm_type)
+        total = norms[0] if len(norms) == 1 else _stack(norms).norm(norm_type)
     if error_if_nonfinite and not bool(torch.isfinite(total)):
         raise RuntimeError(
             f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, "
@@ -63,8 +84,9 @@ def clip_grads_with_norm_(
     with torch.no_grad():
         # Multiplying by a clamped factor even where it is 1 keeps the value on the device.
         factor = (float(max_norm) / (total_norm + 1e-6)).clamp(max=1.0)
-        for grad in grads:
-            grad.mul_(factor if grad.device == factor.device else factor.to(grad.device))
+        for group in _groups(grads):
+            device = group[0].device
+            _ops._foreach_mul_(group, factor if device == factor.device else factor.to(device))
 
 
 def clip_grad_norm_(
