@@ -54,7 +54,7 @@ Tensor clamp_max_(const Tensor& self, const Tensor& max) { return ops::_clamp_ma
 
 Tensor masked_fill(const Tensor& self, const Tensor& mask, const Tensor& value) {
   Tensor out = self;
-  if (!equal(self.sizes(), mask.sizes())) out = ops::expand(self, broadcast_shapes(self.sizes(), mask.sizes()), false);
+  if (!vt::equal(self.sizes(), mask.sizes())) out = ops::expand(self, broadcast_shapes(self.sizes(), mask.sizes()), false);
   return ops::masked_fill_(ops::clone(out, MemoryFormat::Contiguous), mask, value);
 }
 
