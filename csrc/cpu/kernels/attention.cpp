@@ -11,7 +11,7 @@
 namespace vt::cpu::VT_ISA {
 namespace {
 
-constexpr int64_t kQueryBlock = 128, kKeyBlock = 256;
+constexpr int64_t kQueryBlock = 64, kKeyBlock = 256;
 
 DType compute_type(const Tensor& t) { return t.dtype() == DType::Float64 ? DType::Float64 : DType::Float32; }
 
