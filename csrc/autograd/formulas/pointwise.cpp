@@ -1,5 +1,7 @@
 #include "autograd/formulas/pointwise.h"
 
+#include <cmath>
+
 #include "vt/ops.h"
 
 namespace vt::autograd {
@@ -32,7 +34,9 @@ Tensor pow_backward_self(const Tensor& grad, const Tensor& self, const Tensor& e
 }
 
 Tensor pow_backward_exponent(const Tensor& grad, const Tensor& self, const Tensor& exponent, const Tensor& result) {
-  const Tensor product = ops::mul(grad, ops::mul(result, ops::log(self)));
+  // A Python number keeps its full precision until it meets a tensor.
+  const Tensor log = self.impl()->wrapped_number ? number(std::log(self.item().to_double())) : ops::log(self);
+  const Tensor product = ops::mul(grad, ops::mul(result, log));
   // 0 ** e does not move with e >= 0.
   const Tensor flat = ops::logical_and(ops::eq(self, number(0.0)), ops::ge(exponent, number(0.0)));
   return ops::_where(flat, wrapped_zero_like(product), product);

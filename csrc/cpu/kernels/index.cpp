@@ -1,0 +1,228 @@
+// index_select, index_add_, index_copy_, gather, scatter and cat. Additions run in index order, so
+// they are deterministic.
+#include <cstring>
+
+#include "core/parallel.h"
+#include "cpu/kernels/loops.h"
+
+namespace vt::cpu::VT_ISA {
+namespace {
+
+constexpr int64_t kGrain = 32768;   // bytes a thread moves at least
+
+Tensor dense(const Tensor& t, DType dtype) {
+  if (t.is_contiguous() && t.dtype() == dtype) return t;
+  const Tensor out = empty(t.sizes(), dtype);
+  kernels_for(DeviceType::CPU).copy_(out, t, false);
+  return out;
+}
+
+struct Extents {
+  int64_t outer = 1, length = 1, inner = 1;
+};
+Extents extents_of(IntSpan sizes, int64_t dim) {
+  Extents e;
+  if (sizes.empty()) return e;
+  const int64_t d = wrap_dim(dim, static_cast<int64_t>(sizes.size()));
+  for (int64_t i = 0; i < static_cast<int64_t>(sizes.size()); ++i) (i < d ? e.outer : i == d ? e.length : e.inner) *= sizes[i];
+  return e;
+}
+
+/// Indices as dense int64, each in [0, length). Negative ones count from the end where allowed.
+Tensor checked_indices(const Tensor& index, int64_t length, int64_t dim, bool wrap, std::string_view op) {
+  Tensor out = dense(index, DType::Int64);
+  auto* values = out.data_as<int64_t>();
+  for (int64_t i = 0; i < out.numel(); ++i) {
+    const int64_t v = values[i];
+    if (v >= 0 && v < length) continue;
+    if (!(wrap && v < 0 && v >= -length)) {
+      fail(ErrorKind::Index, op, ": index ", v, " is out of bounds for dimension ", dim, " with size ", length);
+    }
+    if (out.is_same(index)) {
+      out = empty(index.sizes(), DType::Int64);
+      kernels_for(DeviceType::CPU).copy_(out, index, false);
+      values = out.data_as<int64_t>();
+    }
+    values[i] = v + length;
+  }
+  return out;
+}
+
+void index_select(const Tensor& out, const Tensor& self, int64_t dim, const Tensor& index) {
+  const Tensor input = dense(self, self.dtype());
+  const Extents e = extents_of(input.sizes(), dim);
+  const Tensor indices = checked_indices(index, e.length, dim, false, "index_select");
+  const auto* at = indices.data_as<int64_t>();
+  const int64_t count = indices.numel(), bytes = e.inner * input.itemsize();
+  const auto* from = static_cast<const char*>(input.data());
+  auto* to = static_cast<char*>(out.data());
+  parallel_for(0, e.outer * count, std::max<int64_t>(1, kGrain / (bytes + 1)), [&](int64_t b, int64_t end) {
+    for (int64_t i = b; i < end; ++i) {
+      std::memcpy(to + i * bytes, from + (i / count * e.length + at[i % count]) * bytes, static_cast<size_t>(bytes));
+    }
+  });
+}
+
+/// Calls `body(dense self)` and writes back if self was not dense.
+template <class F>
+void on_dense(const Tensor& self, F&& body) {
+  const Tensor work = dense(self, self.dtype());
+  body(work);
+  if (!work.is_same(self)) kernels_for(DeviceType::CPU).copy_(self, work, false);
+}
+
+void index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source, const Scalar& alpha) {
+  const Tensor values = dense(source, source.dtype());
+  on_dense(self, [&](const Tensor& work) {
+    const Extents e = extents_of(work.sizes(), dim);
+    const Tensor indices = checked_indices(index, e.length, dim, false, "index_add_");
+    const auto* at = indices.data_as<int64_t>();
+    const int64_t count = indices.numel(), size = work.itemsize();
+    visit_all(work.dtype(), [&]<class T>() {
+      const T scale = alpha.to<T>();
+      const bool direct = work.dtype() == DTypeOf<T>::value;
+      // Columns are split over threads; the order of additions to one place is that of the index.
+      parallel_for(0, e.inner, std::max<int64_t>(64, kGrain / (e.outer * count + 1)), [&](int64_t b, int64_t end) {
+        T x[kBlock], y[kBlock];
+        for (int64_t o = 0; o < e.outer; ++o) {
+          for (int64_t i = 0; i < count; ++i) {
+            char* target = static_cast<char*>(work.data()) + ((o * e.length + at[i]) * e.inner) * size;
+            const char* from = static_cast<const char*>(values.data()) + ((o * count + i) * e.inner) * size;
+            if (direct) {
+              auto* t = reinterpret_cast<T*>(target);
+              const auto* f = reinterpret_cast<const T*>(from);
+              for (int64_t k = b; k < end; ++k) t[k] = static_cast<T>(t[k] + scale * f[k]);
+              continue;
+            }
+            for (int64_t k = b; k < end; k += kBlock) {
+              const int64_t m = std::min(kBlock, end - k);
+              load_block<T>(x, target + k * size, size, m, work.dtype(), work.dtype());
+              load_block<T>(y, from + k * size, size, m, work.dtype(), work.dtype());
+              for (int64_t j = 0; j < m; ++j) x[j] = static_cast<T>(x[j] + scale * y[j]);
+              store_block<T>(target + k * size, size, x, m, work.dtype());
+            }
+          }
+        }
+      });
+    });
+  });
+}
+
+void index_copy(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source) {
+  const Tensor values = dense(source, self.dtype());
+  on_dense(self, [&](const Tensor& work) {
+    const Extents e = extents_of(work.sizes(), dim);
+    const Tensor indices = checked_indices(index, e.length, dim, false, "index_copy_");
+    const auto* at = indices.data_as<int64_t>();
+    const int64_t count = indices.numel(), bytes = e.inner * work.itemsize();
+    for (int64_t i = 0; i < e.outer * count; ++i) {
+      std::memcpy(static_cast<char*>(work.data()) + (i / count * e.length + at[i % count]) * bytes,
+                  static_cast<const char*>(values.data()) + i * bytes, static_cast<size_t>(bytes));
+    }
+  });
+}
+
+/// Walks every element of `index`: visit(linear position in index, linear position in `target`),
+/// where `target` is dense with sizes `sizes` and its coordinate along `dim` is the index's value.
+template <class F>
+void walk(const Tensor& indices, IntSpan sizes, int64_t dim, F&& visit) {
+  const int64_t n = indices.dim();
+  const auto* at = indices.data_as<int64_t>();
+  if (n == 0) {
+    visit(0, at[0]);
+    return;
+  }
+  const Dims strides = contiguous_strides(sizes);
+  const int64_t d = wrap_dim(dim, n);
+  Dims counter(static_cast<size_t>(n), int64_t{0});
+  for (int64_t i = 0; i < indices.numel(); ++i) {
+    int64_t position = at[i] * strides[d];
+    for (int64_t k = 0; k < n; ++k) position += k == d ? 0 : counter[k] * strides[k];
+    visit(i, position);
+    for (int64_t k = n - 1; k >= 0 && ++counter[k] == indices.sizes()[k]; --k) counter[k] = 0;
+  }
+}
+
+template <class F>
+void by_size(int64_t size, F&& f) {
+  switch (size) {
+    case 1: return f.template operator()<uint8_t>();
+    case 2: return f.template operator()<uint16_t>();
+    case 4: return f.template operator()<uint32_t>();
+    default: return f.template operator()<uint64_t>();
+  }
+}
+
+int64_t length_of(const Tensor& t, int64_t dim) { return t.dim() == 0 ? 1 : t.size(dim); }
+
+void gather(const Tensor& out, const Tensor& self, int64_t dim, const Tensor& index, bool) {
+  const Tensor input = dense(self, self.dtype());
+  const Tensor indices = checked_indices(index, length_of(self, dim), dim, false, "gather");
+  by_size(out.itemsize(), [&]<class T>() {
+    const auto* from = input.data_as<T>();
+    auto* to = out.data_as<T>();
+    walk(indices, input.sizes(), dim, [&](int64_t i, int64_t position) { to[i] = from[position]; });
+  });
+}
+
+/// The part of `src` that `index` covers, dense.
+Tensor covered(const Tensor& src, const Tensor& index, DType dtype) {
+  if (src.dim() == 0) return dense(src, dtype);
+  return dense(make_view(src, index.sizes(), src.strides(), src.storage_offset()), dtype);
+}
+
+void scatter(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src) {
+  const Tensor values = covered(src, index, self.dtype());
+  const Tensor indices = checked_indices(index, length_of(self, dim), dim, false, "scatter_");
+  on_dense(self, [&](const Tensor& work) {
+    by_size(work.itemsize(), [&]<class T>() {
+      const auto* from = values.data_as<T>();
+      auto* to = work.data_as<T>();
+      walk(indices, work.sizes(), dim, [&](int64_t i, int64_t position) { to[position] = from[i]; });
+    });
+  });
+}
+
+void scatter_add(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src) {
+  const Tensor values = covered(src, index, self.dtype());
+  const Tensor indices = checked_indices(index, length_of(self, dim), dim, false, "scatter_add_");
+  on_dense(self, [&](const Tensor& work) {
+    const int64_t size = work.itemsize();
+    visit_all(work.dtype(), [&]<class T>() {
+      walk(indices, work.sizes(), dim, [&](int64_t i, int64_t position) {
+        T x, y;
+        char* target = static_cast<char*>(work.data()) + position * size;
+        load_block<T>(&x, target, size, 1, work.dtype(), work.dtype());
+        load_block<T>(&y, static_cast<const char*>(values.data()) + i * size, size, 1, work.dtype(), work.dtype());
+        x = static_cast<T>(x + y);
+        store_block<T>(target, size, &x, 1, work.dtype());
+      });
+    });
+  });
+}
+
+void cat(const Tensor& out, TensorSpan tensors, int64_t dim) {
+  int64_t start = 0;
+  for (const Tensor& t : tensors) {
+    if (t.dim() == 1 && t.numel() == 0) continue;
+    const int64_t d = wrap_dim(dim, out.dim());
+    Dims sizes(out.sizes());
+    sizes[d] = t.sizes()[d];
+    const Tensor part = make_view(out, sizes, out.strides(), out.storage_offset() + start * out.strides()[d]);
+    kernels_for(DeviceType::CPU).copy_(part, t, false);
+    start += t.sizes()[d];
+  }
+}
+
+const RegisterCpu registered([](KernelTable& t) {
+  t.index_select = index_select;
+  t.index_add_ = index_add;
+  t.index_copy_ = index_copy;
+  t.gather = gather;
+  t._scatter_ = scatter;
+  t.scatter_add_ = scatter_add;
+  t.cat = cat;
+});
+
+}  // namespace
+}  // namespace vt::cpu::VT_ISA

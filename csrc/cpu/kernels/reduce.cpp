@@ -1,0 +1,191 @@
+// sum, mean, prod, amax, amin, any, all, count_nonzero, arg-reductions.
+#include "cpu/kernels/reduce.h"
+
+#include <limits>
+
+namespace vt::cpu::VT_ISA {
+namespace {
+
+/// Sums carry 64 bits: float inputs in double, integers in int64.
+template <class T>
+using Wide = std::conditional_t<std::is_floating_point_v<T>, double, int64_t>;
+
+template <class T>
+struct Sum {
+  using Acc = Wide<T>;
+  Acc start() const { return 0; }
+  void step(Acc& a, T x) const { a += static_cast<Acc>(x); }
+  void merge(Acc& a, const Acc& b) const { a += b; }
+};
+template <class T>
+struct Product {
+  using Acc = Wide<T>;
+  Acc start() const { return 1; }
+  void step(Acc& a, T x) const { a *= static_cast<Acc>(x); }
+  void merge(Acc& a, const Acc& b) const { a *= b; }
+};
+/// nan wins and stays.
+template <class T>
+struct Max {
+  using Acc = T;
+  Acc start() const {
+    if constexpr (std::is_floating_point_v<T>) return -std::numeric_limits<T>::infinity();
+    else return std::numeric_limits<T>::lowest();
+  }
+  void step(Acc& a, T x) const { a = a != a ? a : (x > a || x != x) ? x : a; }
+  void merge(Acc& a, const Acc& b) const { step(a, b); }
+};
+template <class T>
+struct Min {
+  using Acc = T;
+  Acc start() const {
+    if constexpr (std::is_floating_point_v<T>) return std::numeric_limits<T>::infinity();
+    else return std::numeric_limits<T>::max();
+  }
+  void step(Acc& a, T x) const { a = a != a ? a : (x < a || x != x) ? x : a; }
+  void merge(Acc& a, const Acc& b) const { step(a, b); }
+};
+template <class T>
+struct Count {
+  using Acc = int64_t;
+  Acc start() const { return 0; }
+  void step(Acc& a, T x) const { a += x != T(0); }
+  void merge(Acc& a, const Acc& b) const { a += b; }
+};
+
+template <template <class> class Op>
+void accumulate(const Tensor& out, const Tensor& self, uint64_t mask, double scale) {
+  const ReducePlan plan = plan_reduction(self, mask);
+  visit_all(self.dtype(), [&]<class T>() {
+    reduce<T>(plan, Op<T>(), [&](int64_t i, auto acc) {
+      if constexpr (std::is_floating_point_v<decltype(acc)>) put<double>(out, i, acc * scale);
+      else put<int64_t>(out, i, acc);
+    });
+  });
+}
+
+template <template <class> class Op>
+void extremum(const Tensor& out, const Tensor& self, uint64_t mask) {
+  const ReducePlan plan = plan_reduction(self, mask);
+  visit_all(self.dtype(), [&]<class T>() { reduce<T>(plan, Op<T>(), [&](int64_t i, T acc) { put<T>(out, i, acc); }); });
+}
+
+/// `self` as the dtype the sum is asked in, where that is not what the accumulator gives anyway.
+Tensor as_summand(const Tensor& self, std::optional<DType> dtype) {
+  if (!dtype || *dtype == self.dtype() || (is_floating(*dtype) && is_floating(self.dtype()) && !is_reduced_float(*dtype))) return self;
+  if (is_floating(*dtype) == is_floating(self.dtype()) && is_integral(*dtype)) return self;
+  const Tensor converted = empty(self.sizes(), *dtype);
+  kernels_for(DeviceType::CPU)._to_dtype(converted, self.is_contiguous() ? self : self, *dtype);
+  return converted;
+}
+
+uint64_t one_dim(int64_t dim, int64_t ndim) { return ndim == 0 ? 0 : uint64_t{1} << wrap_dim(dim, ndim); }
+
+/// The first extreme element of each row of [outer, reduced, inner], with its position.
+template <class T, bool kMax, class Result>
+void arg_extremum(const ReducePlan& plan, Result&& result) {
+  const auto* data = static_cast<const char*>(plan.input.data());
+  const DType dtype = plan.input.dtype();
+  const int64_t size = item_size(dtype);
+  auto better = [](T x, T best) { return best == best && (x != x || (kMax ? x > best : x < best)); };
+  parallel_for(0, plan.outer, std::max<int64_t>(1, kChunk / (plan.reduced * plan.inner + 1)), [&](int64_t b, int64_t e) {
+    std::vector<T> row(static_cast<size_t>(std::min<int64_t>(plan.inner, kBlock)));
+    std::vector<T> best(row.size());
+    std::vector<int64_t> at(row.size());
+    T buffer[kBlock];
+    for (int64_t o = b; o < e; ++o) {
+      if (plan.inner == 1) {
+        T top{};
+        int64_t index = 0;
+        for (int64_t r = 0; r < plan.reduced; r += kBlock) {
+          const int64_t m = std::min(kBlock, plan.reduced - r);
+          load_block<T>(buffer, data + (o * plan.reduced + r) * size, size, m, dtype, dtype);
+          for (int64_t k = 0; k < m; ++k) {
+            if (r + k == 0 || better(buffer[k], top)) {
+              top = buffer[k];
+              index = r + k;
+            }
+          }
+        }
+        result(o, top, index);
+        continue;
+      }
+      for (int64_t first = 0; first < plan.inner; first += kBlock) {
+        const int64_t m = std::min(kBlock, plan.inner - first);
+        for (int64_t r = 0; r < plan.reduced; ++r) {
+          load_block<T>(row.data(), data + ((o * plan.reduced + r) * plan.inner + first) * size, size, m, dtype, dtype);
+          for (int64_t k = 0; k < m; ++k) {
+            if (r == 0 || better(row[k], best[k])) {
+              best[k] = row[k];
+              at[k] = r;
+            }
+          }
+        }
+        for (int64_t k = 0; k < m; ++k) result(o * plan.inner + first + k, best[k], at[k]);
+      }
+    }
+  });
+}
+
+template <bool kMax>
+void extremum_dim(const Tensor& values, const Tensor& indices, const Tensor& self, int64_t dim, bool) {
+  const ReducePlan plan = plan_reduction(self, one_dim(dim, self.dim()));
+  auto* at = indices.data_as<int64_t>();
+  visit_all(self.dtype(), [&]<class T>() {
+    arg_extremum<T, kMax>(plan, [&](int64_t i, T value, int64_t index) {
+      put<T>(values, i, value);
+      at[i] = index;
+    });
+  });
+}
+template <bool kMax>
+void arg_reduce(const Tensor& out, const Tensor& self, std::optional<int64_t> dim, bool) {
+  const uint64_t mask = dim ? one_dim(*dim, self.dim()) : dim_mask(std::nullopt, self.dim());
+  const ReducePlan plan = plan_reduction(self, mask);
+  auto* at = out.data_as<int64_t>();
+  visit_all(self.dtype(), [&]<class T>() {
+    arg_extremum<T, kMax>(plan, [&](int64_t i, T, int64_t index) { at[i] = index; });
+  });
+}
+
+const RegisterCpu registered([](KernelTable& t) {
+  t.sum_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool, std::optional<DType> dtype) {
+    accumulate<Sum>(out, as_summand(self, dtype), dim_mask(dim, self.dim()), 1.0);
+  };
+  t.mean_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool, std::optional<DType> dtype) {
+    const uint64_t mask = dim_mask(dim, self.dim());
+    int64_t count = 1;
+    for (int64_t d = 0; d < self.dim(); ++d) count *= (mask >> d & 1) ? self.sizes()[d] : 1;
+    const Tensor input = is_floating(self.dtype()) ? self : as_summand(self, dtype.value_or(DType::Float64));
+    accumulate<Sum>(out, input, mask, 1.0 / static_cast<double>(count));
+  };
+  t.prod = [](const Tensor& out, const Tensor& self, std::optional<DType> dtype) {
+    accumulate<Product>(out, as_summand(self, dtype), dim_mask(std::nullopt, self.dim()), 1.0);
+  };
+  t.prod_dim = [](const Tensor& out, const Tensor& self, int64_t dim, bool, std::optional<DType> dtype) {
+    accumulate<Product>(out, as_summand(self, dtype), one_dim(dim, self.dim()), 1.0);
+  };
+  t.amax = [](const Tensor& out, const Tensor& self, IntSpan dim, bool) { extremum<Max>(out, self, dim_mask(dim, self.dim())); };
+  t.amin = [](const Tensor& out, const Tensor& self, IntSpan dim, bool) { extremum<Min>(out, self, dim_mask(dim, self.dim())); };
+  t.max_dim = extremum_dim<true>;
+  t.min_dim = extremum_dim<false>;
+  t.argmax = arg_reduce<true>;
+  t.argmin = arg_reduce<false>;
+  t.any_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool) {
+    const ReducePlan plan = plan_reduction(self, dim_mask(dim, self.dim()));
+    visit_all(self.dtype(), [&]<class T>() { reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n > 0); }); });
+  };
+  t.all_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool) {
+    const ReducePlan plan = plan_reduction(self, dim_mask(dim, self.dim()));
+    visit_all(self.dtype(), [&]<class T>() {
+      reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n == plan.reduced); });
+    });
+  };
+  t.count_nonzero = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim) {
+    const ReducePlan plan = plan_reduction(self, dim_mask(dim, self.dim()));
+    visit_all(self.dtype(), [&]<class T>() { reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n); }); });
+  };
+});
+
+}  // namespace
+}  // namespace vt::cpu::VT_ISA

@@ -1,0 +1,171 @@
+// Reductions as three nested extents: [outer, reduced, inner] of a dense input. Work is cut in
+// fixed pieces that are combined in order, so results do not depend on the number of threads.
+#pragma once
+
+#include <vector>
+
+#include "core/parallel.h"
+#include "cpu/kernels/loops.h"
+
+namespace vt::cpu::VT_ISA {
+
+struct ReducePlan {
+  Tensor input;      // dense; the reduced dimensions are adjacent
+  int64_t outer = 1, reduced = 1, inner = 1;
+};
+
+/// Finds (or makes, by a copy) a layout of `self` in which the dimensions whose extent differs
+/// between it and the keepdim shape `kept` are adjacent.
+inline ReducePlan plan_reduction(const Tensor& self, uint64_t mask) {
+  ReducePlan plan;
+  const int64_t n = self.dim();
+  int64_t first = -1, last = -1, reduced_dims = 0;
+  for (int64_t d = 0; d < n; ++d) {
+    if (!(mask >> d & 1) || self.sizes()[d] == 1) continue;
+    if (first < 0) first = d;
+    last = d;
+    ++reduced_dims;
+  }
+  bool adjacent = self.is_contiguous();
+  for (int64_t d = first; adjacent && first >= 0 && d <= last; ++d) adjacent = (mask >> d & 1) || self.sizes()[d] == 1;
+  if (adjacent) {
+    plan.input = self;
+    for (int64_t d = 0; d < n; ++d) {
+      if (first >= 0 && d >= first && d <= last) plan.reduced *= self.sizes()[d];
+      else if (first >= 0 && d > last) plan.inner *= self.sizes()[d];
+      else plan.outer *= self.sizes()[d];
+    }
+    return plan;
+  }
+  // Kept dimensions first, reduced ones last.
+  Dims sizes, strides;
+  for (int pass = 0; pass < 2; ++pass) {
+    for (int64_t d = 0; d < n; ++d) {
+      const bool is_reduced = mask >> d & 1;
+      if (is_reduced != (pass == 1)) continue;
+      sizes.push_back(self.sizes()[d]);
+      strides.push_back(self.strides()[d]);
+      (is_reduced ? plan.reduced : plan.outer) *= self.sizes()[d];
+    }
+  }
+  const Tensor moved = make_view(self, sizes, strides, self.storage_offset());
+  plan.input = moved.is_contiguous() ? moved : empty(sizes, self.dtype());
+  if (!moved.is_contiguous()) kernels_for(DeviceType::CPU).copy_(plan.input, moved, false);
+  return plan;
+}
+
+inline constexpr int kLanes = 16;
+inline constexpr int64_t kChunk = 32768;   // elements (rows for inner > 1) a piece covers
+
+/// An Op has `Acc`, `Acc start()`, `void step(Acc&, T)`, `void merge(Acc&, const Acc&)`.
+template <class T, class Op>
+typename Op::Acc reduce_row(const Op& op, const char* data, int64_t n, DType dtype) {
+  typename Op::Acc lanes[kLanes];
+  for (auto& lane : lanes) lane = op.start();
+  alignas(64) T buffer[kBlock];
+  const bool direct = dtype == DTypeOf<T>::value;
+  const int64_t size = item_size(dtype);
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const int64_t m = std::min(kBlock, n - i);
+    const T* values = reinterpret_cast<const T*>(data + i * size);
+    if (!direct) {
+      load_block<T>(buffer, data + i * size, size, m, dtype, dtype);
+      values = buffer;
+    }
+    int64_t k = 0;
+    for (; k + kLanes <= m; k += kLanes) {
+      for (int l = 0; l < kLanes; ++l) op.step(lanes[l], values[k + l]);
+    }
+    for (; k < m; ++k) op.step(lanes[k % kLanes], values[k]);
+  }
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int l = 0; l < width; ++l) op.merge(lanes[l], lanes[l + width]);
+  }
+  return lanes[0];
+}
+
+/// result(index of the kept element, accumulator) for every kept element.
+template <class T, class Op, class Result>
+void reduce(const ReducePlan& plan, const Op& op, Result&& result) {
+  using Acc = typename Op::Acc;
+  const auto* data = static_cast<const char*>(plan.input.data());
+  const DType dtype = plan.input.dtype();
+  const int64_t size = item_size(dtype);
+  if (plan.outer * plan.inner == 0) return;
+  if (plan.inner == 1) {
+    if (plan.outer > 1 && plan.outer * 4 >= num_threads()) {
+      parallel_for(0, plan.outer, std::max<int64_t>(1, kChunk / (plan.reduced + 1)), [&](int64_t b, int64_t e) {
+        for (int64_t o = b; o < e; ++o) {
+          // Long rows are summed piece by piece here too, so that the result is the same however
+          // many rows there are.
+          Acc total = op.start();
+          for (int64_t c = 0; c < plan.reduced; c += kChunk) {
+            op.merge(total, reduce_row<T>(op, data + (o * plan.reduced + c) * size, std::min(kChunk, plan.reduced - c), dtype));
+          }
+          result(o, total);
+        }
+      });
+      return;
+    }
+    const int64_t pieces = (plan.reduced + kChunk - 1) / kChunk;
+    std::vector<Acc> partial(static_cast<size_t>(pieces));
+    for (int64_t o = 0; o < plan.outer; ++o) {
+      parallel_chunks(pieces, [&](int64_t p) {
+        const int64_t at = p * kChunk;
+        partial[static_cast<size_t>(p)] =
+            reduce_row<T>(op, data + (o * plan.reduced + at) * size, std::min(kChunk, plan.reduced - at), dtype);
+      });
+      Acc total = op.start();
+      for (const Acc& acc : partial) op.merge(total, acc);
+      result(o, total);
+    }
+    return;
+  }
+  // Columns: a strip of accumulators walks down the rows; tall inputs are cut into pieces of rows.
+  constexpr int64_t kStrip = 256;
+  const int64_t strips = (plan.inner + kStrip - 1) / kStrip;
+  const int64_t rows_each = 1024;
+  const int64_t pieces = std::max<int64_t>(1, (plan.reduced + rows_each - 1) / rows_each);
+  std::vector<Acc> partial(static_cast<size_t>(plan.outer * pieces * plan.inner));
+  parallel_chunks(plan.outer * pieces * strips, [&](int64_t job) {
+    const int64_t strip = job % strips, piece = job / strips % pieces, o = job / strips / pieces;
+    const int64_t first = strip * kStrip, m = std::min(kStrip, plan.inner - first);
+    Acc* acc = partial.data() + (o * pieces + piece) * plan.inner + first;
+    for (int64_t k = 0; k < m; ++k) acc[k] = op.start();
+    alignas(64) T buffer[kStrip];
+    const bool direct = dtype == DTypeOf<T>::value;
+    for (int64_t r = piece * rows_each; r < std::min((piece + 1) * rows_each, plan.reduced); ++r) {
+      const char* row = data + ((o * plan.reduced + r) * plan.inner + first) * size;
+      const T* values = reinterpret_cast<const T*>(row);
+      if (!direct) {
+        load_block<T>(buffer, row, size, m, dtype, dtype);
+        values = buffer;
+      }
+      for (int64_t k = 0; k < m; ++k) op.step(acc[k], values[k]);
+    }
+  });
+  for (int64_t o = 0; o < plan.outer; ++o) {
+    for (int64_t k = 0; k < plan.inner; ++k) {
+      Acc total = op.start();
+      for (int64_t p = 0; p < pieces; ++p) op.merge(total, partial[static_cast<size_t>((o * pieces + p) * plan.inner + k)]);
+      result(o * plan.inner + k, total);
+    }
+  }
+}
+
+/// Dimensions to reduce as a bit mask; none given means all.
+inline uint64_t dim_mask(std::optional<IntSpan> dims, int64_t ndim) {
+  const uint64_t all = ndim >= 64 ? ~uint64_t{0} : (uint64_t{1} << ndim) - 1;
+  if (!dims || dims->empty()) return all;
+  uint64_t mask = 0;
+  for (const int64_t d : *dims) mask |= uint64_t{1} << wrap_dim(d, ndim);
+  return mask & all;
+}
+
+/// Writes values of a compute type as element `index` of a dense output.
+template <class T>
+void put(const Tensor& out, int64_t index, T value) {
+  store_block<T>(static_cast<char*>(out.data()) + index * out.itemsize(), out.itemsize(), &value, 1, out.dtype());
+}
+
+}  // namespace vt::cpu::VT_ISA

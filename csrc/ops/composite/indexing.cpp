@@ -1,0 +1,276 @@
+// Advanced indexing: masks become positions, several index tensors become one flat index, and the
+// work is an index_select, index_copy_ or index_add_ over one dimension.
+#include "core/tensor_iterator.h"
+#include "vt/meta_decls.h"
+#include "vt/ops.h"
+
+namespace vt::composite {
+namespace {
+
+/// The indexed tensor with its indexed dimensions merged in front, and the flat positions there.
+struct Flattened {
+  Dims order;          // permutation that brings the indexed dimensions to the front
+  Dims rest;           // extents of the others
+  Dims index_shape;    // broadcast shape of the index tensors
+  int64_t positions = 1;
+  int64_t insert_at = 0;   // where index_shape goes in the result
+  Tensor linear;       // int64, flat
+};
+
+std::vector<Tensor> expand_masks(const Tensor& self, TensorSpan indices) {
+  std::vector<Tensor> out;
+  for (const Tensor& index : indices) {
+    if (!index.defined() || (index.dtype() != DType::Bool && index.dtype() != DType::UInt8)) {
+      if (index.defined()) {
+        check_index(is_integral(index.dtype()), "tensors used as indices must be long, int, byte or bool tensors");
+      }
+      out.push_back(index.defined() && index.dtype() != DType::Int64 ? ops::_to_dtype(index, DType::Int64) : index);
+      continue;
+    }
+    for (int64_t d = 0; d < index.dim(); ++d) {
+      const int64_t dim = static_cast<int64_t>(out.size()) + d;
+      check_index(dim < self.dim() && index.sizes()[d] == self.sizes()[dim], "The shape of the mask ", index.sizes(), " at index ", d,
+                  " does not match the shape of the indexed tensor ", self.sizes(), " at index ", dim);
+    }
+    const Tensor positions = ops::nonzero(index);
+    for (int64_t d = 0; d < index.dim(); ++d) out.push_back(ops::select(positions, 1, d));
+  }
+  check_index(static_cast<int64_t>(out.size()) <= self.dim(), "too many indices for tensor of dimension ", self.dim(), " (got ", out.size(), ")");
+  out.resize(static_cast<size_t>(self.dim()));
+  return out;
+}
+
+Flattened flatten_indices(const Tensor& self, TensorSpan given) {
+  const std::vector<Tensor> indices = expand_masks(self, given);
+  Flattened f;
+  SmallVector<const Tensor*, 8> used;
+  for (const Tensor& index : indices) {
+    if (index.defined()) used.push_back(&index);
+  }
+  try {
+    f.index_shape = broadcast_shapes(std::span<const Tensor* const>(used.data(), used.size()), "index");
+  } catch (const Error&) {
+    std::string shapes;
+    for (const Tensor* t : used) shapes += (shapes.empty() ? "" : ", ") + str(t->sizes());
+    fail(ErrorKind::Index, "shape mismatch: indexing tensors could not be broadcast together with shapes ", shapes);
+  }
+  int64_t first = -1, last = -1;
+  for (int64_t d = 0; d < self.dim(); ++d) {
+    if (!indices[d].defined()) continue;
+    if (first < 0) first = d;
+    last = d;
+    f.order.push_back(d);
+    f.positions *= self.sizes()[d];
+  }
+  bool adjacent = true;
+  for (int64_t d = first; d <= last; ++d) adjacent &= indices[d].defined();
+  for (int64_t d = 0; d < self.dim(); ++d) {
+    if (indices[d].defined()) continue;
+    f.order.push_back(d);
+    f.rest.push_back(self.sizes()[d]);
+  }
+  f.insert_at = adjacent ? first : 0;
+  for (int64_t d = 0; d < self.dim(); ++d) {
+    if (!indices[d].defined()) continue;
+    const int64_t size = self.sizes()[d];
+    Tensor index = indices[d];
+    if (index.numel() > 0) {
+      const int64_t low = ops::amin(index, {}, false).item().to_int(), high = ops::amax(index, {}, false).item().to_int();
+      check_index(low >= -size, "index ", low, " is out of bounds for dimension ", d, " with size ", size);
+      check_index(high < size, "index ", high, " is out of bounds for dimension ", d, " with size ", size);
+      if (low < 0) index = ops::remainder(index, wrapped_scalar(Scalar(size)));
+    }
+    f.linear = f.linear.defined() ? ops::add(ops::mul(f.linear, wrapped_scalar(Scalar(size))), index, Scalar(1)) : index;
+  }
+  f.linear = ops::reshape(ops::expand(f.linear, f.index_shape, false), Dims{-1});
+  return f;
+}
+
+Dims with_front(int64_t front, IntSpan rest) {
+  Dims shape{front};
+  shape.append(rest.begin(), rest.end());
+  return shape;
+}
+
+bool in_order(IntSpan order) {
+  for (size_t i = 0; i < order.size(); ++i) {
+    if (order[i] != static_cast<int64_t>(i)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+Tensor index(const Tensor& self, TensorSpan indices) {
+  const Flattened f = flatten_indices(self, indices);
+  const Tensor front = in_order(f.order) ? self : ops::permute(self, f.order);
+  const Tensor picked = ops::index_select(ops::reshape(front, with_front(f.positions, f.rest)), 0, f.linear);
+  // [flat index, rest…] → rest before the insertion point, the index shape, the others.
+  Dims shape(f.index_shape);
+  shape.append(f.rest.begin(), f.rest.end());
+  const Tensor out = ops::reshape(picked, shape);
+  if (f.insert_at == 0) return out;
+  Dims from, to;
+  for (int64_t d = 0; d < static_cast<int64_t>(f.index_shape.size()); ++d) {
+    from.push_back(d);
+    to.push_back(f.insert_at + d);
+  }
+  return ops::movedim(out, from, to);
+}
+
+Tensor index_put_(const Tensor& self, TensorSpan indices, const Tensor& values, bool accumulate) {
+  check(values.dtype() == self.dtype(), "Index put requires the source and destination dtypes match, got ", self.dtype(),
+        " for the destination and ", values.dtype(), " for the source.");
+  const Flattened f = flatten_indices(self, indices);
+  // Values broadcast against the result of index(): bring them to [index…, rest…].
+  Dims result;
+  for (int64_t d = 0; d < f.insert_at; ++d) result.push_back(f.rest[d]);
+  result.append(f.index_shape.begin(), f.index_shape.end());
+  for (size_t d = static_cast<size_t>(f.insert_at); d < f.rest.size(); ++d) result.push_back(f.rest[d]);
+  Tensor source = values;
+  Dims trimmed(values.sizes());
+  while (trimmed.size() > result.size() && trimmed[0] == 1) trimmed.erase(0);
+  if (trimmed.size() != values.sizes().size()) source = ops::reshape(values, trimmed);
+  bool fits = source.sizes().size() <= result.size();
+  for (size_t i = 0; fits && i < source.sizes().size(); ++i) {
+    const int64_t have = source.sizes()[source.sizes().size() - 1 - i];
+    fits = have == 1 || have == result[result.size() - 1 - i];
+  }
+  check(fits, "shape mismatch: value tensor of shape ", values.sizes(), " cannot be broadcast to indexing result of shape ", IntSpan(result));
+  source = ops::expand(source, result, false);
+  if (f.insert_at > 0) {
+    Dims from, to;
+    for (int64_t d = 0; d < static_cast<int64_t>(f.index_shape.size()); ++d) {
+      from.push_back(f.insert_at + d);
+      to.push_back(d);
+    }
+    source = ops::movedim(source, from, to);
+  }
+  source = ops::reshape(source, with_front(f.linear.numel(), f.rest));
+  const Tensor front = in_order(f.order) ? self : ops::permute(self, f.order);
+  auto write = [&](const Tensor& target) {
+    if (accumulate) ops::index_add_(target, 0, f.linear, source, Scalar(1));
+    else ops::index_copy_(target, 0, f.linear, source);
+  };
+  const Dims flat = with_front(f.positions, f.rest);
+  if (front.is_contiguous()) {
+    write(ops::view(front, flat));
+    return self;
+  }
+  const Tensor work = ops::reshape(ops::clone(front, MemoryFormat::Contiguous), flat);
+  write(work);
+  ops::copy_(front, ops::reshape(work, front.sizes()), false);
+  return self;
+}
+Tensor index_put(const Tensor& self, TensorSpan indices, const Tensor& values, bool accumulate) {
+  return ops::index_put_(ops::clone(self, std::nullopt), indices, values, accumulate);
+}
+
+Tensor index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source, const Scalar& alpha) {
+  return ops::index_add_(ops::clone(self, std::nullopt), dim, index, source, alpha);
+}
+Tensor index_copy(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source) {
+  return ops::index_copy_(ops::clone(self, std::nullopt), dim, index, source);
+}
+Tensor index_fill_(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& value) {
+  Dims sizes(self.sizes());
+  if (!sizes.empty()) sizes[wrap_dim(dim, self.dim())] = index.numel();
+  const Tensor typed = value.dtype() == self.dtype() ? value : ops::_to_dtype(value, self.dtype());
+  return ops::index_copy_(self, dim, index, ops::expand(typed, sizes, false));
+}
+Tensor index_fill(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& value) {
+  return ops::index_fill_(ops::clone(self, std::nullopt), dim, index, value);
+}
+
+Tensor scatter_add(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src) {
+  return ops::scatter_add_(ops::clone(self, std::nullopt), dim, index, src);
+}
+Tensor scatter_(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src) {
+  if (src.impl()->wrapped_number || (src.dim() == 0 && index.dim() != 0)) return ops::scatter__value(self, dim, index, src);
+  return ops::_scatter_(self, dim, index, src);
+}
+Tensor scatter(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src) {
+  return ops::scatter_(ops::clone(self, std::nullopt), dim, index, src);
+}
+Tensor scatter__value(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& value) {
+  const Tensor typed = value.dtype() == self.dtype() ? value : ops::_to_dtype(value, self.dtype());
+  return ops::_scatter_(self, dim, index, ops::expand(typed, index.sizes(), false));
+}
+Tensor scatter_value(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& value) {
+  return ops::scatter__value(ops::clone(self, std::nullopt), dim, index, value);
+}
+
+Tensor take_along_dim(const Tensor& self, const Tensor& indices, std::optional<int64_t> dim) {
+  if (!dim) return ops::gather(ops::reshape(self, Dims{-1}), 0, ops::reshape(indices, Dims{-1}), false);
+  check(self.dim() == indices.dim(), "torch.take_along_dim(): input and indices should have the same number of dimensions, but got ",
+        self.dim(), " dimensions for input, and ", indices.dim(), " dimensions for indices");
+  const int64_t d = wrap_dim(*dim, self.dim());
+  Dims a(self.sizes()), b(indices.sizes());
+  a[d] = b[d] = 1;
+  Dims shape = broadcast_shapes(a, b);
+  Dims self_shape(shape), index_shape(shape);
+  self_shape[d] = self.sizes()[d];
+  index_shape[d] = indices.sizes()[d];
+  return ops::gather(ops::expand(self, self_shape, false), d, ops::contiguous(ops::expand(indices, index_shape, false), std::nullopt), false);
+}
+Tensor take(const Tensor& self, const Tensor& index) {
+  const Tensor flat = ops::remainder(ops::reshape(index, Dims{-1}), wrapped_scalar(Scalar(std::max<int64_t>(self.numel(), 1))));
+  return ops::reshape(ops::index_select(ops::reshape(self, Dims{-1}), 0, flat), index.sizes());
+}
+
+Tensor nonzero(const Tensor& self) {
+  // The number of results depends on the values: read on the host.
+  const Tensor flags = ops::contiguous(ops::ne(self, wrapped_scalar(Scalar(int64_t{0}))), std::nullopt);
+  check(flags.device().is_cpu(), "nonzero: a tensor on ", self.device(), " cannot be read by the host here; move it with .cpu()");
+  const auto* set = flags.data_as<bool>();
+  int64_t count = 0;
+  for (int64_t i = 0; i < flags.numel(); ++i) count += set[i];
+  const Tensor out = vt::empty(Dims{count, self.dim()}, DType::Int64);
+  auto* to = out.data_as<int64_t>();
+  for (int64_t i = 0; i < flags.numel(); ++i) {
+    if (!set[i]) continue;
+    int64_t rest = i;
+    for (int64_t d = self.dim() - 1; d >= 0; --d) {
+      to[d] = rest % self.sizes()[d];
+      rest /= self.sizes()[d];
+    }
+    to += self.dim();
+  }
+  return out;
+}
+Tensor argwhere(const Tensor& self) { return ops::nonzero(self); }
+
+Tensor masked_select(const Tensor& self, const Tensor& mask) {
+  check(mask.dtype() == DType::Bool, "masked_select: expected BoolTensor for mask");
+  const Dims shape = broadcast_shapes(self.sizes(), mask.sizes());
+  const Tensor values = ops::reshape(ops::expand(self, shape, false), Dims{-1});
+  const Tensor where = ops::reshape(ops::nonzero(ops::reshape(ops::expand(mask, shape, false), Dims{-1})), Dims{-1});
+  return ops::index_select(values, 0, where);
+}
+Tensor masked_scatter_(const Tensor& self, const Tensor& mask, const Tensor& source) {
+  check(mask.dtype() == DType::Bool, "masked_scatter_ only supports boolean masks, but got mask with dtype ", mask.dtype());
+  const Tensor full = ops::expand(mask, self.sizes(), false);
+  const Tensor where = ops::reshape(ops::nonzero(ops::reshape(full, Dims{-1})), Dims{-1});
+  check(source.numel() >= where.numel(), "masked_scatter: expected self and source to have same dtypes and enough source elements (", where.numel(),
+        " needed, ", source.numel(), " given)");
+  const Tensor values = ops::slice(ops::reshape(source, Dims{-1}), 0, 0, where.numel(), 1);
+  const Tensor flat = ops::reshape(ops::clone(self, MemoryFormat::Contiguous), Dims{-1});
+  ops::index_copy_(flat, 0, where, values);
+  return ops::copy_(self, ops::reshape(flat, self.sizes()), false);
+}
+
+Tensor one_hot(const Tensor& self, int64_t num_classes) {
+  check(self.dtype() == DType::Int64, "one_hot is only applicable to index tensor of type LongTensor.");
+  if (self.numel() == 0) check(num_classes > 0, "Can not infer total number of classes from empty tensor.");
+  int64_t classes = num_classes;
+  if (self.numel() > 0) {
+    check(ops::min(self).item().to_int() >= 0, "Class values must be non-negative.");
+    const int64_t top = ops::max(self).item().to_int();
+    if (classes == -1) classes = top + 1;
+    check(top < classes, "Class values must be smaller than num_classes.");
+  }
+  const Tensor range = ops::arange_start(Scalar(int64_t{0}), Scalar(classes), Scalar(1), DType::Int64, self.device());
+  return ops::_to_dtype(ops::eq(ops::unsqueeze(self, -1), range), DType::Int64);
+}
+
+}  // namespace vt::composite
