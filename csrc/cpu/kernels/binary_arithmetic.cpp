@@ -53,11 +53,22 @@ void check_divisor(TensorIterator& it) {
   });
 }
 
+/// C's fmod. Two floats whose quotient is below 2^24 divide in double without error, which is many
+/// times faster than the library's loop over the quotient's bits.
+inline float fmod_exact(float a, float b) {
+  const double quotient = static_cast<double>(a) / static_cast<double>(b);
+  if (std::fabs(quotient) < 1.0) return a;
+  if (!(std::fabs(quotient) < 0x1p24)) return std::fmod(a, b);
+  const double rest = static_cast<double>(a) - std::trunc(quotient) * static_cast<double>(b);
+  return std::copysign(static_cast<float>(rest), a);
+}
+inline double fmod_exact(double a, double b) { return std::fmod(a, b); }
+
 template <class T>
 T floor_divide(T a, T b) {
   if constexpr (std::is_floating_point_v<T>) {
     if (b == T(0)) return a / b;
-    const T mod = std::fmod(a, b);
+    const T mod = fmod_exact(a, b);
     T quotient = (a - mod) / b;
     if (mod != T(0) && (b < T(0)) != (mod < T(0))) quotient -= T(1);
     if (quotient == T(0)) return std::copysign(T(0), a / b);
@@ -80,7 +91,7 @@ T divide_trunc(T a, T b) {
 template <class T>
 T remainder(T a, T b) {
   if constexpr (std::is_floating_point_v<T>) {
-    const T mod = std::fmod(a, b);
+    const T mod = fmod_exact(a, b);
     return mod != T(0) && (b < T(0)) != (mod < T(0)) ? mod + b : mod;
   } else if constexpr (std::is_signed_v<T>) {
     if (b == T(-1)) return T(0);
@@ -92,7 +103,7 @@ T remainder(T a, T b) {
 }
 template <class T>
 T fmod(T a, T b) {
-  if constexpr (std::is_floating_point_v<T>) return std::fmod(a, b);
+  if constexpr (std::is_floating_point_v<T>) return fmod_exact(a, b);
   else if constexpr (std::is_signed_v<T>) return b == T(-1) ? T(0) : static_cast<T>(a % b);
   else return static_cast<T>(a % b);
 }

@@ -102,31 +102,35 @@ struct Signature<R (C::*)(A...) const> {
   using Args = std::tuple<std::decay_t<A>...>;
 };
 
+/// How operands of type T are read: a bool as its byte, since loops over bool do not vectorise.
+template <class T>
+using Stored = std::conditional_t<std::is_same_v<T, bool>, uint8_t, T>;
+
 template <class R, class... A, class F, size_t... I>
 void map_row(char** data, const int64_t* strides, int64_t n, const F& f,
              std::index_sequence<I...>) {
   using Args = std::tuple<A...>;
   constexpr size_t arity = sizeof...(A);
   R* __restrict__ out = reinterpret_cast<R*>(data[0]);
-  const std::tuple<const A*...> in{reinterpret_cast<const A*>(data[I + 1])...};
+  const std::tuple<const Stored<A>*...> in{reinterpret_cast<const Stored<A>*>(data[I + 1])...};
   const bool dense_out = strides[0] == sizeof(R);
   if (dense_out && ((strides[I + 1] == sizeof(A)) && ...)) {
-    for (int64_t i = 0; i < n; ++i) out[i] = f(std::get<I>(in)[i]...);
+    for (int64_t i = 0; i < n; ++i) out[i] = f(static_cast<A>(std::get<I>(in)[i])...);
     return;
   }
   if constexpr (arity == 2) {
     using A0 = std::tuple_element_t<0, Args>;
     using A1 = std::tuple_element_t<1, Args>;
-    const A0* a = std::get<0>(in);
-    const A1* b = std::get<1>(in);
+    const auto* a = std::get<0>(in);
+    const auto* b = std::get<1>(in);
     if (dense_out && strides[1] == sizeof(A0) && strides[2] == 0) {
-      const A1 fixed = *b;
-      for (int64_t i = 0; i < n; ++i) out[i] = f(a[i], fixed);
+      const A1 fixed = static_cast<A1>(*b);
+      for (int64_t i = 0; i < n; ++i) out[i] = f(static_cast<A0>(a[i]), fixed);
       return;
     }
     if (dense_out && strides[1] == 0 && strides[2] == sizeof(A1)) {
-      const A0 fixed = *a;
-      for (int64_t i = 0; i < n; ++i) out[i] = f(fixed, b[i]);
+      const A0 fixed = static_cast<A0>(*a);
+      for (int64_t i = 0; i < n; ++i) out[i] = f(fixed, static_cast<A1>(b[i]));
       return;
     }
   }
@@ -137,16 +141,17 @@ void map_row(char** data, const int64_t* strides, int64_t n, const F& f,
       alignas(64) char spread[arity][kBlock * 8];
       const int64_t block = n < kBlock ? n : kBlock;
       (([&] {
-         A* values = reinterpret_cast<A*>(spread[I]);
+         auto* values = reinterpret_cast<Stored<A>*>(spread[I]);
          if (strides[I + 1] == 0) std::fill_n(values, block, *std::get<I>(in));
        }()),
        ...);
       for (int64_t i = 0; i < n; i += kBlock) {
         const int64_t m = n - i < kBlock ? n - i : kBlock;
         R* __restrict__ target = out + i;
-        const std::tuple<const A*...> from{
-            strides[I + 1] == 0 ? reinterpret_cast<const A*>(spread[I]) : std::get<I>(in) + i...};
-        for (int64_t k = 0; k < m; ++k) target[k] = f(std::get<I>(from)[k]...);
+        const std::tuple<const Stored<A>*...> from{
+            strides[I + 1] == 0 ? reinterpret_cast<const Stored<A>*>(spread[I])
+                                : std::get<I>(in) + i...};
+        for (int64_t k = 0; k < m; ++k) target[k] = f(static_cast<A>(std::get<I>(from)[k])...);
       }
       return;
     }

@@ -202,6 +202,15 @@ void randint_(const Tensor& self, int64_t low, int64_t high, const PhiloxArgs& r
         " >= to=", high);
   const uint64_t range = static_cast<uint64_t>(high) - static_cast<uint64_t>(low);
   with_dense(self, [&](const Tensor& out) {
+    if (range >> 32 == 0) {  // the same product by parts that fit 64 bits, which vectorises
+      fill_dense<int64_t, 2>(out, rng, [=](const uint32_t* bits, int64_t* values) {
+        for (int i = 0; i < kGroup / 2; ++i) {
+          const uint64_t carry = uint64_t{bits[2 * i + 1]} * range >> 32;
+          values[i] = low + static_cast<int64_t>((uint64_t{bits[2 * i]} * range + carry) >> 32);
+        }
+      });
+      return;
+    }
     fill_dense<int64_t, 2>(out, rng, [=](const uint32_t* bits, int64_t* values) {
       for (int i = 0; i < kGroup / 2; ++i)
         values[i] = static_cast<int64_t>(static_cast<uint64_t>(low) +

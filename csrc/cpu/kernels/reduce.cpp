@@ -56,7 +56,7 @@ struct Count {
 template <template <class> class Op>
 void accumulate(const Tensor& out, const Tensor& self, uint64_t mask, double scale) {
   const ReducePlan plan = plan_reduction(self, mask);
-  visit_all(self.dtype(), [&]<class T>() {
+  visit_values(self.dtype(), [&]<class T>() {
     reduce<T>(plan, Op<T>(), [&](int64_t i, auto acc) {
       if constexpr (std::is_floating_point_v<decltype(acc)>) put<double>(out, i, acc * scale);
       else put<int64_t>(out, i, acc);
@@ -67,7 +67,7 @@ void accumulate(const Tensor& out, const Tensor& self, uint64_t mask, double sca
 template <template <class> class Op>
 void extremum(const Tensor& out, const Tensor& self, uint64_t mask) {
   const ReducePlan plan = plan_reduction(self, mask);
-  visit_all(self.dtype(), [&]<class T>() { reduce<T>(plan, Op<T>(), [&](int64_t i, T acc) { put<T>(out, i, acc); }); });
+  visit_values(self.dtype(), [&]<class T>() { reduce<T>(plan, Op<T>(), [&](int64_t i, T acc) { put<T>(out, i, acc); }); });
 }
 
 /// `self` as the dtype the sum is asked in, where that is not what the accumulator gives anyway.
@@ -131,7 +131,7 @@ template <bool kMax>
 void extremum_dim(const Tensor& values, const Tensor& indices, const Tensor& self, int64_t dim, bool) {
   const ReducePlan plan = plan_reduction(self, one_dim(dim, self.dim()));
   auto* at = indices.data_as<int64_t>();
-  visit_all(self.dtype(), [&]<class T>() {
+  visit_values(self.dtype(), [&]<class T>() {
     arg_extremum<T, kMax>(plan, [&](int64_t i, T value, int64_t index) {
       put<T>(values, i, value);
       at[i] = index;
@@ -143,7 +143,7 @@ void arg_reduce(const Tensor& out, const Tensor& self, std::optional<int64_t> di
   const uint64_t mask = dim ? one_dim(*dim, self.dim()) : dim_mask(std::nullopt, self.dim());
   const ReducePlan plan = plan_reduction(self, mask);
   auto* at = out.data_as<int64_t>();
-  visit_all(self.dtype(), [&]<class T>() {
+  visit_values(self.dtype(), [&]<class T>() {
     arg_extremum<T, kMax>(plan, [&](int64_t i, T, int64_t index) { at[i] = index; });
   });
 }
@@ -173,17 +173,17 @@ const RegisterCpu registered([](KernelTable& t) {
   t.argmin = arg_reduce<false>;
   t.any_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool) {
     const ReducePlan plan = plan_reduction(self, dim_mask(dim, self.dim()));
-    visit_all(self.dtype(), [&]<class T>() { reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n > 0); }); });
+    visit_values(self.dtype(), [&]<class T>() { reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n > 0); }); });
   };
   t.all_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool) {
     const ReducePlan plan = plan_reduction(self, dim_mask(dim, self.dim()));
-    visit_all(self.dtype(), [&]<class T>() {
+    visit_values(self.dtype(), [&]<class T>() {
       reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n == plan.reduced); });
     });
   };
   t.count_nonzero = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim) {
     const ReducePlan plan = plan_reduction(self, dim_mask(dim, self.dim()));
-    visit_all(self.dtype(), [&]<class T>() { reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n); }); });
+    visit_values(self.dtype(), [&]<class T>() { reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n); }); });
   };
 });
 

@@ -162,6 +162,13 @@ inline uint64_t dim_mask(std::optional<IntSpan> dims, int64_t ndim) {
   return mask & all;
 }
 
+/// As visit_all, with bool seen as uint8: std::vector<bool> is no array.
+template <class F>
+void visit_values(DType dtype, F&& f) {
+  if (dtype == DType::Bool) f.template operator()<uint8_t>();
+  else visit_numeric(dtype, f);
+}
+
 /// Writes values of a compute type as element `index` of a dense output.
 template <class T>
 void put(const Tensor& out, int64_t index, T value) {

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "core/parallel.h"
-#include "cpu/kernels/loops.h"
+#include "cpu/kernels/reduce.h"
 
 namespace vt::cpu::VT_ISA {
 namespace {
@@ -32,7 +32,7 @@ void scan(const Tensor& out, const Tensor& self, int64_t dim) {
   const Tensor input = dense(self, out.dtype());
   const Extents e = extents_of(input, dim);
   const int64_t size = input.itemsize();
-  visit_all(out.dtype(), [&]<class T>() {
+  visit_values(out.dtype(), [&]<class T>() {
     using Acc = std::conditional_t<std::is_floating_point_v<T>, double, int64_t>;
     parallel_for(0, e.outer * e.inner, std::max<int64_t>(1, 16384 / (e.length + 1)), [&](int64_t b, int64_t end) {
       for (int64_t lane = b; lane < end; ++lane) {
@@ -56,7 +56,7 @@ void sort(const Tensor& values, const Tensor& indices, const Tensor& self, int64
   const Extents e = extents_of(input, dim);
   const int64_t size = input.itemsize();
   auto* index_out = indices.data_as<int64_t>();
-  visit_all(self.dtype(), [&]<class T>() {
+  visit_values(self.dtype(), [&]<class T>() {
     parallel_for(0, e.outer * e.inner, std::max<int64_t>(1, 4096 / (e.length + 1)), [&](int64_t b, int64_t end) {
       std::vector<T> keys(static_cast<size_t>(e.length));
       std::vector<int64_t> order(keys.size());

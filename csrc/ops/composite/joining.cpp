@@ -28,7 +28,7 @@ Tensor stack(TensorSpan tensors, int64_t dim) {
   const int64_t d = wrap_dim(dim, tensors[0].dim() + 1);
   std::vector<Tensor> parts;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    check(equal(tensors[i].sizes(), tensors[0].sizes()), "stack expects each tensor to be equal size, but got ", tensors[0].sizes(),
+    check(vt::equal(tensors[i].sizes(), tensors[0].sizes()), "stack expects each tensor to be equal size, but got ", tensors[0].sizes(),
           " at entry 0 and ", tensors[i].sizes(), " at entry ", i);
     parts.push_back(ops::unsqueeze(tensors[i], d));
   }
