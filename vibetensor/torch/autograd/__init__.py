@@ -109,14 +109,14 @@ def grad(
 
 
 def gradcheck(*args: Any, **kwargs: Any) -> bool:
-    """Compares analytical with numerical gradients; see vibetensor.torch.autograd.gradcheck."""
-    from vibetensor.torch.autograd.gradcheck import gradcheck as check
+    """Compares analytical with numerical gradients; see vibetensor.torch.autograd.gradient_check."""
+    from vibetensor.torch.autograd.gradient_check import gradcheck as check
 
     return check(*args, **kwargs)
 
 
 def gradgradcheck(*args: Any, **kwargs: Any) -> bool:
-    """gradcheck of the gradient function; see vibetensor.torch.autograd.gradcheck."""
-    from vibetensor.torch.autograd.gradcheck import gradgradcheck as check
+    """gradcheck of the gradient function; see vibetensor.torch.autograd.gradient_check."""
+    from vibetensor.torch.autograd.gradient_check import gradgradcheck as check
 
     return check(*args, **kwargs)
