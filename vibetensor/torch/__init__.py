@@ -97,6 +97,18 @@ from vibetensor.torch import nn as nn  # noqa: E402
 from vibetensor.torch import optim as optim  # noqa: E402
 from vibetensor.torch import utils as utils  # noqa: E402
 from vibetensor.torch.amp import autocast  # noqa: E402
+from vibetensor.torch.amp.autocast_mode import (  # noqa: E402
+    clear_autocast_cache,
+    get_autocast_cpu_dtype,
+    get_autocast_dtype,
+    get_autocast_gpu_dtype,
+    is_autocast_cache_enabled,
+    is_autocast_cpu_enabled,
+    is_autocast_enabled,
+    set_autocast_cache_enabled,
+    set_autocast_dtype,
+    set_autocast_enabled,
+)
 from vibetensor.torch.session import (  # noqa: E402
     compile,
     get_float32_matmul_precision,
@@ -151,6 +163,16 @@ _HAND_WRITTEN = [
     "seed",
     "set_rng_state",
     "autocast",
+    "clear_autocast_cache",
+    "get_autocast_cpu_dtype",
+    "get_autocast_dtype",
+    "get_autocast_gpu_dtype",
+    "is_autocast_cache_enabled",
+    "is_autocast_cpu_enabled",
+    "is_autocast_enabled",
+    "set_autocast_cache_enabled",
+    "set_autocast_dtype",
+    "set_autocast_enabled",
     "compile",
     "get_float32_matmul_precision",
     "set_default_device",

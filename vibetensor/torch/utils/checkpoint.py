@@ -129,13 +129,19 @@ class _Surroundings:
 
 
 class _Placeholder:
-    """Stands in the graph for the ``index``-th tensor that a region saved."""
+    """Stands in the graph for the ``index``-th tensor that a region saved.
 
-    __slots__ = ("__weakref__", "index", "region")
+    Holds the tensor only while the first run lasts: a gradient taken inside the region then needs
+    no second run.
+    """
 
-    def __init__(self, region: _Region, index: int) -> None:
+    __slots__ = ("__weakref__", "index", "region", "tensor", "version")
+
+    def __init__(self, region: _Region, index: int, tensor: Any) -> None:
         self.region = region
         self.index = index
+        self.tensor = tensor
+        self.version = tensor._version
 
 
 class _EnoughError(Exception):
@@ -159,6 +165,15 @@ def _describe(tensor: Any) -> tuple[tuple[int, ...], str, str]:
     return tuple(tensor.shape), str(tensor.dtype), str(tensor.device)
 
 
+def _check_version(what: str, tensor: Any, version: int) -> None:
+    if tensor._version != version:
+        raise RuntimeError(
+            f"{what} a checkpointed region has been modified by an inplace operation: shape "
+            f"{list(tensor.shape)}, {tensor.dtype}, version {tensor._version}, expected version "
+            f"{version}. It is needed for backward."
+        )
+
+
 class _Input:
     """A tensor argument, kept for the second run.
 
@@ -176,12 +191,7 @@ class _Input:
         if isinstance(self.held, _Placeholder):
             tensor = self.held.region.unpack(self.held)
             return tensor.detach().requires_grad_(self.requires_grad)
-        if self.held._version != self.version:
-            raise RuntimeError(
-                "an input of a checkpointed region has been modified by an inplace operation: "
-                f"shape {list(self.held.shape)}, version {self.held._version}, expected version "
-                f"{self.version}. It is needed to run the region again."
-            )
+        _check_version("an input of", self.held, self.version)
         return self.held
 
 
@@ -221,14 +231,21 @@ class _Region:
                 yield
         finally:
             _recording.pack = outer
+            for ref in self.placeholders:
+                placeholder = ref()
+                if placeholder is not None:
+                    placeholder.tensor = None
 
     def pack(self, tensor: Any) -> _Placeholder:
-        placeholder = _Placeholder(self, len(self.saved))
+        placeholder = _Placeholder(self, len(self.saved), tensor)
         self.placeholders.append(weakref.ref(placeholder))
         self.saved.append(_describe(tensor))
         return placeholder
 
     def unpack(self, placeholder: _Placeholder) -> Any:
+        if placeholder.tensor is not None:
+            _check_version("a tensor saved in", placeholder.tensor, placeholder.version)
+            return placeholder.tensor
         # Taken out, not looked up: each tensor goes as soon as its node has used it, and a second
         # backward through a retained graph runs the region once more.
         if placeholder.index not in self.collected:
@@ -249,7 +266,7 @@ class _Region:
                 collected[index] = tensor.detach()
             if self.early_stop and len(seen) == len(self.saved):
                 raise _EnoughError(self)
-            return tensor.detach()
+            return tensor
 
         outer = _recording.pack
         args = [_given(value) for value in self.args]

@@ -48,7 +48,7 @@ def default_convert(data: Any) -> Any:
     if _is_numpy(data):
         if getattr(data, "ndim", 0) > 0 and _is_text_array(data):
             return data
-        return torch.as_tensor(data)
+        return torch.as_tensor(_array(data))
     if isinstance(data, Mapping):
         return _rebuild_mapping(data, {key: default_convert(data[key]) for key in data})
     if isinstance(data, tuple) and hasattr(data, "_fields"):
@@ -80,7 +80,7 @@ def collate(batch: Sequence[Any], *, collate_fn_map: dict[Any, Callable] | None 
             return torch.as_tensor([value.item() for value in batch], dtype=_dtype_of(first))
         if _is_text_array(first):
             raise TypeError(_unsupported(first.dtype))
-        return torch.stack([torch.as_tensor(value) for value in batch], 0)
+        return torch.stack([torch.as_tensor(_array(value)) for value in batch], 0)
     if isinstance(first, float):
         return torch.tensor(batch, dtype=torch.float64)
     if isinstance(first, int):
@@ -102,7 +102,12 @@ def collate(batch: Sequence[Any], *, collate_fn_map: dict[Any, Callable] | None 
 
 def _dtype_of(value: Any) -> Any:
     """The tensor dtype of a NumPy scalar."""
-    return torch.as_tensor(value).dtype
+    return torch.as_tensor(_array(value)).dtype
+
+
+def _array(value: Any) -> Any:
+    """An array of its own for a NumPy scalar, whose memory cannot be shared."""
+    return value.__array__()
 
 
 def _unsupported(kind: Any) -> str:
