@@ -2,6 +2,8 @@
 #pragma once
 
 #include <optional>
+#include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "core/tensor.h"
@@ -19,6 +21,10 @@ Tensor select_index_backward(const Tensor& grad, IntSpan sizes, int64_t dim, con
 Tensor cumprod_backward(const Tensor& grad, const Tensor& self, int64_t dim);
 Tensor sort_backward(const Tensor& grad, const Tensor& indices, IntSpan sizes, int64_t dim);
 Tensor scatter_backward_self(const Tensor& grad, int64_t dim, const Tensor& index);
+/// Gradients of `self` and `src`; equal extremes share, products are right where some are zero.
+std::tuple<Tensor, Tensor> scatter_reduce_backward(const Tensor& grad, const Tensor& self, int64_t dim, const Tensor& index,
+                                                   const Tensor& src, std::string_view reduce, bool include_self,
+                                                   const Tensor& result);
 std::vector<Tensor> cat_backward(const Tensor& grad, const std::vector<Tensor>& tensors, int64_t dim);
 
 }  // namespace vt::autograd
