@@ -36,7 +36,7 @@ Tensor checked_indices(const Tensor& index, int64_t length, int64_t dim, bool wr
     const int64_t v = values[i];
     if (v >= 0 && v < length) continue;
     if (!(wrap && v < 0 && v >= -length)) {
-      fail(ErrorKind::Index, op, ": index ", v, " is out of bounds for dimension ", dim, " with size ", length);
+      fail(ErrorKind::Index, "index ", v, " is out of bounds for dimension ", dim, " with size ", length, " (", op, ")");
     }
     if (out.is_same(index)) {
       out = empty(index.sizes(), DType::Int64);
@@ -71,7 +71,38 @@ void on_dense(const Tensor& self, F&& body) {
   if (!work.is_same(self)) kernels_for(DeviceType::CPU).copy_(self, work, false);
 }
 
+/// Kernels that write in place have no meta function: what they will read is checked here.
+void check_slices(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source, std::string_view op) {
+  check_index(index.dim() <= 1, op, ": Index should have dimension 1 or 0 (got ", index.dim(), ")");
+  check(index.dtype() == DType::Int64 || index.dtype() == DType::Int32, op, ": Expected dtype int32/int64 for index, got ", index.dtype());
+  check(self.dtype() == source.dtype(), op, ": self (", self.dtype(), ") and source (", source.dtype(),
+        ") must have the same scalar type");
+  Dims expected(self.sizes());
+  if (!expected.empty()) expected[wrap_dim(dim, self.dim())] = index.numel();
+  const bool fits = equal(source.sizes(), expected) || (self.dim() <= 1 && source.numel() == index.numel() && source.dim() <= 1);
+  check_index(fits, op, ": source of shape ", source.sizes(), " does not fit self ", self.sizes(), " indexed by ", index.numel(),
+              " positions along dimension ", dim, "; expected ", expected);
+  check_no_internal_overlap(self);
+}
+
+/// As check_slices for gather's and scatter's element-wise indices.
+void check_elements(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src, std::string_view op) {
+  check(index.dtype() == DType::Int64, op, "(): Expected dtype int64 for index, got ", index.dtype());
+  check(self.dtype() == src.dtype(), op, "(): Expected self.dtype to be equal to src.dtype, got ", self.dtype(), " and ", src.dtype());
+  check_no_internal_overlap(self);
+  if (index.numel() == 0) return;
+  check(index.dim() == self.dim() && index.dim() == src.dim(), "Index tensor must have the same number of dimensions as ",
+        index.dim() == self.dim() ? "src" : "self", " tensor (", op, ": index ", index.sizes(), ", self ", self.sizes(), ", src ", src.sizes(), ")");
+  const int64_t d = self.dim() == 0 ? 0 : wrap_dim(dim, self.dim());
+  for (int64_t k = 0; k < index.dim(); ++k) {
+    const int64_t extent = index.sizes()[k];
+    check(extent <= src.sizes()[k] && (k == d || extent <= self.sizes()[k]), "Expected index ", index.sizes(),
+          " to be no larger than self ", self.sizes(), " apart from dimension ", d, " and to be no larger size than src ", src.sizes());
+  }
+}
+
 void index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source, const Scalar& alpha) {
+  check_slices(self, dim, index, source, "index_add_()");
   const Tensor values = dense(source, source.dtype());
   on_dense(self, [&](const Tensor& work) {
     const Extents e = extents_of(work.sizes(), dim);
@@ -109,6 +140,7 @@ void index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tenso
 }
 
 void index_copy(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source) {
+  check_slices(self, dim, index, source, "index_copy_()");
   const Tensor values = dense(source, self.dtype());
   on_dense(self, [&](const Tensor& work) {
     const Extents e = extents_of(work.sizes(), dim);
@@ -132,14 +164,19 @@ void walk(const Tensor& indices, IntSpan sizes, int64_t dim, F&& visit) {
     visit(0, at[0]);
     return;
   }
+  if (indices.numel() == 0) return;
   const Dims strides = contiguous_strides(sizes);
-  const int64_t d = wrap_dim(dim, n);
+  const int64_t d = wrap_dim(dim, n), row = indices.sizes()[n - 1];
   Dims counter(static_cast<size_t>(n), int64_t{0});
-  for (int64_t i = 0; i < indices.numel(); ++i) {
-    int64_t position = at[i] * strides[d];
-    for (int64_t k = 0; k < n; ++k) position += k == d ? 0 : counter[k] * strides[k];
-    visit(i, position);
-    for (int64_t k = n - 1; k >= 0 && ++counter[k] == indices.sizes()[k]; --k) counter[k] = 0;
+  for (int64_t i = 0; i < indices.numel(); i += row) {
+    int64_t base = 0;
+    for (int64_t k = 0; k < n - 1; ++k) base += k == d ? 0 : counter[k] * strides[k];
+    if (d == n - 1) {
+      for (int64_t j = 0; j < row; ++j) visit(i + j, base + at[i + j]);
+    } else {
+      for (int64_t j = 0; j < row; ++j) visit(i + j, base + j + at[i + j] * strides[d]);
+    }
+    for (int64_t k = n - 2; k >= 0 && ++counter[k] == indices.sizes()[k]; --k) counter[k] = 0;
   }
 }
 
@@ -172,6 +209,8 @@ Tensor covered(const Tensor& src, const Tensor& index, DType dtype) {
 }
 
 void scatter(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src) {
+  check_elements(self, dim, index, src, "scatter");
+  if (index.numel() == 0) return;
   const Tensor values = covered(src, index, self.dtype());
   const Tensor indices = checked_indices(index, length_of(self, dim), dim, false, "scatter_");
   on_dense(self, [&](const Tensor& work) {
@@ -184,6 +223,8 @@ void scatter(const Tensor& self, int64_t dim, const Tensor& index, const Tensor&
 }
 
 void scatter_add(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src) {
+  check_elements(self, dim, index, src, "scatter_add");
+  if (index.numel() == 0) return;
   const Tensor values = covered(src, index, self.dtype());
   const Tensor indices = checked_indices(index, length_of(self, dim), dim, false, "scatter_add_");
   on_dense(self, [&](const Tensor& work) {

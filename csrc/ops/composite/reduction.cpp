@@ -24,6 +24,12 @@ Tensor variance(const Tensor& self, std::optional<IntSpan> dim, double correctio
   const double divisor = std::max(static_cast<double>(count(self, dim)) - correction, 0.0);
   return ops::div(ops::sum_dim(ops::mul(centered, centered), dim, keepdim, std::nullopt), number(divisor));
 }
+/// sqrt whose gradient is 0, not nan, where the root is 0 (as torch defines it for norms and std).
+Tensor root(const Tensor& squares) {
+  if (!squares.impl()->requires_grad && !squares.impl()->autograd) return ops::sqrt(squares);
+  const Tensor zero = ops::eq(squares, number(0));
+  return ops::masked_fill(ops::sqrt(ops::masked_fill(squares, zero, number(1))), zero, number(0));
+}
 double correction_of(const std::optional<Scalar>& correction) { return correction ? correction->to_double() : 1.0; }
 
 }  // namespace
@@ -50,18 +56,18 @@ Tensor var_correction(const Tensor& self, std::optional<IntSpan> dim, std::optio
 Tensor var_dim(const Tensor& self, std::optional<IntSpan> dim, bool unbiased, bool keepdim) {
   return variance(self, dim, unbiased ? 1 : 0, keepdim);
 }
-Tensor std(const Tensor& self, bool unbiased) { return ops::sqrt(variance(self, std::nullopt, unbiased ? 1 : 0, false)); }
+Tensor std(const Tensor& self, bool unbiased) { return root(variance(self, std::nullopt, unbiased ? 1 : 0, false)); }
 Tensor std_correction(const Tensor& self, std::optional<IntSpan> dim, std::optional<Scalar> correction, bool keepdim) {
-  return ops::sqrt(variance(self, dim, correction_of(correction), keepdim));
+  return root(variance(self, dim, correction_of(correction), keepdim));
 }
 Tensor std_dim(const Tensor& self, std::optional<IntSpan> dim, bool unbiased, bool keepdim) {
-  return ops::sqrt(variance(self, dim, unbiased ? 1 : 0, keepdim));
+  return root(variance(self, dim, unbiased ? 1 : 0, keepdim));
 }
 std::tuple<Tensor, Tensor> var_mean(const Tensor& self, std::optional<IntSpan> dim, std::optional<Scalar> correction, bool keepdim) {
   return {variance(self, dim, correction_of(correction), keepdim), ops::mean_dim(self, dim, keepdim, std::nullopt)};
 }
 std::tuple<Tensor, Tensor> std_mean(const Tensor& self, std::optional<IntSpan> dim, std::optional<Scalar> correction, bool keepdim) {
-  return {ops::sqrt(variance(self, dim, correction_of(correction), keepdim)), ops::mean_dim(self, dim, keepdim, std::nullopt)};
+  return {root(variance(self, dim, correction_of(correction), keepdim)), ops::mean_dim(self, dim, keepdim, std::nullopt)};
 }
 
 Tensor logsumexp(const Tensor& self, IntSpan dim, bool keepdim) {
@@ -83,7 +89,7 @@ Tensor linalg_vector_norm(const Tensor& self, const Scalar& ord, std::optional<I
   }
   if (p == 0) return ops::sum_dim(ops::_to_dtype(ops::ne(x, number(0)), x.dtype()), dim, keepdim, std::nullopt);
   if (p == 1) return ops::sum_dim(ops::abs(x), dim, keepdim, std::nullopt);
-  if (p == 2) return ops::sqrt(ops::sum_dim(ops::mul(x, x), dim, keepdim, std::nullopt));
+  if (p == 2) return root(ops::sum_dim(ops::mul(x, x), dim, keepdim, std::nullopt));
   return ops::pow(ops::sum_dim(ops::pow(ops::abs(x), number(p)), dim, keepdim, std::nullopt), number(1.0 / p));
 }
 Tensor norm(const Tensor& self, std::optional<Scalar> p, std::optional<IntSpan> dim, bool keepdim, std::optional<DType> dtype) {
