@@ -53,7 +53,7 @@ def _renormalise(weight: Tensor, input: Tensor, max_norm: float, norm_type: floa
     before = _C.is_grad_enabled()
     _C._set_grad_enabled(False)
     try:
-        rows = input.reshape(-1).unique()
+        rows = _ops._unique(input.reshape(-1))[0]
         used = weight.index_select(0, rows)
         norms = used.norm(norm_type, 1, True)
         scale = _ops.where(norms > max_norm, max_norm / (norms + 1e-7), _ops.ones_like(norms))
