@@ -180,7 +180,8 @@ def to_numpy(value: Any) -> np.ndarray:
     value = value.detach()
     if "bfloat16" in str(value.dtype):
         value = value.float()
-    return value.numpy()
+    # torch's gradient of sgn is a tensor without storage.
+    return (value + 0 if getattr(value, "_is_zerotensor", bool)() else value).numpy()
 
 
 def flatten(result: Any) -> list[Any]:
