@@ -53,65 +53,107 @@ void check_divisor(TensorIterator& it) {
   });
 }
 
-/// C's fmod. Two floats whose quotient is below 2^24 divide in double without error, which is many
-/// times faster than the library's loop over the quotient's bits.
-inline float fmod_exact(float a, float b) {
-  const double quotient = static_cast<double>(a) / static_cast<double>(b);
-  if (std::fabs(quotient) < 1.0) return a;
-  if (!(std::fabs(quotient) < 0x1p24)) return std::fmod(a, b);
-  const double rest = static_cast<double>(a) - std::trunc(quotient) * static_cast<double>(b);
-  return std::copysign(static_cast<float>(rest), a);
-}
-inline double fmod_exact(double a, double b) { return std::fmod(a, b); }
-
-template <class T>
-T floor_divide(T a, T b) {
-  if constexpr (std::is_floating_point_v<T>) {
-    if (b == T(0)) return a / b;
-    const T mod = fmod_exact(a, b);
-    T quotient = (a - mod) / b;
-    if (mod != T(0) && (b < T(0)) != (mod < T(0))) quotient -= T(1);
-    if (quotient == T(0)) return std::copysign(T(0), a / b);
-    const T rounded = std::floor(quotient);
-    return quotient - rounded > T(0.5) ? rounded + T(1) : rounded;
-  } else if constexpr (std::is_signed_v<T>) {
-    if (b == T(-1)) return static_cast<T>(-static_cast<std::make_unsigned_t<T>>(a));
-    const T quotient = static_cast<T>(a / b);
-    return static_cast<T>(quotient - ((a % b != 0) && ((a < 0) != (b < 0))));
-  } else {
-    return static_cast<T>(a / b);
-  }
-}
 template <class T>
 T divide_trunc(T a, T b) {
   if constexpr (std::is_floating_point_v<T>) return std::trunc(a / b);
   else if constexpr (std::is_signed_v<T>) return b == T(-1) ? static_cast<T>(-static_cast<std::make_unsigned_t<T>>(a)) : static_cast<T>(a / b);
   else return static_cast<T>(a / b);
 }
-template <class T>
-T remainder(T a, T b) {
-  if constexpr (std::is_floating_point_v<T>) {
-    const T mod = fmod_exact(a, b);
-    return mod != T(0) && (b < T(0)) != (mod < T(0)) ? mod + b : mod;
-  } else if constexpr (std::is_signed_v<T>) {
-    if (b == T(-1)) return T(0);
-    const T mod = static_cast<T>(a % b);
-    return static_cast<T>(mod != 0 && (mod < 0) != (b < 0) ? mod + b : mod);
-  } else {
+/// Quotient and remainder rules, given mod = C's fmod(a, b), without branches.
+struct FloorDivide {
+  template <class T>
+  static T from_mod(T a, T b, T mod) {
+    T quotient = (a - mod) / b;
+    quotient -= static_cast<T>((mod != T(0)) & ((b < T(0)) != (mod < T(0))));
+    const T down = std::floor(quotient);
+    const T rounded = down + static_cast<T>(quotient - down > T(0.5));
+    const T exact = a / b;
+    return b == T(0) ? exact : quotient == T(0) ? std::copysign(T(0), exact) : rounded;
+  }
+  template <class T>
+  static T integer(T a, T b) {
+    if constexpr (std::is_signed_v<T>) {
+      if (b == T(-1)) return static_cast<T>(-static_cast<std::make_unsigned_t<T>>(a));
+      const T quotient = static_cast<T>(a / b);
+      return static_cast<T>(quotient - ((a % b != 0) && ((a < 0) != (b < 0))));
+    }
+    return static_cast<T>(a / b);
+  }
+};
+struct Remainder {
+  template <class T>
+  static T from_mod(T, T b, T mod) {
+    return (mod != T(0)) & ((b < T(0)) != (mod < T(0))) ? mod + b : mod;
+  }
+  template <class T>
+  static T integer(T a, T b) {
+    if constexpr (std::is_signed_v<T>) {
+      if (b == T(-1)) return T(0);
+      const T mod = static_cast<T>(a % b);
+      return static_cast<T>(mod != 0 && (mod < 0) != (b < 0) ? mod + b : mod);
+    }
     return static_cast<T>(a % b);
   }
+};
+struct Fmod {
+  template <class T>
+  static T from_mod(T, T, T mod) {
+    return mod;
+  }
+  template <class T>
+  static T integer(T a, T b) {
+    if constexpr (std::is_signed_v<T>) {
+      if (b == T(-1)) return T(0);
+    }
+    return static_cast<T>(a % b);
+  }
+};
+
+/// fmod of a block. Where every quotient is below 2^24, floats divide in double without error and
+/// the loop vectorises; the library's fmod walks over the quotient's bits.
+void fmod_block(float* __restrict out, const float* __restrict a, const float* __restrict b,
+                int64_t n) {
+  int large = 0;
+  for (int64_t i = 0; i < n; ++i) large |= !(std::fabs(a[i] / b[i]) < 0x1p23f);
+  if (large) {
+    for (int64_t i = 0; i < n; ++i) out[i] = std::fmod(a[i], b[i]);
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const double x = a[i], y = b[i], whole = std::trunc(x / y);
+    const float rest = std::copysign(static_cast<float>(x - whole * y), a[i]);
+    out[i] = whole == 0.0 ? a[i] : rest;
+  }
 }
-template <class T>
-T fmod(T a, T b) {
-  if constexpr (std::is_floating_point_v<T>) return fmod_exact(a, b);
-  else if constexpr (std::is_signed_v<T>) return b == T(-1) ? T(0) : static_cast<T>(a % b);
-  else return static_cast<T>(a % b);
+void fmod_block(double* out, const double* a, const double* b, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = std::fmod(a[i], b[i]);
 }
 
-template <class F>
-void map_division(TensorIterator& it, const F& f) {
-  if (!is_floating(it.common_dtype())) check_divisor(it);
-  map_numeric(it, f);
+template <class Rule>
+void map_division(TensorIterator& it) {
+  const DType dtype = it.common_dtype();
+  if (!is_floating(dtype)) {
+    check_divisor(it);
+    visit_integral(dtype, [&]<class T>() {
+      map_kernel(it, [](T a, T b) -> T { return Rule::integer(a, b); });
+    });
+    return;
+  }
+  visit_float(dtype, [&]<class T>() {
+    it.for_each(
+        [&](char** data, const int64_t* strides, int64_t n) {
+          alignas(64) T a[kBlock], b[kBlock], mod[kBlock];
+          for (int64_t i = 0; i < n; i += kBlock) {
+            const int64_t m = std::min(kBlock, n - i);
+            load_block<T>(a, data[1] + i * strides[1], strides[1], m, it.dtype(1), dtype);
+            load_block<T>(b, data[2] + i * strides[2], strides[2], m, it.dtype(2), dtype);
+            fmod_block(mod, a, b, m);
+            for (int64_t k = 0; k < m; ++k) mod[k] = Rule::from_mod(a[k], b[k], mod[k]);
+            store_block<T>(data[0] + i * strides[0], strides[0], mod, m, it.dtype(0));
+          }
+        },
+        8192);
+  });
 }
 
 template <class T>
@@ -166,10 +208,13 @@ const RegisterCpu registered([](KernelTable& t) {
   t.sub = [](TensorIterator& it, const Scalar& alpha) { add_scaled(it, alpha, -1); };
   t.mul = [](TensorIterator& it) { map_all(it, [](auto a, auto b) { return a * b; }); };
   t.div = [](TensorIterator& it) { map_float(it, [](auto a, auto b) { return a / b; }); };
-  t.floor_divide = [](TensorIterator& it) { map_division(it, [](auto a, auto b) { return floor_divide(a, b); }); };
-  t._div_trunc = [](TensorIterator& it) { map_division(it, [](auto a, auto b) { return divide_trunc(a, b); }); };
-  t.remainder = [](TensorIterator& it) { map_division(it, [](auto a, auto b) { return remainder(a, b); }); };
-  t.fmod = [](TensorIterator& it) { map_division(it, [](auto a, auto b) { return fmod(a, b); }); };
+  t.floor_divide = [](TensorIterator& it) { map_division<FloorDivide>(it); };
+  t._div_trunc = [](TensorIterator& it) {
+    if (!is_floating(it.common_dtype())) check_divisor(it);
+    map_numeric(it, [](auto a, auto b) { return divide_trunc(a, b); });
+  };
+  t.remainder = [](TensorIterator& it) { map_division<Remainder>(it); };
+  t.fmod = [](TensorIterator& it) { map_division<Fmod>(it); };
   t.pow = pow;
   t.atan2 = [](TensorIterator& it) { map_float(it, [](auto a, auto b) { return vatan2(a, b); }); };
   t.hypot = [](TensorIterator& it) { map_float(it, [](auto a, auto b) { return std::hypot(a, b); }); };

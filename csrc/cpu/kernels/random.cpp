@@ -5,6 +5,10 @@
 #include <numeric>
 #include <vector>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "core/parallel.h"
 #include "cpu/kernels/loops.h"
 #include "cpu/kernels/vec_math.h"
@@ -16,33 +20,66 @@ constexpr int kLanes = 16;           // counters drawn together
 constexpr int kGroup = 4 * kLanes;   // 32-bit numbers they give
 constexpr int64_t kGroupGrain = 64;  // groups a thread takes at least
 
-/// The numbers of counters first, first + 1, …: number i is lane i % 4 of counter first + i / 4.
-/// The rounds run across all lanes at once, so that they vectorise.
-void draw(uint64_t seed, uint64_t first, uint32_t* __restrict out) {
-  uint32_t c0[kLanes], c1[kLanes], c2[kLanes], c3[kLanes];
-  for (int j = 0; j < kLanes; ++j) {
-    const uint64_t counter = first + static_cast<uint64_t>(j);
-    c0[j] = static_cast<uint32_t>(counter);
-    c1[j] = static_cast<uint32_t>(counter >> 32);
-    c2[j] = c3[j] = 0;
+#if defined(__AVX512F__)
+using Lanes = __m512i;
+Lanes spread(uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); }
+Lanes load(const uint64_t* x) { return _mm512_loadu_si512(x); }
+void store(uint64_t* to, Lanes x) { _mm512_storeu_si512(to, x); }
+/// The full product of the low halves.
+Lanes multiply(Lanes a, Lanes b) { return _mm512_maskz_mul_epu32(0xff, a, b); }
+Lanes high(Lanes a) { return _mm512_maskz_srli_epi64(0xff, a, 32); }
+Lanes exclusive_or(Lanes a, Lanes b) { return _mm512_xor_si512(a, b); }
+#elif defined(__AVX2__)
+using Lanes = __m256i;
+Lanes spread(uint64_t x) { return _mm256_set1_epi64x(static_cast<int64_t>(x)); }
+Lanes load(const uint64_t* x) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)); }
+void store(uint64_t* to, Lanes x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x); }
+Lanes multiply(Lanes a, Lanes b) { return _mm256_mul_epu32(a, b); }
+Lanes high(Lanes a) { return _mm256_srli_epi64(a, 32); }
+Lanes exclusive_or(Lanes a, Lanes b) { return _mm256_xor_si256(a, b); }
+#else
+using Lanes = uint64_t;
+Lanes spread(uint64_t x) { return x; }
+Lanes load(const uint64_t* x) { return *x; }
+void store(uint64_t* to, Lanes x) { *to = x; }
+Lanes multiply(Lanes a, Lanes b) { return uint64_t{static_cast<uint32_t>(a)} * static_cast<uint32_t>(b); }
+Lanes high(Lanes a) { return a >> 32; }
+Lanes exclusive_or(Lanes a, Lanes b) { return a ^ b; }
+#endif
+
+/// The numbers of counters first, first + 1, …: number i is lane i % 4 of counter first + i / 4,
+/// as philox() gives them. A word of the state is the low half of a 64-bit lane; what a round
+/// leaves in the high half is never read.
+void draw(uint64_t seed, uint64_t first, uint32_t* out) {
+  constexpr int width = sizeof(Lanes) / 8, vectors = kLanes / width;
+  uint64_t words[4][kLanes];
+  for (uint64_t j = 0; j < kLanes; ++j) words[0][j] = first + j;
+  Lanes c0[vectors], c1[vectors], c2[vectors], c3[vectors];
+  for (int v = 0; v < vectors; ++v) {
+    c0[v] = load(words[0] + v * width);
+    c1[v] = high(c0[v]);
+    c2[v] = c3[v] = spread(0);
   }
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
-    for (int j = 0; j < kLanes; ++j) {
-      const uint64_t p0 = uint64_t{0xD2511F53} * c0[j], p1 = uint64_t{0xCD9E8D57} * c2[j];
-      c0[j] = static_cast<uint32_t>(p1 >> 32) ^ c1[j] ^ k0;
-      c2[j] = static_cast<uint32_t>(p0 >> 32) ^ c3[j] ^ k1;
-      c1[j] = static_cast<uint32_t>(p1);
-      c3[j] = static_cast<uint32_t>(p0);
+    for (int v = 0; v < vectors; ++v) {
+      const Lanes p0 = multiply(spread(0xD2511F53), c0[v]), p1 = multiply(spread(0xCD9E8D57), c2[v]);
+      c0[v] = exclusive_or(exclusive_or(high(p1), c1[v]), spread(k0));
+      c2[v] = exclusive_or(exclusive_or(high(p0), c3[v]), spread(k1));
+      c1[v] = p1;
+      c3[v] = p0;
     }
     k0 += 0x9E3779B9;
     k1 += 0xBB67AE85;
   }
+  for (int v = 0; v < vectors; ++v) {
+    store(words[0] + v * width, c0[v]);
+    store(words[1] + v * width, c1[v]);
+    store(words[2] + v * width, c2[v]);
+    store(words[3] + v * width, c3[v]);
+  }
   for (int j = 0; j < kLanes; ++j) {
-    out[4 * j] = c0[j];
-    out[4 * j + 1] = c1[j];
-    out[4 * j + 2] = c2[j];
-    out[4 * j + 3] = c3[j];
+    for (int k = 0; k < 4; ++k) out[4 * j + k] = static_cast<uint32_t>(words[k][j]);
   }
 }
 

@@ -13,17 +13,16 @@ void where(const Tensor& out, const Tensor& condition, const Tensor& self, const
   visit_all(out.dtype(), [&]<class T>() { map_kernel(it, [](bool c, T a, T b) -> T { return c ? a : b; }); });
 }
 
+/// where(mask, value, self) into self.
 void masked_fill(const Tensor& self, const Tensor& mask, const Tensor& value) {
-  Tensor target = self;
-  TensorIterator it;
-  Tensor* outs[] = {&target};
-  const Tensor* ins[] = {&self, &mask};
-  it.build(outs, ins, {.promote = Promote::None, .output_dtype = self.dtype(), .op = "masked_fill_"});
-  const Scalar fill = value.item();
-  visit_all(self.dtype(), [&]<class T>() {
-    const T v = fill.to<T>();
-    map_kernel(it, [v](T a, bool m) -> T { return m ? v : a; });
-  });
+  check(value.dim() == 0,
+        "masked_fill_ only supports a 0-dimensional value tensor, but got tensor with ",
+        value.dim(), " dimension(s).");
+  check(mask.dtype() == DType::Bool, "masked_fill_ only supports boolean masks, but got mask with dtype ",
+        mask.dtype());
+  const Tensor fill = empty({}, self.dtype());
+  kernels_for(DeviceType::CPU).fill_(fill, value);
+  where(self, mask, fill, self);
 }
 
 const RegisterCpu registered([](KernelTable& t) {
