@@ -167,6 +167,13 @@ def test_a_backward_inside_the_region():
     assert x.grad.tolist() == pytest.approx([36.0, 36.0])
 
 
+def test_second_gradients_are_refused_not_wrong():
+    x = vt.ones(2, requires_grad=True)
+    out = checkpoint(lambda v: (v**3).sum(), x, use_reentrant=False)
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        vt.autograd.grad(out, [x], create_graph=True)
+
+
 @pytest.mark.parametrize("use_reentrant", WAYS)
 @pytest.mark.parametrize("segments", [1, 2, 3])
 def test_sequential(use_reentrant, segments):

@@ -5,7 +5,8 @@ when backward needs that. Two ways:
 
 - non-reentrant (the default): saved-tensor hooks replace each saved tensor by a placeholder; the
   first one that is unpacked runs the region again under hooks that collect the tensors. Works with
-  ``torch.autograd.grad``, keyword arguments, nesting, and outputs of any structure.
+  ``torch.autograd.grad``, keyword arguments, nesting, and outputs of any structure;
+  not with ``create_graph=True`` from outside the region, which raises RuntimeError.
 - reentrant: the region runs without a graph, and its backward runs it with one.
 """
 
@@ -135,13 +136,14 @@ class _Placeholder:
     no second run.
     """
 
-    __slots__ = ("__weakref__", "index", "region", "tensor", "version")
+    __slots__ = ("__weakref__", "index", "region", "requires_grad", "tensor", "version")
 
     def __init__(self, region: _Region, index: int, tensor: Any) -> None:
         self.region = region
         self.index = index
         self.tensor = tensor
         self.version = tensor._version
+        self.requires_grad = tensor.requires_grad
 
 
 class _EnoughError(Exception):
@@ -246,6 +248,12 @@ class _Region:
         if placeholder.tensor is not None:
             _check_version("a tensor saved in", placeholder.tensor, placeholder.version)
             return placeholder.tensor
+        if placeholder.requires_grad and torch.is_grad_enabled():
+            # What saved-tensor hooks unpack has no history: the second gradient would lose terms.
+            raise RuntimeError(
+                "checkpoint: a backward with create_graph=True cannot go through a checkpointed "
+                "region; call the function itself where second gradients are needed"
+            )
         # Taken out, not looked up: each tensor goes as soon as its node has used it, and a second
         # backward through a retained graph runs the region once more.
         if placeholder.index not in self.collected:
