@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import emit_docs
 import emit_front
 import emit_nodes
 import emit_python
@@ -32,6 +33,7 @@ def outputs(ops: list[table.Op], formulas: Path) -> dict[str, str]:
         "vt/meta_decls.h": emit_front.meta_decls_h(ops),
         "vt/nodes.h": emit_nodes.nodes_h(ops),
         "vt/boxed.h": emit_front.boxed_h(ops),
+        "ops.md": emit_docs.ops_md(ops),
     }
     for i in range(FRONT_FILES):
         files[f"front_{i}.cpp"] = emit_front.front_file(ops[i::FRONT_FILES])
