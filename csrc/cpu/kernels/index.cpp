@@ -157,7 +157,7 @@ void index_copy(const Tensor& self, int64_t dim, const Tensor& index, const Tens
 /// Walks every element of `index`: visit(linear position in index, linear position in `target`),
 /// where `target` is dense with sizes `sizes` and its coordinate along `dim` is the index's value.
 template <class F>
-void walk(const Tensor& indices, IntSpan sizes, int64_t dim, F&& visit) {
+void walk(const Tensor& indices, IntSpan sizes, int64_t dim, F&& visit, bool disjoint = false) {
   const int64_t n = indices.dim();
   const auto* at = indices.data_as<int64_t>();
   if (n == 0) {
@@ -167,17 +167,25 @@ void walk(const Tensor& indices, IntSpan sizes, int64_t dim, F&& visit) {
   if (indices.numel() == 0) return;
   const Dims strides = contiguous_strides(sizes);
   const int64_t d = wrap_dim(dim, n), row = indices.sizes()[n - 1];
-  Dims counter(static_cast<size_t>(n), int64_t{0});
-  for (int64_t i = 0; i < indices.numel(); i += row) {
-    int64_t base = 0;
-    for (int64_t k = 0; k < n - 1; ++k) base += k == d ? 0 : counter[k] * strides[k];
-    if (d == n - 1) {
-      for (int64_t j = 0; j < row; ++j) visit(i + j, base + at[i + j]);
-    } else {
-      for (int64_t j = 0; j < row; ++j) visit(i + j, base + j + at[i + j] * strides[d]);
+  const int64_t rows = indices.numel() / row;
+  auto walk_rows = [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      int64_t base = 0, rest = r;
+      for (int64_t k = n - 2; k >= 0; --k) {
+        if (k != d) base += rest % indices.sizes()[k] * strides[k];
+        rest /= indices.sizes()[k];
+      }
+      const int64_t i = r * row;
+      if (d == n - 1) {
+        for (int64_t j = 0; j < row; ++j) visit(i + j, base + at[i + j]);
+      } else {
+        for (int64_t j = 0; j < row; ++j) visit(i + j, base + j + at[i + j] * strides[d]);
+      }
     }
-    for (int64_t k = n - 2; k >= 0 && ++counter[k] == indices.sizes()[k]; --k) counter[k] = 0;
-  }
+  };
+  // Only where no two visits write one place may threads share the work.
+  if (disjoint) parallel_for(0, rows, std::max<int64_t>(1, kGrain / row), walk_rows);
+  else walk_rows(0, rows);
 }
 
 template <class F>
@@ -198,7 +206,7 @@ void gather(const Tensor& out, const Tensor& self, int64_t dim, const Tensor& in
   by_size(out.itemsize(), [&]<class T>() {
     const auto* from = input.data_as<T>();
     auto* to = out.data_as<T>();
-    walk(indices, input.sizes(), dim, [&](int64_t i, int64_t position) { to[i] = from[position]; });
+    walk(indices, input.sizes(), dim, [&](int64_t i, int64_t position) { to[i] = from[position]; }, true);
   });
 }
 

@@ -32,7 +32,7 @@ struct Max {
     if constexpr (std::is_floating_point_v<T>) return -std::numeric_limits<T>::infinity();
     else return std::numeric_limits<T>::lowest();
   }
-  void step(Acc& a, T x) const { a = a != a ? a : (x > a || x != x) ? x : a; }
+  void step(Acc& a, T x) const { a = (!(x <= a)) & (a == a) ? x : a; }
   void merge(Acc& a, const Acc& b) const { step(a, b); }
 };
 template <class T>
@@ -42,7 +42,7 @@ struct Min {
     if constexpr (std::is_floating_point_v<T>) return std::numeric_limits<T>::infinity();
     else return std::numeric_limits<T>::max();
   }
-  void step(Acc& a, T x) const { a = a != a ? a : (x < a || x != x) ? x : a; }
+  void step(Acc& a, T x) const { a = (!(x >= a)) & (a == a) ? x : a; }
   void merge(Acc& a, const Acc& b) const { step(a, b); }
 };
 template <class T>
@@ -81,49 +81,100 @@ Tensor as_summand(const Tensor& self, std::optional<DType> dtype) {
 
 uint64_t one_dim(int64_t dim, int64_t ndim) { return ndim == 0 ? 0 : uint64_t{1} << wrap_dim(dim, ndim); }
 
+/// Whether `x` beats an earlier `best`: nan beats all but an earlier nan.
+template <class T, bool kMax>
+bool better(T x, T best) {
+  return best == best && (x != x || (kMax ? x > best : x < best));
+}
+
+template <class T>
+struct Extreme {
+  T value{};
+  int64_t index = 0;
+};
+
+/// The first extreme of `n` > 0 dense elements: block by block the value alone, which vectorises,
+/// and its place only in a block that beats what came before.
+template <class T, bool kMax>
+Extreme<T> first_extreme(const char* data, int64_t n, DType dtype) {
+  using Op = std::conditional_t<kMax, Max<T>, Min<T>>;
+  const Op op;
+  const int64_t size = item_size(dtype);
+  const bool direct = dtype == DTypeOf<T>::value;
+  alignas(64) T buffer[kBlock];
+  Extreme<T> top;
+  for (int64_t at = 0; at < n; at += kBlock) {
+    const int64_t m = std::min(kBlock, n - at);
+    const T* values = reinterpret_cast<const T*>(data + at * size);
+    if (!direct) {
+      load_block<T>(buffer, data + at * size, size, m, dtype, dtype);
+      values = buffer;
+    }
+    T lanes[kLanes];
+    for (T& lane : lanes) lane = values[0];
+    int64_t k = 0;
+    for (; k + kLanes <= m; k += kLanes) {
+      for (int l = 0; l < kLanes; ++l) op.step(lanes[l], values[k + l]);
+    }
+    for (; k < m; ++k) op.step(lanes[0], values[k]);
+    for (int l = 1; l < kLanes; ++l) op.step(lanes[0], lanes[l]);
+    const T best = lanes[0];
+    if (at > 0 && !better<T, kMax>(best, top.value)) continue;
+    top.value = best;
+    for (k = 0; !(values[k] == best || (best != best && values[k] != values[k])); ++k) {
+    }
+    top.index = at + k;
+  }
+  return top;
+}
+
 /// The first extreme element of each row of [outer, reduced, inner], with its position.
 template <class T, bool kMax, class Result>
 void arg_extremum(const ReducePlan& plan, Result&& result) {
   const auto* data = static_cast<const char*>(plan.input.data());
   const DType dtype = plan.input.dtype();
   const int64_t size = item_size(dtype);
-  auto better = [](T x, T best) { return best == best && (x != x || (kMax ? x > best : x < best)); };
-  parallel_for(0, plan.outer, std::max<int64_t>(1, kChunk / (plan.reduced * plan.inner + 1)), [&](int64_t b, int64_t e) {
-    std::vector<T> row(static_cast<size_t>(std::min<int64_t>(plan.inner, kBlock)));
-    std::vector<T> best(row.size());
-    std::vector<int64_t> at(row.size());
-    T buffer[kBlock];
-    for (int64_t o = b; o < e; ++o) {
-      if (plan.inner == 1) {
-        T top{};
-        int64_t index = 0;
-        for (int64_t r = 0; r < plan.reduced; r += kBlock) {
-          const int64_t m = std::min(kBlock, plan.reduced - r);
-          load_block<T>(buffer, data + (o * plan.reduced + r) * size, size, m, dtype, dtype);
-          for (int64_t k = 0; k < m; ++k) {
-            if (r + k == 0 || better(buffer[k], top)) {
-              top = buffer[k];
-              index = r + k;
-            }
-          }
-        }
-        result(o, top, index);
-        continue;
+  if (plan.outer * plan.inner == 0) return;
+  if (plan.outer == 1 && plan.inner == 1) {
+    const int64_t pieces = (plan.reduced + kChunk - 1) / kChunk;
+    std::vector<Extreme<T>> partial(static_cast<size_t>(pieces));
+    parallel_chunks(pieces, [&](int64_t p) {
+      const int64_t at = p * kChunk;
+      auto& found = partial[static_cast<size_t>(p)];
+      found = first_extreme<T, kMax>(data + at * size, std::min(kChunk, plan.reduced - at), dtype);
+      found.index += at;
+    });
+    Extreme<T> top = partial[0];
+    for (const auto& found : partial) {
+      if (better<T, kMax>(found.value, top.value)) top = found;
+    }
+    result(0, top.value, top.index);
+    return;
+  }
+  if (plan.inner == 1) {
+    parallel_for(0, plan.outer, std::max<int64_t>(1, kChunk / (plan.reduced + 1)), [&](int64_t b, int64_t e) {
+      for (int64_t o = b; o < e; ++o) {
+        const auto top = first_extreme<T, kMax>(data + o * plan.reduced * size, plan.reduced, dtype);
+        result(o, top.value, top.index);
       }
-      for (int64_t first = 0; first < plan.inner; first += kBlock) {
-        const int64_t m = std::min(kBlock, plan.inner - first);
-        for (int64_t r = 0; r < plan.reduced; ++r) {
-          load_block<T>(row.data(), data + ((o * plan.reduced + r) * plan.inner + first) * size, size, m, dtype, dtype);
-          for (int64_t k = 0; k < m; ++k) {
-            if (r == 0 || better(row[k], best[k])) {
-              best[k] = row[k];
-              at[k] = r;
-            }
-          }
+    });
+    return;
+  }
+  const int64_t strips = (plan.inner + kBlock - 1) / kBlock;
+  parallel_chunks(plan.outer * strips, [&](int64_t job) {
+    const int64_t o = job / strips, first = job % strips * kBlock, m = std::min(kBlock, plan.inner - first);
+    T row[kBlock], best[kBlock];
+    int64_t at[kBlock];
+    for (int64_t r = 0; r < plan.reduced; ++r) {
+      load_block<T>(row, data + ((o * plan.reduced + r) * plan.inner + first) * size, size, m, dtype, dtype);
+      for (int64_t k = 0; k < m; ++k) {
+        if (r == 0 || better<T, kMax>(row[k], best[k])) {
+          best[k] = row[k];
+          at[k] = r;
         }
-        for (int64_t k = 0; k < m; ++k) result(o * plan.inner + first + k, best[k], at[k]);
       }
     }
+    for (int64_t k = 0; k < m; ++k) result(o * plan.inner + first + k, best[k], at[k]);
   });
 }
 
