@@ -1,0 +1,171 @@
+"""Functions whose number of arguments or results varies: they pick ops, the ops do the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vibetensor import _C
+from vibetensor._C import Tensor
+
+_ops = _C._ops
+
+
+def _listed(tensors: tuple[Any, ...]) -> list[Tensor]:
+    """`f(a, b)` and `f([a, b])` mean the same."""
+    if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)):
+        return list(tensors[0])
+    return list(tensors)
+
+
+def _results(values: Tensor, inverse: Tensor, counts: Tensor, want: tuple[bool, bool]) -> Any:
+    if not any(want):
+        return values
+    return (values, *(t for t, wanted in zip((inverse, counts), want) if wanted))
+
+
+def unique(
+    input: Tensor,
+    sorted: bool = True,
+    return_inverse: bool = False,
+    return_counts: bool = False,
+    dim: int | None = None,
+) -> Any:
+    """The distinct elements in ascending order, with (int64, on request) the index of each input
+    element among them and how often each occurs. `dim` is not supported: ValueError."""
+    if dim is not None:
+        raise ValueError(
+            f"unique: dim={dim} is not supported, only the elements of the whole tensor "
+            f"(shape {tuple(input.shape)}); leave dim out"
+        )
+    values, inverse, counts = _ops._unique(input)
+    return _results(values, inverse, counts, (return_inverse, return_counts))
+
+
+def unique_consecutive(
+    input: Tensor,
+    return_inverse: bool = False,
+    return_counts: bool = False,
+    dim: int | None = None,
+) -> Any:
+    """As `unique`, but only neighbours are compared and the order is kept."""
+    if dim is not None and not (input.dim() == 1 and dim in (0, -1)):
+        raise ValueError(
+            f"unique_consecutive: dim={dim} is supported for 1-d input only, got shape "
+            f"{tuple(input.shape)}; leave dim out to compare elements"
+        )
+    values, inverse, counts = _ops._unique_consecutive(input)
+    return _results(values, inverse, counts, (return_inverse, return_counts))
+
+
+def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
+    """Positions of the elements that are not zero: int64 [n, ndim], or one [n] per dimension."""
+    if not as_tuple:
+        return _ops._nonzero(input)
+    return _ops._nonzero(input.unsqueeze(0) if input.dim() == 0 else input).unbind(1)
+
+
+def where(condition: Tensor, *values: Any, **named: Any) -> Any:
+    """`where(c, a, b)`: a where c holds, else b. `where(c)`: nonzero(c, as_tuple=True)."""
+    if not values and not named:
+        return nonzero(condition, as_tuple=True)
+    if "input" in named:
+        named["self"] = named.pop("input")
+    return _ops.where(condition, *values, **named)
+
+
+def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
+    """Coordinate grids of 0-d and 1-d tensors, with rows first ("ij") or columns first ("xy")."""
+    return tuple(_ops._meshgrid(_listed(tensors), indexing=indexing))
+
+
+def broadcast_tensors(*tensors: Any) -> tuple[Tensor, ...]:
+    """Every tensor expanded to their common shape."""
+    return tuple(_ops._broadcast_tensors(_listed(tensors)))
+
+
+def broadcast_shapes(*shapes: Any) -> Any:
+    """The shape that tensors of these shapes broadcast to. RuntimeError if there is none."""
+    out: list[int] = []
+    for shape in shapes:
+        sizes = [shape] if isinstance(shape, int) else list(shape)
+        out = [1] * (len(sizes) - len(out)) + out
+        for i, size in enumerate(sizes, len(out) - len(sizes)):
+            if size not in (out[i], 1) and out[i] != 1:
+                raise RuntimeError(f"broadcast_shapes: {shapes} do not broadcast to one shape")
+            out[i] = size if out[i] == 1 else out[i]
+    return _C.Size(out)
+
+
+def cartesian_prod(*tensors: Any) -> Tensor:
+    """Every combination of the elements of 1-d tensors: [product of lengths, number of tensors]."""
+    given = _listed(tensors)
+    if len(given) == 1:
+        return given[0]
+    return _ops.stack([grid.reshape(-1) for grid in meshgrid(*given)], 1)
+
+
+def block_diag(*tensors: Any) -> Tensor:
+    """Matrices along the diagonal, zeros elsewhere; 0-d and 1-d tensors count as one row."""
+    blocks = [t.reshape(1, -1) if t.dim() < 2 else t for t in _listed(tensors)]
+    width = sum(b.shape[1] for b in blocks)
+    rows, left = [], 0
+    for b in blocks:
+        rows.append(_ops.constant_pad_nd(b, [left, width - left - b.shape[1]]))
+        left += b.shape[1]
+    return _ops.cat(rows, 0)
+
+
+def _at_least(tensors: tuple[Any, ...], dims: int) -> Any:
+    def lift(t: Tensor) -> Tensor:
+        if t.dim() == 0:
+            t = t.reshape(1)
+        if dims >= 2 and t.dim() == 1:
+            t = t.unsqueeze(0)
+        if dims == 3 and t.dim() == 2:
+            t = t.unsqueeze(-1)
+        return t
+
+    if len(tensors) == 1 and isinstance(tensors[0], Tensor):
+        return lift(tensors[0])
+    return tuple(lift(t) for t in _listed(tensors))
+
+
+def atleast_1d(*tensors: Any) -> Any:
+    """A view with one dimension or more of a tensor, or of each of several."""
+    return _at_least(tensors, 1)
+
+
+def atleast_2d(*tensors: Any) -> Any:
+    """A view with two dimensions or more of a tensor, or of each of several."""
+    return _at_least(tensors, 2)
+
+
+def atleast_3d(*tensors: Any) -> Any:
+    """A view with three dimensions or more of a tensor, or of each of several."""
+    return _at_least(tensors, 3)
+
+
+def _where_method(self: Tensor, condition: Tensor, other: Any) -> Tensor:
+    """self where `condition` holds, else `other`."""
+    return _ops.where(condition, self, other)
+
+
+for _function in (unique, unique_consecutive, nonzero):
+    setattr(Tensor, _function.__name__, _function)
+Tensor.where = _where_method
+
+__all__: Sequence[str] = [
+    "atleast_1d",
+    "atleast_2d",
+    "atleast_3d",
+    "block_diag",
+    "broadcast_shapes",
+    "broadcast_tensors",
+    "cartesian_prod",
+    "meshgrid",
+    "nonzero",
+    "unique",
+    "unique_consecutive",
+    "where",
+]
