@@ -32,14 +32,30 @@ def unique(
     dim: int | None = None,
 ) -> Any:
     """The distinct elements in ascending order, with (int64, on request) the index of each input
-    element among them and how often each occurs. `dim` is not supported: ValueError."""
+    element among them and how often each occurs. With `dim`, slices are compared instead."""
     if dim is not None:
-        raise ValueError(
-            f"unique: dim={dim} is not supported, only the elements of the whole tensor "
-            f"(shape {tuple(input.shape)}); leave dim out"
-        )
+        return _unique_slices(input, dim, return_inverse, return_counts)
     values, inverse, counts = _ops._unique(input)
     return _results(values, inverse, counts, (return_inverse, return_counts))
+
+
+def _unique_slices(input: Tensor, dim: int, return_inverse: bool, return_counts: bool) -> Any:
+    """The distinct slices along `dim`, in lexicographic order."""
+    moved = input.movedim(dim, 0)
+    rows = moved.reshape(moved.shape[0], -1)
+    # A stable sort by each column, last to first, sorts the rows.
+    order = _ops.arange(rows.shape[0])
+    for column in range(rows.shape[1] - 1, -1, -1):
+        order = order[rows[order, column].argsort(stable=True)]
+    ranked = rows[order]
+    fresh = _ops.ones(rows.shape[0], dtype=_C.bool)
+    if rows.shape[0] > 1:
+        fresh[1:] = (ranked[1:] != ranked[:-1]).any(1)
+    labels = fresh.cumsum(0) - 1
+    inverse = _ops.zeros(rows.shape[0], dtype=_C.int64)
+    inverse[order] = labels
+    values = input.index_select(dim, order[fresh])
+    return _results(values, inverse, _ops.bincount(labels), (return_inverse, return_counts))
 
 
 def unique_consecutive(
@@ -72,6 +88,21 @@ def where(condition: Tensor, *values: Any, **named: Any) -> Any:
     if "input" in named:
         named["self"] = named.pop("input")
     return _ops.where(condition, *values, **named)
+
+
+def einsum(equation: str, *operands: Any) -> Tensor:
+    """Sums of products in Einstein's notation: einsum("bij,bjk->bik", a, b)."""
+    return _ops.einsum(equation, _listed(operands))
+
+
+def tensordot(a: Tensor, b: Tensor, dims: Any = 2, out: Tensor | None = None) -> Tensor:
+    """Contracts the last `dims` dimensions of a with the first of b, or the pairs in two lists."""
+    if isinstance(dims, int):
+        left, right = list(range(-dims, 0)), list(range(dims))
+    else:
+        left, right = (list(d) if isinstance(d, (list, tuple)) else [int(d)] for d in dims)
+    result = _ops._tensordot(a, b, left, right)
+    return result if out is None else out.resize_(tuple(result.shape)).copy_(result)
 
 
 def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
@@ -163,8 +194,10 @@ __all__: Sequence[str] = [
     "broadcast_shapes",
     "broadcast_tensors",
     "cartesian_prod",
+    "einsum",
     "meshgrid",
     "nonzero",
+    "tensordot",
     "unique",
     "unique_consecutive",
     "where",
