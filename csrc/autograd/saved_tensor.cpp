@@ -17,6 +17,7 @@ void SavedTensor::save(const Tensor& tensor, bool is_output) {
   if (thread_state.saved_hooks) [[unlikely]] {
     hooks_ = Ref<SavedTensorHooks>(thread_state.saved_hooks);
     const Scoped<SavedTensorHooks*> off(thread_state.saved_hooks, thread_state.saved_hooks->outer);
+    if (!is_output && any_requires_grad(tensor)) edge_ = gradient_edge(tensor);
     packed_ = hooks_->pack(is_output ? alias(tensor) : tensor);
     if (packed_) return;
     hooks_.reset();
@@ -38,11 +39,11 @@ Tensor SavedTensor::unpack(const Node* owner) const {
   }
   if (hooks_) [[unlikely]] {
     Tensor result = hooks_->unpack(packed_);
-    if (!is_output_ || !owner) return result;
+    if (is_output_ ? !owner : !edge_.valid()) return result;
     Tensor out = alias(result);
     AutogradMeta& meta = ensure_meta(out);
-    meta.grad_fn = Ref<Node>(const_cast<Node*>(owner));
-    meta.output_nr = output_nr_;
+    meta.grad_fn = is_output_ ? Ref<Node>(const_cast<Node*>(owner)) : edge_.fn;
+    meta.output_nr = is_output_ ? output_nr_ : edge_.nr;
     return out;
   }
   if (!tensor_.defined()) return {};
@@ -69,6 +70,7 @@ void SavedTensor::release() {
   tensor_.reset();
   packed_.reset();
   hooks_.reset();
+  edge_ = {};
   released_ = true;
 }
 
