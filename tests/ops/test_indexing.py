@@ -1,0 +1,131 @@
+"""Advanced indexing, scatters and functions of varying arity against torch."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import vibetensor.torch as vt  # noqa: E402
+
+BASE = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+ROWS, COLUMNS = np.array([2, 0, -1]), np.array([[1], [3]])
+MASK = BASE[0, :, 0] > 4
+
+EXPRESSIONS = {
+    "vector": lambda t: (t(ROWS),),
+    "two vectors": lambda t: (t(ROWS), t(ROWS)),
+    "broadcast": lambda t: (t(ROWS), t(COLUMNS)),
+    "split by a slice": lambda t: (t(ROWS), slice(None), t(ROWS)),
+    "after a slice": lambda t: (slice(1, None), t(ROWS), t(ROWS)),
+    "last of all": lambda t: (Ellipsis, t(ROWS)),
+    "with None": lambda t: (None, t(ROWS), Ellipsis, None),
+    "with an int": lambda t: (1, t(ROWS)),
+    "mask of a dimension": lambda t: (slice(None), t(MASK)),
+    "mask of all": lambda t: (t(BASE > 7),),
+    "mask of two": lambda t: (t(BASE[:, :, 0] > 7),),
+    "mask and vector": lambda t: (slice(None), t(MASK), t(np.array([0, 1, 2]))),
+    "empty": lambda t: (t(np.zeros(0, dtype=np.int64)),),
+    "list": lambda t: ([0, 2],),
+}
+
+
+def both(build):
+    return build(vt.from_numpy), build(torch.from_numpy)
+
+
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_read_matches_torch(name):
+    ours, theirs = both(EXPRESSIONS[name])
+    got, want = vt.from_numpy(BASE)[ours], torch.from_numpy(BASE)[theirs]
+    assert tuple(got.shape) == tuple(want.shape)
+    np.testing.assert_array_equal(got.numpy(), want.numpy())
+
+
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_write_matches_torch(name):
+    ours, theirs = both(EXPRESSIONS[name])
+    a, b = vt.from_numpy(BASE.copy()), torch.from_numpy(BASE.copy())
+    a[ours] = -1.5
+    b[theirs] = -1.5
+    np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_accumulate_counts_repeats():
+    x = vt.zeros(4)
+    x.index_put_((vt.tensor([1, 1, 3]),), vt.tensor([1.0, 2.0, 5.0]), True)
+    assert x.tolist() == [0.0, 3.0, 0.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda x: x[vt.tensor([5])],
+        lambda x: x.index_select(0, vt.tensor([5])),
+        lambda x: x.gather(0, vt.tensor([[5, 0]])),
+        lambda x: x.scatter(0, vt.tensor([[5, 0]]), 1.0),
+    ],
+)
+def test_out_of_bounds_is_an_index_error(act):
+    with pytest.raises((IndexError, RuntimeError), match="index 5 is out of bounds for dimension 0"):
+        act(vt.zeros(3, 2))
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda x: x.scatter_add(0, vt.zeros(4, 2, dtype=vt.int64), vt.ones(2, 2)),
+        lambda x: x.scatter(1, vt.zeros(4, 1, dtype=vt.int64), vt.ones(4, 1)),
+        lambda x: x.index_add(0, vt.tensor([0, 1]), vt.ones(3, 2)),
+        lambda x: x.index_copy(0, vt.tensor([0, 1]), vt.ones(1, 2)),
+    ],
+)
+def test_sources_that_do_not_fit_are_refused(act):
+    with pytest.raises((IndexError, RuntimeError)):
+        act(vt.zeros(3, 2))
+
+
+def test_unique_and_nonzero():
+    values = np.array([[3, 1, 3], [2, 1, 1]])
+    got = vt.unique(vt.from_numpy(values), return_inverse=True, return_counts=True)
+    want = torch.unique(torch.from_numpy(values), return_inverse=True, return_counts=True)
+    for a, b in zip(got, want):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    rows, columns = vt.nonzero(vt.from_numpy(values) == 1, as_tuple=True)
+    assert (rows.tolist(), columns.tolist()) == ([0, 1, 1], [1, 1, 2])
+    assert vt.where(vt.tensor([False, True]))[0].tolist() == [1]
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_sort_is_stable_and_puts_nan_last(descending):
+    values = np.array([2.0, np.nan, 1.0, 2.0, -np.inf, np.nan, 1.0], dtype=np.float32)
+    got = vt.from_numpy(values).sort(descending=descending, stable=True)
+    want = torch.from_numpy(values).sort(descending=descending, stable=True)
+    np.testing.assert_array_equal(got.values.numpy(), want.values.numpy())
+    np.testing.assert_array_equal(got.indices.numpy(), want.indices.numpy())
+
+
+@pytest.mark.parametrize("op", ["max", "min", "argmax", "argmin", "amax"])
+@pytest.mark.parametrize("shape", [(40000,), (3, 1500), (1500, 3)])
+def test_extremes_find_the_first_and_keep_nan(op, shape):
+    rng = np.random.default_rng(0)
+    values = rng.integers(-5, 5, shape).astype(np.float32)
+    for with_nan in (False, True):
+        if with_nan:
+            values.reshape(-1)[values.size // 2] = np.nan
+        for dim in range(len(shape)):
+            got = getattr(vt.from_numpy(values), op)(dim)
+            got = got if isinstance(got, tuple) else (got,)
+            clean = np.where(np.isnan(values), np.inf if op in ("max", "argmax", "amax") else -np.inf, values)
+            largest = op in ("max", "argmax", "amax")
+            clean = np.where(np.isnan(values), np.inf if largest else -np.inf, values)
+            first = (np.argmax if largest else np.argmin)(clean, dim)
+            best = np.take_along_axis(values, np.expand_dims(first, dim), dim).squeeze(dim)
+            expected = {"argmax": (first,), "argmin": (first,), "amax": (best,)}.get(op, (best, first))
+            for a, b in zip(got, expected):
+                np.testing.assert_array_equal(a.numpy(), b)
+
+
+def test_long_float_sums_stay_accurate():
+    x = np.random.default_rng(0).random(1 << 20, dtype=np.float32)
+    exact = x.astype(np.float64).sum()
+    assert abs(vt.from_numpy(x).sum().item() - exact) <= 1e-6 * exact
