@@ -1,0 +1,80 @@
+"""What the benchmarks share: interleaved timing, and results with everything needed to repeat them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def median_times(ours: Callable[[], Any], theirs: Callable[[], Any], calls: int, rounds: int = 15) -> tuple[float, float]:
+    """Median seconds a call of both, measured in alternating rounds of `calls` calls."""
+    samples: tuple[list[float], list[float]] = ([], [])
+    for _ in range(2):  # warm up
+        for _ in range(max(calls // 10, 1)):
+            ours()
+            theirs()
+    for _ in range(rounds):
+        for function, sink in zip((ours, theirs), samples):
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            sink.append((time.perf_counter() - start) / calls)
+    return statistics.median(samples[0]), statistics.median(samples[1])
+
+
+def processor() -> str:
+    """The processor's name as Linux gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The checkout's commit, with + if it has changes."""
+    try:
+        root = Path(__file__).parent
+        rev = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True).stdout
+        return rev + ("+" if dirty.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def report(name: str, rows: list[dict[str, Any]], threads: int, save: bool) -> bool:
+    """Prints the table and, if asked, writes results/NAME.json. True if every goal is met."""
+    import torch
+
+    import vibetensor as vt
+
+    width = max(len(r["case"]) for r in rows)
+    met = True
+    for r in rows:
+        r["ratio"] = round(r["vibetensor"] / r["torch"], 3)
+        goal = r.get("goal")
+        ok = goal is None or r["ratio"] <= goal
+        met &= ok
+        note = "" if goal is None else f"  goal ≤ {goal}x {'met' if ok else 'MISSED'}"
+        print(f"{r['case']:<{width}}  {r['vibetensor']:>10.4g}  torch {r['torch']:>10.4g} {r['unit']}  {r['ratio']:.2f}x{note}")
+    if save:
+        RESULTS.mkdir(exist_ok=True)
+        record = {
+            "command": " ".join(["python", *sys.argv]), "commit": commit(), "processor": processor(), "cores": os.cpu_count(),
+            "threads": threads, "python": platform.python_version(), "vibetensor": vt.__version__, "torch": torch.__version__,
+            "isa": vt._C._cpu_capability(), "rows": rows,
+        }
+        (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    return met

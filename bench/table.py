@@ -1,0 +1,40 @@
+"""Writes bench/README.md from the checked-in results.
+
+    python bench/table.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def page() -> str:
+    """The page's text."""
+    lines = [
+        "# Benchmarks", "",
+        "Each runs vibetensor and torch side by side in one process and reports medians. This page is made by",
+        "`python bench/table.py` from `results/*.json`.",
+    ]
+    for path in sorted((HERE / "results").glob("*.json")):
+        record = json.loads(path.read_text())
+        lines += [
+            "", f"## {path.stem}", "",
+            f"`{record['command']}`, commit {record['commit']}, {record['processor']}, {record['threads']} threads, "
+            f"Python {record['python']}, torch {record['torch']}.", "",
+            "| case | vibetensor | torch | ratio | goal | |", "|---|---|---|---|---|---|",
+        ]
+        for row in record["rows"]:
+            goal = row.get("goal")
+            verdict = "" if goal is None else "met" if row["ratio"] <= goal else "**missed**"
+            lines.append(
+                f"| {row['case']} | {row['vibetensor']:.3g} {row['unit']} | {row['torch']:.3g} {row['unit']} | "
+                f"{row['ratio']:.2f} | {'' if goal is None else f'≤ {goal}'} | {verdict} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    (HERE / "README.md").write_text(page())

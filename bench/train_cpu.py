@@ -1,0 +1,143 @@
+"""Training steps and large-tensor ops on the CPU, beside torch in the same run, threads equal.
+
+    python bench/train_cpu.py [--threads 2] [--save]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import torch
+from side_by_side import median_times, report
+
+import vibetensor.torch as vt
+
+WORKLOADS = {
+    # layers, width, heads, context, batch, vocabulary, goal
+    "miniGPT L4 d128 T64 B12": (4, 128, 4, 64, 12, 65, 0.7),
+    "miniGPT L6 d384 T256 B4": (6, 384, 6, 256, 4, 65, 1.0),
+}
+
+
+def make_gpt(t: Any, layers: int, width: int, heads: int, context: int, vocab: int) -> Any:
+    """The same small GPT in either library."""
+    nn, F = t.nn, t.nn.functional
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+        def forward(self, x: Any) -> Any:
+            b, s, d = x.shape
+            q, k, v = self.qkv(self.ln1(x)).split(width, dim=2)
+            q, k, v = (z.view(b, s, heads, d // heads).transpose(1, 2) for z in (q, k, v))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.out(y.transpose(1, 2).reshape(b, s, d))
+            return x + self.down(F.gelu(self.up(self.ln2(x))))
+
+    class GPT(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.places = nn.Embedding(vocab, width), nn.Embedding(context, width)
+            self.blocks = nn.ModuleList([Block() for _ in range(layers)])
+            self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocab, bias=False)
+
+        def forward(self, x: Any, y: Any) -> Any:
+            h = self.tokens(x) + self.places(t.arange(x.shape[1]))
+            for block in self.blocks:
+                h = block(h)
+            return F.cross_entropy(self.head(self.norm(h)).view(-1, vocab), y.reshape(-1))
+
+    return GPT()
+
+
+def step_of(t: Any, model: Any, x: Any, y: Any) -> Any:
+    """One whole training step as a closure."""
+    optimizer = t.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
+
+    def step() -> Any:
+        loss = model(x, y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        t.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def train_rows(steps: int) -> list[dict[str, Any]]:
+    rows = []
+    for name, (layers, width, heads, context, batch, vocab, goal) in WORKLOADS.items():
+        torch.manual_seed(0)
+        theirs = make_gpt(torch, layers, width, heads, context, vocab)
+        ours = make_gpt(vt, layers, width, heads, context, vocab)
+        ours.load_state_dict({k: vt.from_numpy(v.numpy().copy()) for k, v in theirs.state_dict().items()})
+        x = torch.randint(0, vocab, (batch, context))
+        y = torch.randint(0, vocab, (batch, context))
+        a = step_of(vt, ours, vt.from_numpy(x.numpy()), vt.from_numpy(y.numpy()))
+        b = step_of(torch, theirs, x, y)
+        first = [(a().item(), b().item()) for _ in range(3)]
+        for mine, other in first:  # both are known to do the same work
+            assert abs(mine - other) <= 1e-3 * abs(other), first
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(steps):
+            for function, sink in zip((a, b), times):
+                start = time.perf_counter()
+                function()
+                sink.append(time.perf_counter() - start)
+        rows.append({
+            "case": name, "vibetensor": statistics.median(times[0]) * 1e3, "torch": statistics.median(times[1]) * 1e3, "unit": "ms",
+            "goal": goal,
+        })
+    return rows
+
+
+def op_rows() -> list[dict[str, Any]]:
+    """Ops on 16M floats."""
+    n = 1 << 24
+    rows = []
+    data = torch.randn(n)
+    other = torch.randn(n)
+    pairs = [(torch, data, other), (vt, vt.from_numpy(data.numpy()), vt.from_numpy(other.numpy()))]
+    cases = {
+        "16M add": lambda t, a, b: lambda: a + b,
+        "16M mul scalar": lambda t, a, b: lambda: a * 1.5,
+        "16M exp": lambda t, a, b: lambda: a.exp(),
+        "16M tanh": lambda t, a, b: lambda: a.tanh(),
+        "16M gelu": lambda t, a, b: lambda: t.nn.functional.gelu(a),
+        "16M sum": lambda t, a, b: lambda: a.sum(),
+        "16M sum rows": lambda t, a, b: lambda: a.view(4096, 4096).sum(1),
+        "16M sum columns": lambda t, a, b: lambda: a.view(4096, 4096).sum(0),
+        "16M max rows": lambda t, a, b: lambda: a.view(4096, 4096).amax(1),
+        "16M softmax": lambda t, a, b: lambda: a.view(16384, 1024).softmax(-1),
+        "16M layer_norm": lambda t, a, b: lambda: t.nn.functional.layer_norm(a.view(16384, 1024), (1024,)),
+        "16M bf16 cast": lambda t, a, b: lambda: a.to(t.bfloat16),
+    }
+    for name, make in cases.items():
+        theirs, ours = make(*pairs[0]), make(*pairs[1])
+        a, b = median_times(ours, theirs, 1, 15)
+        rows.append({"case": name, "vibetensor": a * 1e3, "torch": b * 1e3, "unit": "ms", "goal": 1.0})
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=30, help="timed training steps")
+    parser.add_argument("--save", action="store_true", help="write bench/results/train_cpu.json")
+    options = parser.parse_args()
+    vt.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
+    rows = [*train_rows(options.steps), *op_rows()]
+    return 0 if report("train_cpu", rows, options.threads, options.save) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
