@@ -66,7 +66,9 @@ def test_accumulate_counts_repeats():
     ],
 )
 def test_out_of_bounds_is_an_index_error(act):
-    with pytest.raises((IndexError, RuntimeError), match="index 5 is out of bounds for dimension 0"):
+    with pytest.raises(
+        (IndexError, RuntimeError), match="index 5 is out of bounds for dimension 0"
+    ):
         act(vt.zeros(3, 2))
 
 
@@ -115,12 +117,16 @@ def test_extremes_find_the_first_and_keep_nan(op, shape):
         for dim in range(len(shape)):
             got = getattr(vt.from_numpy(values), op)(dim)
             got = got if isinstance(got, tuple) else (got,)
-            clean = np.where(np.isnan(values), np.inf if op in ("max", "argmax", "amax") else -np.inf, values)
+            clean = np.where(
+                np.isnan(values), np.inf if op in ("max", "argmax", "amax") else -np.inf, values
+            )
             largest = op in ("max", "argmax", "amax")
             clean = np.where(np.isnan(values), np.inf if largest else -np.inf, values)
             first = (np.argmax if largest else np.argmin)(clean, dim)
             best = np.take_along_axis(values, np.expand_dims(first, dim), dim).squeeze(dim)
-            expected = {"argmax": (first,), "argmin": (first,), "amax": (best,)}.get(op, (best, first))
+            expected = {"argmax": (first,), "argmin": (first,), "amax": (best,)}.get(
+                op, (best, first)
+            )
             for a, b in zip(got, expected):
                 np.testing.assert_array_equal(a.numpy(), b)
 

@@ -8,7 +8,7 @@
 namespace vt::cpu::VT_ISA {
 namespace {
 
-constexpr int64_t kGrain = 32768;   // bytes a thread moves at least
+constexpr int64_t kGrain = 32768;  // bytes a thread moves at least
 
 Tensor dense(const Tensor& t, DType dtype) {
   if (t.is_contiguous() && t.dtype() == dtype) return t;
@@ -24,19 +24,22 @@ Extents extents_of(IntSpan sizes, int64_t dim) {
   Extents e;
   if (sizes.empty()) return e;
   const int64_t d = wrap_dim(dim, static_cast<int64_t>(sizes.size()));
-  for (int64_t i = 0; i < static_cast<int64_t>(sizes.size()); ++i) (i < d ? e.outer : i == d ? e.length : e.inner) *= sizes[i];
+  for (int64_t i = 0; i < static_cast<int64_t>(sizes.size()); ++i)
+    (i < d ? e.outer : i == d ? e.length : e.inner) *= sizes[i];
   return e;
 }
 
 /// Indices as dense int64, each in [0, length). Negative ones count from the end where allowed.
-Tensor checked_indices(const Tensor& index, int64_t length, int64_t dim, bool wrap, std::string_view op) {
+Tensor checked_indices(const Tensor& index, int64_t length, int64_t dim, bool wrap,
+                       std::string_view op) {
   Tensor out = dense(index, DType::Int64);
   auto* values = out.data_as<int64_t>();
   for (int64_t i = 0; i < out.numel(); ++i) {
     const int64_t v = values[i];
     if (v >= 0 && v < length) continue;
     if (!(wrap && v < 0 && v >= -length)) {
-      fail(ErrorKind::Index, "index ", v, " is out of bounds for dimension ", dim, " with size ", length, " (", op, ")");
+      fail(ErrorKind::Index, "index ", v, " is out of bounds for dimension ", dim, " with size ",
+           length, " (", op, ")");
     }
     if (out.is_same(index)) {
       out = empty(index.sizes(), DType::Int64);
@@ -56,11 +59,13 @@ void index_select(const Tensor& out, const Tensor& self, int64_t dim, const Tens
   const int64_t count = indices.numel(), bytes = e.inner * input.itemsize();
   const auto* from = static_cast<const char*>(input.data());
   auto* to = static_cast<char*>(out.data());
-  parallel_for(0, e.outer * count, std::max<int64_t>(1, kGrain / (bytes + 1)), [&](int64_t b, int64_t end) {
-    for (int64_t i = b; i < end; ++i) {
-      std::memcpy(to + i * bytes, from + (i / count * e.length + at[i % count]) * bytes, static_cast<size_t>(bytes));
-    }
-  });
+  parallel_for(
+      0, e.outer * count, std::max<int64_t>(1, kGrain / (bytes + 1)), [&](int64_t b, int64_t end) {
+        for (int64_t i = b; i < end; ++i) {
+          std::memcpy(to + i * bytes, from + (i / count * e.length + at[i % count]) * bytes,
+                      static_cast<size_t>(bytes));
+        }
+      });
 }
 
 /// Calls `body(dense self)` and writes back if self was not dense.
@@ -72,36 +77,47 @@ void on_dense(const Tensor& self, F&& body) {
 }
 
 /// Kernels that write in place have no meta function: what they will read is checked here.
-void check_slices(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source, std::string_view op) {
+void check_slices(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source,
+                  std::string_view op) {
   check_index(index.dim() <= 1, op, ": Index should have dimension 1 or 0 (got ", index.dim(), ")");
-  check(index.dtype() == DType::Int64 || index.dtype() == DType::Int32, op, ": Expected dtype int32/int64 for index, got ", index.dtype());
-  check(self.dtype() == source.dtype(), op, ": self (", self.dtype(), ") and source (", source.dtype(),
-        ") must have the same scalar type");
+  check(index.dtype() == DType::Int64 || index.dtype() == DType::Int32, op,
+        ": Expected dtype int32/int64 for index, got ", index.dtype());
+  check(self.dtype() == source.dtype(), op, ": self (", self.dtype(), ") and source (",
+        source.dtype(), ") must have the same scalar type");
   Dims expected(self.sizes());
   if (!expected.empty()) expected[wrap_dim(dim, self.dim())] = index.numel();
-  const bool fits = equal(source.sizes(), expected) || (self.dim() <= 1 && source.numel() == index.numel() && source.dim() <= 1);
-  check_index(fits, op, ": source of shape ", source.sizes(), " does not fit self ", self.sizes(), " indexed by ", index.numel(),
-              " positions along dimension ", dim, "; expected ", expected);
+  const bool fits = equal(source.sizes(), expected) ||
+                    (self.dim() <= 1 && source.numel() == index.numel() && source.dim() <= 1);
+  check_index(fits, op, ": source of shape ", source.sizes(), " does not fit self ", self.sizes(),
+              " indexed by ", index.numel(), " positions along dimension ", dim, "; expected ",
+              expected);
   check_no_internal_overlap(self);
 }
 
 /// As check_slices for gather's and scatter's element-wise indices.
-void check_elements(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src, std::string_view op) {
-  check(index.dtype() == DType::Int64, op, "(): Expected dtype int64 for index, got ", index.dtype());
-  check(self.dtype() == src.dtype(), op, "(): Expected self.dtype to be equal to src.dtype, got ", self.dtype(), " and ", src.dtype());
+void check_elements(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src,
+                    std::string_view op) {
+  check(index.dtype() == DType::Int64, op, "(): Expected dtype int64 for index, got ",
+        index.dtype());
+  check(self.dtype() == src.dtype(), op, "(): Expected self.dtype to be equal to src.dtype, got ",
+        self.dtype(), " and ", src.dtype());
   check_no_internal_overlap(self);
   if (index.numel() == 0) return;
-  check(index.dim() == self.dim() && index.dim() == src.dim(), "Index tensor must have the same number of dimensions as ",
-        index.dim() == self.dim() ? "src" : "self", " tensor (", op, ": index ", index.sizes(), ", self ", self.sizes(), ", src ", src.sizes(), ")");
+  check(index.dim() == self.dim() && index.dim() == src.dim(),
+        "Index tensor must have the same number of dimensions as ",
+        index.dim() == self.dim() ? "src" : "self", " tensor (", op, ": index ", index.sizes(),
+        ", self ", self.sizes(), ", src ", src.sizes(), ")");
   const int64_t d = self.dim() == 0 ? 0 : wrap_dim(dim, self.dim());
   for (int64_t k = 0; k < index.dim(); ++k) {
     const int64_t extent = index.sizes()[k];
-    check(extent <= src.sizes()[k] && (k == d || extent <= self.sizes()[k]), "Expected index ", index.sizes(),
-          " to be no larger than self ", self.sizes(), " apart from dimension ", d, " and to be no larger size than src ", src.sizes());
+    check(extent <= src.sizes()[k] && (k == d || extent <= self.sizes()[k]), "Expected index ",
+          index.sizes(), " to be no larger than self ", self.sizes(), " apart from dimension ", d,
+          " and to be no larger size than src ", src.sizes());
   }
 }
 
-void index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source, const Scalar& alpha) {
+void index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source,
+               const Scalar& alpha) {
   check_slices(self, dim, index, source, "index_add_()");
   const Tensor values = dense(source, source.dtype());
   on_dense(self, [&](const Tensor& work) {
@@ -113,28 +129,33 @@ void index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tenso
       const T scale = alpha.to<T>();
       const bool direct = work.dtype() == DTypeOf<T>::value;
       // Columns are split over threads; the order of additions to one place is that of the index.
-      parallel_for(0, e.inner, std::max<int64_t>(64, kGrain / (e.outer * count + 1)), [&](int64_t b, int64_t end) {
-        T x[kBlock], y[kBlock];
-        for (int64_t o = 0; o < e.outer; ++o) {
-          for (int64_t i = 0; i < count; ++i) {
-            char* target = static_cast<char*>(work.data()) + ((o * e.length + at[i]) * e.inner) * size;
-            const char* from = static_cast<const char*>(values.data()) + ((o * count + i) * e.inner) * size;
-            if (direct) {
-              auto* t = reinterpret_cast<T*>(target);
-              const auto* f = reinterpret_cast<const T*>(from);
-              for (int64_t k = b; k < end; ++k) t[k] = static_cast<T>(t[k] + scale * f[k]);
-              continue;
-            }
-            for (int64_t k = b; k < end; k += kBlock) {
-              const int64_t m = std::min(kBlock, end - k);
-              load_block<T>(x, target + k * size, size, m, work.dtype(), work.dtype());
-              load_block<T>(y, from + k * size, size, m, work.dtype(), work.dtype());
-              for (int64_t j = 0; j < m; ++j) x[j] = static_cast<T>(x[j] + scale * y[j]);
-              store_block<T>(target + k * size, size, x, m, work.dtype());
-            }
-          }
-        }
-      });
+      parallel_for(0, e.inner, std::max<int64_t>(64, kGrain / (e.outer * count + 1)),
+                   [&](int64_t b, int64_t end) {
+                     T x[kBlock], y[kBlock];
+                     for (int64_t o = 0; o < e.outer; ++o) {
+                       for (int64_t i = 0; i < count; ++i) {
+                         char* target = static_cast<char*>(work.data()) +
+                                        ((o * e.length + at[i]) * e.inner) * size;
+                         const char* from = static_cast<const char*>(values.data()) +
+                                            ((o * count + i) * e.inner) * size;
+                         if (direct) {
+                           auto* t = reinterpret_cast<T*>(target);
+                           const auto* f = reinterpret_cast<const T*>(from);
+                           for (int64_t k = b; k < end; ++k)
+                             t[k] = static_cast<T>(t[k] + scale * f[k]);
+                           continue;
+                         }
+                         for (int64_t k = b; k < end; k += kBlock) {
+                           const int64_t m = std::min(kBlock, end - k);
+                           load_block<T>(x, target + k * size, size, m, work.dtype(), work.dtype());
+                           load_block<T>(y, from + k * size, size, m, work.dtype(), work.dtype());
+                           for (int64_t j = 0; j < m; ++j)
+                             x[j] = static_cast<T>(x[j] + scale * y[j]);
+                           store_block<T>(target + k * size, size, x, m, work.dtype());
+                         }
+                       }
+                     }
+                   });
     });
   });
 }
@@ -184,17 +205,23 @@ void walk(const Tensor& indices, IntSpan sizes, int64_t dim, F&& visit, bool dis
     }
   };
   // Only where no two visits write one place may threads share the work.
-  if (disjoint) parallel_for(0, rows, std::max<int64_t>(1, kGrain / row), walk_rows);
-  else walk_rows(0, rows);
+  if (disjoint)
+    parallel_for(0, rows, std::max<int64_t>(1, kGrain / row), walk_rows);
+  else
+    walk_rows(0, rows);
 }
 
 template <class F>
 void by_size(int64_t size, F&& f) {
   switch (size) {
-    case 1: return f.template operator()<uint8_t>();
-    case 2: return f.template operator()<uint16_t>();
-    case 4: return f.template operator()<uint32_t>();
-    default: return f.template operator()<uint64_t>();
+    case 1:
+      return f.template operator()<uint8_t>();
+    case 2:
+      return f.template operator()<uint16_t>();
+    case 4:
+      return f.template operator()<uint32_t>();
+    default:
+      return f.template operator()<uint64_t>();
   }
 }
 
@@ -206,7 +233,9 @@ void gather(const Tensor& out, const Tensor& self, int64_t dim, const Tensor& in
   by_size(out.itemsize(), [&]<class T>() {
     const auto* from = input.data_as<T>();
     auto* to = out.data_as<T>();
-    walk(indices, input.sizes(), dim, [&](int64_t i, int64_t position) { to[i] = from[position]; }, true);
+    walk(
+        indices, input.sizes(), dim, [&](int64_t i, int64_t position) { to[i] = from[position]; },
+        true);
   });
 }
 
@@ -225,7 +254,8 @@ void scatter(const Tensor& self, int64_t dim, const Tensor& index, const Tensor&
     by_size(work.itemsize(), [&]<class T>() {
       const auto* from = values.data_as<T>();
       auto* to = work.data_as<T>();
-      walk(indices, work.sizes(), dim, [&](int64_t i, int64_t position) { to[position] = from[i]; });
+      walk(indices, work.sizes(), dim,
+           [&](int64_t i, int64_t position) { to[position] = from[i]; });
     });
   });
 }
@@ -242,7 +272,8 @@ void scatter_add(const Tensor& self, int64_t dim, const Tensor& index, const Ten
         T x, y;
         char* target = static_cast<char*>(work.data()) + position * size;
         load_block<T>(&x, target, size, 1, work.dtype(), work.dtype());
-        load_block<T>(&y, static_cast<const char*>(values.data()) + i * size, size, 1, work.dtype(), work.dtype());
+        load_block<T>(&y, static_cast<const char*>(values.data()) + i * size, size, 1, work.dtype(),
+                      work.dtype());
         x = static_cast<T>(x + y);
         store_block<T>(target, size, &x, 1, work.dtype());
       });
@@ -257,7 +288,8 @@ void cat(const Tensor& out, TensorSpan tensors, int64_t dim) {
     const int64_t d = wrap_dim(dim, out.dim());
     Dims sizes(out.sizes());
     sizes[d] = t.sizes()[d];
-    const Tensor part = make_view(out, sizes, out.strides(), out.storage_offset() + start * out.strides()[d]);
+    const Tensor part =
+        make_view(out, sizes, out.strides(), out.storage_offset() + start * out.strides()[d]);
     kernels_for(DeviceType::CPU).copy_(part, t, false);
     start += t.sizes()[d];
   }

@@ -29,8 +29,10 @@ template <class T>
 struct Max {
   using Acc = T;
   Acc start() const {
-    if constexpr (std::is_floating_point_v<T>) return -std::numeric_limits<T>::infinity();
-    else return std::numeric_limits<T>::lowest();
+    if constexpr (std::is_floating_point_v<T>)
+      return -std::numeric_limits<T>::infinity();
+    else
+      return std::numeric_limits<T>::lowest();
   }
   void step(Acc& a, T x) const { a = (!(x <= a)) & (a == a) ? x : a; }
   void merge(Acc& a, const Acc& b) const { step(a, b); }
@@ -39,8 +41,10 @@ template <class T>
 struct Min {
   using Acc = T;
   Acc start() const {
-    if constexpr (std::is_floating_point_v<T>) return std::numeric_limits<T>::infinity();
-    else return std::numeric_limits<T>::max();
+    if constexpr (std::is_floating_point_v<T>)
+      return std::numeric_limits<T>::infinity();
+    else
+      return std::numeric_limits<T>::max();
   }
   void step(Acc& a, T x) const { a = (!(x >= a)) & (a == a) ? x : a; }
   void merge(Acc& a, const Acc& b) const { step(a, b); }
@@ -58,8 +62,10 @@ void accumulate(const Tensor& out, const Tensor& self, uint64_t mask, double sca
   const ReducePlan plan = plan_reduction(self, mask);
   visit_values(self.dtype(), [&]<class T>() {
     reduce<T>(plan, Op<T>(), [&](int64_t i, auto acc) {
-      if constexpr (std::is_floating_point_v<decltype(acc)>) put<double>(out, i, acc * scale);
-      else put<int64_t>(out, i, acc);
+      if constexpr (std::is_floating_point_v<decltype(acc)>)
+        put<double>(out, i, acc * scale);
+      else
+        put<int64_t>(out, i, acc);
     });
   });
 }
@@ -67,19 +73,25 @@ void accumulate(const Tensor& out, const Tensor& self, uint64_t mask, double sca
 template <template <class> class Op>
 void extremum(const Tensor& out, const Tensor& self, uint64_t mask) {
   const ReducePlan plan = plan_reduction(self, mask);
-  visit_values(self.dtype(), [&]<class T>() { reduce<T>(plan, Op<T>(), [&](int64_t i, T acc) { put<T>(out, i, acc); }); });
+  visit_values(self.dtype(), [&]<class T>() {
+    reduce<T>(plan, Op<T>(), [&](int64_t i, T acc) { put<T>(out, i, acc); });
+  });
 }
 
 /// `self` as the dtype the sum is asked in, where that is not what the accumulator gives anyway.
 Tensor as_summand(const Tensor& self, std::optional<DType> dtype) {
-  if (!dtype || *dtype == self.dtype() || (is_floating(*dtype) && is_floating(self.dtype()) && !is_reduced_float(*dtype))) return self;
+  if (!dtype || *dtype == self.dtype() ||
+      (is_floating(*dtype) && is_floating(self.dtype()) && !is_reduced_float(*dtype)))
+    return self;
   if (is_floating(*dtype) == is_floating(self.dtype()) && is_integral(*dtype)) return self;
   const Tensor converted = empty(self.sizes(), *dtype);
   kernels_for(DeviceType::CPU)._to_dtype(converted, self.is_contiguous() ? self : self, *dtype);
   return converted;
 }
 
-uint64_t one_dim(int64_t dim, int64_t ndim) { return ndim == 0 ? 0 : uint64_t{1} << wrap_dim(dim, ndim); }
+uint64_t one_dim(int64_t dim, int64_t ndim) {
+  return ndim == 0 ? 0 : uint64_t{1} << wrap_dim(dim, ndim);
+}
 
 /// Whether `x` beats an earlier `best`: nan beats all but an earlier nan.
 template <class T, bool kMax>
@@ -152,21 +164,25 @@ void arg_extremum(const ReducePlan& plan, Result&& result) {
     return;
   }
   if (plan.inner == 1) {
-    parallel_for(0, plan.outer, std::max<int64_t>(1, kChunk / (plan.reduced + 1)), [&](int64_t b, int64_t e) {
-      for (int64_t o = b; o < e; ++o) {
-        const auto top = first_extreme<T, kMax>(data + o * plan.reduced * size, plan.reduced, dtype);
-        result(o, top.value, top.index);
-      }
-    });
+    parallel_for(0, plan.outer, std::max<int64_t>(1, kChunk / (plan.reduced + 1)),
+                 [&](int64_t b, int64_t e) {
+                   for (int64_t o = b; o < e; ++o) {
+                     const auto top = first_extreme<T, kMax>(data + o * plan.reduced * size,
+                                                             plan.reduced, dtype);
+                     result(o, top.value, top.index);
+                   }
+                 });
     return;
   }
   const int64_t strips = (plan.inner + kBlock - 1) / kBlock;
   parallel_chunks(plan.outer * strips, [&](int64_t job) {
-    const int64_t o = job / strips, first = job % strips * kBlock, m = std::min(kBlock, plan.inner - first);
+    const int64_t o = job / strips, first = job % strips * kBlock,
+                  m = std::min(kBlock, plan.inner - first);
     T row[kBlock], best[kBlock];
     int64_t at[kBlock];
     for (int64_t r = 0; r < plan.reduced; ++r) {
-      load_block<T>(row, data + ((o * plan.reduced + r) * plan.inner + first) * size, size, m, dtype, dtype);
+      load_block<T>(row, data + ((o * plan.reduced + r) * plan.inner + first) * size, size, m,
+                    dtype, dtype);
       for (int64_t k = 0; k < m; ++k) {
         if (r == 0 || better<T, kMax>(row[k], best[k])) {
           best[k] = row[k];
@@ -179,7 +195,8 @@ void arg_extremum(const ReducePlan& plan, Result&& result) {
 }
 
 template <bool kMax>
-void extremum_dim(const Tensor& values, const Tensor& indices, const Tensor& self, int64_t dim, bool) {
+void extremum_dim(const Tensor& values, const Tensor& indices, const Tensor& self, int64_t dim,
+                  bool) {
   const ReducePlan plan = plan_reduction(self, one_dim(dim, self.dim()));
   auto* at = indices.data_as<int64_t>();
   visit_values(self.dtype(), [&]<class T>() {
@@ -200,41 +217,54 @@ void arg_reduce(const Tensor& out, const Tensor& self, std::optional<int64_t> di
 }
 
 const RegisterCpu registered([](KernelTable& t) {
-  t.sum_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool, std::optional<DType> dtype) {
+  t.sum_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool,
+                 std::optional<DType> dtype) {
     accumulate<Sum>(out, as_summand(self, dtype), dim_mask(dim, self.dim()), 1.0);
   };
-  t.mean_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool, std::optional<DType> dtype) {
+  t.mean_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool,
+                  std::optional<DType> dtype) {
     const uint64_t mask = dim_mask(dim, self.dim());
     int64_t count = 1;
     for (int64_t d = 0; d < self.dim(); ++d) count *= (mask >> d & 1) ? self.sizes()[d] : 1;
-    const Tensor input = is_floating(self.dtype()) ? self : as_summand(self, dtype.value_or(DType::Float64));
+    const Tensor input =
+        is_floating(self.dtype()) ? self : as_summand(self, dtype.value_or(DType::Float64));
     accumulate<Sum>(out, input, mask, 1.0 / static_cast<double>(count));
   };
   t.prod = [](const Tensor& out, const Tensor& self, std::optional<DType> dtype) {
     accumulate<Product>(out, as_summand(self, dtype), dim_mask(std::nullopt, self.dim()), 1.0);
   };
-  t.prod_dim = [](const Tensor& out, const Tensor& self, int64_t dim, bool, std::optional<DType> dtype) {
+  t.prod_dim = [](const Tensor& out, const Tensor& self, int64_t dim, bool,
+                  std::optional<DType> dtype) {
     accumulate<Product>(out, as_summand(self, dtype), one_dim(dim, self.dim()), 1.0);
   };
-  t.amax = [](const Tensor& out, const Tensor& self, IntSpan dim, bool) { extremum<Max>(out, self, dim_mask(dim, self.dim())); };
-  t.amin = [](const Tensor& out, const Tensor& self, IntSpan dim, bool) { extremum<Min>(out, self, dim_mask(dim, self.dim())); };
+  t.amax = [](const Tensor& out, const Tensor& self, IntSpan dim, bool) {
+    extremum<Max>(out, self, dim_mask(dim, self.dim()));
+  };
+  t.amin = [](const Tensor& out, const Tensor& self, IntSpan dim, bool) {
+    extremum<Min>(out, self, dim_mask(dim, self.dim()));
+  };
   t.max_dim = extremum_dim<true>;
   t.min_dim = extremum_dim<false>;
   t.argmax = arg_reduce<true>;
   t.argmin = arg_reduce<false>;
   t.any_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool) {
     const ReducePlan plan = plan_reduction(self, dim_mask(dim, self.dim()));
-    visit_values(self.dtype(), [&]<class T>() { reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n > 0); }); });
+    visit_values(self.dtype(), [&]<class T>() {
+      reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n > 0); });
+    });
   };
   t.all_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool) {
     const ReducePlan plan = plan_reduction(self, dim_mask(dim, self.dim()));
     visit_values(self.dtype(), [&]<class T>() {
-      reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n == plan.reduced); });
+      reduce<T>(plan, Count<T>(),
+                [&](int64_t i, int64_t n) { put<int64_t>(out, i, n == plan.reduced); });
     });
   };
   t.count_nonzero = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim) {
     const ReducePlan plan = plan_reduction(self, dim_mask(dim, self.dim()));
-    visit_values(self.dtype(), [&]<class T>() { reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n); }); });
+    visit_values(self.dtype(), [&]<class T>() {
+      reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n); });
+    });
   };
 });
 

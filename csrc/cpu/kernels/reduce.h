@@ -10,7 +10,7 @@
 namespace vt::cpu::VT_ISA {
 
 struct ReducePlan {
-  Tensor input;      // dense; the reduced dimensions are adjacent
+  Tensor input;  // dense; the reduced dimensions are adjacent
   int64_t outer = 1, reduced = 1, inner = 1;
 };
 
@@ -27,13 +27,17 @@ inline ReducePlan plan_reduction(const Tensor& self, uint64_t mask) {
     ++reduced_dims;
   }
   bool adjacent = self.is_contiguous();
-  for (int64_t d = first; adjacent && first >= 0 && d <= last; ++d) adjacent = (mask >> d & 1) || self.sizes()[d] == 1;
+  for (int64_t d = first; adjacent && first >= 0 && d <= last; ++d)
+    adjacent = (mask >> d & 1) || self.sizes()[d] == 1;
   if (adjacent) {
     plan.input = self;
     for (int64_t d = 0; d < n; ++d) {
-      if (first >= 0 && d >= first && d <= last) plan.reduced *= self.sizes()[d];
-      else if (first >= 0 && d > last) plan.inner *= self.sizes()[d];
-      else plan.outer *= self.sizes()[d];
+      if (first >= 0 && d >= first && d <= last)
+        plan.reduced *= self.sizes()[d];
+      else if (first >= 0 && d > last)
+        plan.inner *= self.sizes()[d];
+      else
+        plan.outer *= self.sizes()[d];
     }
     return plan;
   }
@@ -55,7 +59,7 @@ inline ReducePlan plan_reduction(const Tensor& self, uint64_t mask) {
 }
 
 inline constexpr int kLanes = 16;
-inline constexpr int64_t kChunk = 32768;   // elements (rows for inner > 1) a piece covers
+inline constexpr int64_t kChunk = 32768;  // elements (rows for inner > 1) a piece covers
 
 /// An Op has `Acc`, `Acc start()`, `void step(Acc&, T)`, `void merge(Acc&, const Acc&)`.
 template <class T, class Op>
@@ -94,17 +98,19 @@ void reduce(const ReducePlan& plan, const Op& op, Result&& result) {
   if (plan.outer * plan.inner == 0) return;
   if (plan.inner == 1) {
     if (plan.outer > 1 && plan.outer * 4 >= num_threads()) {
-      parallel_for(0, plan.outer, std::max<int64_t>(1, kChunk / (plan.reduced + 1)), [&](int64_t b, int64_t e) {
-        for (int64_t o = b; o < e; ++o) {
-          // Long rows are summed piece by piece here too, so that the result is the same however
-          // many rows there are.
-          Acc total = op.start();
-          for (int64_t c = 0; c < plan.reduced; c += kChunk) {
-            op.merge(total, reduce_row<T>(op, data + (o * plan.reduced + c) * size, std::min(kChunk, plan.reduced - c), dtype));
-          }
-          result(o, total);
-        }
-      });
+      parallel_for(0, plan.outer, std::max<int64_t>(1, kChunk / (plan.reduced + 1)),
+                   [&](int64_t b, int64_t e) {
+                     for (int64_t o = b; o < e; ++o) {
+                       // Long rows are summed piece by piece here too, so that the result is the
+                       // same however many rows there are.
+                       Acc total = op.start();
+                       for (int64_t c = 0; c < plan.reduced; c += kChunk) {
+                         op.merge(total, reduce_row<T>(op, data + (o * plan.reduced + c) * size,
+                                                       std::min(kChunk, plan.reduced - c), dtype));
+                       }
+                       result(o, total);
+                     }
+                   });
       return;
     }
     const int64_t pieces = (plan.reduced + kChunk - 1) / kChunk;
@@ -112,8 +118,8 @@ void reduce(const ReducePlan& plan, const Op& op, Result&& result) {
     for (int64_t o = 0; o < plan.outer; ++o) {
       parallel_chunks(pieces, [&](int64_t p) {
         const int64_t at = p * kChunk;
-        partial[static_cast<size_t>(p)] =
-            reduce_row<T>(op, data + (o * plan.reduced + at) * size, std::min(kChunk, plan.reduced - at), dtype);
+        partial[static_cast<size_t>(p)] = reduce_row<T>(op, data + (o * plan.reduced + at) * size,
+                                                        std::min(kChunk, plan.reduced - at), dtype);
       });
       Acc total = op.start();
       for (const Acc& acc : partial) op.merge(total, acc);
@@ -147,7 +153,8 @@ void reduce(const ReducePlan& plan, const Op& op, Result&& result) {
   for (int64_t o = 0; o < plan.outer; ++o) {
     for (int64_t k = 0; k < plan.inner; ++k) {
       Acc total = op.start();
-      for (int64_t p = 0; p < pieces; ++p) op.merge(total, partial[static_cast<size_t>((o * pieces + p) * plan.inner + k)]);
+      for (int64_t p = 0; p < pieces; ++p)
+        op.merge(total, partial[static_cast<size_t>((o * pieces + p) * plan.inner + k)]);
       result(o * plan.inner + k, total);
     }
   }
@@ -165,14 +172,17 @@ inline uint64_t dim_mask(std::optional<IntSpan> dims, int64_t ndim) {
 /// As visit_all, with bool seen as uint8: std::vector<bool> is no array.
 template <class F>
 void visit_values(DType dtype, F&& f) {
-  if (dtype == DType::Bool) f.template operator()<uint8_t>();
-  else visit_numeric(dtype, f);
+  if (dtype == DType::Bool)
+    f.template operator()<uint8_t>();
+  else
+    visit_numeric(dtype, f);
 }
 
 /// Writes values of a compute type as element `index` of a dense output.
 template <class T>
 void put(const Tensor& out, int64_t index, T value) {
-  store_block<T>(static_cast<char*>(out.data()) + index * out.itemsize(), out.itemsize(), &value, 1, out.dtype());
+  store_block<T>(static_cast<char*>(out.data()) + index * out.itemsize(), out.itemsize(), &value, 1,
+                 out.dtype());
 }
 
 }  // namespace vt::cpu::VT_ISA

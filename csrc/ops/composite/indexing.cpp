@@ -9,12 +9,12 @@ namespace {
 
 /// The indexed tensor with its indexed dimensions merged in front, and the flat positions there.
 struct Flattened {
-  Dims order;          // permutation that brings the indexed dimensions to the front
-  Dims rest;           // extents of the others
-  Dims index_shape;    // broadcast shape of the index tensors
+  Dims order;        // permutation that brings the indexed dimensions to the front
+  Dims rest;         // extents of the others
+  Dims index_shape;  // broadcast shape of the index tensors
   int64_t positions = 1;
-  int64_t insert_at = 0;   // where index_shape goes in the result
-  Tensor linear;       // int64, flat
+  int64_t insert_at = 0;  // where index_shape goes in the result
+  Tensor linear;          // int64, flat
 };
 
 std::vector<Tensor> expand_masks(const Tensor& self, TensorSpan indices) {
@@ -22,20 +22,26 @@ std::vector<Tensor> expand_masks(const Tensor& self, TensorSpan indices) {
   for (const Tensor& index : indices) {
     if (!index.defined() || (index.dtype() != DType::Bool && index.dtype() != DType::UInt8)) {
       if (index.defined()) {
-        check_index(is_integral(index.dtype()), "tensors used as indices must be long, int, byte or bool tensors");
+        check_index(is_integral(index.dtype()),
+                    "tensors used as indices must be long, int, byte or bool tensors");
       }
-      out.push_back(index.defined() && index.dtype() != DType::Int64 ? ops::_to_dtype(index, DType::Int64) : index);
+      out.push_back(index.defined() && index.dtype() != DType::Int64
+                        ? ops::_to_dtype(index, DType::Int64)
+                        : index);
       continue;
     }
     for (int64_t d = 0; d < index.dim(); ++d) {
       const int64_t dim = static_cast<int64_t>(out.size()) + d;
-      check_index(dim < self.dim() && index.sizes()[d] == self.sizes()[dim], "The shape of the mask ", index.sizes(), " at index ", d,
-                  " does not match the shape of the indexed tensor ", self.sizes(), " at index ", dim);
+      check_index(dim < self.dim() && index.sizes()[d] == self.sizes()[dim],
+                  "The shape of the mask ", index.sizes(), " at index ", d,
+                  " does not match the shape of the indexed tensor ", self.sizes(), " at index ",
+                  dim);
     }
     const Tensor positions = ops::nonzero(index);
     for (int64_t d = 0; d < index.dim(); ++d) out.push_back(ops::select(positions, 1, d));
   }
-  check_index(static_cast<int64_t>(out.size()) <= self.dim(), "too many indices for tensor of dimension ", self.dim(), " (got ", out.size(), ")");
+  check_index(static_cast<int64_t>(out.size()) <= self.dim(),
+              "too many indices for tensor of dimension ", self.dim(), " (got ", out.size(), ")");
   out.resize(static_cast<size_t>(self.dim()));
   return out;
 }
@@ -48,11 +54,13 @@ Flattened flatten_indices(const Tensor& self, TensorSpan given) {
     if (index.defined()) used.push_back(&index);
   }
   try {
-    f.index_shape = broadcast_shapes(std::span<const Tensor* const>(used.data(), used.size()), "index");
+    f.index_shape =
+        broadcast_shapes(std::span<const Tensor* const>(used.data(), used.size()), "index");
   } catch (const Error&) {
     std::string shapes;
     for (const Tensor* t : used) shapes += (shapes.empty() ? "" : ", ") + str(t->sizes());
-    fail(ErrorKind::Index, "shape mismatch: indexing tensors could not be broadcast together with shapes ", shapes);
+    fail(ErrorKind::Index,
+         "shape mismatch: indexing tensors could not be broadcast together with shapes ", shapes);
   }
   int64_t first = -1, last = -1;
   for (int64_t d = 0; d < self.dim(); ++d) {
@@ -75,12 +83,17 @@ Flattened flatten_indices(const Tensor& self, TensorSpan given) {
     const int64_t size = self.sizes()[d];
     Tensor index = indices[d];
     if (index.numel() > 0) {
-      const int64_t low = ops::amin(index, {}, false).item().to_int(), high = ops::amax(index, {}, false).item().to_int();
-      check_index(low >= -size, "index ", low, " is out of bounds for dimension ", d, " with size ", size);
-      check_index(high < size, "index ", high, " is out of bounds for dimension ", d, " with size ", size);
+      const int64_t low = ops::amin(index, {}, false).item().to_int(),
+                    high = ops::amax(index, {}, false).item().to_int();
+      check_index(low >= -size, "index ", low, " is out of bounds for dimension ", d, " with size ",
+                  size);
+      check_index(high < size, "index ", high, " is out of bounds for dimension ", d, " with size ",
+                  size);
       if (low < 0) index = ops::remainder(index, wrapped_scalar(Scalar(size)));
     }
-    f.linear = f.linear.defined() ? ops::add(ops::mul(f.linear, wrapped_scalar(Scalar(size))), index, Scalar(1)) : index;
+    f.linear = f.linear.defined()
+                   ? ops::add(ops::mul(f.linear, wrapped_scalar(Scalar(size))), index, Scalar(1))
+                   : index;
   }
   f.linear = ops::reshape(ops::expand(f.linear, f.index_shape, false), Dims{-1});
   return f;
@@ -104,7 +117,8 @@ bool in_order(IntSpan order) {
 Tensor index(const Tensor& self, TensorSpan indices) {
   const Flattened f = flatten_indices(self, indices);
   const Tensor front = in_order(f.order) ? self : ops::permute(self, f.order);
-  const Tensor picked = ops::index_select(ops::reshape(front, with_front(f.positions, f.rest)), 0, f.linear);
+  const Tensor picked =
+      ops::index_select(ops::reshape(front, with_front(f.positions, f.rest)), 0, f.linear);
   // [flat index, rest…] → rest before the insertion point, the index shape, the others.
   Dims shape(f.index_shape);
   shape.append(f.rest.begin(), f.rest.end());
@@ -119,14 +133,16 @@ Tensor index(const Tensor& self, TensorSpan indices) {
 }
 
 Tensor index_put_(const Tensor& self, TensorSpan indices, const Tensor& values, bool accumulate) {
-  check(values.dtype() == self.dtype(), "Index put requires the source and destination dtypes match, got ", self.dtype(),
+  check(values.dtype() == self.dtype(),
+        "Index put requires the source and destination dtypes match, got ", self.dtype(),
         " for the destination and ", values.dtype(), " for the source.");
   const Flattened f = flatten_indices(self, indices);
   // Values broadcast against the result of index(): bring them to [index…, rest…].
   Dims result;
   for (int64_t d = 0; d < f.insert_at; ++d) result.push_back(f.rest[d]);
   result.append(f.index_shape.begin(), f.index_shape.end());
-  for (size_t d = static_cast<size_t>(f.insert_at); d < f.rest.size(); ++d) result.push_back(f.rest[d]);
+  for (size_t d = static_cast<size_t>(f.insert_at); d < f.rest.size(); ++d)
+    result.push_back(f.rest[d]);
   Tensor source = values;
   Dims trimmed(values.sizes());
   while (trimmed.size() > result.size() && trimmed[0] == 1) trimmed.erase(0);
@@ -136,7 +152,8 @@ Tensor index_put_(const Tensor& self, TensorSpan indices, const Tensor& values, 
     const int64_t have = source.sizes()[source.sizes().size() - 1 - i];
     fits = have == 1 || have == result[result.size() - 1 - i];
   }
-  check(fits, "shape mismatch: value tensor of shape ", values.sizes(), " cannot be broadcast to indexing result of shape ", IntSpan(result));
+  check(fits, "shape mismatch: value tensor of shape ", values.sizes(),
+        " cannot be broadcast to indexing result of shape ", IntSpan(result));
   source = ops::expand(source, result, false);
   if (f.insert_at > 0) {
     Dims from, to;
@@ -149,8 +166,10 @@ Tensor index_put_(const Tensor& self, TensorSpan indices, const Tensor& values, 
   source = ops::reshape(source, with_front(f.linear.numel(), f.rest));
   const Tensor front = in_order(f.order) ? self : ops::permute(self, f.order);
   auto write = [&](const Tensor& target) {
-    if (accumulate) ops::index_add_(target, 0, f.linear, source, Scalar(1));
-    else ops::index_copy_(target, 0, f.linear, source);
+    if (accumulate)
+      ops::index_add_(target, 0, f.linear, source, Scalar(1));
+    else
+      ops::index_copy_(target, 0, f.linear, source);
   };
   const Dims flat = with_front(f.positions, f.rest);
   if (front.is_contiguous()) {
@@ -166,7 +185,8 @@ Tensor index_put(const Tensor& self, TensorSpan indices, const Tensor& values, b
   return ops::index_put_(ops::clone(self, std::nullopt), indices, values, accumulate);
 }
 
-Tensor index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source, const Scalar& alpha) {
+Tensor index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source,
+                 const Scalar& alpha) {
   return ops::index_add_(ops::clone(self, std::nullopt), dim, index, source, alpha);
 }
 Tensor index_copy(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source) {
@@ -186,7 +206,8 @@ Tensor scatter_add(const Tensor& self, int64_t dim, const Tensor& index, const T
   return ops::scatter_add_(ops::clone(self, std::nullopt), dim, index, src);
 }
 Tensor scatter_(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src) {
-  if (src.impl()->wrapped_number || (src.dim() == 0 && index.dim() != 0)) return ops::scatter__value(self, dim, index, src);
+  if (src.impl()->wrapped_number || (src.dim() == 0 && index.dim() != 0))
+    return ops::scatter__value(self, dim, index, src);
   return ops::_scatter_(self, dim, index, src);
 }
 Tensor scatter(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src) {
@@ -201,8 +222,11 @@ Tensor scatter_value(const Tensor& self, int64_t dim, const Tensor& index, const
 }
 
 Tensor take_along_dim(const Tensor& self, const Tensor& indices, std::optional<int64_t> dim) {
-  if (!dim) return ops::gather(ops::reshape(self, Dims{-1}), 0, ops::reshape(indices, Dims{-1}), false);
-  check(self.dim() == indices.dim(), "torch.take_along_dim(): input and indices should have the same number of dimensions, but got ",
+  if (!dim)
+    return ops::gather(ops::reshape(self, Dims{-1}), 0, ops::reshape(indices, Dims{-1}), false);
+  check(self.dim() == indices.dim(),
+        "torch.take_along_dim(): input and indices should have the same number of dimensions, but "
+        "got ",
         self.dim(), " dimensions for input, and ", indices.dim(), " dimensions for indices");
   const int64_t d = wrap_dim(*dim, self.dim());
   Dims a(self.sizes()), b(indices.sizes());
@@ -211,17 +235,22 @@ Tensor take_along_dim(const Tensor& self, const Tensor& indices, std::optional<i
   Dims self_shape(shape), index_shape(shape);
   self_shape[d] = self.sizes()[d];
   index_shape[d] = indices.sizes()[d];
-  return ops::gather(ops::expand(self, self_shape, false), d, ops::contiguous(ops::expand(indices, index_shape, false), std::nullopt), false);
+  return ops::gather(ops::expand(self, self_shape, false), d,
+                     ops::contiguous(ops::expand(indices, index_shape, false), std::nullopt),
+                     false);
 }
 Tensor take(const Tensor& self, const Tensor& index) {
-  const Tensor flat = ops::remainder(ops::reshape(index, Dims{-1}), wrapped_scalar(Scalar(std::max<int64_t>(self.numel(), 1))));
+  const Tensor flat = ops::remainder(ops::reshape(index, Dims{-1}),
+                                     wrapped_scalar(Scalar(std::max<int64_t>(self.numel(), 1))));
   return ops::reshape(ops::index_select(ops::reshape(self, Dims{-1}), 0, flat), index.sizes());
 }
 
 Tensor nonzero(const Tensor& self) {
   // The number of results depends on the values: read on the host.
-  const Tensor flags = ops::contiguous(ops::ne(self, wrapped_scalar(Scalar(int64_t{0}))), std::nullopt);
-  check(flags.device().is_cpu(), "nonzero: a tensor on ", self.device(), " cannot be read by the host here; move it with .cpu()");
+  const Tensor flags =
+      ops::contiguous(ops::ne(self, wrapped_scalar(Scalar(int64_t{0}))), std::nullopt);
+  check(flags.device().is_cpu(), "nonzero: a tensor on ", self.device(),
+        " cannot be read by the host here; move it with .cpu()");
   const auto* set = flags.data_as<bool>();
   int64_t count = 0;
   for (int64_t i = 0; i < flags.numel(); ++i) count += set[i];
@@ -244,15 +273,18 @@ Tensor masked_select(const Tensor& self, const Tensor& mask) {
   check(mask.dtype() == DType::Bool, "masked_select: expected BoolTensor for mask");
   const Dims shape = broadcast_shapes(self.sizes(), mask.sizes());
   const Tensor values = ops::reshape(ops::expand(self, shape, false), Dims{-1});
-  const Tensor where = ops::reshape(ops::nonzero(ops::reshape(ops::expand(mask, shape, false), Dims{-1})), Dims{-1});
+  const Tensor where =
+      ops::reshape(ops::nonzero(ops::reshape(ops::expand(mask, shape, false), Dims{-1})), Dims{-1});
   return ops::index_select(values, 0, where);
 }
 Tensor masked_scatter_(const Tensor& self, const Tensor& mask, const Tensor& source) {
-  check(mask.dtype() == DType::Bool, "masked_scatter_ only supports boolean masks, but got mask with dtype ", mask.dtype());
+  check(mask.dtype() == DType::Bool,
+        "masked_scatter_ only supports boolean masks, but got mask with dtype ", mask.dtype());
   const Tensor full = ops::expand(mask, self.sizes(), false);
   const Tensor where = ops::reshape(ops::nonzero(ops::reshape(full, Dims{-1})), Dims{-1});
-  check(source.numel() >= where.numel(), "masked_scatter: expected self and source to have same dtypes and enough source elements (", where.numel(),
-        " needed, ", source.numel(), " given)");
+  check(source.numel() >= where.numel(),
+        "masked_scatter: expected self and source to have same dtypes and enough source elements (",
+        where.numel(), " needed, ", source.numel(), " given)");
   const Tensor values = ops::slice(ops::reshape(source, Dims{-1}), 0, 0, where.numel(), 1);
   const Tensor flat = ops::reshape(ops::clone(self, MemoryFormat::Contiguous), Dims{-1});
   ops::index_copy_(flat, 0, where, values);
@@ -260,8 +292,10 @@ Tensor masked_scatter_(const Tensor& self, const Tensor& mask, const Tensor& sou
 }
 
 Tensor one_hot(const Tensor& self, int64_t num_classes) {
-  check(self.dtype() == DType::Int64, "one_hot is only applicable to index tensor of type LongTensor.");
-  if (self.numel() == 0) check(num_classes > 0, "Can not infer total number of classes from empty tensor.");
+  check(self.dtype() == DType::Int64,
+        "one_hot is only applicable to index tensor of type LongTensor.");
+  if (self.numel() == 0)
+    check(num_classes > 0, "Can not infer total number of classes from empty tensor.");
   int64_t classes = num_classes;
   if (self.numel() > 0) {
     check(ops::min(self).item().to_int() >= 0, "Class values must be non-negative.");
@@ -269,7 +303,8 @@ Tensor one_hot(const Tensor& self, int64_t num_classes) {
     if (classes == -1) classes = top + 1;
     check(top < classes, "Class values must be smaller than num_classes.");
   }
-  const Tensor range = ops::arange_start(Scalar(int64_t{0}), Scalar(classes), Scalar(1), DType::Int64, self.device());
+  const Tensor range = ops::arange_start(Scalar(int64_t{0}), Scalar(classes), Scalar(1),
+                                         DType::Int64, self.device());
   return ops::_to_dtype(ops::eq(ops::unsqueeze(self, -1), range), DType::Int64);
 }
 

@@ -28,7 +28,8 @@ Tensor stack(TensorSpan tensors, int64_t dim) {
   const int64_t d = wrap_dim(dim, tensors[0].dim() + 1);
   std::vector<Tensor> parts;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    check(vt::equal(tensors[i].sizes(), tensors[0].sizes()), "stack expects each tensor to be equal size, but got ", tensors[0].sizes(),
+    check(vt::equal(tensors[i].sizes(), tensors[0].sizes()),
+          "stack expects each tensor to be equal size, but got ", tensors[0].sizes(),
           " at entry 0 and ", tensors[i].sizes(), " at entry ", i);
     parts.push_back(ops::unsqueeze(tensors[i], d));
   }
@@ -50,12 +51,15 @@ Tensor dstack(TensorSpan tensors) {
 
 Tensor repeat(const Tensor& self, IntSpan repeats) {
   const int64_t n = static_cast<int64_t>(repeats.size()), lead = n - self.dim();
-  check(lead >= 0, "Number of dimensions of repeat dims can not be smaller than number of dimensions of tensor");
+  check(
+      lead >= 0,
+      "Number of dimensions of repeat dims can not be smaller than number of dimensions of tensor");
   // Each dimension becomes (repeats, extent) and is merged again.
   Dims split, expanded, merged;
   for (int64_t d = 0; d < n; ++d) {
     const int64_t extent = d < lead ? 1 : self.sizes()[d - lead];
-    check(repeats[d] >= 0, "Trying to create tensor with negative dimension ", repeats[d] * extent, ": ", repeats);
+    check(repeats[d] >= 0, "Trying to create tensor with negative dimension ", repeats[d] * extent,
+          ": ", repeats);
     split.push_back(1);
     split.push_back(extent);
     expanded.push_back(repeats[d]);
@@ -80,11 +84,14 @@ Tensor repeat_interleave(const Tensor& self, int64_t repeats, std::optional<int6
   const Tensor view = ops::expand(ops::unsqueeze(x, d + 1), expanded, false);
   return ops::reshape(ops::clone(view, MemoryFormat::Contiguous), merged);
 }
-Tensor repeat_interleave_Tensor(const Tensor& self, const Tensor& repeats, std::optional<int64_t> dim) {
-  if (repeats.numel() == 1) return ops::repeat_interleave(self, ops::reshape(repeats, Dims{}).item().to_int(), dim);
+Tensor repeat_interleave_Tensor(const Tensor& self, const Tensor& repeats,
+                                std::optional<int64_t> dim) {
+  if (repeats.numel() == 1)
+    return ops::repeat_interleave(self, ops::reshape(repeats, Dims{}).item().to_int(), dim);
   const Tensor x = dim ? self : ops::reshape(self, Dims{-1});
   const int64_t d = dim.value_or(0);
-  check(repeats.dim() == 1 && repeats.numel() == x.size(d), "repeats must have the same size as input along dim, but got repeats.size(0) = ",
+  check(repeats.dim() == 1 && repeats.numel() == x.size(d),
+        "repeats must have the same size as input along dim, but got repeats.size(0) = ",
         repeats.numel(), " and input.size(", d, ") = ", x.size(d));
   std::vector<int64_t> positions;
   const Tensor counts = ops::contiguous(ops::_to_dtype(repeats, DType::Int64), std::nullopt);
@@ -103,13 +110,15 @@ Tensor roll(const Tensor& self, IntSpan shifts, IntSpan dims) {
     check(shifts.size() == 1, "`shifts` required with one entry when no dims are given");
     return ops::reshape(roll(ops::reshape(self, Dims{-1}), shifts, Dims{0}), self.sizes());
   }
-  check(shifts.size() == dims.size(), "shifts and dimensions must align. shifts: ", shifts.size(), ", dims:", dims.size());
+  check(shifts.size() == dims.size(), "shifts and dimensions must align. shifts: ", shifts.size(),
+        ", dims:", dims.size());
   Tensor out = self;
   for (size_t i = 0; i < dims.size(); ++i) {
     const int64_t size = out.size(dims[i]);
     const int64_t cut = size == 0 ? 0 : ((size - shifts[i]) % size + size) % size;
     if (cut == 0) continue;
-    const Tensor parts[] = {ops::slice(out, dims[i], cut, std::nullopt, 1), ops::slice(out, dims[i], 0, cut, 1)};
+    const Tensor parts[] = {ops::slice(out, dims[i], cut, std::nullopt, 1),
+                            ops::slice(out, dims[i], 0, cut, 1)};
     out = ops::cat(parts, dims[i]);
   }
   return out.is_same(self) ? ops::clone(self, std::nullopt) : out;
@@ -138,18 +147,22 @@ Tensor flipud(const Tensor& self) {
 
 Tensor constant_pad_nd(const Tensor& self, IntSpan pad, const Scalar& value) {
   check(pad.size() % 2 == 0, "Length of pad must be even but instead it equals ", pad.size());
-  check(static_cast<int64_t>(pad.size() / 2) <= self.dim(), "Length of pad should be no more than twice the number of dimensions of the "
-        "input. Pad length is ", pad.size(), " while the input has ", self.dim(), " dimensions.");
+  check(static_cast<int64_t>(pad.size() / 2) <= self.dim(),
+        "Length of pad should be no more than twice the number of dimensions of the "
+        "input. Pad length is ",
+        pad.size(), " while the input has ", self.dim(), " dimensions.");
   Dims sizes(self.sizes());
   Tensor source = self;
   for (size_t i = 0; i < pad.size() / 2; ++i) {
     const int64_t d = self.dim() - 1 - static_cast<int64_t>(i);
     const int64_t before = pad[2 * i], after = pad[2 * i + 1];
     sizes[d] += before + after;
-    check(sizes[d] >= 0, "The input size ", self.sizes()[d], ", plus negative padding ", before, " and ", after,
-          " resulted in a negative output size, which is invalid. Check dimension ", d, " of your input.");
+    check(sizes[d] >= 0, "The input size ", self.sizes()[d], ", plus negative padding ", before,
+          " and ", after, " resulted in a negative output size, which is invalid. Check dimension ",
+          d, " of your input.");
     // Negative widths cut the source.
-    source = ops::slice(source, d, std::max<int64_t>(-before, 0), self.sizes()[d] - std::max<int64_t>(-after, 0), 1);
+    source = ops::slice(source, d, std::max<int64_t>(-before, 0),
+                        self.sizes()[d] - std::max<int64_t>(-after, 0), 1);
   }
   Tensor out = ops::full(sizes, value, self.dtype(), self.device());
   Tensor middle = out;
@@ -165,11 +178,14 @@ Tensor constant_pad_nd(const Tensor& self, IntSpan pad, const Scalar& value) {
 Tensor pad(const Tensor& self, IntSpan widths, std::string_view mode, std::optional<double> value) {
   if (mode == "constant") {
     const double v = value.value_or(0.0);
-    return ops::constant_pad_nd(self, widths, is_floating(self.dtype()) ? Scalar(v) : Scalar(static_cast<int64_t>(v)));
+    return ops::constant_pad_nd(
+        self, widths, is_floating(self.dtype()) ? Scalar(v) : Scalar(static_cast<int64_t>(v)));
   }
   check(!value || *value == 0, "Padding mode \"", mode, "\" doesn't take in value argument");
-  check(widths.size() % 2 == 0 && static_cast<int64_t>(widths.size() / 2) <= self.dim(), "Padding length must be divisible by 2 and at most "
-        "twice the number of dimensions of the input (", self.dim(), "), got ", widths.size());
+  check(widths.size() % 2 == 0 && static_cast<int64_t>(widths.size() / 2) <= self.dim(),
+        "Padding length must be divisible by 2 and at most "
+        "twice the number of dimensions of the input (",
+        self.dim(), "), got ", widths.size());
   Tensor out = self;
   for (size_t i = 0; i < widths.size() / 2; ++i) {
     const int64_t d = self.dim() - 1 - static_cast<int64_t>(i);
@@ -180,11 +196,14 @@ Tensor pad(const Tensor& self, IntSpan widths, std::string_view mode, std::optio
       if (mode == "replicate") {
         positions.push_back(std::clamp<int64_t>(k, 0, size - 1));
       } else if (mode == "circular") {
-        check(before <= size && after <= size, "Padding value causes wrapping around more than once.");
+        check(before <= size && after <= size,
+              "Padding value causes wrapping around more than once.");
         positions.push_back((k % size + size) % size);
       } else {
         check_value(mode == "reflect", "Unrecognised padding mode ", mode);
-        check(before < size && after < size, "Argument #4: Padding size should be less than the corresponding input dimension, but got: padding (",
+        check(before < size && after < size,
+              "Argument #4: Padding size should be less than the corresponding input dimension, "
+              "but got: padding (",
               before, ", ", after, ") at dimension ", d, " of input ", self.sizes());
         positions.push_back(k < 0 ? -k : k >= size ? 2 * (size - 1) - k : k);
       }
@@ -201,13 +220,15 @@ std::vector<Tensor> broadcast_tensors(TensorSpan tensors) {
   if (tensors.empty()) return {};
   SmallVector<const Tensor*, 8> all;
   for (const Tensor& t : tensors) all.push_back(&t);
-  const Dims shape = broadcast_shapes(std::span<const Tensor* const>(all.data(), all.size()), "broadcast_tensors");
+  const Dims shape =
+      broadcast_shapes(std::span<const Tensor* const>(all.data(), all.size()), "broadcast_tensors");
   std::vector<Tensor> out;
   for (const Tensor& t : tensors) out.push_back(ops::expand(t, shape, false));
   return out;
 }
 std::vector<Tensor> meshgrid(TensorSpan tensors, std::string_view indexing) {
-  check(indexing == "ij" || indexing == "xy", "torch.meshgrid: indexing must be one of \"xy\" or \"ij\", but received: ", indexing);
+  check(indexing == "ij" || indexing == "xy",
+        "torch.meshgrid: indexing must be one of \"xy\" or \"ij\", but received: ", indexing);
   const size_t n = tensors.size();
   Dims shape;
   for (const Tensor& t : tensors) {

@@ -6,9 +6,10 @@ namespace vt::composite {
 namespace {
 
 /// One entry of a dimension as (values, indices), with or without that dimension.
-std::tuple<Tensor, Tensor> pick(const Tensor& values, const Tensor& indices, int64_t dim, int64_t at,
-                                bool keepdim) {
-  if (keepdim) return {ops::slice(values, dim, at, at + 1, 1), ops::slice(indices, dim, at, at + 1, 1)};
+std::tuple<Tensor, Tensor> pick(const Tensor& values, const Tensor& indices, int64_t dim,
+                                int64_t at, bool keepdim) {
+  if (keepdim)
+    return {ops::slice(values, dim, at, at + 1, 1), ops::slice(indices, dim, at, at + 1, 1)};
   return {ops::select(values, dim, at), ops::select(indices, dim, at)};
 }
 
@@ -19,22 +20,28 @@ std::tuple<Tensor, Tensor> aminmax(const Tensor& self, std::optional<int64_t> di
     const int64_t one[] = {*dim};
     return {ops::amin(self, one, keepdim), ops::amax(self, one, keepdim)};
   }
-  check(self.numel() > 0, "aminmax(): cannot compute aminmax over an empty dimension as the operation has no identity.");
+  check(self.numel() > 0,
+        "aminmax(): cannot compute aminmax over an empty dimension as the operation has no "
+        "identity.");
   return {ops::amin(self, {}, keepdim), ops::amax(self, {}, keepdim)};
 }
 
-Tensor nanmean(const Tensor& self, std::optional<IntSpan> dim, bool keepdim, std::optional<DType> dtype) {
-  check(is_floating(self.dtype()), "nanmean(): expected input to have floating point dtype but got ", self.dtype());
+Tensor nanmean(const Tensor& self, std::optional<IntSpan> dim, bool keepdim,
+               std::optional<DType> dtype) {
+  check(is_floating(self.dtype()),
+        "nanmean(): expected input to have floating point dtype but got ", self.dtype());
   const Tensor present = ops::_to_dtype(ops::eq(self, self), self.dtype());
   const Tensor count = ops::sum_dim(present, dim, keepdim, dtype);
   return ops::div(ops::nansum(self, dim, keepdim, dtype), count);
 }
 
 Tensor dist(const Tensor& self, const Tensor& other, const Scalar& p) {
-  return ops::linalg_vector_norm(ops::sub(self, other, Scalar(1)), p, std::nullopt, false, std::nullopt);
+  return ops::linalg_vector_norm(ops::sub(self, other, Scalar(1)), p, std::nullopt, false,
+                                 std::nullopt);
 }
 
-Tensor diff(const Tensor& self, int64_t n, int64_t dim, const Tensor& prepend, const Tensor& append) {
+Tensor diff(const Tensor& self, int64_t n, int64_t dim, const Tensor& prepend,
+            const Tensor& append) {
   check(self.dim() > 0, "diff expects input to be at least one-dimensional");
   check(n >= 0, "order must be non-negative but got ", n);
   const int64_t d = wrap_dim(dim, self.dim());
@@ -46,8 +53,10 @@ Tensor diff(const Tensor& self, int64_t n, int64_t dim, const Tensor& prepend, c
   for (int64_t i = 0; i < std::min(n, self.size(d) + static_cast<int64_t>(parts.size())); ++i) {
     const int64_t size = out.size(d);
     if (size == 0) break;
-    const Tensor later = ops::slice(out, d, 1, size, 1), earlier = ops::slice(out, d, 0, size - 1, 1);
-    out = out.dtype() == DType::Bool ? ops::logical_xor(later, earlier) : ops::sub(later, earlier, Scalar(1));
+    const Tensor later = ops::slice(out, d, 1, size, 1),
+                 earlier = ops::slice(out, d, 0, size - 1, 1);
+    out = out.dtype() == DType::Bool ? ops::logical_xor(later, earlier)
+                                     : ops::sub(later, earlier, Scalar(1));
   }
   return out;
 }
@@ -70,7 +79,8 @@ std::tuple<Tensor, Tensor> median_dim(const Tensor& self, int64_t dim, bool keep
   // nan sorts last; a lane that has any answers with its first one.
   const int64_t one[] = {d};
   const Tensor first_nan = ops::sum_dim(ops::eq(values, values), one, true, DType::Int64);
-  const Tensor middle = ops::full(first_nan.sizes(), Scalar((size - 1) / 2), DType::Int64, self.device());
+  const Tensor middle =
+      ops::full(first_nan.sizes(), Scalar((size - 1) / 2), DType::Int64, self.device());
   const Tensor at = ops::where(ops::lt(first_nan, wrapped_scalar(Scalar(size))), first_nan, middle);
   const Tensor v = ops::gather(values, d, at, false), i = ops::gather(indices, d, at, false);
   if (keepdim) return {v, i};
@@ -80,7 +90,8 @@ std::tuple<Tensor, Tensor> median_dim(const Tensor& self, int64_t dim, bool keep
 Tensor median(const Tensor& self) {
   if (self.numel() == 0) {
     check(is_floating(self.dtype()), "median() of an empty ", self.dtype(), " tensor has no value");
-    return ops::full({}, Scalar(std::numeric_limits<double>::quiet_NaN()), self.dtype(), self.device());
+    return ops::full({}, Scalar(std::numeric_limits<double>::quiet_NaN()), self.dtype(),
+                     self.device());
   }
   return std::get<0>(ops::median_dim(ops::reshape(self, Dims{-1}), 0, false));
 }
@@ -95,7 +106,8 @@ namespace vt::meta {
 
 std::tuple<Tensor, Tensor> cummax(const Tensor& self, int64_t dim) {
   wrap_dim(dim, self.dim());
-  return {empty(self.sizes(), self.dtype(), self.device()), empty(self.sizes(), DType::Int64, self.device())};
+  return {empty(self.sizes(), self.dtype(), self.device()),
+          empty(self.sizes(), DType::Int64, self.device())};
 }
 std::tuple<Tensor, Tensor> cummin(const Tensor& self, int64_t dim) { return cummax(self, dim); }
 

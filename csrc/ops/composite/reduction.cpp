@@ -19,10 +19,12 @@ int64_t count(const Tensor& self, std::optional<IntSpan> dim) {
 
 /// Two passes: the mean first, then the squares around it.
 Tensor variance(const Tensor& self, std::optional<IntSpan> dim, double correction, bool keepdim) {
-  check(is_floating(self.dtype()), "std and var only support floating point dtypes, got ", self.dtype());
+  check(is_floating(self.dtype()), "std and var only support floating point dtypes, got ",
+        self.dtype());
   const Tensor centered = ops::sub(self, ops::mean_dim(self, dim, true, std::nullopt), Scalar(1));
   const double divisor = std::max(static_cast<double>(count(self, dim)) - correction, 0.0);
-  return ops::div(ops::sum_dim(ops::mul(centered, centered), dim, keepdim, std::nullopt), number(divisor));
+  return ops::div(ops::sum_dim(ops::mul(centered, centered), dim, keepdim, std::nullopt),
+                  number(divisor));
 }
 /// sqrt whose gradient is 0, not nan, where the root is 0 (as torch defines it for norms and std).
 Tensor root(const Tensor& squares) {
@@ -30,72 +32,102 @@ Tensor root(const Tensor& squares) {
   const Tensor zero = ops::eq(squares, number(0));
   return ops::masked_fill(ops::sqrt(ops::masked_fill(squares, zero, number(1))), zero, number(0));
 }
-double correction_of(const std::optional<Scalar>& correction) { return correction ? correction->to_double() : 1.0; }
+double correction_of(const std::optional<Scalar>& correction) {
+  return correction ? correction->to_double() : 1.0;
+}
 
 }  // namespace
 
-Tensor sum(const Tensor& self, std::optional<DType> dtype) { return ops::sum_dim(self, std::nullopt, false, dtype); }
-Tensor mean(const Tensor& self, std::optional<DType> dtype) { return ops::mean_dim(self, std::nullopt, false, dtype); }
+Tensor sum(const Tensor& self, std::optional<DType> dtype) {
+  return ops::sum_dim(self, std::nullopt, false, dtype);
+}
+Tensor mean(const Tensor& self, std::optional<DType> dtype) {
+  return ops::mean_dim(self, std::nullopt, false, dtype);
+}
 Tensor any(const Tensor& self) { return ops::any_dim(self, std::nullopt, false); }
 Tensor all(const Tensor& self) { return ops::all_dim(self, std::nullopt, false); }
 Tensor max(const Tensor& self) {
-  check(self.numel() > 0, "max(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim with the 'dim' argument.");
+  check(self.numel() > 0,
+        "max(): Expected reduction dim to be specified for input.numel() == 0. Specify the "
+        "reduction dim with the 'dim' argument.");
   return ops::amax(self, {}, false);
 }
 Tensor min(const Tensor& self) {
-  check(self.numel() > 0, "min(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim with the 'dim' argument.");
+  check(self.numel() > 0,
+        "min(): Expected reduction dim to be specified for input.numel() == 0. Specify the "
+        "reduction dim with the 'dim' argument.");
   return ops::amin(self, {}, false);
 }
 Tensor max_other(const Tensor& self, const Tensor& other) { return ops::maximum(self, other); }
 Tensor min_other(const Tensor& self, const Tensor& other) { return ops::minimum(self, other); }
 
-Tensor var(const Tensor& self, bool unbiased) { return variance(self, std::nullopt, unbiased ? 1 : 0, false); }
-Tensor var_correction(const Tensor& self, std::optional<IntSpan> dim, std::optional<Scalar> correction, bool keepdim) {
+Tensor var(const Tensor& self, bool unbiased) {
+  return variance(self, std::nullopt, unbiased ? 1 : 0, false);
+}
+Tensor var_correction(const Tensor& self, std::optional<IntSpan> dim,
+                      std::optional<Scalar> correction, bool keepdim) {
   return variance(self, dim, correction_of(correction), keepdim);
 }
 Tensor var_dim(const Tensor& self, std::optional<IntSpan> dim, bool unbiased, bool keepdim) {
   return variance(self, dim, unbiased ? 1 : 0, keepdim);
 }
-Tensor std(const Tensor& self, bool unbiased) { return root(variance(self, std::nullopt, unbiased ? 1 : 0, false)); }
-Tensor std_correction(const Tensor& self, std::optional<IntSpan> dim, std::optional<Scalar> correction, bool keepdim) {
+Tensor std(const Tensor& self, bool unbiased) {
+  return root(variance(self, std::nullopt, unbiased ? 1 : 0, false));
+}
+Tensor std_correction(const Tensor& self, std::optional<IntSpan> dim,
+                      std::optional<Scalar> correction, bool keepdim) {
   return root(variance(self, dim, correction_of(correction), keepdim));
 }
 Tensor std_dim(const Tensor& self, std::optional<IntSpan> dim, bool unbiased, bool keepdim) {
   return root(variance(self, dim, unbiased ? 1 : 0, keepdim));
 }
-std::tuple<Tensor, Tensor> var_mean(const Tensor& self, std::optional<IntSpan> dim, std::optional<Scalar> correction, bool keepdim) {
-  return {variance(self, dim, correction_of(correction), keepdim), ops::mean_dim(self, dim, keepdim, std::nullopt)};
+std::tuple<Tensor, Tensor> var_mean(const Tensor& self, std::optional<IntSpan> dim,
+                                    std::optional<Scalar> correction, bool keepdim) {
+  return {variance(self, dim, correction_of(correction), keepdim),
+          ops::mean_dim(self, dim, keepdim, std::nullopt)};
 }
-std::tuple<Tensor, Tensor> std_mean(const Tensor& self, std::optional<IntSpan> dim, std::optional<Scalar> correction, bool keepdim) {
-  return {root(variance(self, dim, correction_of(correction), keepdim)), ops::mean_dim(self, dim, keepdim, std::nullopt)};
+std::tuple<Tensor, Tensor> std_mean(const Tensor& self, std::optional<IntSpan> dim,
+                                    std::optional<Scalar> correction, bool keepdim) {
+  return {root(variance(self, dim, correction_of(correction), keepdim)),
+          ops::mean_dim(self, dim, keepdim, std::nullopt)};
 }
 
 Tensor logsumexp(const Tensor& self, IntSpan dim, bool keepdim) {
   const Tensor x = is_floating(self.dtype()) ? self : ops::_to_dtype(self, default_dtype());
   // The shift only guards the range; it carries no gradient.
   const Tensor top = ops::detach(ops::amax(x, dim, true));
-  const Tensor shift = ops::_where(ops::isfinite(top), top, ops::zeros_like(top, std::nullopt, std::nullopt, std::nullopt));
-  const Tensor total = ops::log(ops::sum_dim(ops::exp(ops::sub(x, shift, Scalar(1))), dim, keepdim, std::nullopt));
+  const Tensor shift = ops::_where(ops::isfinite(top), top,
+                                   ops::zeros_like(top, std::nullopt, std::nullopt, std::nullopt));
+  const Tensor total =
+      ops::log(ops::sum_dim(ops::exp(ops::sub(x, shift, Scalar(1))), dim, keepdim, std::nullopt));
   return ops::add(total, keepdim ? shift : ops::reshape(shift, total.sizes()), Scalar(1));
 }
 
-Tensor linalg_vector_norm(const Tensor& self, const Scalar& ord, std::optional<IntSpan> dim, bool keepdim, std::optional<DType> dtype) {
-  check(is_floating(dtype.value_or(self.dtype())), "linalg.vector_norm: Expected a floating point tensor as input. Got ", self.dtype());
+Tensor linalg_vector_norm(const Tensor& self, const Scalar& ord, std::optional<IntSpan> dim,
+                          bool keepdim, std::optional<DType> dtype) {
+  check(is_floating(dtype.value_or(self.dtype())),
+        "linalg.vector_norm: Expected a floating point tensor as input. Got ", self.dtype());
   const Tensor x = dtype && *dtype != self.dtype() ? ops::_to_dtype(self, *dtype) : self;
   const double p = ord.to_double();
   if (std::isinf(p)) {
     const Tensor magnitude = ops::abs(x);
-    return p > 0 ? ops::amax(magnitude, dim.value_or(IntSpan()), keepdim) : ops::amin(magnitude, dim.value_or(IntSpan()), keepdim);
+    return p > 0 ? ops::amax(magnitude, dim.value_or(IntSpan()), keepdim)
+                 : ops::amin(magnitude, dim.value_or(IntSpan()), keepdim);
   }
-  if (p == 0) return ops::sum_dim(ops::_to_dtype(ops::ne(x, number(0)), x.dtype()), dim, keepdim, std::nullopt);
+  if (p == 0)
+    return ops::sum_dim(ops::_to_dtype(ops::ne(x, number(0)), x.dtype()), dim, keepdim,
+                        std::nullopt);
   if (p == 1) return ops::sum_dim(ops::abs(x), dim, keepdim, std::nullopt);
   if (p == 2) return root(ops::sum_dim(ops::mul(x, x), dim, keepdim, std::nullopt));
-  return ops::pow(ops::sum_dim(ops::pow(ops::abs(x), number(p)), dim, keepdim, std::nullopt), number(1.0 / p));
+  return ops::pow(ops::sum_dim(ops::pow(ops::abs(x), number(p)), dim, keepdim, std::nullopt),
+                  number(1.0 / p));
 }
-Tensor norm(const Tensor& self, std::optional<Scalar> p, std::optional<IntSpan> dim, bool keepdim, std::optional<DType> dtype) {
+Tensor norm(const Tensor& self, std::optional<Scalar> p, std::optional<IntSpan> dim, bool keepdim,
+            std::optional<DType> dtype) {
   return ops::linalg_vector_norm(self, p.value_or(Scalar(2)), dim, keepdim, dtype);
 }
-Tensor nansum(const Tensor& self, std::optional<IntSpan> dim, bool keepdim, std::optional<DType> dtype) {
+Tensor nansum(const Tensor& self, std::optional<IntSpan> dim, bool keepdim,
+              std::optional<DType> dtype) {
   if (!is_floating(self.dtype())) return ops::sum_dim(self, dim, keepdim, dtype);
   return ops::sum_dim(ops::masked_fill(self, ops::isnan(self), number(0)), dim, keepdim, dtype);
 }
@@ -105,10 +137,12 @@ Tensor argsort(const Tensor& self, int64_t dim, bool descending, bool stable) {
 }
 std::tuple<Tensor, Tensor> topk(const Tensor& self, int64_t k, int64_t dim, bool largest, bool) {
   const int64_t size = self.dim() == 0 ? 1 : self.size(dim);
-  check(k >= 0 && k <= size, "selected index k out of range (k = ", k, ", dimension ", dim, " of ", self.sizes(), ")");
+  check(k >= 0 && k <= size, "selected index k out of range (k = ", k, ", dimension ", dim, " of ",
+        self.sizes(), ")");
   auto [values, indices] = ops::sort(self, dim, largest, true);
   if (self.dim() == 0) return {values, indices};
-  return {ops::slice(values, dim, 0, k, 1), ops::contiguous(ops::slice(indices, dim, 0, k, 1), std::nullopt)};
+  return {ops::slice(values, dim, 0, k, 1),
+          ops::contiguous(ops::slice(indices, dim, 0, k, 1), std::nullopt)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> unique_consecutive(const Tensor& self, bool, bool) {
@@ -119,34 +153,43 @@ std::tuple<Tensor, Tensor, Tensor> unique_consecutive(const Tensor& self, bool, 
     return {flat, none, none};
   }
   const Tensor first = ops::ones(Dims{1}, DType::Bool, self.device());
-  const Tensor parts[] = {first, ops::ne(ops::slice(flat, 0, 1, std::nullopt, 1), ops::slice(flat, 0, 0, n - 1, 1))};
+  const Tensor parts[] = {
+      first, ops::ne(ops::slice(flat, 0, 1, std::nullopt, 1), ops::slice(flat, 0, 0, n - 1, 1))};
   const Tensor starts = ops::cat(parts, 0);
-  const Tensor inverse = ops::sub(ops::cumsum(ops::_to_dtype(starts, DType::Int64), 0, std::nullopt), number(1), Scalar(1));
+  const Tensor inverse = ops::sub(
+      ops::cumsum(ops::_to_dtype(starts, DType::Int64), 0, std::nullopt), number(1), Scalar(1));
   const Tensor where = ops::reshape(ops::nonzero(starts), Dims{-1});
   const Tensor values = ops::index_select(flat, 0, where);
   const Tensor ids = ops::_to_dtype(inverse, DType::Int64);
-  const Tensor counts = ops::index_add(ops::zeros(values.sizes(), DType::Int64, self.device()), 0, ids,
-                                       ops::ones(Dims{n}, DType::Int64, self.device()), Scalar(1));
+  const Tensor counts =
+      ops::index_add(ops::zeros(values.sizes(), DType::Int64, self.device()), 0, ids,
+                     ops::ones(Dims{n}, DType::Int64, self.device()), Scalar(1));
   return {values, ops::reshape(ids, self.sizes()), counts};
 }
 std::tuple<Tensor, Tensor, Tensor> _unique(const Tensor& self) {
   const auto [sorted, order] = ops::sort(ops::reshape(self, Dims{-1}), 0, false, true);
   const auto [values, ranks, counts] = ops::unique_consecutive(sorted, true, true);
-  const Tensor inverse = ops::scatter(ops::zeros(order.sizes(), DType::Int64, self.device()), 0, order, ranks);
+  const Tensor inverse =
+      ops::scatter(ops::zeros(order.sizes(), DType::Int64, self.device()), 0, order, ranks);
   return {values, ops::reshape(inverse, self.sizes()), counts};
 }
 Tensor bincount(const Tensor& self, const Tensor& weights, int64_t minlength) {
-  check(self.dim() == 1 && is_integral(self.dtype()), "bincount only supports 1-d non-negative integral inputs.");
+  check(self.dim() == 1 && is_integral(self.dtype()),
+        "bincount only supports 1-d non-negative integral inputs.");
   check(minlength >= 0, "minlength should be >= 0");
   if (self.numel() == 0) return ops::zeros(Dims{minlength}, DType::Int64, self.device());
-  check(ops::min(self).item().to_int() >= 0, "bincount only supports 1-d non-negative integral inputs.");
+  check(ops::min(self).item().to_int() >= 0,
+        "bincount only supports 1-d non-negative integral inputs.");
   const int64_t bins = std::max(ops::max(self).item().to_int() + 1, minlength);
   const Tensor index = ops::_to_dtype(self, DType::Int64);
-  const Tensor ones = weights.defined() ? weights : ops::ones(self.sizes(), DType::Int64, self.device());
-  return ops::index_add(ops::zeros(Dims{bins}, ones.dtype(), self.device()), 0, index, ones, Scalar(1));
+  const Tensor ones =
+      weights.defined() ? weights : ops::ones(self.sizes(), DType::Int64, self.device());
+  return ops::index_add(ops::zeros(Dims{bins}, ones.dtype(), self.device()), 0, index, ones,
+                        Scalar(1));
 }
 Tensor searchsorted(const Tensor& sorted_sequence, const Tensor& self, bool out_int32, bool right) {
-  check(sorted_sequence.dim() == 1, "searchsorted: a 1-dimensional sorted_sequence is supported, got ", sorted_sequence.sizes(),
+  check(sorted_sequence.dim() == 1,
+        "searchsorted: a 1-dimensional sorted_sequence is supported, got ", sorted_sequence.sizes(),
         "; call it once per row");
   const Tensor values = ops::unsqueeze(self, -1);
   const Tensor before = right ? ops::le(sorted_sequence, values) : ops::lt(sorted_sequence, values);

@@ -13,44 +13,54 @@ Tensor spread(const Tensor& src, const Tensor& index, DType dtype) {
 
 }  // namespace
 
-Tensor scatter_reduce(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src, std::string_view reduce,
-                      bool include_self) {
-  check(reduce == "sum" || reduce == "mean" || reduce == "prod" || reduce == "amax" || reduce == "amin",
+Tensor scatter_reduce(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src,
+                      std::string_view reduce, bool include_self) {
+  check(reduce == "sum" || reduce == "mean" || reduce == "prod" || reduce == "amax" ||
+            reduce == "amin",
         "reduce argument must be either sum, prod, mean, amax or amin, got ", reduce);
-  check(self.dtype() == src.dtype(), "scatter(): Expected self.dtype to be equal to src.dtype, got ", self.dtype(), " and ",
+  check(self.dtype() == src.dtype(),
+        "scatter(): Expected self.dtype to be equal to src.dtype, got ", self.dtype(), " and ",
         src.dtype());
   if (reduce == "prod" || reduce == "amax" || reduce == "amin") {
     return ops::_scatter_reduce(self, dim, index, src, reduce, include_self);
   }
-  const Tensor base = include_self ? self : ops::scatter_value(self, dim, index, wrapped_scalar(Scalar(0)));
+  const Tensor base =
+      include_self ? self : ops::scatter_value(self, dim, index, wrapped_scalar(Scalar(0)));
   const Tensor total = ops::scatter_add(base, dim, index, src);
   if (reduce == "sum") return total;
   Tensor count = ops::ones(self.sizes(), self.dtype(), self.device());
   if (!include_self) count = ops::scatter_value(count, dim, index, wrapped_scalar(Scalar(0)));
-  count = ops::scatter_add(count, dim, index, ops::ones(index.sizes(), self.dtype(), self.device()));
+  count =
+      ops::scatter_add(count, dim, index, ops::ones(index.sizes(), self.dtype(), self.device()));
   count = ops::maximum(count, ops::ones({}, self.dtype(), self.device()));
   return is_floating(self.dtype()) ? ops::div(total, count) : ops::floor_divide(total, count);
 }
-Tensor scatter_reduce_(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src, std::string_view reduce,
-                       bool include_self) {
+Tensor scatter_reduce_(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src,
+                       std::string_view reduce, bool include_self) {
   return ops::copy_(self, ops::scatter_reduce(self, dim, index, src, reduce, include_self), false);
 }
 
 // The rows scatter.reduce and scatter_.reduce (reduce= of scatter).
-Tensor scatter__by(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src, std::string_view reduce) {
+Tensor scatter__by(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src,
+                   std::string_view reduce) {
   return ops::copy_(self, ops::scatter_by(self, dim, index, src, reduce), false);
 }
-Tensor scatter_by(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src, std::string_view reduce) {
-  check(reduce == "add" || reduce == "multiply", "reduce argument must be either add or multiply, got ", reduce);
+Tensor scatter_by(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src,
+                  std::string_view reduce) {
+  check(reduce == "add" || reduce == "multiply",
+        "reduce argument must be either add or multiply, got ", reduce);
   const Tensor values = spread(src, index, self.dtype());
   if (reduce == "add") return ops::scatter_add(self, dim, index, values);
   return ops::_scatter_reduce(self, dim, index, values, "prod", true);
 }
 
 Tensor put_(const Tensor& self, const Tensor& index, const Tensor& source, bool accumulate) {
-  check(self.dtype() == source.dtype(), "put_(): self and source expected to have the same dtype, but got self.dtype = ",
+  check(self.dtype() == source.dtype(),
+        "put_(): self and source expected to have the same dtype, but got self.dtype = ",
         self.dtype(), " and source.dtype = ", source.dtype());
-  check(index.numel() == source.numel(), "put_(): Expected source and index to have the same number of elements, but got source.numel() = ",
+  check(index.numel() == source.numel(),
+        "put_(): Expected source and index to have the same number of elements, but got "
+        "source.numel() = ",
         source.numel(), ", index.numel() = ", index.numel());
   const Tensor flat = ops::reshape(ops::clone(self, MemoryFormat::Contiguous), Dims{-1});
   const Tensor at[] = {ops::reshape(index, Dims{-1})};
@@ -68,7 +78,8 @@ Tensor masked_scatter(const Tensor& self, const Tensor& mask, const Tensor& sour
 
 namespace vt::meta {
 
-Tensor _scatter_reduce(const Tensor& self, int64_t dim, const Tensor&, const Tensor&, std::string_view, bool) {
+Tensor _scatter_reduce(const Tensor& self, int64_t dim, const Tensor&, const Tensor&,
+                       std::string_view, bool) {
   wrap_dim(dim, self.dim());
   return empty(self.sizes(), self.dtype(), self.device());
 }

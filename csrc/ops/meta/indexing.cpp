@@ -5,8 +5,10 @@
 namespace vt::meta {
 
 Tensor index_select(const Tensor& self, int64_t dim, const Tensor& index) {
-  check_index(index.dim() <= 1, "index_select(): Index is supposed to be a vector, but got dim: ", index.dim());
-  check(index.dtype() == DType::Int64 || index.dtype() == DType::Int32, "index_select(): Expected dtype int32 or int64 for index");
+  check_index(index.dim() <= 1,
+              "index_select(): Index is supposed to be a vector, but got dim: ", index.dim());
+  check(index.dtype() == DType::Int64 || index.dtype() == DType::Int32,
+        "index_select(): Expected dtype int32 or int64 for index");
   Dims sizes(self.sizes());
   const int64_t d = wrap_dim(dim, self.dim());
   if (!sizes.empty()) sizes[d] = index.numel();
@@ -17,10 +19,12 @@ Tensor gather(const Tensor& self, int64_t dim, const Tensor& index, bool) {
   check(index.dtype() == DType::Int64, "gather(): Expected dtype int64 for index");
   const int64_t d = wrap_dim(dim, self.dim());
   check(index.numel() == 0 || std::max<int64_t>(index.dim(), 1) == std::max<int64_t>(self.dim(), 1),
-        "Index tensor must have the same number of dimensions as input tensor (shapes ", index.sizes(), " and ", self.sizes(), ")");
+        "Index tensor must have the same number of dimensions as input tensor (shapes ",
+        index.sizes(), " and ", self.sizes(), ")");
   for (int64_t i = 0; i < index.dim() && index.numel() > 0 && self.dim() == index.dim(); ++i) {
-    check(i == d || index.sizes()[i] <= self.sizes()[i], "Size does not match at dimension ", i, " expected index ", index.sizes(),
-          " to be no larger than self ", self.sizes(), " apart from dimension ", d);
+    check(i == d || index.sizes()[i] <= self.sizes()[i], "Size does not match at dimension ", i,
+          " expected index ", index.sizes(), " to be no larger than self ", self.sizes(),
+          " apart from dimension ", d);
   }
   return empty(index.sizes(), self.dtype(), self.device());
 }
@@ -30,7 +34,8 @@ Tensor cat(TensorSpan tensors, int64_t dim) {
   SmallVector<const Tensor*, 8> all;
   const Tensor* lead = nullptr;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    check(tensors[i].dim() > 0, "zero-dimensional tensor (at position ", i, ") cannot be concatenated");
+    check(tensors[i].dim() > 0, "zero-dimensional tensor (at position ", i,
+          ") cannot be concatenated");
     all.push_back(&tensors[i]);
     // A 1-D empty tensor joins anything (kept from early torch).
     if (!lead && !(tensors[i].dim() == 1 && tensors[i].numel() == 0)) lead = &tensors[i];
@@ -45,10 +50,13 @@ Tensor cat(TensorSpan tensors, int64_t dim) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& t = tensors[i];
     if (t.dim() == 1 && t.numel() == 0) continue;
-    check(t.dim() == lead->dim(), "Tensors must have same number of dimensions: got ", lead->dim(), " and ", t.dim());
+    check(t.dim() == lead->dim(), "Tensors must have same number of dimensions: got ", lead->dim(),
+          " and ", t.dim());
     for (int64_t k = 0; k < t.dim(); ++k) {
-      check(k == d || t.sizes()[k] == lead->sizes()[k], "Sizes of tensors must match except in dimension ", d, ". Expected size ",
-            lead->sizes()[k], " but got size ", t.sizes()[k], " for tensor number ", i, " in the list.");
+      check(k == d || t.sizes()[k] == lead->sizes()[k],
+            "Sizes of tensors must match except in dimension ", d, ". Expected size ",
+            lead->sizes()[k], " but got size ", t.sizes()[k], " for tensor number ", i,
+            " in the list.");
     }
     sizes[d] += t.sizes()[d];
   }

@@ -19,8 +19,10 @@ uint64_t mask_of(std::optional<IntSpan> dims, int64_t ndim, std::string_view op)
 Dims reduced_shape(const Tensor& self, uint64_t mask, bool keepdim) {
   Dims shape;
   for (int64_t d = 0; d < self.dim(); ++d) {
-    if (!(mask >> d & 1)) shape.push_back(self.sizes()[d]);
-    else if (keepdim) shape.push_back(1);
+    if (!(mask >> d & 1))
+      shape.push_back(self.sizes()[d]);
+    else if (keepdim)
+      shape.push_back(1);
   }
   return shape;
 }
@@ -34,12 +36,14 @@ DType sum_dtype(const Tensor& self, std::optional<DType> dtype) {
 /// Extremes of nothing have no value.
 void check_not_empty(const Tensor& self, uint64_t mask, std::string_view op) {
   for (int64_t d = 0; d < self.dim(); ++d) {
-    check_index(!(mask >> d & 1) || self.sizes()[d] > 0, op, "(): Expected reduction dim ", d, " to have non-zero size.");
+    check_index(!(mask >> d & 1) || self.sizes()[d] > 0, op, "(): Expected reduction dim ", d,
+                " to have non-zero size.");
   }
 }
 uint64_t one(int64_t dim, const Tensor& self) { return uint64_t{1} << wrap_dim(dim, self.dim()); }
 
-std::tuple<Tensor, Tensor> extremum(const Tensor& self, int64_t dim, bool keepdim, std::string_view op) {
+std::tuple<Tensor, Tensor> extremum(const Tensor& self, int64_t dim, bool keepdim,
+                                    std::string_view op) {
   const uint64_t mask = one(dim, self);
   check_not_empty(self, mask, op);
   return {reduced(self, mask, keepdim, self.dtype()), reduced(self, mask, keepdim, DType::Int64)};
@@ -47,22 +51,32 @@ std::tuple<Tensor, Tensor> extremum(const Tensor& self, int64_t dim, bool keepdi
 
 Tensor arg(const Tensor& self, std::optional<int64_t> dim, bool keepdim, std::string_view op) {
   const uint64_t mask = dim ? one(*dim, self) : ~uint64_t{0};
-  if (!dim) check_index(self.numel() > 0, op, "(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim with the 'dim' argument.");
+  if (!dim)
+    check_index(self.numel() > 0, op,
+                "(): Expected reduction dim to be specified for input.numel() == 0. Specify the "
+                "reduction dim with the 'dim' argument.");
   check_not_empty(self, mask, op);
   return reduced(self, mask, keepdim, DType::Int64);
 }
 
 }  // namespace
 
-Tensor sum_dim(const Tensor& self, std::optional<IntSpan> dim, bool keepdim, std::optional<DType> dtype) {
+Tensor sum_dim(const Tensor& self, std::optional<IntSpan> dim, bool keepdim,
+               std::optional<DType> dtype) {
   return reduced(self, mask_of(dim, self.dim(), "sum"), keepdim, sum_dtype(self, dtype));
 }
-Tensor mean_dim(const Tensor& self, std::optional<IntSpan> dim, bool keepdim, std::optional<DType> dtype) {
+Tensor mean_dim(const Tensor& self, std::optional<IntSpan> dim, bool keepdim,
+                std::optional<DType> dtype) {
   const DType type = dtype.value_or(self.dtype());
-  check(is_floating(type), "mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. Got: ", type);
+  check(is_floating(type),
+        "mean(): could not infer output dtype. Input dtype must be either a floating point or "
+        "complex dtype. Got: ",
+        type);
   return reduced(self, mask_of(dim, self.dim(), "mean"), keepdim, type);
 }
-Tensor prod(const Tensor& self, std::optional<DType> dtype) { return empty({}, sum_dtype(self, dtype), self.device()); }
+Tensor prod(const Tensor& self, std::optional<DType> dtype) {
+  return empty({}, sum_dtype(self, dtype), self.device());
+}
 Tensor prod_dim(const Tensor& self, int64_t dim, bool keepdim, std::optional<DType> dtype) {
   return reduced(self, one(dim, self), keepdim, sum_dtype(self, dtype));
 }
@@ -76,15 +90,25 @@ Tensor amin(const Tensor& self, IntSpan dim, bool keepdim) {
   check_not_empty(self, mask, "amin");
   return reduced(self, mask, keepdim, self.dtype());
 }
-std::tuple<Tensor, Tensor> max_dim(const Tensor& self, int64_t dim, bool keepdim) { return extremum(self, dim, keepdim, "max"); }
-std::tuple<Tensor, Tensor> min_dim(const Tensor& self, int64_t dim, bool keepdim) { return extremum(self, dim, keepdim, "min"); }
-Tensor argmax(const Tensor& self, std::optional<int64_t> dim, bool keepdim) { return arg(self, dim, keepdim, "argmax"); }
-Tensor argmin(const Tensor& self, std::optional<int64_t> dim, bool keepdim) { return arg(self, dim, keepdim, "argmin"); }
+std::tuple<Tensor, Tensor> max_dim(const Tensor& self, int64_t dim, bool keepdim) {
+  return extremum(self, dim, keepdim, "max");
+}
+std::tuple<Tensor, Tensor> min_dim(const Tensor& self, int64_t dim, bool keepdim) {
+  return extremum(self, dim, keepdim, "min");
+}
+Tensor argmax(const Tensor& self, std::optional<int64_t> dim, bool keepdim) {
+  return arg(self, dim, keepdim, "argmax");
+}
+Tensor argmin(const Tensor& self, std::optional<int64_t> dim, bool keepdim) {
+  return arg(self, dim, keepdim, "argmin");
+}
 Tensor any_dim(const Tensor& self, std::optional<IntSpan> dim, bool keepdim) {
-  return reduced(self, mask_of(dim, self.dim(), "any"), keepdim, self.dtype() == DType::UInt8 ? DType::UInt8 : DType::Bool);
+  return reduced(self, mask_of(dim, self.dim(), "any"), keepdim,
+                 self.dtype() == DType::UInt8 ? DType::UInt8 : DType::Bool);
 }
 Tensor all_dim(const Tensor& self, std::optional<IntSpan> dim, bool keepdim) {
-  return reduced(self, mask_of(dim, self.dim(), "all"), keepdim, self.dtype() == DType::UInt8 ? DType::UInt8 : DType::Bool);
+  return reduced(self, mask_of(dim, self.dim(), "all"), keepdim,
+                 self.dtype() == DType::UInt8 ? DType::UInt8 : DType::Bool);
 }
 Tensor count_nonzero(const Tensor& self, std::optional<IntSpan> dim) {
   return reduced(self, mask_of(dim, self.dim(), "count_nonzero"), false, DType::Int64);
@@ -93,10 +117,13 @@ Tensor cumsum(const Tensor& self, int64_t dim, std::optional<DType> dtype) {
   wrap_dim(dim, self.dim());
   return empty(self.sizes(), sum_dtype(self, dtype), self.device());
 }
-Tensor cumprod(const Tensor& self, int64_t dim, std::optional<DType> dtype) { return cumsum(self, dim, dtype); }
+Tensor cumprod(const Tensor& self, int64_t dim, std::optional<DType> dtype) {
+  return cumsum(self, dim, dtype);
+}
 std::tuple<Tensor, Tensor> sort(const Tensor& self, int64_t dim, bool, bool) {
   wrap_dim(dim, self.dim());
-  return {empty(self.sizes(), self.dtype(), self.device()), empty(self.sizes(), DType::Int64, self.device())};
+  return {empty(self.sizes(), self.dtype(), self.device()),
+          empty(self.sizes(), DType::Int64, self.device())};
 }
 
 }  // namespace vt::meta
