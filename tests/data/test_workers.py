@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 
@@ -432,6 +433,7 @@ def run_program(source, *, interrupt_after=None, kill=None):
     program = textwrap.dedent(source)
     process = subprocess.Popen(
         [sys.executable, "-c", program],
+        cwd=tempfile.gettempdir(),  # not the checkout: its package may have no libraries
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     lines = []
