@@ -1,6 +1,6 @@
 """Cost of a call on tiny tensors, beside torch in the same run.
 
-    python bench/overhead.py [--save]
+python bench/overhead.py [--save]
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from side_by_side import median_times, report
 
 import vibetensor.torch as vt
 
-GOALS = {"a + b": 0.5, "a + b, with grad": 0.5, "a.view(3)": 0.4, "empty(3)": 0.5, "(a * b).sum().backward()": 0.4}
+GOALS = {
+    "a + b": 0.5,
+    "a + b, with grad": 0.5,
+    "a.view(3)": 0.4,
+    "empty(3)": 0.5,
+    "(a * b).sum().backward()": 0.4,
+}
 
 
 def cases(library: Any) -> dict[str, Any]:
@@ -37,7 +43,9 @@ def cases(library: Any) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--save", action="store_true", help="write bench/results/overhead.json")
     parser.add_argument("--calls", type=int, default=20000, help="calls a round")
     options = parser.parse_args()
@@ -48,7 +56,15 @@ def main() -> int:
     for name in ours:
         calls = options.calls // (10 if "backward" in name or "mm" in name else 1)
         a, b = median_times(ours[name], theirs[name], calls)
-        rows.append({"case": name, "vibetensor": a * 1e6, "torch": b * 1e6, "unit": "us", "goal": GOALS.get(name)})
+        rows.append(
+            {
+                "case": name,
+                "vibetensor": a * 1e6,
+                "torch": b * 1e6,
+                "unit": "us",
+                "goal": GOALS.get(name),
+            }
+        )
     return 0 if report("overhead", rows, 1, options.save) else 1
 
 

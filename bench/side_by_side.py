@@ -16,7 +16,9 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def median_times(ours: Callable[[], Any], theirs: Callable[[], Any], calls: int, rounds: int = 15) -> tuple[float, float]:
+def median_times(
+    ours: Callable[[], Any], theirs: Callable[[], Any], calls: int, rounds: int = 15
+) -> tuple[float, float]:
     """Median seconds a call of both, measured in alternating rounds of `calls` calls."""
     samples: tuple[list[float], list[float]] = ([], [])
     for _ in range(2):  # warm up
@@ -47,8 +49,20 @@ def commit() -> str:
     """The checkout's commit, with + if it has changes."""
     try:
         root = Path(__file__).parent
-        rev = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True).stdout
+        rev = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         return rev + ("+" if dirty.strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -68,13 +82,22 @@ def report(name: str, rows: list[dict[str, Any]], threads: int, save: bool) -> b
         ok = goal is None or r["ratio"] <= goal
         met &= ok
         note = "" if goal is None else f"  goal ≤ {goal}x {'met' if ok else 'MISSED'}"
-        print(f"{r['case']:<{width}}  {r['vibetensor']:>10.4g}  torch {r['torch']:>10.4g} {r['unit']}  {r['ratio']:.2f}x{note}")
+        print(
+            f"{r['case']:<{width}}  {r['vibetensor']:>10.4g}  torch {r['torch']:>10.4g} {r['unit']}  {r['ratio']:.2f}x{note}"
+        )
     if save:
         RESULTS.mkdir(exist_ok=True)
         record = {
-            "command": " ".join(["python", *sys.argv]), "commit": commit(), "processor": processor(), "cores": os.cpu_count(),
-            "threads": threads, "python": platform.python_version(), "vibetensor": vt.__version__, "torch": torch.__version__,
-            "isa": vt._C._cpu_capability(), "rows": rows,
+            "command": " ".join(["python", *sys.argv]),
+            "commit": commit(),
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "threads": threads,
+            "python": platform.python_version(),
+            "vibetensor": vt.__version__,
+            "torch": torch.__version__,
+            "isa": vt._C._cpu_capability(),
+            "rows": rows,
         }
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return met

@@ -1,6 +1,6 @@
 """Writes bench/README.md from the checked-in results.
 
-    python bench/table.py
+python bench/table.py
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ HERE = Path(__file__).parent
 def page() -> str:
     """The page's text."""
     lines = [
-        "# Benchmarks", "",
+        "# Benchmarks",
+        "",
         "Each runs vibetensor and torch side by side in one process and reports medians. This page is made by",
         "`python bench/table.py` from `results/*.json`.",
     ]
     for path in sorted((HERE / "results").glob("*.json")):
         record = json.loads(path.read_text())
         lines += [
-            "", f"## {path.stem}", "",
+            "",
+            f"## {path.stem}",
+            "",
             f"`{record['command']}`, commit {record['commit']}, {record['processor']}, {record['threads']} threads, "
-            f"Python {record['python']}, torch {record['torch']}.", "",
-            "| case | vibetensor | torch | ratio | goal | |", "|---|---|---|---|---|---|",
+            f"Python {record['python']}, torch {record['torch']}.",
+            "",
+            "| case | vibetensor | torch | ratio | goal | |",
+            "|---|---|---|---|---|---|",
         ]
         for row in record["rows"]:
             goal = row.get("goal")

@@ -1,6 +1,6 @@
 """Training steps and large-tensor ops on the CPU, beside torch in the same run, threads equal.
 
-    python bench/train_cpu.py [--threads 2] [--save]
+python bench/train_cpu.py [--threads 2] [--save]
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def train_rows(steps: int) -> list[dict[str, Any]]:
         torch.manual_seed(0)
         theirs = make_gpt(torch, layers, width, heads, context, vocab)
         ours = make_gpt(vt, layers, width, heads, context, vocab)
-        ours.load_state_dict({k: vt.from_numpy(v.numpy().copy()) for k, v in theirs.state_dict().items()})
+        ours.load_state_dict(
+            {k: vt.from_numpy(v.numpy().copy()) for k, v in theirs.state_dict().items()}
+        )
         x = torch.randint(0, vocab, (batch, context))
         y = torch.randint(0, vocab, (batch, context))
         a = step_of(vt, ours, vt.from_numpy(x.numpy()), vt.from_numpy(y.numpy()))
@@ -92,10 +94,15 @@ def train_rows(steps: int) -> list[dict[str, Any]]:
                 start = time.perf_counter()
                 function()
                 sink.append(time.perf_counter() - start)
-        rows.append({
-            "case": name, "vibetensor": statistics.median(times[0]) * 1e3, "torch": statistics.median(times[1]) * 1e3, "unit": "ms",
-            "goal": goal,
-        })
+        rows.append(
+            {
+                "case": name,
+                "vibetensor": statistics.median(times[0]) * 1e3,
+                "torch": statistics.median(times[1]) * 1e3,
+                "unit": "ms",
+                "goal": goal,
+            }
+        )
     return rows
 
 
@@ -117,18 +124,24 @@ def op_rows() -> list[dict[str, Any]]:
         "16M sum columns": lambda t, a, b: lambda: a.view(4096, 4096).sum(0),
         "16M max rows": lambda t, a, b: lambda: a.view(4096, 4096).amax(1),
         "16M softmax": lambda t, a, b: lambda: a.view(16384, 1024).softmax(-1),
-        "16M layer_norm": lambda t, a, b: lambda: t.nn.functional.layer_norm(a.view(16384, 1024), (1024,)),
+        "16M layer_norm": lambda t, a, b: (
+            lambda: t.nn.functional.layer_norm(a.view(16384, 1024), (1024,))
+        ),
         "16M bf16 cast": lambda t, a, b: lambda: a.to(t.bfloat16),
     }
     for name, make in cases.items():
         theirs, ours = make(*pairs[0]), make(*pairs[1])
         a, b = median_times(ours, theirs, 1, 15)
-        rows.append({"case": name, "vibetensor": a * 1e3, "torch": b * 1e3, "unit": "ms", "goal": 1.0})
+        rows.append(
+            {"case": name, "vibetensor": a * 1e3, "torch": b * 1e3, "unit": "ms", "goal": 1.0}
+        )
     return rows
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=30, help="timed training steps")
     parser.add_argument("--save", action="store_true", help="write bench/results/train_cpu.json")

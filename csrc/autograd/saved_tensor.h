@@ -33,7 +33,7 @@ class SavedTensor {
   bool requires_grad_ = false;
   bool released_ = false;
   Ref<SavedTensorHooks> hooks_;
-  Edge edge_;   // with hooks: where the packed tensor's gradient goes, which packing forgets
+  Edge edge_;  // with hooks: where the packed tensor's gradient goes, which packing forgets
   Ref<RefCounted> packed_;
 };
 

@@ -138,8 +138,9 @@ Tensor borrow(void* data, size_t nbytes, PyObject* keeper, bool writable, IntSpa
 Tensor from_array_interface(PyObject* given) {
   // A NumPy scalar's interface points into a temporary; its __array__ is an array that lasts (for
   // an array, itself).
-  const Object kept = PyObject_HasAttrString(given, "__array__") ? own(PyObject_CallMethod(given, "__array__", nullptr))
-                                                                : Object::borrow(given);
+  const Object kept = PyObject_HasAttrString(given, "__array__")
+                          ? own(PyObject_CallMethod(given, "__array__", nullptr))
+                          : Object::borrow(given);
   PyObject* array = kept.get();
   const Object info = own(PyObject_GetAttrString(array, "__array_interface__"));
   auto item = [&](const char* key) { return PyDict_GetItemString(info.get(), key); };

@@ -10,9 +10,17 @@ import vibetensor.torch as vt
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: vt.ones(3) + vt.ones(2), RuntimeError, r"size of tensor a \(3\) must match the size of tensor b \(2\)"),
+        (
+            lambda: vt.ones(3) + vt.ones(2),
+            RuntimeError,
+            r"size of tensor a \(3\) must match the size of tensor b \(2\)",
+        ),
         (lambda: vt.ones(2, 3) @ vt.ones(2, 3), RuntimeError, "2x3 and 2x3"),
-        (lambda: vt.ones(2, 3).view(4), RuntimeError, r"shape '\[4\]' is invalid for input of size 6"),
+        (
+            lambda: vt.ones(2, 3).view(4),
+            RuntimeError,
+            r"shape '\[4\]' is invalid for input of size 6",
+        ),
         (lambda: vt.ones(2).sum(3), IndexError, "Dimension out of range"),
         (lambda: vt.ones(2)[5], IndexError, "index 5 is out of bounds for dimension 0 with size 2"),
         (lambda: vt.zeros(-1), RuntimeError, "negative dimension -1"),
@@ -44,7 +52,9 @@ def test_in_place_errors_of_autograd() -> None:
     y = leaf.exp()
     z = y * y
     y.add_(1)
-    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*MulBackward0.*expected version 0"):
+    with pytest.raises(
+        RuntimeError, match=r"modified by an inplace operation.*MulBackward0.*expected version 0"
+    ):
         z.sum().backward()
     loss = (leaf * leaf).sum()
     loss.backward()

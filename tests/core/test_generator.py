@@ -23,13 +23,19 @@ def gen():
 
 
 GOOD = {
-    "op": "twice", "schema": "(Tensor self, *, Scalar by=2) -> Tensor", "kind": "pointwise",
-    "backward": {"self": "ops::twice(grad, by)"}, "doc": "By a factor.",
+    "op": "twice",
+    "schema": "(Tensor self, *, Scalar by=2) -> Tensor",
+    "kind": "pointwise",
+    "backward": {"self": "ops::twice(grad, by)"},
+    "doc": "By a factor.",
 }
 
 
 def test_schema_types_and_defaults(gen) -> None:
-    parsed = gen.schema.parse("op", "(Tensor self, int[2] size, *, float eps=1e-5, dtype? dtype=None) -> (Tensor a, Tensor b)")
+    parsed = gen.schema.parse(
+        "op",
+        "(Tensor self, int[2] size, *, float eps=1e-5, dtype? dtype=None) -> (Tensor a, Tensor b)",
+    )
     assert [a.name for a in parsed.args] == ["self", "size", "eps", "dtype"]
     assert parsed.args[1].repeat == 2
     assert [a.kwonly for a in parsed.args] == [False, False, True, True]
@@ -43,7 +49,10 @@ def test_schema_types_and_defaults(gen) -> None:
         ({"colour": "red"}, "twice: unknown fields"),
         ({"schema": "(Tenser self) -> Tensor"}, "twice: argument 'self' has unknown type 'Tenser'"),
         ({"schema": "Tensor self"}, "twice: schema must read"),
-        ({"backward": {"other": "grad"}}, "twice: backward names 'other', which is not an argument"),
+        (
+            {"backward": {"other": "grad"}},
+            "twice: backward names 'other', which is not an argument",
+        ),
         ({"backward": {"by": "grad"}}, "twice: backward names 'by', which is not a tensor"),
         ({"backward": None}, "twice: needs 'backward'"),
         ({"promote": "up"}, "twice: promote must be one of"),
@@ -59,8 +68,14 @@ def test_bad_rows_are_refused_by_name(gen, change, message) -> None:
 def test_a_row_becomes_a_front_with_autograd_and_the_consumer_point(gen) -> None:
     op = gen.table.make_op({**GOOD, "variants": ["function", "inplace"]}, "x.yaml")
     code = gen.front.front_file([op])
-    for piece in ("Tensor twice(const Tensor& self, const Scalar& by)", "Tensor twice_(", "make_node<autograd::TwiceBackward>",
-                  "thread_state.consumer", "check_inplace", "rebase_history"):
+    for piece in (
+        "Tensor twice(const Tensor& self, const Scalar& by)",
+        "Tensor twice_(",
+        "make_node<autograd::TwiceBackward>",
+        "thread_state.consumer",
+        "check_inplace",
+        "rebase_history",
+    ):
         assert piece in code
     assert gen.front.ids([op]) == ["twice", "twice_"]
 

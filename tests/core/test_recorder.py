@@ -9,13 +9,20 @@ from vibetensor import _C
 def _model() -> tuple[vt.nn.Module, vt.optim.Optimizer, vt.Tensor, vt.Tensor]:
     vt.manual_seed(0)
     model = vt.nn.Sequential(
-        vt.nn.Embedding(11, 16), vt.nn.LayerNorm(16), vt.nn.Linear(16, 32), vt.nn.GELU(), vt.nn.Dropout(0.2), vt.nn.Linear(32, 11)
+        vt.nn.Embedding(11, 16),
+        vt.nn.LayerNorm(16),
+        vt.nn.Linear(16, 32),
+        vt.nn.GELU(),
+        vt.nn.Dropout(0.2),
+        vt.nn.Linear(32, 11),
     )
     optimizer = vt.optim.AdamW(model.parameters(), lr=1e-2)
     return model, optimizer, vt.randint(0, 11, (4, 6)), vt.randint(0, 11, (4, 6))
 
 
-def _step(model: vt.nn.Module, optimizer: vt.optim.Optimizer, x: vt.Tensor, y: vt.Tensor) -> vt.Tensor:
+def _step(
+    model: vt.nn.Module, optimizer: vt.optim.Optimizer, x: vt.Tensor, y: vt.Tensor
+) -> vt.Tensor:
     loss = vt.nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -29,7 +36,9 @@ def test_a_training_step_replays_from_its_record() -> None:
     _step(model, optimizer, x, y)  # makes the optimizer's state
 
     def state() -> list[vt.Tensor]:
-        moments = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, vt.Tensor)]
+        moments = [
+            t for s in optimizer.state.values() for t in s.values() if isinstance(t, vt.Tensor)
+        ]
         return [*(p.detach() for p in model.parameters()), *moments]
 
     before = [t.clone() for t in state()]

@@ -25,14 +25,18 @@ def _close(ours: Any, theirs: Any, tolerance: float) -> None:
     np.testing.assert_allclose(a, b, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-5), ("float64", 1e-7), ("bfloat16", 4e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 3e-5), ("float64", 1e-7), ("bfloat16", 4e-2)]
+)
 @pytest.mark.parametrize(("length", "keys"), [(5, 5), (130, 130), (70, 300), (300, 70)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_many_blocks(dtype: str, tolerance: float, length: int, keys: int, causal: bool) -> None:
     shapes = [(2, 3, length, 16), (2, 3, keys, 16), (2, 3, keys, 8)]
     pairs = [_pair(shape, i, dtype) for i, shape in enumerate(shapes)]
     ours = F.scaled_dot_product_attention(*[p[0] for p in pairs], is_causal=causal)
-    theirs = torch.nn.functional.scaled_dot_product_attention(*[p[1] for p in pairs], is_causal=causal)
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        *[p[1] for p in pairs], is_causal=causal
+    )
     _close(ours, theirs, tolerance)
     ours.float().square().sum().backward()
     theirs.float().square().sum().backward()
@@ -55,7 +59,9 @@ def test_heads_split_from_one_projection() -> None:
 def test_shared_key_heads() -> None:
     pairs = [_pair((2, 6, 20, 8), 0), _pair((2, 2, 20, 8), 1), _pair((2, 2, 20, 8), 2)]
     ours = F.scaled_dot_product_attention(*[p[0] for p in pairs], enable_gqa=True)
-    theirs = torch.nn.functional.scaled_dot_product_attention(*[p[1] for p in pairs], enable_gqa=True)
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        *[p[1] for p in pairs], enable_gqa=True
+    )
     _close(ours, theirs, 3e-5)
     ours.square().sum().backward()
     theirs.square().sum().backward()
@@ -93,7 +99,9 @@ def test_dropout_is_the_same_in_forward_and_backward() -> None:
     np.testing.assert_allclose(out[out != 0].detach().numpy(), 2 / 64, rtol=1e-6)
     weight = vt.ones(64, 64)
     (grad,) = vt.autograd.grad((out[0, 0] * weight).sum(), v)
-    np.testing.assert_allclose(grad[0, 0, :, 0].numpy(), out.detach()[0, 0].sum(0).numpy(), rtol=1e-5)
+    np.testing.assert_allclose(
+        grad[0, 0, :, 0].numpy(), out.detach()[0, 0].sum(0).numpy(), rtol=1e-5
+    )
     vt.manual_seed(5)
     assert (F.scaled_dot_product_attention(q, q, v, dropout_p=0.5) == out).all().item()
 
@@ -112,4 +120,6 @@ def test_second_derivative(causal: bool) -> None:
 def test_mask_with_causal_is_refused() -> None:
     x = vt.ones(1, 1, 2, 4)
     with pytest.raises(RuntimeError, match="attn_mask"):
-        F.scaled_dot_product_attention(x, x, x, attn_mask=vt.ones(2, 2, dtype=vt.bool), is_causal=True)
+        F.scaled_dot_product_attention(
+            x, x, x, attn_mask=vt.ones(2, 2, dtype=vt.bool), is_causal=True
+        )

@@ -4,7 +4,8 @@
 
 namespace vt::autograd {
 
-Tensor embedding_grad_grad(const Tensor& grad, const Tensor& indices, int64_t padding_idx, bool scale_grad_by_freq) {
+Tensor embedding_grad_grad(const Tensor& grad, const Tensor& indices, int64_t padding_idx,
+                           bool scale_grad_by_freq) {
   Tensor rows = ops::embedding(grad, indices, -1, false, false);
   if (padding_idx >= 0) {
     const Tensor padded = ops::eq(indices, wrapped_scalar(Scalar(padding_idx)));

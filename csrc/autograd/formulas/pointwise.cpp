@@ -33,9 +33,11 @@ Tensor pow_backward_self(const Tensor& grad, const Tensor& self, const Tensor& e
   return ops::_where(ops::eq(exponent, number(0.0)), wrapped_zero_like(product), product);
 }
 
-Tensor pow_backward_exponent(const Tensor& grad, const Tensor& self, const Tensor& exponent, const Tensor& result) {
+Tensor pow_backward_exponent(const Tensor& grad, const Tensor& self, const Tensor& exponent,
+                             const Tensor& result) {
   // A Python number keeps its full precision until it meets a tensor.
-  const Tensor log = self.impl()->wrapped_number ? number(std::log(self.item().to_double())) : ops::log(self);
+  const Tensor log =
+      self.impl()->wrapped_number ? number(std::log(self.item().to_double())) : ops::log(self);
   const Tensor product = ops::mul(grad, ops::mul(result, log));
   // 0 ** e does not move with e >= 0.
   const Tensor flat = ops::logical_and(ops::eq(self, number(0.0)), ops::ge(exponent, number(0.0)));
@@ -46,37 +48,50 @@ Tensor gelu_second_derivative(const Tensor& self, std::string_view approximate) 
   const Tensor square = ops::mul(self, self);
   if (approximate == "none") {
     // (2 - x^2) phi(x)
-    const Tensor density = ops::mul(ops::exp(ops::mul(square, number(-0.5))), number(0.3989422804014327));
+    const Tensor density =
+        ops::mul(ops::exp(ops::mul(square, number(-0.5))), number(0.3989422804014327));
     return ops::mul(minus(number(2.0), square), density);
   }
   constexpr double kBeta = 0.7978845608028654, kKappa = 0.044715;
-  const Tensor inner = ops::mul(plus(self, ops::mul(ops::mul(square, self), number(kKappa))), number(kBeta));
+  const Tensor inner =
+      ops::mul(plus(self, ops::mul(ops::mul(square, self), number(kKappa))), number(kBeta));
   const Tensor tanh = ops::tanh(inner);
-  const Tensor slope = ops::mul(plus(ops::mul(square, number(3 * kKappa)), number(1.0)), number(kBeta));
+  const Tensor slope =
+      ops::mul(plus(ops::mul(square, number(3 * kKappa)), number(1.0)), number(kBeta));
   const Tensor sech2 = minus(number(1.0), ops::mul(tanh, tanh));
   // d2/dx2 of 0.5 x (1 + tanh u): sech2 u' + 0.5 x (sech2 u'' - 2 tanh sech2 u'^2)
   const Tensor bend = ops::mul(self, number(6 * kKappa * kBeta));
-  const Tensor curve = minus(ops::mul(sech2, bend), ops::mul(ops::mul(ops::mul(tanh, sech2), ops::mul(slope, slope)), number(2.0)));
+  const Tensor curve =
+      minus(ops::mul(sech2, bend),
+            ops::mul(ops::mul(ops::mul(tanh, sech2), ops::mul(slope, slope)), number(2.0)));
   return plus(ops::mul(sech2, slope), ops::mul(ops::mul(self, curve), number(0.5)));
 }
 
 Tensor silu_second_derivative(const Tensor& self) {
   const Tensor s = ops::sigmoid(self);
   const Tensor slope = ops::mul(s, minus(number(1.0), s));
-  return ops::mul(slope, plus(number(2.0), ops::mul(self, minus(number(1.0), ops::mul(s, number(2.0))))));
+  return ops::mul(slope,
+                  plus(number(2.0), ops::mul(self, minus(number(1.0), ops::mul(s, number(2.0))))));
 }
 
 Tensor softplus_derivative(const Tensor& self, const Scalar& beta, const Scalar& threshold) {
   const Tensor scaled_input = ops::mul(self, wrapped_scalar(beta));
   const Tensor slope = ops::sigmoid(scaled_input);
-  return ops::_where(ops::gt(scaled_input, wrapped_scalar(threshold)), ops::ones_like(slope, std::nullopt, std::nullopt, std::nullopt), slope);
+  return ops::_where(ops::gt(scaled_input, wrapped_scalar(threshold)),
+                     ops::ones_like(slope, std::nullopt, std::nullopt, std::nullopt), slope);
 }
 
-Tensor elu_backward(const Tensor& grad, const Tensor& self, const Scalar& alpha, const Scalar& scale, const Scalar& input_scale) {
+Tensor elu_backward(const Tensor& grad, const Tensor& self, const Scalar& alpha,
+                    const Scalar& scale, const Scalar& input_scale) {
   const double a = alpha.to_double(), s = scale.to_double(), i = input_scale.to_double();
   // The exponent is clipped so that the branch not taken stays finite.
-  const Tensor low = ops::mul(ops::exp(ops::mul(ops::_clamp_max(self, number(0.0)), number(i))), number(a * s * i));
-  return ops::mul(grad, ops::_where(ops::gt(self, number(0.0)), ops::mul(ops::ones_like(low, std::nullopt, std::nullopt, std::nullopt), number(s)), low));
+  const Tensor low = ops::mul(ops::exp(ops::mul(ops::_clamp_max(self, number(0.0)), number(i))),
+                              number(a * s * i));
+  return ops::mul(
+      grad,
+      ops::_where(
+          ops::gt(self, number(0.0)),
+          ops::mul(ops::ones_like(low, std::nullopt, std::nullopt, std::nullopt), number(s)), low));
 }
 
 Tensor mish_backward(const Tensor& grad, const Tensor& self) {
@@ -85,8 +100,10 @@ Tensor mish_backward(const Tensor& grad, const Tensor& self) {
   return ops::mul(grad, plus(t, ops::mul(ops::mul(self, s), minus(number(1.0), ops::mul(t, t)))));
 }
 
-Tensor hardtanh_backward(const Tensor& grad, const Tensor& self, const Scalar& min_val, const Scalar& max_val) {
-  const Tensor inside = ops::logical_and(ops::gt(self, wrapped_scalar(min_val)), ops::lt(self, wrapped_scalar(max_val)));
+Tensor hardtanh_backward(const Tensor& grad, const Tensor& self, const Scalar& min_val,
+                         const Scalar& max_val) {
+  const Tensor inside = ops::logical_and(ops::gt(self, wrapped_scalar(min_val)),
+                                         ops::lt(self, wrapped_scalar(max_val)));
   return ops::_where(inside, grad, wrapped_zero_like(grad));
 }
 

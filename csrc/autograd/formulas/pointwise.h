@@ -12,12 +12,15 @@ Tensor wrapped_zero_like(const Tensor& like);
 /// maximum/minimum: all of the gradient where this side won, half where both are equal.
 Tensor extremum_backward(const Tensor& grad, const Tensor& won, const Tensor& tied);
 Tensor pow_backward_self(const Tensor& grad, const Tensor& self, const Tensor& exponent);
-Tensor pow_backward_exponent(const Tensor& grad, const Tensor& self, const Tensor& exponent, const Tensor& result);
+Tensor pow_backward_exponent(const Tensor& grad, const Tensor& self, const Tensor& exponent,
+                             const Tensor& result);
 Tensor gelu_second_derivative(const Tensor& self, std::string_view approximate);
 Tensor silu_second_derivative(const Tensor& self);
 Tensor softplus_derivative(const Tensor& self, const Scalar& beta, const Scalar& threshold);
-Tensor elu_backward(const Tensor& grad, const Tensor& self, const Scalar& alpha, const Scalar& scale, const Scalar& input_scale);
+Tensor elu_backward(const Tensor& grad, const Tensor& self, const Scalar& alpha,
+                    const Scalar& scale, const Scalar& input_scale);
 Tensor mish_backward(const Tensor& grad, const Tensor& self);
-Tensor hardtanh_backward(const Tensor& grad, const Tensor& self, const Scalar& min_val, const Scalar& max_val);
+Tensor hardtanh_backward(const Tensor& grad, const Tensor& self, const Scalar& min_val,
+                         const Scalar& max_val);
 
 }  // namespace vt::autograd

@@ -11,15 +11,18 @@ constexpr int64_t kGrain = 8192;
 
 template <class F>
 void map1(TensorIterator& it, const F& f) {
-  visit_float(it.common_dtype(), [&]<class T>() { map_kernel(it, [f](T x) -> T { return f(x); }, kGrain); });
+  visit_float(it.common_dtype(),
+              [&]<class T>() { map_kernel(it, [f](T x) -> T { return f(x); }, kGrain); });
 }
 template <class F>
 void map2(TensorIterator& it, const F& f) {
-  visit_float(it.common_dtype(), [&]<class T>() { map_kernel(it, [f](T a, T b) -> T { return f(a, b); }, kGrain); });
+  visit_float(it.common_dtype(),
+              [&]<class T>() { map_kernel(it, [f](T a, T b) -> T { return f(a, b); }, kGrain); });
 }
 
 bool is_tanh_form(std::string_view approximate) {
-  check(approximate == "none" || approximate == "tanh", "approximate argument must be either none or tanh, got '", approximate, "'");
+  check(approximate == "none" || approximate == "tanh",
+        "approximate argument must be either none or tanh, got '", approximate, "'");
   return approximate == "tanh";
 }
 
@@ -30,7 +33,7 @@ const RegisterCpu registered([](KernelTable& t) {
     });
   };
   t.threshold = [](TensorIterator& it, const Scalar& threshold, const Scalar& value) {
-    visit_float(it.common_dtype(), [&]<class T>() {
+    visit_numeric(it.common_dtype(), [&]<class T>() {
       const T limit = threshold.to<T>(), other = value.to<T>();
       map_kernel(it, [=](T x) -> T { return x <= limit ? other : x; });
     });
@@ -41,18 +44,28 @@ const RegisterCpu registered([](KernelTable& t) {
       map_kernel(it, [=](T g, T x) -> T { return x <= limit ? T(0) : g; });
     });
   };
-  t.tanh_backward = [](TensorIterator& it) { map2(it, [](auto g, auto y) { return g * (1 - y * y); }); };
-  t.sigmoid_backward = [](TensorIterator& it) { map2(it, [](auto g, auto y) { return g * (1 - y) * y; }); };
+  t.tanh_backward = [](TensorIterator& it) {
+    map2(it, [](auto g, auto y) { return g * (1 - y * y); });
+  };
+  t.sigmoid_backward = [](TensorIterator& it) {
+    map2(it, [](auto g, auto y) { return g * (1 - y) * y; });
+  };
   t.gelu = [](TensorIterator& it, std::string_view approximate) {
-    if (is_tanh_form(approximate)) map1(it, [](auto x) { return vgelu_tanh(x); });
-    else map1(it, [](auto x) { return vgelu(x); });
+    if (is_tanh_form(approximate))
+      map1(it, [](auto x) { return vgelu_tanh(x); });
+    else
+      map1(it, [](auto x) { return vgelu(x); });
   };
   t.gelu_backward = [](TensorIterator& it, std::string_view approximate) {
-    if (is_tanh_form(approximate)) map2(it, [](auto g, auto x) { return g * vgelu_tanh_grad(x); });
-    else map2(it, [](auto g, auto x) { return g * vgelu_grad(x); });
+    if (is_tanh_form(approximate))
+      map2(it, [](auto g, auto x) { return g * vgelu_tanh_grad(x); });
+    else
+      map2(it, [](auto g, auto x) { return g * vgelu_grad(x); });
   };
   t.silu = [](TensorIterator& it) { map1(it, [](auto x) { return vsilu(x); }); };
-  t.silu_backward = [](TensorIterator& it) { map2(it, [](auto g, auto x) { return g * vsilu_grad(x); }); };
+  t.silu_backward = [](TensorIterator& it) {
+    map2(it, [](auto g, auto x) { return g * vsilu_grad(x); });
+  };
   t.mish = [](TensorIterator& it) { map1(it, [](auto x) { return vmish(x); }); };
   t.softplus = [](TensorIterator& it, const Scalar& beta, const Scalar& threshold) {
     visit_float(it.common_dtype(), [&]<class T>() {
@@ -72,14 +85,18 @@ const RegisterCpu registered([](KernelTable& t) {
       map_kernel(it, [=](T g, T x) -> T { return x > T(0) ? g : g * s; });
     });
   };
-  t.elu = [](TensorIterator& it, const Scalar& alpha, const Scalar& scale, const Scalar& input_scale) {
+  t.elu = [](TensorIterator& it, const Scalar& alpha, const Scalar& scale,
+             const Scalar& input_scale) {
     visit_float(it.common_dtype(), [&]<class T>() {
-      const T positive = scale.to<T>(), negative = alpha.to<T>() * scale.to<T>(), inner = input_scale.to<T>();
-      map_kernel(it, [=](T x) -> T { return x > T(0) ? x * positive : vexpm1(x * inner) * negative; }, kGrain);
+      const T positive = scale.to<T>(), negative = alpha.to<T>() * scale.to<T>(),
+              inner = input_scale.to<T>();
+      map_kernel(
+          it, [=](T x) -> T { return x > T(0) ? x * positive : vexpm1(x * inner) * negative; },
+          kGrain);
     });
   };
   t.hardtanh = [](TensorIterator& it, const Scalar& min_val, const Scalar& max_val) {
-    visit_float(it.common_dtype(), [&]<class T>() {
+    visit_numeric(it.common_dtype(), [&]<class T>() {
       const T low = min_val.to<T>(), high = max_val.to<T>();
       map_kernel(it, [=](T x) -> T { return x < low ? low : x > high ? high : x; });
     });

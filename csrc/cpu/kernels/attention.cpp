@@ -13,7 +13,9 @@ namespace {
 
 constexpr int64_t kQueryBlock = 64, kKeyBlock = 256;
 
-DType compute_type(const Tensor& t) { return t.dtype() == DType::Float64 ? DType::Float64 : DType::Float32; }
+DType compute_type(const Tensor& t) {
+  return t.dtype() == DType::Float64 ? DType::Float64 : DType::Float32;
+}
 
 struct Problem {
   int64_t batch, heads, key_heads, queries, keys, width, value_width;
@@ -23,16 +25,26 @@ struct Problem {
   const Tensor* mask;
   int64_t mask_strides[4];
 
-  Problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& attn_mask, double dropout_p, bool is_causal,
-          double factor, PhiloxArgs random)
-      : batch(q.sizes()[0]), heads(q.sizes()[1]), key_heads(k.sizes()[1]), queries(q.sizes()[2]), keys(k.sizes()[2]),
-        width(q.sizes()[3]), value_width(v.sizes()[3]), causal(is_causal), scale(factor), dropout(dropout_p), rng(random),
+  Problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& attn_mask,
+          double dropout_p, bool is_causal, double factor, PhiloxArgs random)
+      : batch(q.sizes()[0]),
+        heads(q.sizes()[1]),
+        key_heads(k.sizes()[1]),
+        queries(q.sizes()[2]),
+        keys(k.sizes()[2]),
+        width(q.sizes()[3]),
+        value_width(v.sizes()[3]),
+        causal(is_causal),
+        scale(factor),
+        dropout(dropout_p),
+        rng(random),
         mask(attn_mask.defined() ? &attn_mask : nullptr) {
     if (!mask) return;
     const int64_t shape[4] = {batch, heads, queries, keys};
     for (int64_t d = 0; d < 4; ++d) {
       const int64_t at = d - (4 - mask->dim());
-      mask_strides[d] = at < 0 || (mask->sizes()[at] == 1 && shape[d] != 1) ? 0 : mask->strides()[at];
+      mask_strides[d] =
+          at < 0 || (mask->sizes()[at] == 1 && shape[d] != 1) ? 0 : mask->strides()[at];
     }
   }
   /// Keys that rows before `last_query` may see.
@@ -55,7 +67,8 @@ struct Head {
     }
     T* copy = scratch<T>(use, rows * cols);
     for (int64_t i = 0; i < rows; ++i) {
-      load_block<T>(copy + i * cols, base + i * s[2] * size, s[3] * size, cols, t.dtype(), DTypeOf<T>::value);
+      load_block<T>(copy + i * cols, base + i * s[2] * size, s[3] * size, cols, t.dtype(),
+                    DTypeOf<T>::value);
     }
     data = copy;
     ld = cols;
@@ -63,7 +76,8 @@ struct Head {
 };
 
 template <class T>
-void store_rows(const Tensor& t, int64_t b, int64_t h, int64_t first, int64_t rows, const T* from, int64_t ld) {
+void store_rows(const Tensor& t, int64_t b, int64_t h, int64_t first, int64_t rows, const T* from,
+                int64_t ld) {
   const auto s = t.strides();
   const int64_t cols = t.sizes()[3], size = t.itemsize();
   char* base = static_cast<char*>(t.data()) + (b * s[0] + h * s[1] + first * s[2]) * size;
@@ -78,7 +92,8 @@ void store_rows(const Tensor& t, int64_t b, int64_t h, int64_t first, int64_t ro
 
 /// Scales a block of scores and applies the causal limit and the mask.
 template <class T>
-void mask_scores(const Problem& p, T* scores, int64_t b, int64_t h, int64_t q0, int64_t qn, int64_t k0, int64_t kn) {
+void mask_scores(const Problem& p, T* scores, int64_t b, int64_t h, int64_t q0, int64_t qn,
+                 int64_t k0, int64_t kn) {
   constexpr T kNever = -std::numeric_limits<T>::infinity();
   if (p.mask) {
     const Tensor& mask = *p.mask;
@@ -91,8 +106,8 @@ void mask_scores(const Problem& p, T* scores, int64_t b, int64_t h, int64_t q0, 
         const bool* keep = mask.data_as<bool>() + at;
         for (int64_t j = 0; j < kn; ++j) line[j] = keep[j * s[3]] ? line[j] : kNever;
       } else {
-        load_block<T>(row, static_cast<const char*>(mask.data()) + at * mask.itemsize(), s[3] * mask.itemsize(), kn,
-                      mask.dtype(), DTypeOf<T>::value);
+        load_block<T>(row, static_cast<const char*>(mask.data()) + at * mask.itemsize(),
+                      s[3] * mask.itemsize(), kn, mask.dtype(), DTypeOf<T>::value);
         for (int64_t j = 0; j < kn; ++j) line[j] += row[j];
       }
     }
@@ -107,8 +122,10 @@ void mask_scores(const Problem& p, T* scores, int64_t b, int64_t h, int64_t q0, 
 
 /// factors[j] = 1/(1−p) where element j of this row's part is kept, else 0.
 template <class T>
-void dropout_row(const Problem& p, T* factors, int64_t b, int64_t h, int64_t query, int64_t k0, int64_t kn) {
-  const uint64_t first = static_cast<uint64_t>(((b * p.heads + h) * p.queries + query) * p.keys + k0);
+void dropout_row(const Problem& p, T* factors, int64_t b, int64_t h, int64_t query, int64_t k0,
+                 int64_t kn) {
+  const uint64_t first =
+      static_cast<uint64_t>(((b * p.heads + h) * p.queries + query) * p.keys + k0);
   const T keep = p.dropout < 1 ? static_cast<T>(1 / (1 - p.dropout)) : T(0);
   Philox4 numbers{};
   for (int64_t j = 0; j < kn; ++j) {
@@ -119,8 +136,9 @@ void dropout_row(const Problem& p, T* factors, int64_t b, int64_t h, int64_t que
 }
 
 template <class T>
-void forward_block(const Problem& p, const Tensor& out, const Tensor& lse, const Head<T>& q, const Head<T>& k,
-                   const Head<T>& v, int64_t b, int64_t h, int64_t q0, int64_t qn) {
+void forward_block(const Problem& p, const Tensor& out, const Tensor& lse, const Head<T>& q,
+                   const Head<T>& k, const Head<T>& v, int64_t b, int64_t h, int64_t q0,
+                   int64_t qn) {
   T* scores = scratch<T>(Scratch::Scores, kQueryBlock * kKeyBlock);
   T* acc = scratch<T>(Scratch::Output, kQueryBlock * p.value_width);
   T top[kQueryBlock], total[kQueryBlock];
@@ -131,8 +149,8 @@ void forward_block(const Problem& p, const Tensor& out, const Tensor& lse, const
   for (int64_t k0 = 0; k0 < limit; k0 += kKeyBlock) {
     const int64_t kn = std::min(kKeyBlock, limit - k0);
     if (p.width > 0) {
-      blas_gemm(false, true, {qn, kn, p.width}, static_cast<T>(p.scale), q.data + q0 * q.ld, q.ld, k.data + k0 * k.ld, k.ld, T(0),
-                scores, kn);
+      blas_gemm(false, true, {qn, kn, p.width}, static_cast<T>(p.scale), q.data + q0 * q.ld, q.ld,
+                k.data + k0 * k.ld, k.ld, T(0), scores, kn);
     } else {
       std::fill(scores, scores + qn * kn, T(0));
     }
@@ -165,8 +183,8 @@ void forward_block(const Problem& p, const Tensor& out, const Tensor& lse, const
       }
     }
     if (p.value_width > 0) {
-      blas_gemm(false, false, {qn, p.value_width, kn}, T(1), scores, kn, v.data + k0 * v.ld, v.ld, k0 == 0 ? T(0) : T(1),
-                acc, p.value_width);
+      blas_gemm(false, false, {qn, p.value_width, kn}, T(1), scores, kn, v.data + k0 * v.ld, v.ld,
+                k0 == 0 ? T(0) : T(1), acc, p.value_width);
     }
   }
   T* lses = lse.data_as<T>() + (b * p.heads + h) * p.queries + q0;
@@ -178,8 +196,9 @@ void forward_block(const Problem& p, const Tensor& out, const Tensor& lse, const
   store_rows(out, b, h, q0, qn, acc, p.value_width);
 }
 
-void forward(const Tensor& out, const Tensor& lse, const Tensor& rng_state, const Tensor& query, const Tensor& key,
-             const Tensor& value, const Tensor& mask, double dropout_p, bool is_causal, double scale, const PhiloxArgs& rng) {
+void forward(const Tensor& out, const Tensor& lse, const Tensor& rng_state, const Tensor& query,
+             const Tensor& key, const Tensor& value, const Tensor& mask, double dropout_p,
+             bool is_causal, double scale, const PhiloxArgs& rng) {
   rng_state.data_as<int64_t>()[0] = static_cast<int64_t>(rng.seed);
   rng_state.data_as<int64_t>()[1] = static_cast<int64_t>(rng.offset);
   const Problem p(query, key, value, mask, dropout_p, is_causal, scale, rng);
@@ -189,7 +208,8 @@ void forward(const Tensor& out, const Tensor& lse, const Tensor& rng_state, cons
       for (int64_t at = begin; at < end;) {
         const int64_t pair = at / per_head, b = pair / p.heads, h = pair % p.heads;
         const int64_t kv = h / (p.heads / p.key_heads);
-        const Head<T> q(query, b, h, Scratch::Query), k(key, b, kv, Scratch::Key), v(value, b, kv, Scratch::Value);
+        const Head<T> q(query, b, h, Scratch::Query), k(key, b, kv, Scratch::Key),
+            v(value, b, kv, Scratch::Value);
         for (; at < end && at / per_head == pair; ++at) {
           const int64_t q0 = at % per_head * kQueryBlock;
           forward_block(p, out, lse, q, k, v, b, h, q0, std::min(kQueryBlock, p.queries - q0));
@@ -201,9 +221,11 @@ void forward(const Tensor& out, const Tensor& lse, const Tensor& rng_state, cons
 
 /// Gradients of one query head. dk and dv are added to: a key head serves several query heads.
 template <class T>
-void backward_head(const Problem& p, const Tensor& grad_query, const Tensor& grad, const Tensor& output, const Tensor& lse,
-                   const Tensor& query, const Head<T>& k, const Head<T>& v, T* dk, T* dv, int64_t b, int64_t h) {
-  const Head<T> q(query, b, h, Scratch::Query), g(grad, b, h, Scratch::Output), o(output, b, h, Scratch::Extra);
+void backward_head(const Problem& p, const Tensor& grad_query, const Tensor& grad,
+                   const Tensor& output, const Tensor& lse, const Tensor& query, const Head<T>& k,
+                   const Head<T>& v, T* dk, T* dv, int64_t b, int64_t h) {
+  const Head<T> q(query, b, h, Scratch::Query), g(grad, b, h, Scratch::Output),
+      o(output, b, h, Scratch::Extra);
   T* prob = scratch<T>(Scratch::Scores, kQueryBlock * kKeyBlock);
   T* dprob = scratch<T>(Scratch::Gradients, kQueryBlock * kKeyBlock);
   T* dq = scratch<T>(Scratch::Row0, kQueryBlock * p.width);
@@ -213,13 +235,16 @@ void backward_head(const Problem& p, const Tensor& grad_query, const Tensor& gra
   T along[kQueryBlock];
   for (int64_t q0 = 0; q0 < p.queries; q0 += kQueryBlock) {
     const int64_t qn = std::min(kQueryBlock, p.queries - q0);
-    for (int64_t i = 0; i < qn; ++i) along[i] = row_dot(g.data + (q0 + i) * g.ld, o.data + (q0 + i) * o.ld, p.value_width);
+    for (int64_t i = 0; i < qn; ++i)
+      along[i] = row_dot(g.data + (q0 + i) * g.ld, o.data + (q0 + i) * o.ld, p.value_width);
     std::fill(dq, dq + qn * p.width, T(0));
     const int64_t limit = p.visible(q0 + qn);
     for (int64_t k0 = 0; k0 < limit; k0 += kKeyBlock) {
       const int64_t kn = std::min(kKeyBlock, limit - k0);
-      blas_gemm(false, true, {qn, kn, p.width}, scale, q.data + q0 * q.ld, q.ld, k.data + k0 * k.ld, k.ld, T(0), prob, kn);
-      blas_gemm(false, true, {qn, kn, p.value_width}, T(1), g.data + q0 * g.ld, g.ld, v.data + k0 * v.ld, v.ld, T(0), dprob, kn);
+      blas_gemm(false, true, {qn, kn, p.width}, scale, q.data + q0 * q.ld, q.ld, k.data + k0 * k.ld,
+                k.ld, T(0), prob, kn);
+      blas_gemm(false, true, {qn, kn, p.value_width}, T(1), g.data + q0 * g.ld, g.ld,
+                v.data + k0 * v.ld, v.ld, T(0), dprob, kn);
       mask_scores(p, prob, b, h, q0, qn, k0, kn);
       for (int64_t i = 0; i < qn; ++i) {
         T* line = prob + i * kn;
@@ -248,18 +273,21 @@ void backward_head(const Problem& p, const Tensor& grad_query, const Tensor& gra
         std::fill(line + seen, line + kn, T(0));
         std::fill(dline + seen, dline + kn, T(0));
       }
-      blas_gemm(true, false, {kn, p.value_width, qn}, T(1), prob, kn, g.data + q0 * g.ld, g.ld, T(1), dv + k0 * p.value_width,
-                p.value_width);
-      blas_gemm(true, false, {kn, p.width, qn}, T(1), dprob, kn, q.data + q0 * q.ld, q.ld, T(1), dk + k0 * p.width, p.width);
-      blas_gemm(false, false, {qn, p.width, kn}, T(1), dprob, kn, k.data + k0 * k.ld, k.ld, T(1), dq, p.width);
+      blas_gemm(true, false, {kn, p.value_width, qn}, T(1), prob, kn, g.data + q0 * g.ld, g.ld,
+                T(1), dv + k0 * p.value_width, p.value_width);
+      blas_gemm(true, false, {kn, p.width, qn}, T(1), dprob, kn, q.data + q0 * q.ld, q.ld, T(1),
+                dk + k0 * p.width, p.width);
+      blas_gemm(false, false, {qn, p.width, kn}, T(1), dprob, kn, k.data + k0 * k.ld, k.ld, T(1),
+                dq, p.width);
     }
     store_rows(grad_query, b, h, q0, qn, dq, p.width);
   }
 }
 
-void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value, const Tensor& grad,
-              const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& mask, const Tensor& output,
-              const Tensor& lse, const Tensor& rng_state, double dropout_p, bool is_causal, double scale) {
+void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
+              const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
+              const Tensor& mask, const Tensor& output, const Tensor& lse, const Tensor& rng_state,
+              double dropout_p, bool is_causal, double scale) {
   const int64_t* state = rng_state.data_as<int64_t>();
   const PhiloxArgs rng{static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1])};
   const Problem p(query, key, value, mask, dropout_p, is_causal, scale, rng);
@@ -286,16 +314,20 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
 }
 
 /// The factors that multiply the probabilities: for formulas that need the matrix itself.
-void dropout_factors(const Tensor& out, const Tensor& rng_state, const Tensor& query, const Tensor& key, double dropout_p) {
+void dropout_factors(const Tensor& out, const Tensor& rng_state, const Tensor& query,
+                     const Tensor& key, double dropout_p) {
   const int64_t* state = rng_state.data_as<int64_t>();
   const Problem p(query, key, key, Tensor(), dropout_p, false, 1,
                   {static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1])});
   visit_float(compute_type(query), [&]<class T>() {
     T* row = scratch<T>(Scratch::Row0, p.keys);
     for (int64_t at = 0; at < p.batch * p.heads * p.queries; ++at) {
-      dropout_row(p, row, at / (p.heads * p.queries), at / p.queries % p.heads, at % p.queries, 0, p.keys);
-      if (out.dtype() == DTypeOf<T>::value) std::copy(row, row + p.keys, out.data_as<T>() + at * p.keys);
-      else store_row<T>(out.data(), out.dtype(), at * p.keys, p.keys, row);
+      dropout_row(p, row, at / (p.heads * p.queries), at / p.queries % p.heads, at % p.queries, 0,
+                  p.keys);
+      if (out.dtype() == DTypeOf<T>::value)
+        std::copy(row, row + p.keys, out.data_as<T>() + at * p.keys);
+      else
+        store_row<T>(out.data(), out.dtype(), at * p.keys, p.keys, row);
     }
   });
 }

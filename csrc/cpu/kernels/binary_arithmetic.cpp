@@ -9,30 +9,42 @@ namespace {
 
 template <class F>
 void map_all(TensorIterator& it, const F& f) {
-  visit_all(it.common_dtype(), [&]<class T>() { map_kernel(it, [f](T a, T b) -> T { return static_cast<T>(f(a, b)); }); });
+  visit_all(it.common_dtype(), [&]<class T>() {
+    map_kernel(it, [f](T a, T b) -> T { return static_cast<T>(f(a, b)); });
+  });
 }
 template <class F>
 void map_numeric(TensorIterator& it, const F& f) {
-  visit_numeric(it.common_dtype(), [&]<class T>() { map_kernel(it, [f](T a, T b) -> T { return static_cast<T>(f(a, b)); }); });
+  visit_numeric(it.common_dtype(), [&]<class T>() {
+    map_kernel(it, [f](T a, T b) -> T { return static_cast<T>(f(a, b)); });
+  });
 }
 template <class F>
 void map_float(TensorIterator& it, const F& f) {
-  visit_float(it.common_dtype(), [&]<class T>() { map_kernel(it, [f](T a, T b) -> T { return f(a, b); }, 8192); });
+  visit_float(it.common_dtype(),
+              [&]<class T>() { map_kernel(it, [f](T a, T b) -> T { return f(a, b); }, 8192); });
 }
 
 void add_scaled(TensorIterator& it, const Scalar& alpha, double sign) {
   const DType dtype = it.common_dtype();
-  check(is_floating(dtype) || !alpha.is_float(), "For integral input tensors, argument alpha must not be a floating point number.");
-  check(dtype == DType::Bool || !alpha.is_bool(), "Boolean alpha only supported for Boolean results.");
+  check(is_floating(dtype) || !alpha.is_float(),
+        "For integral input tensors, argument alpha must not be a floating point number.");
+  check(dtype == DType::Bool || !alpha.is_bool(),
+        "Boolean alpha only supported for Boolean results.");
   visit_all(dtype, [&]<class T>() {
     if constexpr (std::is_same_v<T, bool>) {
       const bool scale = alpha.to_bool();
       map_kernel(it, [scale](bool a, bool b) -> bool { return a || (scale && b); });
     } else {
-      const T scale = alpha.is_float() ? static_cast<T>(alpha.to_double() * sign) : static_cast<T>(alpha.to_int() * static_cast<int64_t>(sign));
-      if (scale == T(1)) map_kernel(it, [](T a, T b) -> T { return static_cast<T>(a + b); });
-      else if (scale == static_cast<T>(-1)) map_kernel(it, [](T a, T b) -> T { return static_cast<T>(a - b); });
-      else map_kernel(it, [scale](T a, T b) -> T { return static_cast<T>(a + scale * b); });
+      const T scale = alpha.is_float()
+                          ? static_cast<T>(alpha.to_double() * sign)
+                          : static_cast<T>(alpha.to_int() * static_cast<int64_t>(sign));
+      if (scale == T(1))
+        map_kernel(it, [](T a, T b) -> T { return static_cast<T>(a + b); });
+      else if (scale == static_cast<T>(-1))
+        map_kernel(it, [](T a, T b) -> T { return static_cast<T>(a - b); });
+      else
+        map_kernel(it, [scale](T a, T b) -> T { return static_cast<T>(a + scale * b); });
     }
   });
 }
@@ -40,24 +52,30 @@ void add_scaled(TensorIterator& it, const Scalar& alpha, double sign) {
 void check_divisor(TensorIterator& it) {
   // Integer division by zero traps: look before dividing.
   visit_integral(it.common_dtype(), [&]<class T>() {
-    it.serial_for_each([&](char** data, const int64_t* strides, int64_t n) {
-      alignas(64) T block[kBlock];
-      for (int64_t i = 0; i < n; i += kBlock) {
-        const int64_t m = std::min(kBlock, n - i);
-        load_block<T>(block, data[2] + i * strides[2], strides[2], m, it.dtype(2), it.dtype(2));
-        for (int64_t k = 0; k < m; ++k) {
-          if (block[k] == T(0)) fail(ErrorKind::Runtime, "ZeroDivisionError");
-        }
-      }
-    }, 0, it.numel());
+    it.serial_for_each(
+        [&](char** data, const int64_t* strides, int64_t n) {
+          alignas(64) T block[kBlock];
+          for (int64_t i = 0; i < n; i += kBlock) {
+            const int64_t m = std::min(kBlock, n - i);
+            load_block<T>(block, data[2] + i * strides[2], strides[2], m, it.dtype(2), it.dtype(2));
+            for (int64_t k = 0; k < m; ++k) {
+              if (block[k] == T(0)) fail(ErrorKind::Runtime, "ZeroDivisionError");
+            }
+          }
+        },
+        0, it.numel());
   });
 }
 
 template <class T>
 T divide_trunc(T a, T b) {
-  if constexpr (std::is_floating_point_v<T>) return std::trunc(a / b);
-  else if constexpr (std::is_signed_v<T>) return b == T(-1) ? static_cast<T>(-static_cast<std::make_unsigned_t<T>>(a)) : static_cast<T>(a / b);
-  else return static_cast<T>(a / b);
+  if constexpr (std::is_floating_point_v<T>)
+    return std::trunc(a / b);
+  else if constexpr (std::is_signed_v<T>)
+    return b == T(-1) ? static_cast<T>(-static_cast<std::make_unsigned_t<T>>(a))
+                      : static_cast<T>(a / b);
+  else
+    return static_cast<T>(a / b);
 }
 /// Quotient and remainder rules, given mod = C's fmod(a, b), without branches.
 struct FloorDivide {
@@ -187,19 +205,29 @@ void pow(TensorIterator& it) {
   const DType dtype = it.common_dtype();
   if (!is_floating(dtype)) {
     const auto e = fixed_exponent(it);
-    check(!e || *e >= 0 || it.dtype(2) == DType::Bool, "Integers to negative integer powers are not allowed.");
-    visit_integral(dtype, [&]<class T>() { map_kernel(it, [](T a, T b) -> T { return integer_power(a, b); }); });
+    check(!e || *e >= 0 || it.dtype(2) == DType::Bool,
+          "Integers to negative integer powers are not allowed.");
+    visit_integral(dtype, [&]<class T>() {
+      map_kernel(it, [](T a, T b) -> T { return integer_power(a, b); });
+    });
     return;
   }
   const auto e = fixed_exponent(it);
   visit_float(dtype, [&]<class T>() {
-    if (e == 2.0) map_kernel(it, [](T a, T) -> T { return a * a; });
-    else if (e == 3.0) map_kernel(it, [](T a, T) -> T { return a * a * a; });
-    else if (e == 1.0) map_kernel(it, [](T a, T) -> T { return a; });
-    else if (e == 0.5) map_kernel(it, [](T a, T) -> T { return std::sqrt(a); });
-    else if (e == -1.0) map_kernel(it, [](T a, T) -> T { return T(1) / a; });
-    else if (e == -2.0) map_kernel(it, [](T a, T) -> T { return T(1) / (a * a); });
-    else map_kernel(it, [](T a, T b) -> T { return vpow(a, b); }, 4096);
+    if (e == 2.0)
+      map_kernel(it, [](T a, T) -> T { return a * a; });
+    else if (e == 3.0)
+      map_kernel(it, [](T a, T) -> T { return a * a * a; });
+    else if (e == 1.0)
+      map_kernel(it, [](T a, T) -> T { return a; });
+    else if (e == 0.5)
+      map_kernel(it, [](T a, T) -> T { return std::sqrt(a); });
+    else if (e == -1.0)
+      map_kernel(it, [](T a, T) -> T { return T(1) / a; });
+    else if (e == -2.0)
+      map_kernel(it, [](T a, T) -> T { return T(1) / (a * a); });
+    else
+      map_kernel(it, [](T a, T b) -> T { return vpow(a, b); }, 4096);
   });
 }
 
@@ -217,15 +245,29 @@ const RegisterCpu registered([](KernelTable& t) {
   t.fmod = [](TensorIterator& it) { map_division<Fmod>(it); };
   t.pow = pow;
   t.atan2 = [](TensorIterator& it) { map_float(it, [](auto a, auto b) { return vatan2(a, b); }); };
-  t.hypot = [](TensorIterator& it) { map_float(it, [](auto a, auto b) { return std::hypot(a, b); }); };
-  t.copysign = [](TensorIterator& it) { map_float(it, [](auto a, auto b) { return std::copysign(a, b); }); };
-  t.xlogy = [](TensorIterator& it) {
-    map_float(it, [](auto a, auto b) { return b != b ? b : a == 0 ? decltype(a)(0) : a * vlog(b); });
+  t.hypot = [](TensorIterator& it) {
+    map_float(it, [](auto a, auto b) { return std::hypot(a, b); });
   };
-  t.maximum = [](TensorIterator& it) { map_all(it, [](auto a, auto b) { return a != a ? a : b != b ? b : a > b ? a : b; }); };
-  t.minimum = [](TensorIterator& it) { map_all(it, [](auto a, auto b) { return a != a ? a : b != b ? b : a < b ? a : b; }); };
-  t.fmax = [](TensorIterator& it) { map_all(it, [](auto a, auto b) { return a != a ? b : b != b ? a : a > b ? a : b; }); };
-  t.fmin = [](TensorIterator& it) { map_all(it, [](auto a, auto b) { return a != a ? b : b != b ? a : a < b ? a : b; }); };
+  t.copysign = [](TensorIterator& it) {
+    map_float(it, [](auto a, auto b) { return std::copysign(a, b); });
+  };
+  t.xlogy = [](TensorIterator& it) {
+    map_float(it, [](auto a, auto b) {
+      return b != b ? b : a == 0 ? decltype(a)(0) : a * vlog(b);
+    });
+  };
+  t.maximum = [](TensorIterator& it) {
+    map_all(it, [](auto a, auto b) { return a != a ? a : b != b ? b : a > b ? a : b; });
+  };
+  t.minimum = [](TensorIterator& it) {
+    map_all(it, [](auto a, auto b) { return a != a ? a : b != b ? b : a < b ? a : b; });
+  };
+  t.fmax = [](TensorIterator& it) {
+    map_all(it, [](auto a, auto b) { return a != a ? b : b != b ? a : a > b ? a : b; });
+  };
+  t.fmin = [](TensorIterator& it) {
+    map_all(it, [](auto a, auto b) { return a != a ? b : b != b ? a : a < b ? a : b; });
+  };
 });
 
 }  // namespace

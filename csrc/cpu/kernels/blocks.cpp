@@ -8,8 +8,10 @@ namespace {
 
 template <class T, class From>
 T convert(From x) {
-  if constexpr (std::is_same_v<T, bool>) return x != From(0);
-  else return static_cast<T>(x);
+  if constexpr (std::is_same_v<T, bool>)
+    return x != From(0);
+  else
+    return static_cast<T>(x);
 }
 
 template <class T, class From>
@@ -19,7 +21,8 @@ void load_as(T* out, const char* data, int64_t stride, int64_t n) {
     for (int64_t i = 0; i < n; ++i) out[i] = convert<T>(in[i]);
     return;
   }
-  for (int64_t i = 0; i < n; ++i) out[i] = convert<T>(*reinterpret_cast<const From*>(data + i * stride));
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = convert<T>(*reinterpret_cast<const From*>(data + i * stride));
 }
 
 template <class To, class T>
@@ -37,18 +40,23 @@ void widen(float* out, const char* data, int64_t stride, int64_t n, DType from) 
   uint16_t gathered[kBlock];
   const auto* bits = reinterpret_cast<const uint16_t*>(data);
   if (stride != 2) {
-    for (int64_t i = 0; i < n; ++i) gathered[i] = *reinterpret_cast<const uint16_t*>(data + i * stride);
+    for (int64_t i = 0; i < n; ++i)
+      gathered[i] = *reinterpret_cast<const uint16_t*>(data + i * stride);
     bits = gathered;
   }
-  if (from == DType::BFloat16) f32_from_bf16(out, bits, n);
-  else f32_from_f16(out, bits, n);
+  if (from == DType::BFloat16)
+    f32_from_bf16(out, bits, n);
+  else
+    f32_from_f16(out, bits, n);
 }
 
 void narrow(char* data, int64_t stride, const float* in, int64_t n, DType to) {
   uint16_t bits[kBlock];
   auto* target = stride == 2 ? reinterpret_cast<uint16_t*>(data) : bits;
-  if (to == DType::BFloat16) bf16_from_f32(target, in, n);
-  else f16_from_f32(target, in, n);
+  if (to == DType::BFloat16)
+    bf16_from_f32(target, in, n);
+  else
+    f16_from_f32(target, in, n);
   if (stride == 2) return;
   for (int64_t i = 0; i < n; ++i) *reinterpret_cast<uint16_t*>(data + i * stride) = bits[i];
 }
@@ -63,14 +71,30 @@ void as_floats(float* out, const T* in, int64_t n) {
 template <class T>
 void load_block(T* out, const char* data, int64_t stride, int64_t n, DType from, DType round_to) {
   switch (from) {
-    case DType::Bool: load_as<T, bool>(out, data, stride, n); break;
-    case DType::UInt8: load_as<T, uint8_t>(out, data, stride, n); break;
-    case DType::Int8: load_as<T, int8_t>(out, data, stride, n); break;
-    case DType::Int16: load_as<T, int16_t>(out, data, stride, n); break;
-    case DType::Int32: load_as<T, int32_t>(out, data, stride, n); break;
-    case DType::Int64: load_as<T, int64_t>(out, data, stride, n); break;
-    case DType::Float32: load_as<T, float>(out, data, stride, n); break;
-    case DType::Float64: load_as<T, double>(out, data, stride, n); break;
+    case DType::Bool:
+      load_as<T, bool>(out, data, stride, n);
+      break;
+    case DType::UInt8:
+      load_as<T, uint8_t>(out, data, stride, n);
+      break;
+    case DType::Int8:
+      load_as<T, int8_t>(out, data, stride, n);
+      break;
+    case DType::Int16:
+      load_as<T, int16_t>(out, data, stride, n);
+      break;
+    case DType::Int32:
+      load_as<T, int32_t>(out, data, stride, n);
+      break;
+    case DType::Int64:
+      load_as<T, int64_t>(out, data, stride, n);
+      break;
+    case DType::Float32:
+      load_as<T, float>(out, data, stride, n);
+      break;
+    case DType::Float64:
+      load_as<T, double>(out, data, stride, n);
+      break;
     case DType::Float16:
     case DType::BFloat16:
       if constexpr (std::is_same_v<T, float>) {
@@ -103,14 +127,30 @@ void load_block(T* out, const char* data, int64_t stride, int64_t n, DType from,
 template <class T>
 void store_block(char* data, int64_t stride, const T* in, int64_t n, DType to) {
   switch (to) {
-    case DType::Bool: store_as<bool>(data, stride, in, n); break;
-    case DType::UInt8: store_as<uint8_t>(data, stride, in, n); break;
-    case DType::Int8: store_as<int8_t>(data, stride, in, n); break;
-    case DType::Int16: store_as<int16_t>(data, stride, in, n); break;
-    case DType::Int32: store_as<int32_t>(data, stride, in, n); break;
-    case DType::Int64: store_as<int64_t>(data, stride, in, n); break;
-    case DType::Float32: store_as<float>(data, stride, in, n); break;
-    case DType::Float64: store_as<double>(data, stride, in, n); break;
+    case DType::Bool:
+      store_as<bool>(data, stride, in, n);
+      break;
+    case DType::UInt8:
+      store_as<uint8_t>(data, stride, in, n);
+      break;
+    case DType::Int8:
+      store_as<int8_t>(data, stride, in, n);
+      break;
+    case DType::Int16:
+      store_as<int16_t>(data, stride, in, n);
+      break;
+    case DType::Int32:
+      store_as<int32_t>(data, stride, in, n);
+      break;
+    case DType::Int64:
+      store_as<int64_t>(data, stride, in, n);
+      break;
+    case DType::Float32:
+      store_as<float>(data, stride, in, n);
+      break;
+    case DType::Float64:
+      store_as<double>(data, stride, in, n);
+      break;
     case DType::Float16:
     case DType::BFloat16:
       if constexpr (std::is_same_v<T, float>) {

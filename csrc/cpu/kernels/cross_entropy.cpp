@@ -6,7 +6,9 @@
 namespace vt::cpu::VT_ISA {
 namespace {
 
-DType compute_type(const Tensor& t) { return t.dtype() == DType::Float64 ? DType::Float64 : DType::Float32; }
+DType compute_type(const Tensor& t) {
+  return t.dtype() == DType::Float64 ? DType::Float64 : DType::Float32;
+}
 
 enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
@@ -15,11 +17,13 @@ T dot_or_sum(const T* x, const T* w, int64_t n) {
   return w ? row_dot(x, w, n) : row_sum(x, n);
 }
 
-void forward(const Tensor& loss, const Tensor& lse, const Tensor& total_weight, const Tensor& self, const Tensor& target,
-             const Tensor& weight, int64_t reduction, int64_t ignore_index, double smoothing) {
+void forward(const Tensor& loss, const Tensor& lse, const Tensor& total_weight, const Tensor& self,
+             const Tensor& target, const Tensor& weight, int64_t reduction, int64_t ignore_index,
+             double smoothing) {
   const int64_t rows = self.sizes()[0], classes = self.sizes()[1];
   visit_float(compute_type(self), [&]<class T>() {
-    const Tensor x = dense(self), index = dense_as(target, DType::Int64), w_dense = dense_as(weight, DTypeOf<T>::value);
+    const Tensor x = dense(self), index = dense_as(target, DType::Int64),
+                 w_dense = dense_as(weight, DTypeOf<T>::value);
     const int64_t* targets = index.data_as<int64_t>();
     const T* w = w_dense.defined() ? w_dense.data_as<T>() : nullptr;
     const T eps = static_cast<T>(smoothing);
@@ -42,28 +46,36 @@ void forward(const Tensor& loss, const Tensor& lse, const Tensor& total_weight, 
         lses[i] = top + std::log(row_exp_sum(row, top, classes));
         weights[i] = w ? w[t] : T(1);
         losses[i] = (T(1) - eps) * weights[i] * (lses[i] - row[t]);
-        if (eps != 0) losses[i] += eps / static_cast<T>(classes) * (all_weights * lses[i] - dot_or_sum(row, w, classes));
+        if (eps != 0)
+          losses[i] +=
+              eps / static_cast<T>(classes) * (all_weights * lses[i] - dot_or_sum(row, w, classes));
       }
     });
     const T total = row_sum(weights, rows);
     *total_weight.data_as<T>() = total;
     if (reduction == kNone) {
-      if (loss.dtype() == DTypeOf<T>::value) std::copy(losses, losses + rows, loss.data_as<T>());
-      else store_row<T>(loss.data(), loss.dtype(), 0, rows, losses);
+      if (loss.dtype() == DTypeOf<T>::value)
+        std::copy(losses, losses + rows, loss.data_as<T>());
+      else
+        store_row<T>(loss.data(), loss.dtype(), 0, rows, losses);
       return;
     }
     const T sum = row_sum(losses, rows);
     const T result = reduction == kMean ? sum / total : sum;
-    if (loss.dtype() == DTypeOf<T>::value) *loss.data_as<T>() = result;
-    else store_row<T>(loss.data(), loss.dtype(), 0, 1, &result);
+    if (loss.dtype() == DTypeOf<T>::value)
+      *loss.data_as<T>() = result;
+    else
+      store_row<T>(loss.data(), loss.dtype(), 0, 1, &result);
   });
 }
 
-void backward(const Tensor& grad_input, const Tensor& grad, const Tensor& self, const Tensor& target, const Tensor& weight,
-              int64_t reduction, int64_t ignore_index, double smoothing, const Tensor& lse, const Tensor& total_weight) {
+void backward(const Tensor& grad_input, const Tensor& grad, const Tensor& self,
+              const Tensor& target, const Tensor& weight, int64_t reduction, int64_t ignore_index,
+              double smoothing, const Tensor& lse, const Tensor& total_weight) {
   const int64_t rows = self.sizes()[0], classes = self.sizes()[1];
   visit_float(compute_type(self), [&]<class T>() {
-    const Tensor x = dense(self), index = dense_as(target, DType::Int64), w_dense = dense_as(weight, DTypeOf<T>::value);
+    const Tensor x = dense(self), index = dense_as(target, DType::Int64),
+                 w_dense = dense_as(weight, DTypeOf<T>::value);
     const Tensor g = dense_as(grad, DTypeOf<T>::value);
     const int64_t* targets = index.data_as<int64_t>();
     const T* w = w_dense.defined() ? w_dense.data_as<T>() : nullptr;

@@ -26,7 +26,22 @@ inline Tensor dense_as(const Tensor& t, DType dtype) {
 
 /// What a scratch buffer is for; two uses on one thread at a time need two names.
 enum class Scratch : int {
-  GemmA, GemmB, GemmC, Row0, Row1, Row2, Row3, Scores, Gradients, Query, Key, Value, Output, Extra, Columns, Count
+  GemmA,
+  GemmB,
+  GemmC,
+  Row0,
+  Row1,
+  Row2,
+  Row3,
+  Scores,
+  Gradients,
+  Query,
+  Key,
+  Value,
+  Output,
+  Extra,
+  Columns,
+  Count
 };
 /// `n` uninitialised elements, 64-byte aligned, valid until the thread asks for this buffer again.
 template <class T>
@@ -52,14 +67,16 @@ template <class T>
 const T* load_row(const void* base, DType dtype, int64_t at, int64_t n, T* buffer) {
   if (dtype == DTypeOf<T>::value) return static_cast<const T*>(base) + at;
   const int64_t size = item_size(dtype);
-  load_block<T>(buffer, static_cast<const char*>(base) + at * size, size, n, dtype, DTypeOf<T>::value);
+  load_block<T>(buffer, static_cast<const char*>(base) + at * size, size, n, dtype,
+                DTypeOf<T>::value);
   return buffer;
 }
 /// A whole small tensor (a weight, a bias) as T; null when undefined.
 template <class T>
 const T* load_all(const Tensor& t, Scratch use) {
   if (!t.defined()) return nullptr;
-  return load_row<T>(t.data(), t.dtype(), 0, t.numel(), t.dtype() == DTypeOf<T>::value ? nullptr : scratch<T>(use, t.numel()));
+  return load_row<T>(t.data(), t.dtype(), 0, t.numel(),
+                     t.dtype() == DTypeOf<T>::value ? nullptr : scratch<T>(use, t.numel()));
 }
 /// Where a row is to be computed: the output itself, or `buffer` when the output is not of T.
 template <class T>
@@ -75,6 +92,8 @@ void store_row(void* base, DType dtype, int64_t at, int64_t n, const T* row) {
 }
 
 /// Rows a thread should take at a time, so that a part is about 16k elements.
-inline int64_t row_grain(int64_t row_length) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(row_length, 1)); }
+inline int64_t row_grain(int64_t row_length) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(row_length, 1));
+}
 
 }  // namespace vt::cpu::VT_ISA

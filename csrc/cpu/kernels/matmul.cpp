@@ -13,14 +13,14 @@ MatrixRef matrix(const Tensor& t) {
 }
 
 void mm_kernel(const Tensor& out, const Tensor& self, const Tensor& mat2) {
-  gemm(self.dtype(), {self.sizes()[0], mat2.sizes()[1], self.sizes()[1]}, 1, matrix(self), matrix(mat2), 0, out.data(),
-       out.strides()[0]);
+  gemm(self.dtype(), {self.sizes()[0], mat2.sizes()[1], self.sizes()[1]}, 1, matrix(self),
+       matrix(mat2), 0, out.data(), out.strides()[0]);
 }
 
 void bmm_kernel(const Tensor& out, const Tensor& self, const Tensor& mat2) {
   const GemmShape s{self.sizes()[1], mat2.sizes()[2], self.sizes()[2]};
-  gemm_batched(self.dtype(), self.sizes()[0], s, 1, matrix(self), self.strides()[0], matrix(mat2), mat2.strides()[0], 0,
-               out.data(), out.strides()[0], out.strides()[1]);
+  gemm_batched(self.dtype(), self.sizes()[0], s, 1, matrix(self), self.strides()[0], matrix(mat2),
+               mat2.strides()[0], 0, out.data(), out.strides()[0], out.strides()[1]);
 }
 
 /// `out` = `self` broadcast to out's shape, unless beta is 0 (then self's NaNs are not read).
@@ -31,41 +31,43 @@ void start_with(const Tensor& out, const Tensor& self, const Scalar& beta) {
   for (int64_t d = lead; d < out.dim(); ++d) {
     if (self.sizes()[d - lead] != 1) strides[d] = self.strides()[d - lead];
   }
-  kernels_for(DeviceType::CPU).copy_(out, make_view(self, out.sizes(), strides, self.storage_offset()), false);
+  kernels_for(DeviceType::CPU)
+      .copy_(out, make_view(self, out.sizes(), strides, self.storage_offset()), false);
 }
 
-void addmm_kernel(const Tensor& out, const Tensor& self, const Tensor& mat1, const Tensor& mat2, const Scalar& beta,
-                  const Scalar& alpha) {
+void addmm_kernel(const Tensor& out, const Tensor& self, const Tensor& mat1, const Tensor& mat2,
+                  const Scalar& beta, const Scalar& alpha) {
   start_with(out, self, beta);
-  gemm(mat1.dtype(), {mat1.sizes()[0], mat2.sizes()[1], mat1.sizes()[1]}, alpha.to_double(), matrix(mat1), matrix(mat2),
-       beta.to_double(), out.data(), out.strides()[0]);
+  gemm(mat1.dtype(), {mat1.sizes()[0], mat2.sizes()[1], mat1.sizes()[1]}, alpha.to_double(),
+       matrix(mat1), matrix(mat2), beta.to_double(), out.data(), out.strides()[0]);
 }
 
-void baddbmm_kernel(const Tensor& out, const Tensor& self, const Tensor& batch1, const Tensor& batch2,
-                    const Scalar& beta, const Scalar& alpha) {
+void baddbmm_kernel(const Tensor& out, const Tensor& self, const Tensor& batch1,
+                    const Tensor& batch2, const Scalar& beta, const Scalar& alpha) {
   start_with(out, self, beta);
   const GemmShape s{batch1.sizes()[1], batch2.sizes()[2], batch1.sizes()[2]};
-  gemm_batched(batch1.dtype(), batch1.sizes()[0], s, alpha.to_double(), matrix(batch1), batch1.strides()[0],
-               matrix(batch2), batch2.strides()[0], beta.to_double(), out.data(), out.strides()[0], out.strides()[1]);
+  gemm_batched(batch1.dtype(), batch1.sizes()[0], s, alpha.to_double(), matrix(batch1),
+               batch1.strides()[0], matrix(batch2), batch2.strides()[0], beta.to_double(),
+               out.data(), out.strides()[0], out.strides()[1]);
 }
 
 void mv_kernel(const Tensor& out, const Tensor& self, const Tensor& vec) {
-  gemm(self.dtype(), {self.sizes()[0], 1, self.sizes()[1]}, 1, matrix(self), {vec.data(), vec.strides()[0], 1}, 0,
-       out.data(), 1);
+  gemm(self.dtype(), {self.sizes()[0], 1, self.sizes()[1]}, 1, matrix(self),
+       {vec.data(), vec.strides()[0], 1}, 0, out.data(), 1);
 }
 
-void addmv_kernel(const Tensor& out, const Tensor& self, const Tensor& mat, const Tensor& vec, const Scalar& beta,
-                  const Scalar& alpha) {
+void addmv_kernel(const Tensor& out, const Tensor& self, const Tensor& mat, const Tensor& vec,
+                  const Scalar& beta, const Scalar& alpha) {
   start_with(out, self, beta);
-  gemm(mat.dtype(), {mat.sizes()[0], 1, mat.sizes()[1]}, alpha.to_double(), matrix(mat), {vec.data(), vec.strides()[0], 1},
-       beta.to_double(), out.data(), 1);
+  gemm(mat.dtype(), {mat.sizes()[0], 1, mat.sizes()[1]}, alpha.to_double(), matrix(mat),
+       {vec.data(), vec.strides()[0], 1}, beta.to_double(), out.data(), 1);
 }
 
 void dot_kernel(const Tensor& out, const Tensor& self, const Tensor& other) {
   const int64_t n = self.numel();
   if (!is_floating(self.dtype())) {
-    gemm_serial(self.dtype(), {1, 1, n}, 1, {self.data(), 1, self.strides()[0]}, {other.data(), other.strides()[0], 1}, 0,
-                out.data(), 1);
+    gemm_serial(self.dtype(), {1, 1, n}, 1, {self.data(), 1, self.strides()[0]},
+                {other.data(), other.strides()[0], 1}, 0, out.data(), 1);
     return;
   }
   visit_float(self.dtype(), [&]<class T>() {
@@ -75,10 +77,10 @@ void dot_kernel(const Tensor& out, const Tensor& self, const Tensor& other) {
     for (int64_t i = 0; i < n; i += kPart) {
       const int64_t m = std::min(kPart, n - i);
       const int64_t size = self.itemsize();
-      load_block<T>(a, static_cast<const char*>(self.data()) + i * self.strides()[0] * size, self.strides()[0] * size, m,
-                    self.dtype(), DTypeOf<T>::value);
-      load_block<T>(b, static_cast<const char*>(other.data()) + i * other.strides()[0] * size, other.strides()[0] * size, m,
-                    other.dtype(), DTypeOf<T>::value);
+      load_block<T>(a, static_cast<const char*>(self.data()) + i * self.strides()[0] * size,
+                    self.strides()[0] * size, m, self.dtype(), DTypeOf<T>::value);
+      load_block<T>(b, static_cast<const char*>(other.data()) + i * other.strides()[0] * size,
+                    other.strides()[0] * size, m, other.dtype(), DTypeOf<T>::value);
       total += static_cast<double>(row_dot(a, b, m));
     }
     const T result = static_cast<T>(total);
@@ -103,7 +105,8 @@ bool rows_of(const Tensor& t, int64_t& row_stride) {
   return true;
 }
 
-void linear_kernel(const Tensor& out, const Tensor& input, const Tensor& weight, const Tensor& bias) {
+void linear_kernel(const Tensor& out, const Tensor& input, const Tensor& weight,
+                   const Tensor& bias) {
   const int64_t k = weight.sizes()[1], n = weight.sizes()[0];
   if (out.numel() == 0) return;
   int64_t row_stride = 0;
@@ -114,7 +117,8 @@ void linear_kernel(const Tensor& out, const Tensor& input, const Tensor& weight,
   }
   const Tensor added = dense(bias);
   gemm(x.dtype(), {out.numel() / n, n, k}, 1, {x.data(), row_stride, x.strides()[x.dim() - 1]},
-       {weight.data(), weight.strides()[1], weight.strides()[0]}, 0, out.data(), n, added.defined() ? added.data() : nullptr);
+       {weight.data(), weight.strides()[1], weight.strides()[0]}, 0, out.data(), n,
+       added.defined() ? added.data() : nullptr);
 }
 
 const RegisterCpu register_matmul([](KernelTable& t) {

@@ -6,7 +6,9 @@
 namespace vt::cpu::VT_ISA {
 namespace {
 
-DType compute_type(const Tensor& t) { return t.dtype() == DType::Float64 ? DType::Float64 : DType::Float32; }
+DType compute_type(const Tensor& t) {
+  return t.dtype() == DType::Float64 ? DType::Float64 : DType::Float32;
+}
 
 int64_t product_of(IntSpan sizes) {
   int64_t n = 1;
@@ -28,12 +30,13 @@ void normalise(T* y, const T* x, T mean, T rstd, const T* weight, const T* bias,
 }
 
 template <bool kCentre>
-void forward(const Tensor& out, const Tensor* mean_out, const Tensor& rstd_out, const Tensor& input, int64_t n,
-             const Tensor& weight, const Tensor& bias, double eps) {
+void forward(const Tensor& out, const Tensor* mean_out, const Tensor& rstd_out, const Tensor& input,
+             int64_t n, const Tensor& weight, const Tensor& bias, double eps) {
   if (input.numel() == 0) return;
   const int64_t rows = input.numel() / n;
   visit_float(compute_type(input), [&]<class T>() {
-    const Tensor x = dense(input), w_dense = dense_as(weight, DTypeOf<T>::value), b_dense = dense_as(bias, DTypeOf<T>::value);
+    const Tensor x = dense(input), w_dense = dense_as(weight, DTypeOf<T>::value),
+                 b_dense = dense_as(bias, DTypeOf<T>::value);
     const T* w = w_dense.defined() ? w_dense.data_as<T>() : nullptr;
     const T* b = b_dense.defined() ? b_dense.data_as<T>() : nullptr;
     T* means = kCentre ? mean_out->data_as<T>() : nullptr;
@@ -68,21 +71,26 @@ struct RowGroups {
 };
 
 template <class T>
-void store_group_sums(const Tensor& out, const T* partial, int64_t groups, int64_t step, int64_t n) {
+void store_group_sums(const Tensor& out, const T* partial, int64_t groups, int64_t step,
+                      int64_t n) {
   T* total = scratch<T>(Scratch::Extra, n);
   std::copy(partial, partial + n, total);
   for (int64_t k = 1; k < groups; ++k) {
     for (int64_t i = 0; i < n; ++i) total[i] += partial[k * step + i];
   }
-  if (out.dtype() == DTypeOf<T>::value) std::copy(total, total + n, out.data_as<T>());
-  else store_row<T>(out.data(), out.dtype(), 0, n, total);
+  if (out.dtype() == DTypeOf<T>::value)
+    std::copy(total, total + n, out.data_as<T>());
+  else
+    store_row<T>(out.data(), out.dtype(), 0, n, total);
 }
 
 template <bool kCentre>
-void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias, const Tensor& grad_out,
-              const Tensor& input, int64_t n, const Tensor* mean, const Tensor& rstd, const Tensor& weight) {
+void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias,
+              const Tensor& grad_out, const Tensor& input, int64_t n, const Tensor* mean,
+              const Tensor& rstd, const Tensor& weight) {
   const auto zero = [](const Tensor& t) {
-    if (t.defined() && t.numel() > 0) std::memset(t.data(), 0, static_cast<size_t>(t.numel() * t.itemsize()));
+    if (t.defined() && t.numel() > 0)
+      std::memset(t.data(), 0, static_cast<size_t>(t.numel() * t.itemsize()));
   };
   if (input.numel() == 0) {
     zero(grad_weight);
@@ -91,14 +99,16 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
   }
   const int64_t rows = input.numel() / n;
   visit_float(compute_type(input), [&]<class T>() {
-    const Tensor x = dense(input), g = dense_as(grad_out, input.dtype()), w_dense = dense_as(weight, DTypeOf<T>::value);
+    const Tensor x = dense(input), g = dense_as(grad_out, input.dtype()),
+                 w_dense = dense_as(weight, DTypeOf<T>::value);
     const T* w = w_dense.defined() ? w_dense.data_as<T>() : nullptr;
     const T* rstds = rstd.data_as<T>();
     const T* means = kCentre ? mean->data_as<T>() : nullptr;
     const bool want_weight = grad_weight.defined(), want_bias = grad_bias.defined();
     const bool typed = x.dtype() == DTypeOf<T>::value;
     const RowGroups<T> plan(rows, n);
-    const Tensor partial = want_weight || want_bias ? empty(Dims{plan.groups, 2, n}, DTypeOf<T>::value) : Tensor();
+    const Tensor partial =
+        want_weight || want_bias ? empty(Dims{plan.groups, 2, n}, DTypeOf<T>::value) : Tensor();
     parallel_chunks(plan.groups, [&](int64_t group) {
       T* in_row = typed ? nullptr : scratch<T>(Scratch::Row0, n);
       T* g_row = typed ? nullptr : scratch<T>(Scratch::Row1, n);
@@ -121,17 +131,21 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
         } else if (want_bias) {
           for (int64_t k = 0; k < n; ++k) db[k] += dy[k];
         }
-        const T along = w ? sum_over<T>(n, [&](int64_t k) { return load(dy + k) * load(w + k) * (load(row + k) - m); },
-                                        [&](int64_t k) { return dy[k] * w[k] * (row[k] - m); })
-                          : sum_over<T>(n, [&](int64_t k) { return load(dy + k) * (load(row + k) - m); },
-                                        [&](int64_t k) { return dy[k] * (row[k] - m); });
+        const T along =
+            w ? sum_over<T>(
+                    n, [&](int64_t k) { return load(dy + k) * load(w + k) * (load(row + k) - m); },
+                    [&](int64_t k) { return dy[k] * w[k] * (row[k] - m); })
+              : sum_over<T>(
+                    n, [&](int64_t k) { return load(dy + k) * (load(row + k) - m); },
+                    [&](int64_t k) { return dy[k] * (row[k] - m); });
         T constant = 0;
         if constexpr (kCentre) constant = w ? row_dot(dy, w, n) : row_sum(dy, n);
         constant /= static_cast<T>(n);
         const T slope = along * r * r / static_cast<T>(n);
         T* dx = row_target<T>(grad_input.data(), grad_input.dtype(), i * n, out_row);
         if (w) {
-          for (int64_t k = 0; k < n; ++k) dx[k] = r * (dy[k] * w[k] - constant - (row[k] - m) * slope);
+          for (int64_t k = 0; k < n; ++k)
+            dx[k] = r * (dy[k] * w[k] - constant - (row[k] - m) * slope);
         } else {
           for (int64_t k = 0; k < n; ++k) dx[k] = r * (dy[k] - constant - (row[k] - m) * slope);
         }
@@ -144,22 +158,27 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
 }
 
 const RegisterCpu register_norms([](KernelTable& t) {
-  t.native_layer_norm = [](const Tensor& out, const Tensor& mean, const Tensor& rstd, const Tensor& input,
-                           IntSpan normalized_shape, const Tensor& weight, const Tensor& bias, double eps) {
+  t.native_layer_norm = [](const Tensor& out, const Tensor& mean, const Tensor& rstd,
+                           const Tensor& input, IntSpan normalized_shape, const Tensor& weight,
+                           const Tensor& bias, double eps) {
     forward<true>(out, &mean, rstd, input, product_of(normalized_shape), weight, bias, eps);
   };
-  t.native_layer_norm_backward = [](const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias,
-                                    const Tensor& grad_out, const Tensor& input, IntSpan normalized_shape,
-                                    const Tensor& mean, const Tensor& rstd, const Tensor& weight, const Tensor&) {
-    backward<true>(grad_input, grad_weight, grad_bias, grad_out, input, product_of(normalized_shape), &mean, rstd, weight);
-  };
-  t._rms_norm = [](const Tensor& out, const Tensor& rstd, const Tensor& input, IntSpan normalized_shape,
-                   const Tensor& weight, double eps) {
+  t.native_layer_norm_backward =
+      [](const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias,
+         const Tensor& grad_out, const Tensor& input, IntSpan normalized_shape, const Tensor& mean,
+         const Tensor& rstd, const Tensor& weight, const Tensor&) {
+        backward<true>(grad_input, grad_weight, grad_bias, grad_out, input,
+                       product_of(normalized_shape), &mean, rstd, weight);
+      };
+  t._rms_norm = [](const Tensor& out, const Tensor& rstd, const Tensor& input,
+                   IntSpan normalized_shape, const Tensor& weight, double eps) {
     forward<false>(out, nullptr, rstd, input, product_of(normalized_shape), weight, Tensor(), eps);
   };
-  t._rms_norm_backward = [](const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_out,
-                            const Tensor& input, IntSpan normalized_shape, const Tensor& rstd, const Tensor& weight) {
-    backward<false>(grad_input, grad_weight, Tensor(), grad_out, input, product_of(normalized_shape), nullptr, rstd, weight);
+  t._rms_norm_backward = [](const Tensor& grad_input, const Tensor& grad_weight,
+                            const Tensor& grad_out, const Tensor& input, IntSpan normalized_shape,
+                            const Tensor& rstd, const Tensor& weight) {
+    backward<false>(grad_input, grad_weight, Tensor(), grad_out, input,
+                    product_of(normalized_shape), nullptr, rstd, weight);
   };
 });
 

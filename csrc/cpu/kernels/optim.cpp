@@ -7,8 +7,8 @@
 namespace vt::cpu::VT_ISA {
 namespace {
 
-constexpr int64_t kChunk = 16384;   // elements a task handles
-constexpr int64_t kPart = 512;      // elements converted at a time
+constexpr int64_t kChunk = 16384;  // elements a task handles
+constexpr int64_t kPart = 512;     // elements converted at a time
 
 struct Part {
   int64_t tensor, begin, end;
@@ -27,14 +27,16 @@ std::vector<Part> parts_of(TensorSpan tensors) {
 class DenseList {
  public:
   DenseList(TensorSpan tensors, bool written) : original_(tensors), written_(written) {
-    for (const Tensor& t : tensors) items_.push_back(t.is_non_overlapping_and_dense() && t.is_contiguous() ? t : dense(t));
+    for (const Tensor& t : tensors)
+      items_.push_back(t.is_non_overlapping_and_dense() && t.is_contiguous() ? t : dense(t));
   }
   const Tensor& operator[](int64_t i) const { return items_[static_cast<size_t>(i)]; }
   size_t size() const { return items_.size(); }
   void write_back() const {
     if (!written_) return;
     for (size_t i = 0; i < items_.size(); ++i) {
-      if (!items_[i].is_same(original_[i])) kernels_for(DeviceType::CPU).copy_(original_[i], items_[i], false);
+      if (!items_[i].is_same(original_[i]))
+        kernels_for(DeviceType::CPU).copy_(original_[i], items_[i], false);
     }
   }
 
@@ -63,13 +65,15 @@ struct AdamSettings {
 };
 
 template <class T>
-void adam_part(const AdamSettings& o, double step, T inverse_scale, int64_t n, T* __restrict__ p, T* __restrict__ g,
-               T* __restrict__ m, T* __restrict__ v, T* __restrict__ top) {
+void adam_part(const AdamSettings& o, double step, T inverse_scale, int64_t n, T* __restrict__ p,
+               T* __restrict__ g, T* __restrict__ m, T* __restrict__ v, T* __restrict__ top) {
   const T bias1 = static_cast<T>(1 - std::pow(o.beta1, step));
   const T root_bias2 = static_cast<T>(std::sqrt(1 - std::pow(o.beta2, step)));
   const T lr = static_cast<T>(o.lr), step_size = lr / bias1, eps = static_cast<T>(o.eps);
-  const T beta2 = static_cast<T>(o.beta2), keep1 = static_cast<T>(1 - o.beta1), keep2 = static_cast<T>(1 - o.beta2);
-  const T decay = static_cast<T>(o.weight_decay), shrink = static_cast<T>(1 - o.lr * o.weight_decay);
+  const T beta2 = static_cast<T>(o.beta2), keep1 = static_cast<T>(1 - o.beta1),
+          keep2 = static_cast<T>(1 - o.beta2);
+  const T decay = static_cast<T>(o.weight_decay),
+          shrink = static_cast<T>(1 - o.lr * o.weight_decay);
   const T sign = (o.maximize ? T(-1) : T(1)) * inverse_scale;
   const bool coupled = !o.decoupled && o.weight_decay != 0;
   const T coupling = coupled ? decay : T(0), factor = o.decoupled ? shrink : T(1);
@@ -94,19 +98,21 @@ void adam_part(const AdamSettings& o, double step, T inverse_scale, int64_t n, T
 
 void check_lists(std::string_view op, size_t n, std::initializer_list<TensorSpan> lists) {
   for (const TensorSpan list : lists) {
-    check(list.size() == n || list.empty(), op, ": lists of tensors must have the same length, got ", n, " and ", list.size());
+    check(list.size() == n || list.empty(), op,
+          ": lists of tensors must have the same length, got ", n, " and ", list.size());
   }
 }
 
-void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
-          TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const AdamSettings& o, const Tensor& grad_scale,
-          const Tensor& found_inf) {
+void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp_avgs,
+          TensorSpan exp_avg_sqs, TensorSpan max_exp_avg_sqs, TensorSpan state_steps,
+          const AdamSettings& o, const Tensor& grad_scale, const Tensor& found_inf) {
   check_lists(op, self.size(), {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps});
   if (skipped(found_inf)) return;
   const double inverse_scale = grad_scale.defined() ? 1 / number(grad_scale) : 1;
   std::vector<double> steps;
   for (const Tensor& t : state_steps) steps.push_back(number(t));
-  const DenseList p(self, true), g(grads, grad_scale.defined()), m(exp_avgs, true), v(exp_avg_sqs, true);
+  const DenseList p(self, true), g(grads, grad_scale.defined()), m(exp_avgs, true),
+      v(exp_avg_sqs, true);
   const DenseList top(max_exp_avg_sqs, true);
   const std::vector<Part> parts = parts_of(self);
   parallel_chunks(static_cast<int64_t>(parts.size()), [&](int64_t index) {
@@ -121,7 +127,8 @@ void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp
         T* pm = open_part(m[k], at, n, buffers[2]);
         T* pv = open_part(v[k], at, n, buffers[3]);
         T* pt = o.amsgrad ? open_part(top[k], at, n, buffers[4]) : nullptr;
-        adam_part<T>(o, steps[static_cast<size_t>(k)], static_cast<T>(inverse_scale), n, pp, pg, pm, pv, pt);
+        adam_part<T>(o, steps[static_cast<size_t>(k)], static_cast<T>(inverse_scale), n, pp, pg, pm,
+                     pv, pt);
         close_part(p[k], at, n, pp);
         close_part(m[k], at, n, pm);
         close_part(v[k], at, n, pv);
@@ -136,23 +143,27 @@ void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp
   for (const DenseList* list : {&p, &g, &m, &v, &top}) list->write_back();
 }
 
-void fused_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs, TensorSpan max_exp_avg_sqs,
-                TensorSpan state_steps, const Tensor& lr, double beta1, double beta2, double weight_decay, double eps,
-                bool amsgrad, bool maximize, const Tensor& grad_scale, const Tensor& found_inf) {
+void fused_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
+                TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr, double beta1,
+                double beta2, double weight_decay, double eps, bool amsgrad, bool maximize,
+                const Tensor& grad_scale, const Tensor& found_inf) {
   adam("_fused_adam_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
-       {number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, false}, grad_scale, found_inf);
+       {number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, false}, grad_scale,
+       found_inf);
 }
 void fused_adamw(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
-                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr, double beta1, double beta2,
-                 double weight_decay, double eps, bool amsgrad, bool maximize, const Tensor& grad_scale,
-                 const Tensor& found_inf) {
+                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr, double beta1,
+                 double beta2, double weight_decay, double eps, bool amsgrad, bool maximize,
+                 const Tensor& grad_scale, const Tensor& found_inf) {
   adam("_fused_adamw_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
-       {number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, true}, grad_scale, found_inf);
+       {number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, true}, grad_scale,
+       found_inf);
 }
 
-void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list, double weight_decay, double momentum,
-               const Tensor& lr, double dampening, bool nesterov, bool maximize, bool is_first_step,
-               const Tensor& grad_scale, const Tensor& found_inf) {
+void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
+               double weight_decay, double momentum, const Tensor& lr, double dampening,
+               bool nesterov, bool maximize, bool is_first_step, const Tensor& grad_scale,
+               const Tensor& found_inf) {
   check_lists("_fused_sgd_", self.size(), {grads, momentum_buffer_list});
   if (skipped(found_inf)) return;
   const double inverse_scale = grad_scale.defined() ? 1 / number(grad_scale) : 1;
@@ -165,8 +176,10 @@ void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_lis
     const int64_t k = part.tensor;
     visit_float(p[k].dtype() == DType::Float64 ? DType::Float64 : DType::Float32, [&]<class T>() {
       T buffers[3][kPart];
-      const T sign = maximize ? T(-1) : T(1), unscale = static_cast<T>(inverse_scale), decay = static_cast<T>(weight_decay);
-      const T mu = static_cast<T>(momentum), fresh = static_cast<T>(1 - dampening), step = static_cast<T>(rate);
+      const T sign = maximize ? T(-1) : T(1), unscale = static_cast<T>(inverse_scale),
+              decay = static_cast<T>(weight_decay);
+      const T mu = static_cast<T>(momentum), fresh = static_cast<T>(1 - dampening),
+              step = static_cast<T>(rate);
       for (int64_t at = part.begin; at < part.end; at += kPart) {
         const int64_t n = std::min(kPart, part.end - at);
         T* pp = open_part(p[k], at, n, buffers[0]);
@@ -211,9 +224,12 @@ void multi_tensor_norm(const Tensor& out, TensorSpan tensors, double order) {
         } else {
           for (int64_t i = 0; i < n; ++i) {
             const double a = std::fabs(static_cast<double>(x[i]));
-            if (infinite) total = a > total || a != a ? a : total;
-            else if (order == 0) total += a != 0 ? 1.0 : 0.0;
-            else total += order == 1 ? a : std::pow(a, order);
+            if (infinite)
+              total = a > total || a != a ? a : total;
+            else if (order == 0)
+              total += a != 0 ? 1.0 : 0.0;
+            else
+              total += order == 1 ? a : std::pow(a, order);
           }
         }
       }
@@ -222,8 +238,10 @@ void multi_tensor_norm(const Tensor& out, TensorSpan tensors, double order) {
   });
   double total = 0;
   for (const double s : sums) {
-    if (infinite) total = s > total || s != s ? s : total;
-    else total += s;
+    if (infinite)
+      total = s > total || s != s ? s : total;
+    else
+      total += s;
   }
   if (!infinite && order != 0) total = order == 2 ? std::sqrt(total) : std::pow(total, 1 / order);
   store_block<double>(static_cast<char*>(out.data()), out.itemsize(), &total, 1, out.dtype());
@@ -269,7 +287,7 @@ void amp_unscale(TensorSpan self, const Tensor& found_inf, const Tensor& inv_sca
   std::atomic<bool> bad{false};
   update_all(self, [&](auto* x, int64_t n) {
     using T = std::remove_pointer_t<decltype(x)>;
-    T odd = 0;   // NaN as soon as one element is infinite or NaN
+    T odd = 0;  // NaN as soon as one element is infinite or NaN
     for (int64_t i = 0; i < n; ++i) odd += x[i] - x[i];
     if (odd != odd) bad.store(true, std::memory_order_relaxed);
     if (factor != 1) {
@@ -278,12 +296,13 @@ void amp_unscale(TensorSpan self, const Tensor& found_inf, const Tensor& inv_sca
   });
   if (bad.load()) {
     const double one = 1;
-    store_block<double>(static_cast<char*>(found_inf.data()), found_inf.itemsize(), &one, 1, found_inf.dtype());
+    store_block<double>(static_cast<char*>(found_inf.data()), found_inf.itemsize(), &one, 1,
+                        found_inf.dtype());
   }
 }
 
-void amp_update_scale(const Tensor& self, const Tensor& growth_tracker, const Tensor& found_inf, double growth_factor,
-                      double backoff_factor, int64_t growth_interval) {
+void amp_update_scale(const Tensor& self, const Tensor& growth_tracker, const Tensor& found_inf,
+                      double growth_factor, double backoff_factor, int64_t growth_interval) {
   double scale = number(self);
   int64_t good = load_scalar(growth_tracker.data(), growth_tracker.dtype()).to_int();
   if (number(found_inf) != 0) {
@@ -296,7 +315,8 @@ void amp_update_scale(const Tensor& self, const Tensor& growth_tracker, const Te
   }
   store_block<double>(static_cast<char*>(self.data()), self.itemsize(), &scale, 1, self.dtype());
   const double count = static_cast<double>(good);
-  store_block<double>(static_cast<char*>(growth_tracker.data()), growth_tracker.itemsize(), &count, 1, growth_tracker.dtype());
+  store_block<double>(static_cast<char*>(growth_tracker.data()), growth_tracker.itemsize(), &count,
+                      1, growth_tracker.dtype());
 }
 
 const RegisterCpu register_optim([](KernelTable& t) {

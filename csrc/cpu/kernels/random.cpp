@@ -42,7 +42,9 @@ using Lanes = uint64_t;
 Lanes spread(uint64_t x) { return x; }
 Lanes load(const uint64_t* x) { return *x; }
 void store(uint64_t* to, Lanes x) { *to = x; }
-Lanes multiply(Lanes a, Lanes b) { return uint64_t{static_cast<uint32_t>(a)} * static_cast<uint32_t>(b); }
+Lanes multiply(Lanes a, Lanes b) {
+  return uint64_t{static_cast<uint32_t>(a)} * static_cast<uint32_t>(b);
+}
 Lanes high(Lanes a) { return a >> 32; }
 Lanes exclusive_or(Lanes a, Lanes b) { return a ^ b; }
 #endif
@@ -63,7 +65,8 @@ void draw(uint64_t seed, uint64_t first, uint32_t* out) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     for (int v = 0; v < vectors; ++v) {
-      const Lanes p0 = multiply(spread(0xD2511F53), c0[v]), p1 = multiply(spread(0xCD9E8D57), c2[v]);
+      const Lanes p0 = multiply(spread(0xD2511F53), c0[v]),
+                  p1 = multiply(spread(0xCD9E8D57), c2[v]);
       c0[v] = exclusive_or(exclusive_or(high(p1), c1[v]), spread(k0));
       c2[v] = exclusive_or(exclusive_or(high(p0), c3[v]), spread(k1));
       c1[v] = p1;
@@ -148,7 +151,8 @@ void uniform_(const Tensor& self, double from, double to, const PhiloxArgs& rng)
                 high = static_cast<float>(to), range = static_cast<float>(to - from);
     fill_dense<float, 1>(out, rng, [=](const uint32_t* bits, float* values) {
       for (int i = 0; i < kGroup; ++i) {
-        const float x = low + static_cast<float>(static_cast<int32_t>(bits[i] >> shift)) * step * range;
+        const float x =
+            low + static_cast<float>(static_cast<int32_t>(bits[i] >> shift)) * step * range;
         values[i] = x < high ? x : low;
       }
     });
@@ -231,7 +235,8 @@ void bernoulli_tensor_(const Tensor& self, const Tensor& p, const PhiloxArgs& rn
 /// The high half of a 64-bit number times the range: unbiased to range / 2^64.
 int64_t below(uint64_t bits, uint64_t range) {
   if (range == 0) return static_cast<int64_t>(bits);  // 2^64 values
-  return static_cast<int64_t>(static_cast<uint64_t>(static_cast<unsigned __int128>(bits) * range >> 64));
+  return static_cast<int64_t>(
+      static_cast<uint64_t>(static_cast<unsigned __int128>(bits) * range >> 64));
 }
 
 void randint_(const Tensor& self, int64_t low, int64_t high, const PhiloxArgs& rng) {

@@ -5,11 +5,13 @@
 namespace vt::cpu::VT_ISA {
 namespace {
 
-void rotary_kernel(const Tensor& out, const Tensor& self, const Tensor& cos, const Tensor& sin, bool interleaved) {
+void rotary_kernel(const Tensor& out, const Tensor& self, const Tensor& cos, const Tensor& sin,
+                   bool interleaved) {
   const int64_t n = self.dim(), width = self.sizes()[n - 1], half = width / 2;
   if (self.numel() == 0) return;
   visit_float(self.dtype(), [&]<class T>() {
-    const Tensor x = dense(self), c = dense_as(cos, DTypeOf<T>::value), s = dense_as(sin, DTypeOf<T>::value);
+    const Tensor x = dense(self), c = dense_as(cos, DTypeOf<T>::value),
+                 s = dense_as(sin, DTypeOf<T>::value);
     const int64_t rows = x.numel() / width;
     // Row of the tables that row r of x uses: leading dimensions broadcast.
     Dims steps(static_cast<size_t>(n - 1), 0);

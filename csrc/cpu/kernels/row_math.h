@@ -67,7 +67,9 @@ inline T row_sum(const T* x, int64_t n) {
 }
 template <class T>
 inline T row_dot(const T* x, const T* y, int64_t n) {
-  return sum_over<T>(n, [&](int64_t i) { return load(x + i) * load(y + i); }, [&](int64_t i) { return x[i] * y[i]; });
+  return sum_over<T>(
+      n, [&](int64_t i) { return load(x + i) * load(y + i); },
+      [&](int64_t i) { return x[i] * y[i]; });
 }
 template <class T>
 inline T row_square_deviation(const T* x, T mean, int64_t n) {
@@ -88,7 +90,7 @@ inline T row_max(const T* x, int64_t n) {
   int64_t i = 0;
   bool nan = false;
   if (n >= lanes) {
-    Vector<T> m = load(x), odd = m - m;   // odd: NaN where an element was NaN or infinite
+    Vector<T> m = load(x), odd = m - m;  // odd: NaN where an element was NaN or infinite
     for (; i + lanes <= n; i += lanes) {
       const Vector<T> v = load(x + i);
       m = v > m ? v : m;
@@ -116,7 +118,7 @@ inline T row_max(const T* x, int64_t n) {
 /// Range reduction by ln 2 in two parts and a degree-6 polynomial (Cephes' coefficients' form).
 inline float exp_nonpositive(float x) {
   const float clamped = x < -87.3f ? -87.3f : x;
-  const float magic = 12582912.0f;   // 1.5·2^23: adding it rounds to an integer
+  const float magic = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer
   const float shifted = clamped * 1.44269504088896341f + magic;
   const float n = shifted - magic;
   const float r = clamped - n * 0.693359375f - n * -2.12194440e-4f;

@@ -53,7 +53,8 @@ void forward_strip(T* y, const T* x, int64_t n, int64_t inner, int64_t width) {
   std::fill(total, total + width, T(0));
   for (int64_t i = 0; i < n; ++i) {
     const T* row = x + i * inner;
-    for (int64_t j = 0; j < width; ++j) top[j] = row[j] > top[j] || row[j] != row[j] ? row[j] : top[j];
+    for (int64_t j = 0; j < width; ++j)
+      top[j] = row[j] > top[j] || row[j] != row[j] ? row[j] : top[j];
   }
   for (int64_t i = 0; i < n; ++i) {
     const T* row = x + i * inner;
@@ -63,7 +64,8 @@ void forward_strip(T* y, const T* x, int64_t n, int64_t inner, int64_t width) {
       total[j] += out[j];
     }
   }
-  for (int64_t j = 0; j < width; ++j) total[j] = kLog ? top[j] + std::log(total[j]) : T(1) / total[j];
+  for (int64_t j = 0; j < width; ++j)
+    total[j] = kLog ? top[j] + std::log(total[j]) : T(1) / total[j];
   for (int64_t i = 0; i < n; ++i) {
     const T* row = x + i * inner;
     T* out = y + i * inner;
@@ -76,7 +78,8 @@ void backward_strip(T* gx, const T* g, const T* y, int64_t n, int64_t inner, int
   T total[kStrip];
   std::fill(total, total + width, T(0));
   for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < width; ++j) total[j] += kLog ? g[i * inner + j] : g[i * inner + j] * y[i * inner + j];
+    for (int64_t j = 0; j < width; ++j)
+      total[j] += kLog ? g[i * inner + j] : g[i * inner + j] * y[i * inner + j];
   }
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < width; ++j) {
@@ -102,7 +105,9 @@ template <bool kLog>
 void forward(const Tensor& out, const Tensor& self, int64_t dim) {
   const Split s = split_at(self, dim);
   if (self.numel() == 0) return;
-  const DType compute = out.dtype() == DType::Float64 || self.dtype() == DType::Float64 ? DType::Float64 : DType::Float32;
+  const DType compute = out.dtype() == DType::Float64 || self.dtype() == DType::Float64
+                            ? DType::Float64
+                            : DType::Float32;
   visit_float(compute, [&]<class T>() {
     if (s.inner > 1) {
       const Tensor x = dense_as(self, compute);
@@ -136,7 +141,8 @@ void backward(const Tensor& out, const Tensor& grad, const Tensor& output, int64
       const Tensor g = dense_as(grad, compute), y = dense_as(output, compute);
       const Tensor gx = out.dtype() == compute ? out : empty(out.sizes(), compute);
       for_each_strip(s, [&](int64_t at, int64_t width) {
-        backward_strip<T, kLog>(gx.data_as<T>() + at, g.data_as<T>() + at, y.data_as<T>() + at, s.n, s.inner, width);
+        backward_strip<T, kLog>(gx.data_as<T>() + at, g.data_as<T>() + at, y.data_as<T>() + at, s.n,
+                                s.inner, width);
       });
       if (!gx.is_same(out)) kernels_for(DeviceType::CPU).copy_(out, gx, false);
       return;
@@ -157,14 +163,16 @@ void backward(const Tensor& out, const Tensor& grad, const Tensor& output, int64
 }
 
 const RegisterCpu register_softmax([](KernelTable& t) {
-  t.softmax = [](const Tensor& out, const Tensor& self, int64_t dim, std::optional<DType>) { forward<false>(out, self, dim); };
-  t.log_softmax = [](const Tensor& out, const Tensor& self, int64_t dim, std::optional<DType>) { forward<true>(out, self, dim); };
-  t._softmax_backward = [](const Tensor& out, const Tensor& grad, const Tensor& output, int64_t dim, DType) {
-    backward<false>(out, grad, output, dim);
+  t.softmax = [](const Tensor& out, const Tensor& self, int64_t dim, std::optional<DType>) {
+    forward<false>(out, self, dim);
   };
-  t._log_softmax_backward = [](const Tensor& out, const Tensor& grad, const Tensor& output, int64_t dim, DType) {
-    backward<true>(out, grad, output, dim);
+  t.log_softmax = [](const Tensor& out, const Tensor& self, int64_t dim, std::optional<DType>) {
+    forward<true>(out, self, dim);
   };
+  t._softmax_backward = [](const Tensor& out, const Tensor& grad, const Tensor& output, int64_t dim,
+                           DType) { backward<false>(out, grad, output, dim); };
+  t._log_softmax_backward = [](const Tensor& out, const Tensor& grad, const Tensor& output,
+                               int64_t dim, DType) { backward<true>(out, grad, output, dim); };
 });
 
 }  // namespace

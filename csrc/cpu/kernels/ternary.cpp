@@ -10,7 +10,8 @@ void where(const Tensor& out, const Tensor& condition, const Tensor& self, const
   Tensor* outs[] = {&target};
   const Tensor* ins[] = {&condition, &self, &other};
   it.build(outs, ins, {.promote = Promote::None, .output_dtype = out.dtype(), .op = "where"});
-  visit_all(out.dtype(), [&]<class T>() { map_kernel(it, [](bool c, T a, T b) -> T { return c ? a : b; }); });
+  visit_all(out.dtype(),
+            [&]<class T>() { map_kernel(it, [](bool c, T a, T b) -> T { return c ? a : b; }); });
 }
 
 /// where(mask, value, self) into self.
@@ -18,8 +19,8 @@ void masked_fill(const Tensor& self, const Tensor& mask, const Tensor& value) {
   check(value.dim() == 0,
         "masked_fill_ only supports a 0-dimensional value tensor, but got tensor with ",
         value.dim(), " dimension(s).");
-  check(mask.dtype() == DType::Bool, "masked_fill_ only supports boolean masks, but got mask with dtype ",
-        mask.dtype());
+  check(mask.dtype() == DType::Bool,
+        "masked_fill_ only supports boolean masks, but got mask with dtype ", mask.dtype());
   const Tensor fill = empty({}, self.dtype());
   kernels_for(DeviceType::CPU).fill_(fill, value);
   where(self, mask, fill, self);
@@ -41,15 +42,21 @@ const RegisterCpu registered([](KernelTable& t) {
     });
   };
   t._clamp_min = [](TensorIterator& it) {
-    visit_all(it.common_dtype(), [&]<class T>() { map_kernel(it, [](T x, T low) -> T { return low != low ? low : x < low ? low : x; }); });
+    visit_all(it.common_dtype(), [&]<class T>() {
+      map_kernel(it, [](T x, T low) -> T { return low != low ? low : x < low ? low : x; });
+    });
   };
   t._clamp_max = [](TensorIterator& it) {
-    visit_all(it.common_dtype(), [&]<class T>() { map_kernel(it, [](T x, T high) -> T { return high != high ? high : x > high ? high : x; }); });
+    visit_all(it.common_dtype(), [&]<class T>() {
+      map_kernel(it, [](T x, T high) -> T { return high != high ? high : x > high ? high : x; });
+    });
   };
   t.lerp = [](TensorIterator& it) {
     // Two forms, so that the result is exact at both ends.
     visit_float(it.common_dtype(), [&]<class T>() {
-      map_kernel(it, [](T a, T b, T w) -> T { return (w < T(0.5) && w > T(-0.5)) ? a + w * (b - a) : b - (b - a) * (T(1) - w); });
+      map_kernel(it, [](T a, T b, T w) -> T {
+        return (w < T(0.5) && w > T(-0.5)) ? a + w * (b - a) : b - (b - a) * (T(1) - w);
+      });
     });
   };
   t.addcmul = [](TensorIterator& it, const Scalar& value) {

@@ -8,27 +8,33 @@ namespace {
 
 template <class F>
 void map_numeric(TensorIterator& it, const F& f) {
-  visit_all(it.common_dtype(), [&]<class T>() { map_kernel(it, [f](T x) -> T { return static_cast<T>(f(x)); }); });
+  visit_all(it.common_dtype(),
+            [&]<class T>() { map_kernel(it, [f](T x) -> T { return static_cast<T>(f(x)); }); });
 }
 template <class F>
 void map_test(TensorIterator& it, const F& f) {
-  visit_all(it.common_dtype(), [&]<class T>() { map_kernel(it, [f](T x) -> bool { return f(x); }); });
+  visit_all(it.common_dtype(),
+            [&]<class T>() { map_kernel(it, [f](T x) -> bool { return f(x); }); });
 }
 /// Integers are already round.
 template <class F>
 void map_rounding(TensorIterator& it, const F& f) {
   visit_all(it.common_dtype(), [&]<class T>() {
     map_kernel(it, [f](T x) -> T {
-      if constexpr (std::is_floating_point_v<T>) return f(x);
-      else return x;
+      if constexpr (std::is_floating_point_v<T>)
+        return f(x);
+      else
+        return x;
     });
   });
 }
 
 template <class T>
 T sign(T x) {
-  if constexpr (std::is_floating_point_v<T>) return x != x ? x : static_cast<T>((x > 0) - (x < 0));
-  else return static_cast<T>((x > T(0)) - (x < T(0)));
+  if constexpr (std::is_floating_point_v<T>)
+    return x != x ? x : static_cast<T>((x > 0) - (x < 0));
+  else
+    return static_cast<T>((x > T(0)) - (x < T(0)));
 }
 
 void round_to(TensorIterator& it, int64_t decimals) {
@@ -43,7 +49,8 @@ void round_to(TensorIterator& it, int64_t decimals) {
   });
 }
 
-void nan_to_num(TensorIterator& it, std::optional<double> nan, std::optional<double> posinf, std::optional<double> neginf) {
+void nan_to_num(TensorIterator& it, std::optional<double> nan, std::optional<double> posinf,
+                std::optional<double> neginf) {
   const DType dtype = it.common_dtype();
   const double limit = dtype == DType::Float64    ? std::numeric_limits<double>::max()
                        : dtype == DType::Float16  ? 65504.0
@@ -53,7 +60,10 @@ void nan_to_num(TensorIterator& it, std::optional<double> nan, std::optional<dou
   map_rounding(it, [=](auto x) {
     using T = decltype(x);
     constexpr T inf = std::numeric_limits<T>::infinity();
-    return x != x ? static_cast<T>(a) : x == inf ? static_cast<T>(b) : x == -inf ? static_cast<T>(c) : x;
+    return x != x      ? static_cast<T>(a)
+           : x == inf  ? static_cast<T>(b)
+           : x == -inf ? static_cast<T>(c)
+                       : x;
   });
 }
 
@@ -61,8 +71,10 @@ const RegisterCpu registered([](KernelTable& t) {
   t.neg = [](TensorIterator& it) { map_numeric(it, [](auto x) { return -x; }); };
   t.abs = [](TensorIterator& it) {
     map_numeric(it, [](auto x) {
-      if constexpr (std::is_floating_point_v<decltype(x)>) return std::fabs(x);
-      else return x < decltype(x)(0) ? -x : x;
+      if constexpr (std::is_floating_point_v<decltype(x)>)
+        return std::fabs(x);
+      else
+        return x < decltype(x)(0) ? -x : x;
     });
   };
   t.sign = [](TensorIterator& it) { map_numeric(it, [](auto x) { return sign(x); }); };
@@ -72,7 +84,8 @@ const RegisterCpu registered([](KernelTable& t) {
   t.ceil = [](TensorIterator& it) { map_rounding(it, [](auto x) { return std::ceil(x); }); };
   t.trunc = [](TensorIterator& it) { map_rounding(it, [](auto x) { return std::trunc(x); }); };
   t.frac = [](TensorIterator& it) {
-    visit_float(it.common_dtype(), [&]<class T>() { map_kernel(it, [](T x) -> T { return x - std::trunc(x); }); });
+    visit_float(it.common_dtype(),
+                [&]<class T>() { map_kernel(it, [](T x) -> T { return x - std::trunc(x); }); });
   };
   t.round = round_to;
   t.nan_to_num = nan_to_num;
@@ -81,38 +94,49 @@ const RegisterCpu registered([](KernelTable& t) {
       map_kernel(it, [](bool x) -> bool { return !x; });
       return;
     }
-    visit_integral(it.common_dtype(), [&]<class T>() { map_kernel(it, [](T x) -> T { return static_cast<T>(~x); }); });
+    visit_integral(it.common_dtype(),
+                   [&]<class T>() { map_kernel(it, [](T x) -> T { return static_cast<T>(~x); }); });
   };
   t.logical_not = [](TensorIterator& it) { map_test(it, [](auto x) { return !x; }); };
   t.isnan = [](TensorIterator& it) { map_test(it, [](auto x) { return x != x; }); };
   t.isinf = [](TensorIterator& it) {
     map_test(it, [](auto x) {
-      if constexpr (std::is_floating_point_v<decltype(x)>) return std::fabs(x) == std::numeric_limits<decltype(x)>::infinity();
-      else return false;
+      if constexpr (std::is_floating_point_v<decltype(x)>)
+        return std::fabs(x) == std::numeric_limits<decltype(x)>::infinity();
+      else
+        return false;
     });
   };
   t.isfinite = [](TensorIterator& it) {
     map_test(it, [](auto x) {
-      if constexpr (std::is_floating_point_v<decltype(x)>) return std::fabs(x) < std::numeric_limits<decltype(x)>::infinity();
-      else return true;
+      if constexpr (std::is_floating_point_v<decltype(x)>)
+        return std::fabs(x) < std::numeric_limits<decltype(x)>::infinity();
+      else
+        return true;
     });
   };
   t.isposinf = [](TensorIterator& it) {
     map_test(it, [](auto x) {
-      if constexpr (std::is_floating_point_v<decltype(x)>) return x == std::numeric_limits<decltype(x)>::infinity();
-      else return false;
+      if constexpr (std::is_floating_point_v<decltype(x)>)
+        return x == std::numeric_limits<decltype(x)>::infinity();
+      else
+        return false;
     });
   };
   t.isneginf = [](TensorIterator& it) {
     map_test(it, [](auto x) {
-      if constexpr (std::is_floating_point_v<decltype(x)>) return x == -std::numeric_limits<decltype(x)>::infinity();
-      else return false;
+      if constexpr (std::is_floating_point_v<decltype(x)>)
+        return x == -std::numeric_limits<decltype(x)>::infinity();
+      else
+        return false;
     });
   };
   t.signbit = [](TensorIterator& it) {
     map_test(it, [](auto x) {
-      if constexpr (std::is_floating_point_v<decltype(x)>) return std::signbit(x);
-      else return x < decltype(x)(0);
+      if constexpr (std::is_floating_point_v<decltype(x)>)
+        return std::signbit(x);
+      else
+        return x < decltype(x)(0);
     });
   };
 });

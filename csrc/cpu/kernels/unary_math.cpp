@@ -1,5 +1,6 @@
 // Unary functions on floating types.
 #include <cmath>
+#include <limits>
 
 #include "cpu/kernels/loops.h"
 #include "cpu/kernels/vec_math.h"
@@ -9,11 +10,14 @@ namespace {
 
 template <class F>
 void map_float(TensorIterator& it, const F& f, int64_t grain = 8192) {
-  if (it.common_dtype() == DType::Float64) map_kernel(it, [f](double x) -> double { return f(x); }, grain);
-  else map_kernel(it, [f](float x) -> float { return f(x); }, grain);
+  if (it.common_dtype() == DType::Float64)
+    map_kernel(it, [f](double x) -> double { return f(x); }, grain);
+  else
+    map_kernel(it, [f](float x) -> float { return f(x); }, grain);
 }
 
-/// Functions that vectorise over arrays only (their range reduction branches): `array` is vsin_n, ….
+/// Functions that vectorise over arrays only (their range reduction branches): `array` is vsin_n,
+/// ….
 template <class T, class F>
 void map_array(TensorIterator& it, const F& array) {
   it.for_each(
@@ -33,8 +37,30 @@ void map_array(TensorIterator& it, const F& array) {
 }
 template <class F>
 void map_trig(TensorIterator& it, const F& array) {
-  if (it.common_dtype() == DType::Float64) map_array<double>(it, array);
-  else map_array<float>(it, array);
+  if (it.common_dtype() == DType::Float64)
+    map_array<double>(it, array);
+  else
+    map_array<float>(it, array);
+}
+
+/// A rational start (Winitzki's approximation of erf, inverted), then three Newton steps.
+double erfinv(double x) {
+  if (!(std::fabs(x) < 1)) {
+    return std::fabs(x) == 1 ? std::copysign(std::numeric_limits<double>::infinity(), x)
+                             : std::numeric_limits<double>::quiet_NaN();
+  }
+  constexpr double a = 0.147, pi = 3.141592653589793;
+  const double log = std::log1p(-x * x), half = 2 / (pi * a) + log / 2;
+  double y = std::copysign(std::sqrt(std::sqrt(half * half - log / a) - half), x);
+  for (int step = 0; step < 3; ++step) {
+    // By erfc in the tails, where erf has no digits left.
+    const double tail = (1 - std::fabs(x)) - std::erfc(std::fabs(y));
+    const double error = std::fabs(x) < 0.5 ? std::erf(y) - x : x < 0 ? -tail : tail;
+    const double slope = 1.1283791670955126 * std::exp(-y * y);
+    const double newton = error / slope;
+    y -= newton / (1 + y * newton);
+  }
+  return y;
 }
 
 const RegisterCpu registered([](KernelTable& t) {
@@ -46,11 +72,21 @@ const RegisterCpu registered([](KernelTable& t) {
   t.log10 = [](TensorIterator& it) { map_float(it, [](auto x) { return vlog10(x); }); };
   t.log1p = [](TensorIterator& it) { map_float(it, [](auto x) { return vlog1p(x); }); };
   t.sqrt = [](TensorIterator& it) { map_float(it, [](auto x) { return std::sqrt(x); }); };
-  t.rsqrt = [](TensorIterator& it) { map_float(it, [](auto x) { return decltype(x)(1) / std::sqrt(x); }); };
-  t.reciprocal = [](TensorIterator& it) { map_float(it, [](auto x) { return decltype(x)(1) / x; }); };
-  t.sin = [](TensorIterator& it) { map_trig(it, [](auto* out, const auto* in, int64_t n) { vsin_n(out, in, n); }); };
-  t.cos = [](TensorIterator& it) { map_trig(it, [](auto* out, const auto* in, int64_t n) { vcos_n(out, in, n); }); };
-  t.tan = [](TensorIterator& it) { map_trig(it, [](auto* out, const auto* in, int64_t n) { vtan_n(out, in, n); }); };
+  t.rsqrt = [](TensorIterator& it) {
+    map_float(it, [](auto x) { return decltype(x)(1) / std::sqrt(x); });
+  };
+  t.reciprocal = [](TensorIterator& it) {
+    map_float(it, [](auto x) { return decltype(x)(1) / x; });
+  };
+  t.sin = [](TensorIterator& it) {
+    map_trig(it, [](auto* out, const auto* in, int64_t n) { vsin_n(out, in, n); });
+  };
+  t.cos = [](TensorIterator& it) {
+    map_trig(it, [](auto* out, const auto* in, int64_t n) { vcos_n(out, in, n); });
+  };
+  t.tan = [](TensorIterator& it) {
+    map_trig(it, [](auto* out, const auto* in, int64_t n) { vtan_n(out, in, n); });
+  };
   t.asin = [](TensorIterator& it) { map_float(it, [](auto x) { return vasin(x); }); };
   t.acos = [](TensorIterator& it) { map_float(it, [](auto x) { return vacos(x); }); };
   t.atan = [](TensorIterator& it) { map_float(it, [](auto x) { return vatan(x); }); };
@@ -62,7 +98,12 @@ const RegisterCpu registered([](KernelTable& t) {
   t.atanh = [](TensorIterator& it) { map_float(it, [](auto x) { return vatanh(x); }); };
   t.erf = [](TensorIterator& it) { map_float(it, [](auto x) { return verf(x); }); };
   t.erfc = [](TensorIterator& it) { map_float(it, [](auto x) { return verfc(x); }); };
-  t.sigmoid = [](TensorIterator& it) { map_float(it, [](auto x) { return decltype(x)(1) / (decltype(x)(1) + vexp(-x)); }); };
+  t.erfinv = [](TensorIterator& it) {
+    map_float(it, [](auto x) { return static_cast<decltype(x)>(erfinv(x)); });
+  };
+  t.sigmoid = [](TensorIterator& it) {
+    map_float(it, [](auto x) { return decltype(x)(1) / (decltype(x)(1) + vexp(-x)); });
+  };
 });
 
 }  // namespace

@@ -13,56 +13,75 @@ Tensor filled(Tensor out, const Scalar& value) {
   return ops::fill_(out, wrapped_scalar(value));
 }
 
-Tensor like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device, std::optional<MemoryFormat> format) {
+Tensor like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device,
+            std::optional<MemoryFormat> format) {
   const DType type = dtype.value_or(self.dtype());
   const Device where = device.value_or(self.device());
-  if (format && *format != MemoryFormat::Preserve) return vt::empty(self.sizes(), type, where, *format);
+  if (format && *format != MemoryFormat::Preserve)
+    return vt::empty(self.sizes(), type, where, *format);
   if (where == self.device()) return vt::empty_like(self, type);
   return vt::empty(self.sizes(), type, where);
 }
 
-DType scalar_dtype(const Scalar& value, std::optional<DType> dtype) { return dtype.value_or(value.dtype(default_dtype())); }
+DType scalar_dtype(const Scalar& value, std::optional<DType> dtype) {
+  return dtype.value_or(value.dtype(default_dtype()));
+}
 
 }  // namespace
 
-Tensor empty(IntSpan size, std::optional<DType> dtype, std::optional<Device> device, std::optional<MemoryFormat> format) {
-  return vt::empty(size, dtype.value_or(default_dtype()), device.value_or(Device{}), format.value_or(MemoryFormat::Contiguous));
+Tensor empty(IntSpan size, std::optional<DType> dtype, std::optional<Device> device,
+             std::optional<MemoryFormat> format) {
+  return vt::empty(size, dtype.value_or(default_dtype()), device.value_or(Device{}),
+                   format.value_or(MemoryFormat::Contiguous));
 }
-Tensor empty_strided(IntSpan size, IntSpan stride, std::optional<DType> dtype, std::optional<Device> device) {
-  return vt::empty_strided(size, stride, dtype.value_or(default_dtype()), device.value_or(Device{}));
+Tensor empty_strided(IntSpan size, IntSpan stride, std::optional<DType> dtype,
+                     std::optional<Device> device) {
+  return vt::empty_strided(size, stride, dtype.value_or(default_dtype()),
+                           device.value_or(Device{}));
 }
 Tensor zeros(IntSpan size, std::optional<DType> dtype, std::optional<Device> device) {
-  return filled(vt::empty(size, dtype.value_or(default_dtype()), device.value_or(Device{})), Scalar(0));
+  return filled(vt::empty(size, dtype.value_or(default_dtype()), device.value_or(Device{})),
+                Scalar(0));
 }
 Tensor ones(IntSpan size, std::optional<DType> dtype, std::optional<Device> device) {
-  return filled(vt::empty(size, dtype.value_or(default_dtype()), device.value_or(Device{})), Scalar(1));
+  return filled(vt::empty(size, dtype.value_or(default_dtype()), device.value_or(Device{})),
+                Scalar(1));
 }
-Tensor full(IntSpan size, const Scalar& fill_value, std::optional<DType> dtype, std::optional<Device> device) {
-  return filled(vt::empty(size, scalar_dtype(fill_value, dtype), device.value_or(Device{})), fill_value);
+Tensor full(IntSpan size, const Scalar& fill_value, std::optional<DType> dtype,
+            std::optional<Device> device) {
+  return filled(vt::empty(size, scalar_dtype(fill_value, dtype), device.value_or(Device{})),
+                fill_value);
 }
-Tensor empty_like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device, std::optional<MemoryFormat> format) {
+Tensor empty_like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device,
+                  std::optional<MemoryFormat> format) {
   return like(self, dtype, device, format);
 }
-Tensor zeros_like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device, std::optional<MemoryFormat> format) {
+Tensor zeros_like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device,
+                  std::optional<MemoryFormat> format) {
   return filled(like(self, dtype, device, format), Scalar(0));
 }
-Tensor ones_like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device, std::optional<MemoryFormat> format) {
+Tensor ones_like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device,
+                 std::optional<MemoryFormat> format) {
   return filled(like(self, dtype, device, format), Scalar(1));
 }
-Tensor full_like(const Tensor& self, const Scalar& fill_value, std::optional<DType> dtype, std::optional<Device> device,
-                 std::optional<MemoryFormat> format) {
+Tensor full_like(const Tensor& self, const Scalar& fill_value, std::optional<DType> dtype,
+                 std::optional<Device> device, std::optional<MemoryFormat> format) {
   return filled(like(self, dtype, device, format), fill_value);
 }
-Tensor new_empty(const Tensor& self, IntSpan size, std::optional<DType> dtype, std::optional<Device> device) {
+Tensor new_empty(const Tensor& self, IntSpan size, std::optional<DType> dtype,
+                 std::optional<Device> device) {
   return vt::empty(size, dtype.value_or(self.dtype()), device.value_or(self.device()));
 }
-Tensor new_zeros(const Tensor& self, IntSpan size, std::optional<DType> dtype, std::optional<Device> device) {
+Tensor new_zeros(const Tensor& self, IntSpan size, std::optional<DType> dtype,
+                 std::optional<Device> device) {
   return filled(new_empty(self, size, dtype, device), Scalar(0));
 }
-Tensor new_ones(const Tensor& self, IntSpan size, std::optional<DType> dtype, std::optional<Device> device) {
+Tensor new_ones(const Tensor& self, IntSpan size, std::optional<DType> dtype,
+                std::optional<Device> device) {
   return filled(new_empty(self, size, dtype, device), Scalar(1));
 }
-Tensor new_full(const Tensor& self, IntSpan size, const Scalar& fill_value, std::optional<DType> dtype, std::optional<Device> device) {
+Tensor new_full(const Tensor& self, IntSpan size, const Scalar& fill_value,
+                std::optional<DType> dtype, std::optional<Device> device) {
   return filled(new_empty(self, size, dtype, device), fill_value);
 }
 Tensor scalar_tensor(const Scalar& s, std::optional<DType> dtype, std::optional<Device> device) {
@@ -70,31 +89,44 @@ Tensor scalar_tensor(const Scalar& s, std::optional<DType> dtype, std::optional<
 }
 
 Tensor arange(const Scalar& end, std::optional<DType> dtype, std::optional<Device> device) {
-  return arange_start(end.is_float() ? Scalar(0.0) : Scalar(int64_t{0}), end, Scalar(int64_t{1}), dtype, device);
+  return arange_start(end.is_float() ? Scalar(0.0) : Scalar(int64_t{0}), end, Scalar(int64_t{1}),
+                      dtype, device);
 }
-Tensor arange_start(const Scalar& start, const Scalar& end, const Scalar& step, std::optional<DType> dtype, std::optional<Device> device) {
+Tensor arange_start(const Scalar& start, const Scalar& end, const Scalar& step,
+                    std::optional<DType> dtype, std::optional<Device> device) {
   const bool floating = start.is_float() || end.is_float() || step.is_float();
   check(step.to_double() != 0, "step must be nonzero");
-  check(std::isfinite(start.to_double()) && std::isfinite(end.to_double()), "unsupported range: ", start, " -> ", end);
-  check((step.to_double() > 0) == (end.to_double() >= start.to_double()) || end.to_double() == start.to_double(),
+  check(std::isfinite(start.to_double()) && std::isfinite(end.to_double()),
+        "unsupported range: ", start, " -> ", end);
+  check((step.to_double() > 0) == (end.to_double() >= start.to_double()) ||
+            end.to_double() == start.to_double(),
         "upper bound and lower bound inconsistent with step sign");
   const DType type = dtype.value_or(floating ? default_dtype() : DType::Int64);
   int64_t count;
-  if (floating) {
-    count = static_cast<int64_t>(std::ceil((end.to_double() - start.to_double()) / step.to_double()));
-  } else {
+  if (floating && is_floating(type)) {
+    const double size = std::ceil((end.to_double() - start.to_double()) / step.to_double());
+    check(size < 0x1p62, "arange: invalid size, possible overflow: ", size, " elements");
+    count = static_cast<int64_t>(size);
+  } else {  // an integer result counts by the integer parts
     const int64_t span = end.to_int() - start.to_int(), by = step.to_int();
+    check(by != 0, "step must be nonzero");
     count = (span + by - (by > 0 ? 1 : -1)) / by;
   }
   const NoGrad no_grad;
-  return ops::_arange_(vt::empty(Dims{std::max<int64_t>(count, 0)}, type, device.value_or(Device{})), start, step);
+  return ops::_arange_(
+      vt::empty(Dims{std::max<int64_t>(count, 0)}, type, device.value_or(Device{})), start, step);
 }
 
-Tensor linspace(const Scalar& start, const Scalar& end, int64_t steps, std::optional<DType> dtype, std::optional<Device> device) {
+Tensor linspace(const Scalar& start, const Scalar& end, int64_t steps, std::optional<DType> dtype,
+                std::optional<Device> device) {
   check(steps >= 0, "number of steps must be non-negative");
   const NoGrad no_grad;
   const DType type = dtype.value_or(default_dtype());
-  const double first = start.to_double(), last = end.to_double();
+  // Integer results take the integer parts of the ends.
+  auto end_point = [type](const Scalar& x) {
+    return is_floating(type) ? x.to_double() : static_cast<double>(x.to_int());
+  };
+  const double first = end_point(start), last = end_point(end);
   if (steps == 1) return filled(vt::empty(Dims{1}, type, device.value_or(Device{})), start);
   // Counted from both ends, so that both are exact.
   const double step = (last - first) / static_cast<double>(std::max<int64_t>(steps - 1, 1));
@@ -108,13 +140,19 @@ Tensor linspace(const Scalar& start, const Scalar& end, int64_t steps, std::opti
   }
   return type == DType::Float64 ? out : ops::_to_dtype(out, type);
 }
-Tensor logspace(const Scalar& start, const Scalar& end, int64_t steps, double base, std::optional<DType> dtype, std::optional<Device> device) {
+Tensor logspace(const Scalar& start, const Scalar& end, int64_t steps, double base,
+                std::optional<DType> dtype, std::optional<Device> device) {
   const NoGrad no_grad;
-  const Tensor powers = ops::linspace(start, end, steps, DType::Float64, device);
-  return ops::_to_dtype(ops::pow(wrapped_scalar(Scalar(base)), powers), dtype.value_or(default_dtype()));
+  const DType type = dtype.value_or(default_dtype());
+  const bool whole = !is_floating(type);
+  const Tensor powers =
+      ops::linspace(whole ? Scalar(start.to_int()) : start, whole ? Scalar(end.to_int()) : end,
+                    steps, DType::Float64, device);
+  return ops::_to_dtype(ops::pow(wrapped_scalar(Scalar(base)), powers), type);
 }
 
-Tensor eye(int64_t n, std::optional<int64_t> m, std::optional<DType> dtype, std::optional<Device> device) {
+Tensor eye(int64_t n, std::optional<int64_t> m, std::optional<DType> dtype,
+           std::optional<Device> device) {
   check(n >= 0, "n must be greater or equal to 0, got ", n);
   check(m.value_or(0) >= 0, "m must be greater or equal to 0, got ", m.value_or(0));
   const NoGrad no_grad;
@@ -125,8 +163,10 @@ Tensor eye(int64_t n, std::optional<int64_t> m, std::optional<DType> dtype, std:
 
 namespace {
 
-Tensor triangle_indices(int64_t rows, int64_t columns, int64_t offset, bool lower, std::optional<DType> dtype, std::optional<Device> device) {
-  check(rows >= 0 && columns >= 0, "row and column counts must be non-negative, got ", rows, " and ", columns);
+Tensor triangle_indices(int64_t rows, int64_t columns, int64_t offset, bool lower,
+                        std::optional<DType> dtype, std::optional<Device> device) {
+  check(rows >= 0 && columns >= 0, "row and column counts must be non-negative, got ", rows,
+        " and ", columns);
   std::vector<int64_t> row_index, column_index;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t first = lower ? 0 : std::clamp<int64_t>(r + offset, 0, columns);
@@ -149,13 +189,19 @@ Tensor triangle_indices(int64_t rows, int64_t columns, int64_t offset, bool lowe
 
 }  // namespace
 
-Tensor tril_indices(int64_t row, int64_t col, int64_t offset, std::optional<DType> dtype, std::optional<Device> device) {
+Tensor tril_indices(int64_t row, int64_t col, int64_t offset, std::optional<DType> dtype,
+                    std::optional<Device> device) {
   return triangle_indices(row, col, offset, true, dtype, device);
 }
-Tensor triu_indices(int64_t row, int64_t col, int64_t offset, std::optional<DType> dtype, std::optional<Device> device) {
+Tensor triu_indices(int64_t row, int64_t col, int64_t offset, std::optional<DType> dtype,
+                    std::optional<Device> device) {
   return triangle_indices(row, col, offset, false, dtype, device);
 }
-Tensor tril_(const Tensor& self, int64_t diagonal) { return ops::copy_(self, ops::tril(self, diagonal), false); }
-Tensor triu_(const Tensor& self, int64_t diagonal) { return ops::copy_(self, ops::triu(self, diagonal), false); }
+Tensor tril_(const Tensor& self, int64_t diagonal) {
+  return ops::copy_(self, ops::tril(self, diagonal), false);
+}
+Tensor triu_(const Tensor& self, int64_t diagonal) {
+  return ops::copy_(self, ops::triu(self, diagonal), false);
+}
 
 }  // namespace vt::composite

@@ -10,7 +10,7 @@ using namespace arithmetic;
 
 namespace {
 
-constexpr int kLetters = 52;   // labels 0 to 51; the dimensions an ellipsis stands for follow
+constexpr int kLetters = 52;  // labels 0 to 51; the dimensions an ellipsis stands for follow
 
 int label_of(char c) {
   if (c >= 'A' && c <= 'Z') return c - 'A';
@@ -27,15 +27,16 @@ std::vector<int> parse_subscript(std::string_view text, std::string_view where) 
   for (size_t i = 0; i < text.size(); ++i) {
     if (text[i] == ' ') continue;
     if (text[i] == '.') {
-      check(!seen && text.substr(i, 3) == "...", "einsum(): found '.' for ", where, " that is not part of any ellipsis");
+      check(!seen && text.substr(i, 3) == "...", "einsum(): found '.' for ", where,
+            " that is not part of any ellipsis");
       seen = true;
       i += 2;
       labels.push_back(kEllipsis);
       continue;
     }
     const int label = label_of(text[i]);
-    check(label >= 0, "einsum(): invalid subscript given at index ", i, " in the equation string for ", where,
-          ", subscripts must be in [a-zA-Z]");
+    check(label >= 0, "einsum(): invalid subscript given at index ", i,
+          " in the equation string for ", where, ", subscripts must be in [a-zA-Z]");
     labels.push_back(label);
   }
   return labels;
@@ -64,7 +65,8 @@ Tensor contract(Tensor a, Tensor b, const std::vector<int64_t>& summed) {
     const bool in_a = a.sizes()[d] != 1, in_b = b.sizes()[d] != 1;
     if (is_summed[static_cast<size_t>(d)]) {
       if (in_a && in_b) {
-        check(a.sizes()[d] == b.sizes()[d], "einsum(): subscript extents ", a.sizes()[d], " and ", b.sizes()[d], " differ");
+        check(a.sizes()[d] == b.sizes()[d], "einsum(): subscript extents ", a.sizes()[d], " and ",
+              b.sizes()[d], " differ");
         inner.push_back(d);
       } else if (in_a) {
         left_alone.push_back(d);
@@ -72,7 +74,8 @@ Tensor contract(Tensor a, Tensor b, const std::vector<int64_t>& summed) {
         right_alone.push_back(d);
       }
     } else if (in_a && in_b) {
-      check(a.sizes()[d] == b.sizes()[d], "einsum(): subscript extents ", a.sizes()[d], " and ", b.sizes()[d], " differ");
+      check(a.sizes()[d] == b.sizes()[d], "einsum(): subscript extents ", a.sizes()[d], " and ",
+            b.sizes()[d], " differ");
       both.push_back(d);
     } else if (in_a) {
       left.push_back(d);
@@ -86,7 +89,9 @@ Tensor contract(Tensor a, Tensor b, const std::vector<int64_t>& summed) {
   // Every summed label that did not go to `inner` has extent 1 by now: it stays as a dimension.
   Dims rest;
   for (int64_t d = 0; d < n; ++d) {
-    if (is_summed[static_cast<size_t>(d)] && std::find(inner.begin(), inner.end(), d) == inner.end()) rest.push_back(d);
+    if (is_summed[static_cast<size_t>(d)] &&
+        std::find(inner.begin(), inner.end(), d) == inner.end())
+      rest.push_back(d);
   }
   const auto extent = [](const Tensor& t, const Dims& dims) {
     int64_t e = 1;
@@ -105,7 +110,8 @@ Tensor contract(Tensor a, Tensor b, const std::vector<int64_t>& summed) {
     }
     return ops::reshape(ops::permute(t, order), shape);
   };
-  const Tensor product = ops::bmm(arranged(a, {&both, &left, &inner}), arranged(b, {&both, &inner, &right}));
+  const Tensor product =
+      ops::bmm(arranged(a, {&both, &left, &inner}), arranged(b, {&both, &inner, &right}));
   Dims order, shape;
   for (const Dims* group : {&both, &left}) {
     for (const int64_t d : *group) {
@@ -124,7 +130,8 @@ Tensor contract(Tensor a, Tensor b, const std::vector<int64_t>& summed) {
     }
   }
   Dims inverse(static_cast<size_t>(n), 0);
-  for (size_t i = 0; i < order.size(); ++i) inverse[static_cast<size_t>(order[i])] = static_cast<int64_t>(i);
+  for (size_t i = 0; i < order.size(); ++i)
+    inverse[static_cast<size_t>(order[i])] = static_cast<int64_t>(i);
   return ops::permute(ops::view(product, shape), inverse);
 }
 
@@ -134,8 +141,10 @@ Tensor einsum(std::string_view equation, TensorSpan operands) {
   check(!operands.empty(), "einsum(): must provide at least one operand");
   const size_t arrow = equation.find("->");
   const std::vector<std::string_view> inputs = split(equation.substr(0, arrow), ',');
-  check(inputs.size() == operands.size(), "einsum(): ", inputs.size() > operands.size() ? "fewer" : "more",
-        " operands were provided than specified in the equation: ", operands.size(), " for '", equation, "'");
+  check(inputs.size() == operands.size(),
+        "einsum(): ", inputs.size() > operands.size() ? "fewer" : "more",
+        " operands were provided than specified in the equation: ", operands.size(), " for '",
+        equation, "'");
 
   std::vector<std::vector<int>> subscripts;
   std::array<int, kLetters> count{};
@@ -153,9 +162,12 @@ Tensor einsum(std::string_view equation, TensorSpan operands) {
       }
     }
     const int64_t extra = operands[i].dim() - named;
-    check(open ? extra >= 0 : extra == 0, "einsum(): the number of subscripts in the equation (", named,
-          open ? ") is more than the number of dimensions (" : ") does not match the number of dimensions (", operands[i].dim(),
-          ") for operand ", static_cast<int64_t>(i), open ? "" : " and no ellipsis was given");
+    check(open ? extra >= 0 : extra == 0, "einsum(): the number of subscripts in the equation (",
+          named,
+          open ? ") is more than the number of dimensions ("
+               : ") does not match the number of dimensions (",
+          operands[i].dim(), ") for operand ", static_cast<int64_t>(i),
+          open ? "" : " and no ellipsis was given");
     if (open) ellipsis = std::max(ellipsis, extra);
   }
 
@@ -200,20 +212,24 @@ Tensor einsum(std::string_view equation, TensorSpan operands) {
     const int64_t extra = t.dim() - named;
     for (const int label : subscripts[i]) {
       if (label == kEllipsis) {
-        for (int64_t e = 0; e < extra; ++e) target.push_back(place[static_cast<size_t>(kLetters + ellipsis - extra + e)]);
+        for (int64_t e = 0; e < extra; ++e)
+          target.push_back(place[static_cast<size_t>(kLetters + ellipsis - extra + e)]);
       } else {
         target.push_back(place[static_cast<size_t>(label)]);
       }
     }
     for (size_t d = 0; d < target.size();) {
-      const auto again = std::find(target.begin() + static_cast<std::ptrdiff_t>(d) + 1, target.end(), target[d]);
+      const auto again =
+          std::find(target.begin() + static_cast<std::ptrdiff_t>(d) + 1, target.end(), target[d]);
       if (again == target.end()) {
         ++d;
         continue;
       }
-      const int64_t other = again - target.begin(), first = static_cast<int64_t>(d), kept = target[d];
-      check(t.sizes()[first] == t.sizes()[other], "einsum(): subscript is repeated for operand ", static_cast<int64_t>(i),
-            " but the sizes don't match, ", t.sizes()[other], " != ", t.sizes()[first]);
+      const int64_t other = again - target.begin(), first = static_cast<int64_t>(d),
+                    kept = target[d];
+      check(t.sizes()[first] == t.sizes()[other], "einsum(): subscript is repeated for operand ",
+            static_cast<int64_t>(i), " but the sizes don't match, ", t.sizes()[other],
+            " != ", t.sizes()[first]);
       t = ops::diagonal(t, 0, first, other);
       target.erase(again);
       target.erase(target.begin() + first);

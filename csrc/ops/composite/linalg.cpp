@@ -12,7 +12,9 @@ int64_t product_of(IntSpan sizes) {
   return n;
 }
 Tensor number(const Scalar& s) { return wrapped_scalar(s); }
-Tensor scale(const Tensor& t, const Scalar& s) { return s.to_double() == 1 ? t : ops::mul(t, number(s)); }
+Tensor scale(const Tensor& t, const Scalar& s) {
+  return s.to_double() == 1 ? t : ops::mul(t, number(s));
+}
 
 }  // namespace
 
@@ -27,33 +29,37 @@ Tensor vdot(const Tensor& self, const Tensor& other) { return ops::dot(self, oth
 Tensor inner(const Tensor& self, const Tensor& other) {
   if (self.dim() == 0 || other.dim() == 0) return ops::mul(self, other);
   const int64_t a = self.size(-1), b = other.size(-1);
-  check(a == b, "inner() the last dimension must match on both input tensors but got shapes ", self.sizes(), " and ",
-        other.sizes());
+  check(a == b, "inner() the last dimension must match on both input tensors but got shapes ",
+        self.sizes(), " and ", other.sizes());
   return ops::tensordot(self, other, Dims{-1}, Dims{-1});
 }
 
-Tensor addr(const Tensor& self, const Tensor& vec1, const Tensor& vec2, const Scalar& beta, const Scalar& alpha) {
+Tensor addr(const Tensor& self, const Tensor& vec1, const Tensor& vec2, const Scalar& beta,
+            const Scalar& alpha) {
   const Tensor product = scale(ops::outer(vec1, vec2), alpha);
   return beta.to_double() == 0 ? product : ops::add(scale(self, beta), product, Scalar(1));
 }
 
-Tensor addbmm(const Tensor& self, const Tensor& batch1, const Tensor& batch2, const Scalar& beta, const Scalar& alpha) {
-  const Tensor product = scale(ops::sum_dim(ops::bmm(batch1, batch2), IntSpan(Dims{0}), false, std::nullopt), alpha);
+Tensor addbmm(const Tensor& self, const Tensor& batch1, const Tensor& batch2, const Scalar& beta,
+              const Scalar& alpha) {
+  const Tensor product =
+      scale(ops::sum_dim(ops::bmm(batch1, batch2), IntSpan(Dims{0}), false, std::nullopt), alpha);
   return beta.to_double() == 0 ? product : ops::add(scale(self, beta), product, Scalar(1));
 }
 
 Tensor matmul(const Tensor& self, const Tensor& other) {
   const int64_t a = self.dim(), b = other.dim();
-  check(a > 0 && b > 0, "both arguments to matmul need to be at least 1D, but they are ", a, "D and ", b, "D");
+  check(a > 0 && b > 0, "both arguments to matmul need to be at least 1D, but they are ", a,
+        "D and ", b, "D");
   if (a == 1 && b == 1) return ops::dot(self, other);
   if (a == 2 && b == 1) return ops::mv(self, other);
   if (a == 2 && b == 2) return ops::mm(self, other);
   if (a == 1 && b == 2) {
-    check(self.sizes()[0] == other.sizes()[0], "mat1 and mat2 shapes cannot be multiplied (1x", self.sizes()[0], " and ",
-          other.sizes()[0], "x", other.sizes()[1], ")");
+    check(self.sizes()[0] == other.sizes()[0], "mat1 and mat2 shapes cannot be multiplied (1x",
+          self.sizes()[0], " and ", other.sizes()[0], "x", other.sizes()[1], ")");
     return ops::mv(ops::t(other), self);
   }
-  if (b <= 2) {   // the left operand's batch is just more rows
+  if (b <= 2) {  // the left operand's batch is just more rows
     const IntSpan lead = self.sizes().first(a - 1);
     const Tensor rows = ops::reshape(self, Dims{product_of(lead), self.sizes()[a - 1]});
     Dims out(lead);
@@ -79,12 +85,14 @@ Tensor matmul(const Tensor& self, const Tensor& other) {
   return ops::view(ops::bmm(batched(self), batched(other)), out);
 }
 
-Tensor bilinear(const Tensor& input1, const Tensor& input2, const Tensor& weight, const Tensor& bias) {
+Tensor bilinear(const Tensor& input1, const Tensor& input2, const Tensor& weight,
+                const Tensor& bias) {
   check(weight.dim() == 3, "bilinear(): weight must be 3-D (out, in1, in2), got ", weight.sizes());
-  check(input1.dim() == input2.dim() && input1.dim() > 0, "bilinear(): input dimensions do not match: got ", input1.sizes(),
-        " and ", input2.sizes());
+  check(input1.dim() == input2.dim() && input1.dim() > 0,
+        "bilinear(): input dimensions do not match: got ", input1.sizes(), " and ", input2.sizes());
   check(input1.size(-1) == weight.sizes()[1] && input2.size(-1) == weight.sizes()[2],
-        "bilinear(): inputs of shapes ", input1.sizes(), " and ", input2.sizes(), " do not fit weight ", weight.sizes());
+        "bilinear(): inputs of shapes ", input1.sizes(), " and ", input2.sizes(),
+        " do not fit weight ", weight.sizes());
   const int64_t o = weight.sizes()[0], i = weight.sizes()[1], j = weight.sizes()[2];
   Dims out_shape(input1.sizes().first(input1.dim() - 1));
   const int64_t n = product_of(out_shape);
@@ -105,10 +113,11 @@ Tensor tensordot(const Tensor& self, const Tensor& other, IntSpan dims_self, Int
   int64_t contracted = 1;
   for (size_t i = 0; i < dims_self.size(); ++i) {
     const int64_t d = wrap_dim(dims_self[i], a), e = wrap_dim(dims_other[i], b);
-    check(self.sizes()[d] == other.sizes()[e], "contracted dimensions need to match, but first has size ",
-          self.sizes()[d], " in dim ", d, " and second has size ", other.sizes()[e], " in dim ", e);
-    check(!(left_used >> d & 1) && !(right_used >> e & 1), "tensordot: a dimension appears twice in ", dims_self, " or ",
-          dims_other);
+    check(self.sizes()[d] == other.sizes()[e],
+          "contracted dimensions need to match, but first has size ", self.sizes()[d], " in dim ",
+          d, " and second has size ", other.sizes()[e], " in dim ", e);
+    check(!(left_used >> d & 1) && !(right_used >> e & 1),
+          "tensordot: a dimension appears twice in ", dims_self, " or ", dims_other);
     left_used |= uint64_t{1} << d;
     right_used |= uint64_t{1} << e;
     left_dims.push_back(d);

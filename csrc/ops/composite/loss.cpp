@@ -18,14 +18,15 @@ Tensor class_weight(const Tensor& weight, int64_t ndim, int64_t class_dim) {
 
 void check_targets(const Tensor& self, const Tensor& target, std::string_view op) {
   const int64_t n = self.dim();
-  check(n >= 1 && (target.dim() == n - 1 || (n == 1 && target.dim() <= 1)), op, ": targets of shape ", target.sizes(),
-        " do not fit logits of shape ", self.sizes(), "; expected (N, …) for (N, C, …)");
+  check(n >= 1 && (target.dim() == n - 1 || (n == 1 && target.dim() <= 1)), op,
+        ": targets of shape ", target.sizes(), " do not fit logits of shape ", self.sizes(),
+        "; expected (N, …) for (N, C, …)");
   if (n < 2) return;
   check_value(self.sizes()[0] == target.sizes()[0], "Expected input batch_size (", self.sizes()[0],
               ") to match target batch_size (", target.sizes()[0], ").");
   for (int64_t d = 2; d < n; ++d) {
-    check(self.sizes()[d] == target.sizes()[d - 1], "Expected target size ", self.sizes(), " without its class dimension, got ",
-          target.sizes());
+    check(self.sizes()[d] == target.sizes()[d - 1], "Expected target size ", self.sizes(),
+          " without its class dimension, got ", target.sizes());
   }
 }
 
@@ -34,66 +35,82 @@ Tensor class_rows(const Tensor& self) {
   const int64_t n = self.dim(), classes = self.sizes()[n == 1 ? 0 : 1];
   if (n == 1) return ops::unsqueeze(self, 0);
   if (n == 2) return self;
-  return ops::reshape(ops::movedim(self, Dims{1}, Dims{-1}), Dims{classes == 0 ? 0 : self.numel() / classes, classes});
+  return ops::reshape(ops::movedim(self, Dims{1}, Dims{-1}),
+                      Dims{classes == 0 ? 0 : self.numel() / classes, classes});
 }
 
-Tensor with_probabilities(const Tensor& self, const Tensor& target, const Tensor& weight, int64_t reduction,
-                          double label_smoothing) {
+Tensor with_probabilities(const Tensor& self, const Tensor& target, const Tensor& weight,
+                          int64_t reduction, double label_smoothing) {
   const int64_t dim = self.dim() == 1 ? 0 : 1, classes = self.sizes()[dim];
   Tensor wanted = target;
-  if (label_smoothing > 0) wanted = wanted * (1 - label_smoothing) + label_smoothing / static_cast<double>(classes);
+  if (label_smoothing > 0)
+    wanted = wanted * (1 - label_smoothing) + label_smoothing / static_cast<double>(classes);
   Tensor terms = ops::log_softmax(self, dim, std::nullopt) * wanted;
   if (weight.defined()) terms = terms * class_weight(weight, self.dim(), dim);
   if (reduction == 0) return -sum(terms, Dims{dim}, false);
-  const double rows = static_cast<double>(self.numel()) / static_cast<double>(std::max<int64_t>(classes, 1));
+  const double rows =
+      static_cast<double>(self.numel()) / static_cast<double>(std::max<int64_t>(classes, 1));
   return reduction == 1 ? -sum(terms) / rows : -sum(terms);
 }
 
 }  // namespace
 
-Tensor cross_entropy_loss(const Tensor& self, const Tensor& target, const Tensor& weight, int64_t reduction,
-                          int64_t ignore_index, double label_smoothing) {
-  check(self.dim() >= 1, "cross_entropy: expected logits of at least one dimension, got a 0-d tensor");
+Tensor cross_entropy_loss(const Tensor& self, const Tensor& target, const Tensor& weight,
+                          int64_t reduction, int64_t ignore_index, double label_smoothing) {
+  check(self.dim() >= 1,
+        "cross_entropy: expected logits of at least one dimension, got a 0-d tensor");
   if (is_floating(target.dtype()) && std::ranges::equal(self.sizes(), target.sizes())) {
-    check(label_smoothing >= 0 && label_smoothing <= 1, "label_smoothing must be between 0.0 and 1.0. Got: ", label_smoothing);
+    check(label_smoothing >= 0 && label_smoothing <= 1,
+          "label_smoothing must be between 0.0 and 1.0. Got: ", label_smoothing);
     return with_probabilities(self, target, weight, reduction, label_smoothing);
   }
   check_targets(self, target, "cross_entropy");
   const Tensor indices = self.dim() == 2 ? target : ops::reshape(target, Dims{-1});
-  const Tensor loss = std::get<0>(ops::_cross_entropy_index(class_rows(self), indices, weight, reduction, ignore_index, label_smoothing));
+  const Tensor loss = std::get<0>(ops::_cross_entropy_index(
+      class_rows(self), indices, weight, reduction, ignore_index, label_smoothing));
   return reduction != 0 || self.dim() == 2 ? loss : ops::view(loss, target.sizes());
 }
 
-std::tuple<Tensor, Tensor, Tensor> _cross_entropy_index_composite(const Tensor& self, const Tensor& target,
-                                                                  const Tensor& weight, int64_t reduction,
-                                                                  int64_t ignore_index, double label_smoothing) {
+std::tuple<Tensor, Tensor, Tensor> _cross_entropy_index_composite(
+    const Tensor& self, const Tensor& target, const Tensor& weight, int64_t reduction,
+    int64_t ignore_index, double label_smoothing) {
   const Tensor logs = ops::log_softmax(self, 1, std::nullopt);
   const Tensor valid = ops::ne(target, wrapped_scalar(Scalar(ignore_index)));
-  const Tensor safe = ops::_to_dtype(ops::mul(target, ops::_to_dtype(valid, target.dtype())), DType::Int64);
-  const Tensor picked = ops::squeeze_dim(ops::gather(logs, 1, ops::unsqueeze(safe, 1), false), Dims{1});
+  const Tensor safe =
+      ops::_to_dtype(ops::mul(target, ops::_to_dtype(valid, target.dtype())), DType::Int64);
+  const Tensor picked =
+      ops::squeeze_dim(ops::gather(logs, 1, ops::unsqueeze(safe, 1), false), Dims{1});
   const Tensor keep = ops::_to_dtype(valid, self.dtype());
   const Tensor weights = weight.defined() ? ops::index_select(weight, 0, safe) * keep : keep;
   Tensor loss = -(picked * weights) * (1 - label_smoothing);
   if (label_smoothing > 0) {
     const Tensor spread = weight.defined() ? logs * weight : logs;
-    loss = loss - sum(spread, Dims{1}, false) * keep * (label_smoothing / static_cast<double>(self.sizes()[1]));
+    loss = loss - sum(spread, Dims{1}, false) * keep *
+                      (label_smoothing / static_cast<double>(self.sizes()[1]));
   }
   const Tensor total = sum(weights);
-  return {reduction == 0 ? loss : reduction == 1 ? sum(loss) / total : sum(loss), ops::detach(total), ops::detach(total)};
+  return {reduction == 0   ? loss
+          : reduction == 1 ? sum(loss) / total
+                           : sum(loss),
+          ops::detach(total), ops::detach(total)};
 }
 
-Tensor nll_loss(const Tensor& self, const Tensor& target, const Tensor& weight, int64_t reduction, int64_t ignore_index) {
+Tensor nll_loss(const Tensor& self, const Tensor& target, const Tensor& weight, int64_t reduction,
+                int64_t ignore_index) {
   check_targets(self, target, "nll_loss");
   const Tensor rows = class_rows(self);
   const int64_t classes = rows.sizes()[1];
   if (weight.defined()) {
-    check(weight.dim() == 1 && weight.numel() == classes, "weight tensor should be defined either for all ", classes,
+    check(weight.dim() == 1 && weight.numel() == classes,
+          "weight tensor should be defined either for all ", classes,
           " classes or no classes but got weight tensor of shape: ", weight.sizes());
   }
   const Tensor indices = ops::reshape(target, Dims{-1});
   const Tensor valid = ops::ne(indices, wrapped_scalar(Scalar(ignore_index)));
-  const Tensor safe = ops::_to_dtype(ops::mul(indices, ops::_to_dtype(valid, indices.dtype())), DType::Int64);
-  const Tensor picked = ops::squeeze_dim(ops::gather(rows, 1, ops::unsqueeze(safe, 1), false), Dims{1});
+  const Tensor safe =
+      ops::_to_dtype(ops::mul(indices, ops::_to_dtype(valid, indices.dtype())), DType::Int64);
+  const Tensor picked =
+      ops::squeeze_dim(ops::gather(rows, 1, ops::unsqueeze(safe, 1), false), Dims{1});
   const Tensor keep = ops::_to_dtype(valid, self.dtype());
   const Tensor weights = weight.defined() ? ops::index_select(weight, 0, safe) * keep : keep;
   const Tensor loss = -(picked * weights);
@@ -106,32 +123,40 @@ Tensor mse_loss(const Tensor& self, const Tensor& target, int64_t reduction) {
   return reduced(d * d, reduction);
 }
 
-Tensor l1_loss(const Tensor& self, const Tensor& target, int64_t reduction) { return reduced(ops::abs(self - target), reduction); }
+Tensor l1_loss(const Tensor& self, const Tensor& target, int64_t reduction) {
+  return reduced(ops::abs(self - target), reduction);
+}
 
 Tensor smooth_l1_loss(const Tensor& self, const Tensor& target, int64_t reduction, double beta) {
   check(beta >= 0, "smooth_l1_loss does not support negative values for beta.");
   if (beta == 0) return ops::l1_loss(self, target, reduction);
   const Tensor d = ops::abs(self - target);
-  return reduced(ops::where(ops::lt(d, number(beta)), d * d * (0.5 / beta), d - 0.5 * beta), reduction);
+  return reduced(ops::where(ops::lt(d, number(beta)), d * d * (0.5 / beta), d - 0.5 * beta),
+                 reduction);
 }
 
 Tensor huber_loss(const Tensor& self, const Tensor& target, int64_t reduction, double delta) {
   check(delta > 0, "huber_loss does not support non-positive values for delta.");
   const Tensor d = ops::abs(self - target);
-  return reduced(ops::where(ops::lt(d, number(delta)), d * d * 0.5, (d - 0.5 * delta) * delta), reduction);
+  return reduced(ops::where(ops::lt(d, number(delta)), d * d * 0.5, (d - 0.5 * delta) * delta),
+                 reduction);
 }
 
-Tensor binary_cross_entropy(const Tensor& self, const Tensor& target, const Tensor& weight, int64_t reduction) {
-  check_value(std::ranges::equal(self.sizes(), target.sizes()), "Using a target size (", target.sizes(),
-              ") that is different to the input size (", self.sizes(), ") is deprecated. Please ensure they have the same size.");
-  const Tensor yes = ops::clamp_min(ops::log(self), number(-100)), no = ops::clamp_min(ops::log1p(-self), number(-100));
+Tensor binary_cross_entropy(const Tensor& self, const Tensor& target, const Tensor& weight,
+                            int64_t reduction) {
+  check_value(std::ranges::equal(self.sizes(), target.sizes()), "Using a target size (",
+              target.sizes(), ") that is different to the input size (", self.sizes(),
+              ") is deprecated. Please ensure they have the same size.");
+  const Tensor yes = ops::clamp_min(ops::log(self), number(-100)),
+               no = ops::clamp_min(ops::log1p(-self), number(-100));
   Tensor loss = (target - 1) * no - target * yes;
   if (weight.defined()) loss = loss * weight;
   return reduced(loss, reduction);
 }
 
-Tensor binary_cross_entropy_with_logits(const Tensor& self, const Tensor& target, const Tensor& weight,
-                                        const Tensor& pos_weight, int64_t reduction) {
+Tensor binary_cross_entropy_with_logits(const Tensor& self, const Tensor& target,
+                                        const Tensor& weight, const Tensor& pos_weight,
+                                        int64_t reduction) {
   check_value(std::ranges::equal(self.sizes(), target.sizes()), "Target size (", target.sizes(),
               ") must be the same as input size (", self.sizes(), ")");
   // -log sigmoid(-x) = x - log sigmoid(x); both sides through log_sigmoid, which does not overflow.
@@ -147,7 +172,8 @@ Tensor binary_cross_entropy_with_logits(const Tensor& self, const Tensor& target
 }
 
 Tensor kl_div(const Tensor& self, const Tensor& target, int64_t reduction, bool log_target) {
-  const Tensor loss = log_target ? ops::exp(target) * (target - self) : ops::xlogy(target, target) - target * self;
+  const Tensor loss =
+      log_target ? ops::exp(target) * (target - self) : ops::xlogy(target, target) - target * self;
   return reduced(loss, reduction);
 }
 
@@ -159,23 +185,27 @@ Tensor cosine_similarity(const Tensor& x1, const Tensor& x2, int64_t dim, double
   return sum((x1 / length(x1)) * (x2 / length(x2)), Dims{dim}, false);
 }
 
-Tensor margin_ranking_loss(const Tensor& input1, const Tensor& input2, const Tensor& target, double margin, int64_t reduction) {
+Tensor margin_ranking_loss(const Tensor& input1, const Tensor& input2, const Tensor& target,
+                           double margin, int64_t reduction) {
   return reduced(ops::clamp_min(-target * (input1 - input2) + margin, number(0)), reduction);
 }
 
-Tensor hinge_embedding_loss(const Tensor& self, const Tensor& target, double margin, int64_t reduction) {
+Tensor hinge_embedding_loss(const Tensor& self, const Tensor& target, double margin,
+                            int64_t reduction) {
   const Tensor zero = ops::zeros_like(self, std::nullopt, std::nullopt, std::nullopt);
-  const Tensor far = ops::where(ops::ne(target, number(1)), ops::clamp_min(margin - self, number(0)), zero);
+  const Tensor far =
+      ops::where(ops::ne(target, number(1)), ops::clamp_min(margin - self, number(0)), zero);
   const Tensor near = ops::where(ops::ne(target, number(-1)), self, zero);
   return reduced(far + near, reduction);
 }
 
-Tensor cosine_embedding_loss(const Tensor& input1, const Tensor& input2, const Tensor& target, double margin,
-                             int64_t reduction) {
+Tensor cosine_embedding_loss(const Tensor& input1, const Tensor& input2, const Tensor& target,
+                             double margin, int64_t reduction) {
   const Tensor cosine = ops::cosine_similarity(input1, input2, input1.dim() - 1, 1e-8);
   const Tensor zero = ops::zeros_like(cosine, std::nullopt, std::nullopt, std::nullopt);
   const Tensor near = ops::where(ops::eq(target, number(1)), 1.0 - cosine, zero);
-  const Tensor far = ops::where(ops::eq(target, number(-1)), ops::clamp_min(cosine - margin, number(0)), zero);
+  const Tensor far =
+      ops::where(ops::eq(target, number(-1)), ops::clamp_min(cosine - margin, number(0)), zero);
   return reduced(near + far, reduction);
 }
 

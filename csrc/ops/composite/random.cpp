@@ -6,73 +6,94 @@
 namespace vt::composite {
 namespace {
 
-Tensor uninitialised(IntSpan size, std::optional<DType> dtype, std::optional<Device> device, DType fallback) {
+Tensor uninitialised(IntSpan size, std::optional<DType> dtype, std::optional<Device> device,
+                     DType fallback) {
   return vt::empty(size, dtype.value_or(fallback), device.value_or(Device{}));
 }
-Tensor like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device, std::optional<MemoryFormat> format) {
+Tensor like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device,
+            std::optional<MemoryFormat> format) {
   return ops::empty_like(self, dtype, device, format);
 }
 
 /// One past the largest integer that `dtype` holds exactly, as torch's random_ uses it.
 int64_t exact_limit(DType dtype) {
   switch (dtype) {
-    case DType::Bool: return 2;
-    case DType::UInt8: return 256;
-    case DType::Int8: return 128;
-    case DType::Int16: return 32768;
-    case DType::Int32: return int64_t{1} << 31;
-    case DType::Int64: return std::numeric_limits<int64_t>::max();
-    case DType::Float16: return (int64_t{1} << 11) + 1;
-    case DType::BFloat16: return (int64_t{1} << 8) + 1;
-    case DType::Float32: return (int64_t{1} << 24) + 1;
-    case DType::Float64: return (int64_t{1} << 53) + 1;
+    case DType::Bool:
+      return 2;
+    case DType::UInt8:
+      return 256;
+    case DType::Int8:
+      return 128;
+    case DType::Int16:
+      return 32768;
+    case DType::Int32:
+      return int64_t{1} << 31;
+    case DType::Int64:
+      return std::numeric_limits<int64_t>::max();
+    case DType::Float16:
+      return (int64_t{1} << 11) + 1;
+    case DType::BFloat16:
+      return (int64_t{1} << 8) + 1;
+    case DType::Float32:
+      return (int64_t{1} << 24) + 1;
+    case DType::Float64:
+      return (int64_t{1} << 53) + 1;
   }
   return 0;
 }
 
 }  // namespace
 
-Tensor rand(IntSpan size, const Generator& generator, std::optional<DType> dtype, std::optional<Device> device) {
+Tensor rand(IntSpan size, const Generator& generator, std::optional<DType> dtype,
+            std::optional<Device> device) {
   const NoGrad no_grad;
   return ops::uniform_(uninitialised(size, dtype, device, default_dtype()), 0.0, 1.0, generator);
 }
-Tensor randn(IntSpan size, const Generator& generator, std::optional<DType> dtype, std::optional<Device> device) {
+Tensor randn(IntSpan size, const Generator& generator, std::optional<DType> dtype,
+             std::optional<Device> device) {
   const NoGrad no_grad;
   return ops::normal_(uninitialised(size, dtype, device, default_dtype()), 0.0, 1.0, generator);
 }
-Tensor randint(int64_t high, IntSpan size, const Generator& generator, std::optional<DType> dtype, std::optional<Device> device) {
+Tensor randint(int64_t high, IntSpan size, const Generator& generator, std::optional<DType> dtype,
+               std::optional<Device> device) {
   return randint_low(0, high, size, generator, dtype, device);
 }
-Tensor randint_low(int64_t low, int64_t high, IntSpan size, const Generator& generator, std::optional<DType> dtype,
-                   std::optional<Device> device) {
+Tensor randint_low(int64_t low, int64_t high, IntSpan size, const Generator& generator,
+                   std::optional<DType> dtype, std::optional<Device> device) {
   return ops::_randint_(uninitialised(size, dtype, device, DType::Int64), low, high, generator);
 }
-Tensor randperm(int64_t n, const Generator& generator, std::optional<DType> dtype, std::optional<Device> device) {
+Tensor randperm(int64_t n, const Generator& generator, std::optional<DType> dtype,
+                std::optional<Device> device) {
   check(n >= 0, "n must be non-negative, got ", n);
   return ops::_randperm_(uninitialised(Dims{n}, dtype, device, DType::Int64), generator);
 }
-Tensor rand_like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device, std::optional<MemoryFormat> format) {
+Tensor rand_like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device,
+                 std::optional<MemoryFormat> format) {
   const NoGrad no_grad;
   return ops::uniform_(like(self, dtype, device, format), 0.0, 1.0, {});
 }
-Tensor randn_like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device, std::optional<MemoryFormat> format) {
+Tensor randn_like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device,
+                  std::optional<MemoryFormat> format) {
   const NoGrad no_grad;
   return ops::normal_(like(self, dtype, device, format), 0.0, 1.0, {});
 }
-Tensor randint_like(const Tensor& self, int64_t high, std::optional<DType> dtype, std::optional<Device> device,
-                    std::optional<MemoryFormat> format) {
+Tensor randint_like(const Tensor& self, int64_t high, std::optional<DType> dtype,
+                    std::optional<Device> device, std::optional<MemoryFormat> format) {
   return ops::_randint_(like(self, dtype, device, format), 0, high, {});
 }
-Tensor randint_like_low(const Tensor& self, int64_t low, int64_t high, std::optional<DType> dtype, std::optional<Device> device,
-                        std::optional<MemoryFormat> format) {
+Tensor randint_like_low(const Tensor& self, int64_t low, int64_t high, std::optional<DType> dtype,
+                        std::optional<Device> device, std::optional<MemoryFormat> format) {
   return ops::_randint_(like(self, dtype, device, format), low, high, {});
 }
 
 Tensor random_(const Tensor& self, const Generator& generator) {
   return ops::_randint_(self, 0, exact_limit(self.dtype()), generator);
 }
-Tensor random__to(const Tensor& self, int64_t to, const Generator& generator) { return ops::_randint_(self, 0, to, generator); }
-Tensor random__from(const Tensor& self, int64_t low, std::optional<int64_t> high, const Generator& generator) {
+Tensor random__to(const Tensor& self, int64_t to, const Generator& generator) {
+  return ops::_randint_(self, 0, to, generator);
+}
+Tensor random__from(const Tensor& self, int64_t low, std::optional<int64_t> high,
+                    const Generator& generator) {
   return ops::_randint_(self, low, high.value_or(exact_limit(self.dtype())), generator);
 }
 
@@ -91,20 +112,23 @@ Tensor bernoulli_(const Tensor& self, const Tensor& p, const Generator& generato
 Tensor normal(const Tensor& mean, const Tensor& std, const Generator& generator) {
   const NoGrad no_grad;
   const Tensor scaled = ops::add(mean, ops::mul(std, wrapped_scalar(Scalar(0.0))), Scalar(1));
-  const Tensor noise = ops::normal_(vt::empty(scaled.sizes(), scaled.dtype(), scaled.device()), 0.0, 1.0, generator);
+  const Tensor noise =
+      ops::normal_(vt::empty(scaled.sizes(), scaled.dtype(), scaled.device()), 0.0, 1.0, generator);
   return ops::add(mean, ops::mul(std, noise), Scalar(1));
 }
 Tensor normal_std(double mean, const Tensor& std, const Generator& generator) {
   const NoGrad no_grad;
-  const Tensor noise = ops::normal_(vt::empty(std.sizes(), std.dtype(), std.device()), 0.0, 1.0, generator);
+  const Tensor noise =
+      ops::normal_(vt::empty(std.sizes(), std.dtype(), std.device()), 0.0, 1.0, generator);
   return ops::add(ops::mul(std, noise), wrapped_scalar(Scalar(mean)), Scalar(1));
 }
-Tensor normal_size(double mean, double std, IntSpan size, const Generator& generator, std::optional<DType> dtype,
-                   std::optional<Device> device) {
+Tensor normal_size(double mean, double std, IntSpan size, const Generator& generator,
+                   std::optional<DType> dtype, std::optional<Device> device) {
   const NoGrad no_grad;
   return ops::normal_(uninitialised(size, dtype, device, default_dtype()), mean, std, generator);
 }
-Tensor multinomial(const Tensor& self, int64_t num_samples, bool replacement, const Generator& generator) {
+Tensor multinomial(const Tensor& self, int64_t num_samples, bool replacement,
+                   const Generator& generator) {
   const NoGrad no_grad;
   return ops::_multinomial(self, num_samples, replacement, generator);
 }
@@ -116,7 +140,8 @@ Tensor dropout(const Tensor& self, double p, bool train) {
 }
 Tensor dropout_(const Tensor& self, double p, bool train) {
   if (!train || p == 0 || self.numel() == 0) return self;
-  const auto [out, mask] = ops::native_dropout(ops::ones_like(self, std::nullopt, std::nullopt, std::nullopt), p, true, {});
+  const auto [out, mask] = ops::native_dropout(
+      ops::ones_like(self, std::nullopt, std::nullopt, std::nullopt), p, true, {});
   return ops::mul_(self, out);
 }
 

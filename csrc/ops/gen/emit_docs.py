@@ -24,8 +24,16 @@ def ops_md(ops: list[Op]) -> str:
         if op.file != current:
             current = op.file
             title = current.removesuffix(".yaml").replace("_", " ")
-            lines += ["", f"## {title.capitalize()}", "", "| op | arguments | forms | gradient | |", "|---|---|---|---|---|"]
-        forms = "".join(c for c, v in (("f", "function"), ("m", "method"), ("i", "inplace")) if v in op.variants)
+            lines += [
+                "",
+                f"## {title.capitalize()}",
+                "",
+                "| op | arguments | forms | gradient | |",
+                "|---|---|---|---|---|",
+            ]
+        forms = "".join(
+            c for c, v in (("f", "function"), ("m", "method"), ("i", "inplace")) if v in op.variants
+        )
         gradient = (
             "through its parts" if op.kind == "composite" else "yes" if op.differentiable else "no"
         )

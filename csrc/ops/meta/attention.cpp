@@ -11,25 +11,29 @@ Tensor head_layout(const Tensor& like, int64_t width) {
   const auto s = like.sizes();
   if (like.strides()[1] < like.strides()[2]) {
     const int64_t row = s[1] * width;
-    return empty_strided(Dims{s[0], s[1], s[2], width}, Dims{s[2] * row, width, row, 1}, like.dtype(), like.device());
+    return empty_strided(Dims{s[0], s[1], s[2], width}, Dims{s[2] * row, width, row, 1},
+                         like.dtype(), like.device());
   }
   return empty(Dims{s[0], s[1], s[2], width}, like.dtype(), like.device());
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> _attention(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor&,
-                                              double, bool, double, const Generator&) {
+std::tuple<Tensor, Tensor, Tensor> _attention(const Tensor& query, const Tensor& key,
+                                              const Tensor& value, const Tensor&, double, bool,
+                                              double, const Generator&) {
   const auto q = query.sizes();
   const DType type = query.dtype() == DType::Float64 ? DType::Float64 : DType::Float32;
   (void)key;
   return {head_layout(query, value.sizes()[3]), empty(Dims{q[0], q[1], q[2]}, type, query.device()),
           empty(Dims{2}, DType::Int64, query.device())};
 }
-std::tuple<Tensor, Tensor, Tensor> _attention_backward(const Tensor&, const Tensor& query, const Tensor& key,
-                                                       const Tensor& value, const Tensor&, const Tensor&, const Tensor&,
+std::tuple<Tensor, Tensor, Tensor> _attention_backward(const Tensor&, const Tensor& query,
+                                                       const Tensor& key, const Tensor& value,
+                                                       const Tensor&, const Tensor&, const Tensor&,
                                                        const Tensor&, double, bool, double) {
-  return {head_layout(query, query.sizes()[3]), head_layout(key, key.sizes()[3]), head_layout(value, value.sizes()[3])};
+  return {head_layout(query, query.sizes()[3]), head_layout(key, key.sizes()[3]),
+          head_layout(value, value.sizes()[3])};
 }
 Tensor _attention_dropout_factors(const Tensor&, const Tensor& query, const Tensor& key, double) {
   const auto q = query.sizes();
@@ -37,29 +41,38 @@ Tensor _attention_dropout_factors(const Tensor&, const Tensor& query, const Tens
 }
 
 Tensor rotary_embedding(const Tensor& self, const Tensor& cos, const Tensor& sin, bool) {
-  check(self.dim() >= 2 && self.size(-1) % 2 == 0, "rotary_embedding: expected (..., T, D) with even D, got ", self.sizes());
-  check(cos.dim() >= 1 && std::ranges::equal(cos.sizes(), sin.sizes()), "rotary_embedding: cos and sin differ in shape: ",
-        cos.sizes(), " and ", sin.sizes());
+  check(self.dim() >= 2 && self.size(-1) % 2 == 0,
+        "rotary_embedding: expected (..., T, D) with even D, got ", self.sizes());
+  check(cos.dim() >= 1 && std::ranges::equal(cos.sizes(), sin.sizes()),
+        "rotary_embedding: cos and sin differ in shape: ", cos.sizes(), " and ", sin.sizes());
   bool fits = cos.dim() <= self.dim() && cos.size(-1) == self.size(-1) / 2;
-  for (int64_t d = 2; fits && d <= cos.dim(); ++d) fits = cos.size(-d) == 1 || cos.size(-d) == self.size(-d);
-  check(fits, "rotary_embedding: cos and sin of shape ", cos.sizes(), " do not broadcast to (..., T, D/2) of ", self.sizes());
-  if (!is_floating(self.dtype())) fail(ErrorKind::NotImplemented, "\"rotary_embedding\" not implemented for '", self.dtype(), "'");
+  for (int64_t d = 2; fits && d <= cos.dim(); ++d)
+    fits = cos.size(-d) == 1 || cos.size(-d) == self.size(-d);
+  check(fits, "rotary_embedding: cos and sin of shape ", cos.sizes(),
+        " do not broadcast to (..., T, D/2) of ", self.sizes());
+  if (!is_floating(self.dtype()))
+    fail(ErrorKind::NotImplemented, "\"rotary_embedding\" not implemented for '", self.dtype(),
+         "'");
   return empty(self.sizes(), self.dtype(), self.device());
 }
 
 Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, bool sparse) {
   check(weight.dim() == 2, "'weight' must be 2-D, got shape ", weight.sizes());
-  check(indices.dtype() == DType::Int64 || indices.dtype() == DType::Int32, "Expected tensor for argument #1 'indices' to "
-        "have one of the following scalar types: Long, Int; but got ", indices.dtype(), " instead (while checking "
+  check(indices.dtype() == DType::Int64 || indices.dtype() == DType::Int32,
+        "Expected tensor for argument #1 'indices' to "
+        "have one of the following scalar types: Long, Int; but got ",
+        indices.dtype(),
+        " instead (while checking "
         "arguments for embedding)");
   check(!sparse, "embedding: sparse gradients do not exist here; pass sparse=False");
   Dims sizes(indices.sizes());
   sizes.push_back(weight.sizes()[1]);
   return empty(sizes, weight.dtype(), weight.device());
 }
-Tensor embedding_dense_backward(const Tensor& grad_output, const Tensor& indices, int64_t num_weights, int64_t, bool) {
-  check(grad_output.dim() == indices.dim() + 1, "embedding_dense_backward: grad of shape ", grad_output.sizes(),
-        " does not fit indices of shape ", indices.sizes());
+Tensor embedding_dense_backward(const Tensor& grad_output, const Tensor& indices,
+                                int64_t num_weights, int64_t, bool) {
+  check(grad_output.dim() == indices.dim() + 1, "embedding_dense_backward: grad of shape ",
+        grad_output.sizes(), " does not fit indices of shape ", indices.sizes());
   return empty(Dims{num_weights, grad_output.size(-1)}, grad_output.dtype(), grad_output.device());
 }
 

@@ -5,8 +5,10 @@
 namespace vt::meta {
 namespace {
 
-void check_windows(const Tensor& self, IntSpan kernel, IntSpan stride, IntSpan padding, IntSpan dilation, std::string_view op) {
-  check(self.dim() == 3 || self.dim() == 4, op, ": Expected 3D or 4D (batch mode) tensor for input, but got ", self.sizes());
+void check_windows(const Tensor& self, IntSpan kernel, IntSpan stride, IntSpan padding,
+                   IntSpan dilation, std::string_view op) {
+  check(self.dim() == 3 || self.dim() == 4, op,
+        ": Expected 3D or 4D (batch mode) tensor for input, but got ", self.sizes());
   for (size_t i = 0; i < 2; ++i) {
     check(at(kernel, i) > 0, op, ": kernel size should be greater than zero, but got ", kernel);
     check(at(stride, i) > 0, op, ": stride should be greater than zero, but got ", stride);
@@ -15,18 +17,22 @@ void check_windows(const Tensor& self, IntSpan kernel, IntSpan stride, IntSpan p
   }
 }
 
-Tensor pooled(const Tensor& self, IntSpan kernel, IntSpan stride_or_none, IntSpan padding, IntSpan dilation, bool ceil_mode,
-              std::string_view op) {
+Tensor pooled(const Tensor& self, IntSpan kernel, IntSpan stride_or_none, IntSpan padding,
+              IntSpan dilation, bool ceil_mode, std::string_view op) {
   const IntSpan stride = stride_or_none.empty() ? kernel : stride_or_none;
   check_windows(self, kernel, stride, padding, dilation, op);
-  if (self.dtype() == DType::Bool) fail(ErrorKind::NotImplemented, "\"", op, "\" not implemented for 'Bool'");
+  if (self.dtype() == DType::Bool)
+    fail(ErrorKind::NotImplemented, "\"", op, "\" not implemented for 'Bool'");
   Dims sizes(self.sizes());
   for (size_t i = 0; i < 2; ++i) {
-    check(at(padding, i) * 2 <= at(kernel, i), op, ": pad should be at most half of effective kernel size, but got pad=",
-          at(padding, i), ", kernel_size=", at(kernel, i));
+    check(at(padding, i) * 2 <= at(kernel, i), op,
+          ": pad should be at most half of effective kernel size, but got pad=", at(padding, i),
+          ", kernel_size=", at(kernel, i));
     const size_t d = sizes.size() - 2 + i;
-    const int64_t n = window_count(sizes[d], at(kernel, i), at(stride, i), at(padding, i), at(dilation, i), ceil_mode);
-    check(n >= 1, "Given input size: ", self.sizes(), ". Calculated output size of ", op, " is too small");
+    const int64_t n = window_count(sizes[d], at(kernel, i), at(stride, i), at(padding, i),
+                                   at(dilation, i), ceil_mode);
+    check(n >= 1, "Given input size: ", self.sizes(), ". Calculated output size of ", op,
+          " is too small");
     sizes[d] = n;
   }
   return empty(sizes, self.dtype(), self.device());
@@ -34,15 +40,19 @@ Tensor pooled(const Tensor& self, IntSpan kernel, IntSpan stride_or_none, IntSpa
 
 }  // namespace
 
-Tensor im2col(const Tensor& self, IntSpan kernel_size, IntSpan dilation, IntSpan padding, IntSpan stride) {
+Tensor im2col(const Tensor& self, IntSpan kernel_size, IntSpan dilation, IntSpan padding,
+              IntSpan stride) {
   check_windows(self, kernel_size, stride, padding, dilation, "im2col");
-  if (!is_floating(self.dtype())) fail(ErrorKind::NotImplemented, "\"im2col_out_cpu\" not implemented for '", self.dtype(), "'");
+  if (!is_floating(self.dtype()))
+    fail(ErrorKind::NotImplemented, "\"im2col_out_cpu\" not implemented for '", self.dtype(), "'");
   const size_t n = self.sizes().size();
   int64_t windows = 1;
   for (size_t i = 0; i < 2; ++i) {
-    const int64_t count = window_count(self.sizes()[n - 2 + i], at(kernel_size, i), at(stride, i), at(padding, i), at(dilation, i));
-    check(count >= 1, "Given input with spatial size ", self.sizes().last(2), ", kernel_size=", kernel_size, ", dilation=",
-          dilation, ", padding=", padding, ", calculated shape of the array of sliding blocks is too small (non-positive).");
+    const int64_t count = window_count(self.sizes()[n - 2 + i], at(kernel_size, i), at(stride, i),
+                                       at(padding, i), at(dilation, i));
+    check(count >= 1, "Given input with spatial size ", self.sizes().last(2),
+          ", kernel_size=", kernel_size, ", dilation=", dilation, ", padding=", padding,
+          ", calculated shape of the array of sliding blocks is too small (non-positive).");
     windows *= count;
   }
   Dims sizes(self.sizes().first(n - 3));
@@ -51,19 +61,27 @@ Tensor im2col(const Tensor& self, IntSpan kernel_size, IntSpan dilation, IntSpan
   return empty(sizes, self.dtype(), self.device());
 }
 
-Tensor col2im(const Tensor& self, IntSpan output_size, IntSpan kernel_size, IntSpan dilation, IntSpan padding, IntSpan stride) {
-  check(self.dim() == 2 || self.dim() == 3, "col2im: Expected 2D or 3D (batch mode) tensor for input, but got ", self.sizes());
-  if (!is_floating(self.dtype())) fail(ErrorKind::NotImplemented, "\"col2im_out_cpu\" not implemented for '", self.dtype(), "'");
+Tensor col2im(const Tensor& self, IntSpan output_size, IntSpan kernel_size, IntSpan dilation,
+              IntSpan padding, IntSpan stride) {
+  check(self.dim() == 2 || self.dim() == 3,
+        "col2im: Expected 2D or 3D (batch mode) tensor for input, but got ", self.sizes());
+  if (!is_floating(self.dtype()))
+    fail(ErrorKind::NotImplemented, "\"col2im_out_cpu\" not implemented for '", self.dtype(), "'");
   const int64_t area = at(kernel_size, 0) * at(kernel_size, 1), rows = self.size(-2);
-  check(area > 0 && rows % area == 0, "Expected size of input's dimension 1 to be divisible by the product of kernel_size, but "
-        "got input.size(1)=", rows, " and kernel_size=", kernel_size, ".");
+  check(area > 0 && rows % area == 0,
+        "Expected size of input's dimension 1 to be divisible by the product of kernel_size, but "
+        "got input.size(1)=",
+        rows, " and kernel_size=", kernel_size, ".");
   int64_t windows = 1;
   for (size_t i = 0; i < 2; ++i) {
-    windows *= window_count(at(output_size, i), at(kernel_size, i), at(stride, i), at(padding, i), at(dilation, i));
+    windows *= window_count(at(output_size, i), at(kernel_size, i), at(stride, i), at(padding, i),
+                            at(dilation, i));
   }
-  check(windows == self.size(-1), "Given output_size=", output_size, ", kernel_size=", kernel_size, ", dilation=", dilation,
-        ", padding=", padding, ", stride=", stride, ", expected size of input's dimension 2 to match the calculated number of "
-        "sliding blocks ", windows, ", but got input.size(2)=", self.size(-1), ".");
+  check(windows == self.size(-1), "Given output_size=", output_size, ", kernel_size=", kernel_size,
+        ", dilation=", dilation, ", padding=", padding, ", stride=", stride,
+        ", expected size of input's dimension 2 to match the calculated number of "
+        "sliding blocks ",
+        windows, ", but got input.size(2)=", self.size(-1), ".");
   Dims sizes(self.sizes().first(self.sizes().size() - 2));
   sizes.push_back(rows / area);
   sizes.push_back(at(output_size, 0));
@@ -71,7 +89,8 @@ Tensor col2im(const Tensor& self, IntSpan output_size, IntSpan kernel_size, IntS
   return empty(sizes, self.dtype(), self.device());
 }
 
-std::tuple<Tensor, Tensor> max_pool2d_with_indices(const Tensor& self, IntSpan kernel_size, IntSpan stride, IntSpan padding,
+std::tuple<Tensor, Tensor> max_pool2d_with_indices(const Tensor& self, IntSpan kernel_size,
+                                                   IntSpan stride, IntSpan padding,
                                                    IntSpan dilation, bool ceil_mode) {
   Tensor values = pooled(self, kernel_size, stride, padding, dilation, ceil_mode, "max_pool2d");
   Tensor indices = empty(values.sizes(), DType::Int64, self.device());
@@ -80,25 +99,32 @@ std::tuple<Tensor, Tensor> max_pool2d_with_indices(const Tensor& self, IntSpan k
 Tensor max_pool2d_backward(const Tensor& grad, const Tensor&, IntSpan input_sizes) {
   return empty(input_sizes, grad.dtype(), grad.device());
 }
-Tensor avg_pool2d(const Tensor& self, IntSpan kernel_size, IntSpan stride, IntSpan padding, bool ceil_mode, bool,
-                  std::optional<int64_t> divisor_override) {
+Tensor avg_pool2d(const Tensor& self, IntSpan kernel_size, IntSpan stride, IntSpan padding,
+                  bool ceil_mode, bool, std::optional<int64_t> divisor_override) {
   check(!divisor_override || *divisor_override != 0, "divisor must be not zero");
-  if (!is_floating(self.dtype())) fail(ErrorKind::NotImplemented, "\"avg_pool2d\" not implemented for '", self.dtype(), "'");
+  if (!is_floating(self.dtype()))
+    fail(ErrorKind::NotImplemented, "\"avg_pool2d\" not implemented for '", self.dtype(), "'");
   return pooled(self, kernel_size, stride, padding, Dims{1, 1}, ceil_mode, "avg_pool2d");
 }
-Tensor avg_pool2d_backward(const Tensor& grad, IntSpan input_sizes, IntSpan, IntSpan, IntSpan, bool, bool, std::optional<int64_t>) {
+Tensor avg_pool2d_backward(const Tensor& grad, IntSpan input_sizes, IntSpan, IntSpan, IntSpan, bool,
+                           bool, std::optional<int64_t>) {
   return empty(input_sizes, grad.dtype(), grad.device());
 }
 Tensor adaptive_avg_pool2d(const Tensor& self, IntSpan output_size) {
-  check(self.dim() == 3 || self.dim() == 4, "adaptive_avg_pool2d(): Expected 3D or 4D tensor, but got ", self.sizes());
+  check(self.dim() == 3 || self.dim() == 4,
+        "adaptive_avg_pool2d(): Expected 3D or 4D tensor, but got ", self.sizes());
   if (!is_floating(self.dtype())) {
-    fail(ErrorKind::NotImplemented, "\"adaptive_avg_pool2d\" not implemented for '", self.dtype(), "'");
+    fail(ErrorKind::NotImplemented, "\"adaptive_avg_pool2d\" not implemented for '", self.dtype(),
+         "'");
   }
   Dims sizes(self.sizes());
   for (size_t i = 0; i < 2; ++i) {
-    check(at(output_size, i) >= 0, "adaptive_avg_pool2d: elements of output_size must be greater than or equal to 0");
-    check(sizes[sizes.size() - 2 + i] > 0, "adaptive_avg_pool2d(): Expected input to have non-zero size for non-batch "
-          "dimensions, but input has sizes ", self.sizes());
+    check(at(output_size, i) >= 0,
+          "adaptive_avg_pool2d: elements of output_size must be greater than or equal to 0");
+    check(sizes[sizes.size() - 2 + i] > 0,
+          "adaptive_avg_pool2d(): Expected input to have non-zero size for non-batch "
+          "dimensions, but input has sizes ",
+          self.sizes());
     sizes[sizes.size() - 2 + i] = at(output_size, i);
   }
   return empty(sizes, self.dtype(), self.device());

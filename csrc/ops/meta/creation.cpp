@@ -19,7 +19,9 @@ Tensor triu(const Tensor& self, int64_t) {
 }
 
 Tensor _where(const Tensor& condition, const Tensor& self, const Tensor& other) {
-  check(condition.dtype() == DType::Bool, "where expected condition to be a boolean tensor, but got a tensor with dtype ", condition.dtype());
+  check(condition.dtype() == DType::Bool,
+        "where expected condition to be a boolean tensor, but got a tensor with dtype ",
+        condition.dtype());
   const Tensor* all[] = {&condition, &self, &other};
   const Tensor* values[] = {&self, &other};
   const Device device = common_device(all, "where");
@@ -28,18 +30,23 @@ Tensor _where(const Tensor& condition, const Tensor& self, const Tensor& other) 
 
 Tensor _multinomial(const Tensor& self, int64_t num_samples, bool replacement, const Generator&) {
   check(self.dim() == 1 || self.dim() == 2, "prob_dist must be 1 or 2 dim");
-  check(is_floating(self.dtype()), "multinomial only supports floating-point dtypes for input, got: ", self.dtype());
+  check(is_floating(self.dtype()),
+        "multinomial only supports floating-point dtypes for input, got: ", self.dtype());
   check(num_samples > 0, "cannot sample n_sample <= 0 samples");
-  check(replacement || num_samples <= self.size(-1), "cannot sample n_sample > prob_dist.size(-1) samples without replacement");
+  check(replacement || num_samples <= self.size(-1),
+        "cannot sample n_sample > prob_dist.size(-1) samples without replacement");
   Dims sizes(self.sizes());
   sizes.back() = num_samples;
   return empty(sizes, DType::Int64, self.device());
 }
 
-std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, std::optional<bool>, const Generator&) {
+std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, std::optional<bool>,
+                                          const Generator&) {
   check_value(p >= 0 && p <= 1, "dropout probability has to be between 0 and 1, but got ", p);
-  check(is_floating(input.dtype()), "result type ", DType::Float32, " can't be cast to the desired output type ", input.dtype());
-  return {empty(input.sizes(), input.dtype(), input.device()), empty(input.sizes(), DType::Bool, input.device())};
+  check(is_floating(input.dtype()), "result type ", DType::Float32,
+        " can't be cast to the desired output type ", input.dtype());
+  return {empty(input.sizes(), input.dtype(), input.device()),
+          empty(input.sizes(), DType::Bool, input.device())};
 }
 
 Tensor _dropout_backward(const Tensor& grad_output, const Tensor&, double) {

@@ -10,8 +10,8 @@ inline int64_t at(IntSpan values, size_t i) { return values[values.size() == 1 ?
 
 /// Windows along one dimension. With `ceil_mode` a last window may hang over the end, if it
 /// starts inside the input or its left padding.
-inline int64_t window_count(int64_t extent, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
-                            bool ceil_mode = false) {
+inline int64_t window_count(int64_t extent, int64_t kernel, int64_t stride, int64_t padding,
+                            int64_t dilation, bool ceil_mode = false) {
   const int64_t room = extent + 2 * padding - dilation * (kernel - 1) - 1;
   int64_t count = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
   if (room < 0) count = room + (ceil_mode ? stride - 1 : 0) < 0 ? 0 : count;
