@@ -450,6 +450,7 @@ def run_program(source, *, interrupt_after=None, kill=None):
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
     output = "".join(lines) + rest
     pids = [
         int(p) for line in output.splitlines() if line.startswith("pids") for p in line.split()[1:]
@@ -470,7 +471,9 @@ def is_running(pid):
 
 
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
+# What started the tests may have them ignore SIGINT, as a shell does for its background jobs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import vibetensor.torch as vt
 from vibetensor.torch.utils import data
 

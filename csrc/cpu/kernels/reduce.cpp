@@ -1,6 +1,7 @@
 // sum, mean, prod, amax, amin, any, all, count_nonzero, arg-reductions.
 #include "cpu/kernels/reduce.h"
 
+#include <cstring>
 #include <limits>
 
 namespace vt::cpu::VT_ISA {
@@ -16,6 +17,29 @@ struct Sum {
   Acc start() const { return 0; }
   void step(Acc& a, T x) const { a += static_cast<Acc>(x); }
   void merge(Acc& a, const Acc& b) const { a += b; }
+  /// Four independent vectors of doubles: one alone would wait for each addition.
+  Acc dense(const T* values, int64_t n) const
+    requires std::is_same_v<T, float>
+  {
+    using V = Vector<double>;
+    typedef float Floats __attribute__((vector_size(32)));
+    constexpr int kChains = 4;
+    typename V::type sums[kChains] = {};
+    int64_t k = 0;
+    for (; k + kChains * V::kSize <= n; k += kChains * V::kSize) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kChains; ++c) {
+        Floats x;
+        std::memcpy(&x, values + k + c * V::kSize, sizeof(x));
+        sums[c] += __builtin_convertvector(x, typename V::type);
+      }
+    }
+    const typename V::type sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    double total = 0;
+    for (; k < n; ++k) total += values[k];
+    for (int l = 0; l < V::kSize; ++l) total += sum[l];
+    return total;
+  }
 };
 template <class T>
 struct Product {
@@ -24,31 +48,53 @@ struct Product {
   void step(Acc& a, T x) const { a *= static_cast<Acc>(x); }
   void merge(Acc& a, const Acc& b) const { a *= b; }
 };
-/// nan wins and stays.
-template <class T>
-struct Max {
+/// The largest (or least) value; nan wins and stays.
+template <class T, bool kMax>
+struct Extremum {
   using Acc = T;
+  static constexpr bool kFloat = std::is_floating_point_v<T>;
   Acc start() const {
-    if constexpr (std::is_floating_point_v<T>)
-      return -std::numeric_limits<T>::infinity();
-    else
-      return std::numeric_limits<T>::lowest();
+    using Limits = std::numeric_limits<T>;
+    if constexpr (kMax) return kFloat ? -Limits::infinity() : Limits::lowest();
+    return kFloat ? Limits::infinity() : Limits::max();
   }
-  void step(Acc& a, T x) const { a = (!(x <= a)) & (a == a) ? x : a; }
+  void step(Acc& a, T x) const { a = (!(kMax ? x <= a : x >= a)) & (a == a) ? x : a; }
   void merge(Acc& a, const Acc& b) const { step(a, b); }
+  /// The extreme of the numbers and, apart from it, whether there was a nan: both vectorise.
+  Acc dense(const T* values, int64_t n) const {
+    using V = Vector<T>;
+    using Lanes = typename V::type;
+    constexpr int kChains = 4;
+    const T first = start();
+    Lanes best[kChains] = {}, x;
+    for (Lanes& lanes : best) lanes += first;
+    decltype(x != x) nan = {};
+    int64_t k = 0;
+    for (; k + kChains * V::kSize <= n; k += kChains * V::kSize) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kChains; ++c) {
+        std::memcpy(&x, values + k + c * V::kSize, sizeof(x));
+        best[c] = (kMax ? x > best[c] : x < best[c]) ? x : best[c];
+        if constexpr (kFloat) nan |= x != x;
+      }
+    }
+    T total = start();
+    bool any_nan = false;
+    for (int l = 0; l < V::kSize; ++l) {
+      for (const Lanes& lanes : best) step(total, lanes[l]);
+      if constexpr (kFloat) any_nan |= nan[l] != 0;
+    }
+    for (; k < n; ++k) step(total, values[k]);
+    if constexpr (kFloat) {
+      if (any_nan) return std::numeric_limits<T>::quiet_NaN();
+    }
+    return total;
+  }
 };
 template <class T>
-struct Min {
-  using Acc = T;
-  Acc start() const {
-    if constexpr (std::is_floating_point_v<T>)
-      return std::numeric_limits<T>::infinity();
-    else
-      return std::numeric_limits<T>::max();
-  }
-  void step(Acc& a, T x) const { a = (!(x >= a)) & (a == a) ? x : a; }
-  void merge(Acc& a, const Acc& b) const { step(a, b); }
-};
+using Max = Extremum<T, true>;
+template <class T>
+using Min = Extremum<T, false>;
 template <class T>
 struct Count {
   using Acc = int64_t;
@@ -122,19 +168,11 @@ Extreme<T> first_extreme(const char* data, int64_t n, DType dtype) {
       load_block<T>(buffer, data + at * size, size, m, dtype, dtype);
       values = buffer;
     }
-    T lanes[kLanes];
-    for (T& lane : lanes) lane = values[0];
-    int64_t k = 0;
-    for (; k + kLanes <= m; k += kLanes) {
-      for (int l = 0; l < kLanes; ++l) op.step(lanes[l], values[k + l]);
-    }
-    for (; k < m; ++k) op.step(lanes[0], values[k]);
-    for (int l = 1; l < kLanes; ++l) op.step(lanes[0], lanes[l]);
-    const T best = lanes[0];
+    const T best = op.dense(values, m);
     if (at > 0 && !better<T, kMax>(best, top.value)) continue;
     top.value = best;
-    for (k = 0; !(values[k] == best || (best != best && values[k] != values[k])); ++k) {
-    }
+    int64_t k = 0;
+    while (!(values[k] == best || (best != best && values[k] != values[k]))) ++k;
     top.index = at + k;
   }
   return top;

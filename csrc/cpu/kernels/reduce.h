@@ -61,31 +61,46 @@ inline ReducePlan plan_reduction(const Tensor& self, uint64_t mask) {
 inline constexpr int kLanes = 16;
 inline constexpr int64_t kChunk = 32768;  // elements (rows for inner > 1) a piece covers
 
-/// An Op has `Acc`, `Acc start()`, `void step(Acc&, T)`, `void merge(Acc&, const Acc&)`.
+/// Sixteen floats or eight doubles: one register, or as many as the ISA needs.
+template <class T>
+struct Vector {
+  typedef T type __attribute__((vector_size(64)));
+  static constexpr int64_t kSize = 64 / static_cast<int64_t>(sizeof(T));
+};
+
+/// An Op has `Acc`, `Acc start()`, `void step(Acc&, T)`, `void merge(Acc&, const Acc&)`, and may
+/// have `Acc dense(const T*, n)` for a run of values where plain steps do not vectorise well.
+template <class T, class Op>
+typename Op::Acc reduce_run(const Op& op, const T* values, int64_t n) {
+  if constexpr (requires { op.dense(values, n); }) {
+    return op.dense(values, n);
+  } else {
+    typename Op::Acc lanes[kLanes];
+    for (auto& lane : lanes) lane = op.start();
+    int64_t k = 0;
+    for (; k + kLanes <= n; k += kLanes) {
+      for (int l = 0; l < kLanes; ++l) op.step(lanes[l], values[k + l]);
+    }
+    for (; k < n; ++k) op.step(lanes[k % kLanes], values[k]);
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+      for (int l = 0; l < width; ++l) op.merge(lanes[l], lanes[l + width]);
+    }
+    return lanes[0];
+  }
+}
+
 template <class T, class Op>
 typename Op::Acc reduce_row(const Op& op, const char* data, int64_t n, DType dtype) {
-  typename Op::Acc lanes[kLanes];
-  for (auto& lane : lanes) lane = op.start();
+  if (dtype == DTypeOf<T>::value) return reduce_run<T>(op, reinterpret_cast<const T*>(data), n);
+  typename Op::Acc total = op.start();
   alignas(64) T buffer[kBlock];
-  const bool direct = dtype == DTypeOf<T>::value;
   const int64_t size = item_size(dtype);
   for (int64_t i = 0; i < n; i += kBlock) {
     const int64_t m = std::min(kBlock, n - i);
-    const T* values = reinterpret_cast<const T*>(data + i * size);
-    if (!direct) {
-      load_block<T>(buffer, data + i * size, size, m, dtype, dtype);
-      values = buffer;
-    }
-    int64_t k = 0;
-    for (; k + kLanes <= m; k += kLanes) {
-      for (int l = 0; l < kLanes; ++l) op.step(lanes[l], values[k + l]);
-    }
-    for (; k < m; ++k) op.step(lanes[k % kLanes], values[k]);
+    load_block<T>(buffer, data + i * size, size, m, dtype, dtype);
+    op.merge(total, reduce_run<T>(op, buffer, m));
   }
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int l = 0; l < width; ++l) op.merge(lanes[l], lanes[l + width]);
-  }
-  return lanes[0];
+  return total;
 }
 
 /// result(index of the kept element, accumulator) for every kept element.
@@ -128,7 +143,7 @@ void reduce(const ReducePlan& plan, const Op& op, Result&& result) {
     return;
   }
   // Columns: a strip of accumulators walks down the rows; tall inputs are cut into pieces of rows.
-  constexpr int64_t kStrip = 256;
+  constexpr int64_t kStrip = 1024;
   const int64_t strips = (plan.inner + kStrip - 1) / kStrip;
   const int64_t rows_each = 1024;
   const int64_t pieces = std::max<int64_t>(1, (plan.reduced + rows_each - 1) / rows_each);
@@ -138,16 +153,31 @@ void reduce(const ReducePlan& plan, const Op& op, Result&& result) {
     const int64_t first = strip * kStrip, m = std::min(kStrip, plan.inner - first);
     Acc* acc = partial.data() + (o * pieces + piece) * plan.inner + first;
     for (int64_t k = 0; k < m; ++k) acc[k] = op.start();
-    alignas(64) T buffer[kStrip];
+    // Rows are taken several at a time, so that an accumulator is loaded once for them all.
+    constexpr int kRows = 8;
+    alignas(64) T buffer[kRows][kStrip];
     const bool direct = dtype == DTypeOf<T>::value;
-    for (int64_t r = piece * rows_each; r < std::min((piece + 1) * rows_each, plan.reduced); ++r) {
+    const auto load = [&](int64_t r, T* into) -> const T* {
       const char* row = data + ((o * plan.reduced + r) * plan.inner + first) * size;
-      const T* values = reinterpret_cast<const T*>(row);
-      if (!direct) {
-        load_block<T>(buffer, row, size, m, dtype, dtype);
-        values = buffer;
+      if (direct) return reinterpret_cast<const T*>(row);
+      load_block<T>(into, row, size, m, dtype, dtype);
+      return into;
+    };
+    int64_t r = piece * rows_each;
+    const int64_t last = std::min(r + rows_each, plan.reduced);
+    for (; r + kRows <= last; r += kRows) {
+      const T* rows[kRows];
+      for (int i = 0; i < kRows; ++i) rows[i] = load(r + i, buffer[i]);
+      for (int64_t k = 0; k < m; ++k) {
+        Acc a = acc[k];
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i) op.step(a, rows[i][k]);
+        acc[k] = a;
       }
-      for (int64_t k = 0; k < m; ++k) op.step(acc[k], values[k]);
+    }
+    for (; r < last; ++r) {
+      const T* row = load(r, buffer[0]);
+      for (int64_t k = 0; k < m; ++k) op.step(acc[k], row[k]);
     }
   });
   for (int64_t o = 0; o < plan.outer; ++o) {
