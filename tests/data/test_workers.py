@@ -10,6 +10,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -431,9 +432,11 @@ def test_early_break_ends_the_workers():
 def run_program(source, *, interrupt_after=None, kill=None):
     """Runs a program that prints its workers' pids; returns (exit code, output, live workers)."""
     program = textwrap.dedent(source)
+    package = str(Path(vt.__file__).parents[2])  # the one tested here, from a checkout or installed
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=tempfile.gettempdir(),  # not the checkout: its package may have no libraries
+        env={**os.environ, "PYTHONPATH": package},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     lines = []
