@@ -168,7 +168,8 @@ void gemm(DType dtype, GemmShape s, double alpha, MatrixRef a, MatrixRef b, doub
   const double per_block = is_floating(dtype) ? kBlockFlops : 1e6;
   // One block a thread: every block packs the shared operand anew. An element's sum runs over k in
   // the same order wherever its block begins, so this does not show in the result.
-  const int64_t want = std::clamp<int64_t>(static_cast<int64_t>(flops / per_block), 1, num_threads());
+  const int64_t want =
+      std::clamp<int64_t>(static_cast<int64_t>(flops / per_block), 1, num_threads());
   const bool by_rows = s.m >= s.n;
   const int64_t extent = by_rows ? s.m : s.n;
   const int64_t block = std::max<int64_t>(((extent + want - 1) / want + 15) / 16 * 16, 16);
