@@ -19,7 +19,11 @@ RESULTS = Path(__file__).parent / "results"
 def median_times(
     ours: Callable[[], Any], theirs: Callable[[], Any], calls: int, rounds: int = 15
 ) -> tuple[float, float]:
-    """Median seconds a call of both, measured in alternating rounds of `calls` calls."""
+    """Median seconds a call of both, measured in alternating rounds of `calls` calls.
+
+    The first call of a round is not timed: it still shares the cores with the other's threads,
+    which spin for a while after their last call.
+    """
     samples: tuple[list[float], list[float]] = ([], [])
     for _ in range(2):  # warm up
         for _ in range(max(calls // 10, 1)):
@@ -27,6 +31,7 @@ def median_times(
             theirs()
     for _ in range(rounds):
         for function, sink in zip((ours, theirs), samples):
+            function()
             start = time.perf_counter()
             for _ in range(calls):
                 function()
