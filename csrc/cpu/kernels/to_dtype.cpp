@@ -1,10 +1,33 @@
 // _to_dtype: a converted copy with the same layout.
+#include "core/parallel.h"
+#include "cpu/kernels/convert.h"
 #include "cpu/kernels/loops.h"
 
 namespace vt::cpu::VT_ISA {
 namespace {
 
+/// Between float and a 16-bit float, straight from memory to memory; false for other pairs.
+bool convert_dense(const Tensor& out, const Tensor& self) {
+  if (!self.is_contiguous() || !out.is_contiguous()) return false;
+  const auto convert = [&]<class To, class From>(void (*array)(To*, const From*, int64_t)) {
+    auto* to = static_cast<To*>(out.data());
+    const auto* from = static_cast<const From*>(self.data());
+    parallel_for(0, self.numel(), 65536,
+                 [&](int64_t b, int64_t e) { array(to + b, from + b, e - b); });
+    return true;
+  };
+  if (self.dtype() == DType::Float32) {
+    if (out.dtype() == DType::BFloat16) return convert(bf16_from_f32);
+    if (out.dtype() == DType::Float16) return convert(f16_from_f32);
+  } else if (out.dtype() == DType::Float32) {
+    if (self.dtype() == DType::BFloat16) return convert(f32_from_bf16);
+    if (self.dtype() == DType::Float16) return convert(f32_from_f16);
+  }
+  return false;
+}
+
 void to_dtype(const Tensor& out, const Tensor& self, DType) {
+  if (convert_dense(out, self)) return;
   Tensor target = out;
   TensorIterator it;
   it.unary(target, self,
