@@ -1,5 +1,6 @@
 #include "core/storage.h"
 
+#include "core/device_backend.h"
 #include "core/error.h"
 
 namespace vt {
@@ -12,9 +13,11 @@ Allocator* allocators[kNumDeviceTypes] = {};
 
 Allocator& allocator_for(DeviceType type) {
   Allocator* allocator = allocators[static_cast<int>(type)];
-  check(allocator != nullptr, "no backend is loaded for device type '",
-        device_name({type, static_cast<int8_t>(type == DeviceType::CPU ? 0 : -1)}),
-        "'; `vibetensor info` lists the backends of this build and what is missing");
+  if (!allocator) [[unlikely]] {
+    backend_for(type);
+    allocator = allocators[static_cast<int>(type)];
+    check(allocator != nullptr, "no CUDA device can be used: ", backend_problem(type));
+  }
   return *allocator;
 }
 

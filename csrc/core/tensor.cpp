@@ -4,6 +4,7 @@
 
 #include "autograd/meta.h"
 #include "core/block_cache.h"
+#include "core/device_backend.h"
 
 namespace vt {
 namespace {
@@ -157,6 +158,7 @@ void check_rank(IntSpan sizes) {
 Tensor empty(IntSpan sizes, DType dtype, Device device) {
   check_rank(sizes);
   const int64_t numel = checked_numel(sizes);
+  if (device.index < 0) device = resolve_device(device);
   auto impl = make_ref<TensorImpl>(allocate_storage(byte_count(numel, dtype, sizes), device), dtype,
                                    device);
   impl->set_contiguous(sizes, numel);
@@ -181,6 +183,7 @@ Tensor empty_strided(IntSpan sizes, IntSpan strides, DType dtype, Device device)
           "as_strided: Negative strides are not supported at the moment, got strides: ", strides);
   }
   const int64_t elements = span_elements(sizes, strides);
+  if (device.index < 0) device = resolve_device(device);
   auto impl = make_ref<TensorImpl>(allocate_storage(byte_count(elements, dtype, sizes), device),
                                    dtype, device);
   impl->set_geometry(sizes, strides, 0);

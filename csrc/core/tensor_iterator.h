@@ -41,6 +41,7 @@ class TensorIterator {
     DType dtype;          // as stored
     DType compute_dtype;  // as the kernel sees it; differs where a cast on the fly is needed
     bool is_output;
+    bool on_host;      // a number in host memory beside operands on a device
     int64_t* strides;  // bytes, per iterator dimension, fastest dimension first
   };
 
@@ -70,6 +71,8 @@ class TensorIterator {
   char* data(int i) const { return operands_[i].data; }
   int64_t stride(int operand, int dim) const { return operands_[operand].strides[dim]; }
   DType dtype(int i) const { return operands_[i].dtype; }
+  /// A 0-d CPU tensor while the others are on a device: its value travels with the launch.
+  bool on_host(int i) const { return operands_[i].on_host; }
   DType compute_dtype(int i) const { return operands_[i].compute_dtype; }
   /// The dtype the kernel computes in (that of the first input).
   DType common_dtype() const { return operands_[num_outputs_].compute_dtype; }

@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "core/error.h"
+#include "core/library_folder.h"
 
 namespace vt::cpu {
 namespace {
@@ -21,16 +22,6 @@ int best_level() {
   return 0;
 }
 
-/// The folder of this library: kernel libraries lie beside it.
-std::string own_folder() {
-  Dl_info info{};
-  check(dladdr(reinterpret_cast<void*>(&best_level), &info) != 0 && info.dli_fname,
-        "cannot locate libvt_core.so");
-  const std::string path = info.dli_fname;
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "." : path.substr(0, slash);
-}
-
 void load() {
   constexpr const char* names[] = {"base", "v3", "v4"};
   int level = best_level();
@@ -42,7 +33,7 @@ void load() {
     check_value(chosen >= 0, "VT_CPU_ISA must be base, v3 or v4, got '", wanted, "'");
     level = std::min(level, chosen);
   }
-  const std::string folder = own_folder();
+  const std::string folder = library_folder();
   std::string problem;
   for (; level >= 0; --level) {
     const std::string path = str(folder, "/libvt_cpu_", names[level], ".so");

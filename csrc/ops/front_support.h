@@ -33,6 +33,32 @@ inline Device first_device(TensorSpan tensors) {
   return {};
 }
 
+[[noreturn]] void wrong_device(Device device, const Tensor& tensor, std::string_view op,
+                               std::string_view name);
+inline void check_on_device(Device device, const Tensor& t, std::string_view op,
+                            std::string_view name) {
+  if (t.defined() && !(t.device() == device)) [[unlikely]]
+    wrong_device(device, t, op, name);
+}
+inline void check_on_device(Device device, TensorSpan ts, std::string_view op,
+                            std::string_view name) {
+  for (const Tensor& t : ts) check_on_device(device, t, op, name);
+}
+/// For arguments that may also be one number in host memory.
+inline void check_host_scalar(Device device, const Tensor& t, std::string_view op,
+                              std::string_view name) {
+  if (t.defined() && t.dim() == 0 && t.device().is_cpu()) return;
+  check_on_device(device, t, op, name);
+}
+inline void check_host_scalar(Device device, TensorSpan ts, std::string_view op,
+                              std::string_view name) {
+  for (const Tensor& t : ts) check_host_scalar(device, t, op, name);
+}
+/// Where a copy runs: on the accelerator, if one end is there.
+inline Device copy_device(const Tensor& to, const Tensor& from) {
+  return to.device().is_cpu() ? from.device() : to.device();
+}
+
 inline void collect_into(std::vector<Tensor>& out, const Tensor& t) { out.push_back(t); }
 inline void collect_into(std::vector<Tensor>& out, TensorSpan ts) {
   out.insert(out.end(), ts.begin(), ts.end());

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "autograd/front.h"
+#include "core/device_backend.h"
 #include "vt/ops.h"
 
 namespace vt::python {
@@ -380,9 +381,10 @@ DType dtype_arg(PyObject* object) {
   fail(ErrorKind::Type, "dtype must be torch.dtype, not ", type_name(object));
 }
 Device device_arg(PyObject* object) {
-  if (is_device(object)) return device_of(object);
-  if (PyUnicode_Check(object)) return parse_device(str_arg(object));
-  return {DeviceType::CUDA, static_cast<int8_t>(int_arg(object))};
+  const Device device = is_device(object)         ? device_of(object)
+                        : PyUnicode_Check(object) ? parse_device(str_arg(object))
+                                                  : parse_device(str("cuda:", int_arg(object)));
+  return device.is_cpu() ? device : resolve_device(device);
 }
 Generator generator_arg(PyObject* object) { return generator_of(object); }
 std::string_view str_arg(PyObject* object) {

@@ -182,6 +182,20 @@ def _outputs(op: Op) -> tuple[str, list[str]]:
     return f"  auto [{', '.join(names)}] = meta::{op.id}({op.schema.call_args()});\n", names
 
 
+def _device_check(op: Op) -> str:
+    """Native kernels read raw pointers, so every tensor must be where the kernel runs."""
+    if op.row.get("device"):
+        return ""
+    free = op.row.get("host_scalars", [])
+    code = ""
+    for a in op.schema.args:
+        if (a.is_tensor or a.is_list) and a.name not in free:
+            code += f'  check_on_device(device, {a.name}, "{op.python_name or op.name}", "{a.name}");\n'
+    for name in free:
+        code += f'  check_host_scalar(device, {name}, "{op.python_name or op.name}", "{name}");\n'
+    return code
+
+
 def _native_raw(op: Op) -> str:
     params = op.schema.params()
     if op.mutated:
@@ -200,8 +214,9 @@ def _native_raw(op: Op) -> str:
         numel = f"{outs[0]}.numel()" if not is_list else "0"
         results = f"    const std::vector<Tensor> results = collect({', '.join(outs)});\n"
         ret = f"  return {outs[0]};\n" if len(outs) == 1 else f"  return {{{', '.join(outs)}}};\n"
+    device = op.row.get("device", device)
     code += bind
-    code += f"  const Device device = {device};\n"
+    code += f"  const Device device = {device};\n" + _device_check(op)
     if op.random:
         count = op.row.get("random_numel", numel)
         code += f"  const PhiloxArgs rng = reserve_counters(generator, device, static_cast<uint64_t>({count}));\n"
@@ -232,6 +247,7 @@ def _native_exec(op: Op) -> str:
         if not op.mutated
         else (f"first_device({first})" if op.mutated[0].is_list else f"{first}.device()")
     )
+    device = op.row.get("device", device)
     code += f"  kernels_for({device}.type).{op.id}({', '.join(outs + call)});\n}}\n"
     return code
 

@@ -58,6 +58,8 @@ FIELDS = {
     "skip_grad",
     "reads",
     "writes",
+    "device",
+    "host_scalars",
 }
 DTYPE_CLASSES = {"all", "numeric", "float", "integral", "bits", "float_or_int"}
 

@@ -1,0 +1,37 @@
+// What the core must know of an accelerator: how many there are, which is current, and page-locked
+// host memory. A backend library registers one object as it loads; the CPU has none.
+#pragma once
+
+#include <string>
+
+#include "core/allocator.h"
+
+namespace vt {
+
+class DeviceBackend {
+ public:
+  virtual ~DeviceBackend() = default;
+  /// Usable devices; 0 where there is no driver.
+  virtual int count() const = 0;
+  /// Why count() is 0, in one sentence.
+  virtual std::string problem() const = 0;
+  /// The calling thread's current device.
+  virtual int current() const = 0;
+  /// Waits for all work on the device. Throws what that work failed with.
+  virtual void synchronize(int device) = 0;
+  /// Page-locked host memory.
+  virtual Allocation allocate_pinned(size_t nbytes) = 0;
+  virtual bool is_pinned(const void* pointer) const = 0;
+};
+
+/// The backend of an accelerator type, its library loaded on the first call; null (with the reason
+/// in backend_problem) where it cannot be had.
+DeviceBackend* backend_for(DeviceType type);
+void set_backend(DeviceType type, DeviceBackend* backend);
+/// Why backend_for gives null or a backend has no device.
+std::string backend_problem(DeviceType type);
+/// The device with its index filled in: "cuda" is the thread's current one. Throws for a device
+/// that does not exist, saying why.
+Device resolve_device(Device device);
+
+}  // namespace vt

@@ -1,0 +1,162 @@
+// Fills and copies: within a device, between devices, and between host and device.
+#include <cmath>
+
+#include "cuda/allocator.h"
+#include "cuda/kernels/copy.cuh"
+#include "cuda/kernels/loops.cuh"
+
+namespace vt::cuda {
+namespace {
+
+template <class T>
+struct Constant {
+  T value;
+  __device__ T operator()() const { return value; }
+};
+
+struct Identity {
+  template <class T>
+  __device__ T operator()(T x) const {
+    return x;
+  }
+};
+
+void fill(const Tensor& self, const Tensor& value) {
+  check(value.dim() == 0, "fill_ only supports 0-dimension value tensor but got tensor with ",
+        value.dim(), " dimensions.");
+  if (self.numel() == 0) return;
+  if (value.device().is_cuda()) {
+    Dims zeros(self.sizes().size(), int64_t{0});
+    copy(self, make_view(value, self.sizes(), zeros, value.storage_offset()), true);
+    return;
+  }
+  const Scalar number = load_scalar(value.data(), value.dtype());
+  Tensor target = self;
+  if (self.is_non_overlapping_and_dense()) {
+    const double v = number.to_double();
+    if (v == 0 && !std::signbit(v)) {
+      const Launch launch(self.device());
+      check_cuda(cudaMemsetAsync(self.data(), 0, static_cast<size_t>(self.numel() * self.itemsize()),
+                                 launch.stream()),
+                 "filling a tensor with zeros");
+      return;
+    }
+    // Any order of the elements is the same fill.
+    target = make_view(self, Dims{self.numel()}, Dims{1}, self.storage_offset());
+  }
+  TensorIterator it;
+  Tensor* outs[] = {&target};
+  it.build(outs, {}, {.promote = Promote::None, .output_dtype = self.dtype(), .op = "fill_"});
+  visit_compute(self.dtype(), [&]<class T>() {
+    T v = number.to<T>();
+    map_kernel<T, T, 0>(it, Constant<T>{v});
+  });
+}
+
+/// A copy of the same bytes in the device of `like`, dense, through the given stream.
+Tensor broadcast_to(const Tensor& src, IntSpan sizes) {
+  const int64_t lead = static_cast<int64_t>(sizes.size()) - src.dim();
+  bool fits = lead >= 0;
+  Dims strides(sizes.size(), int64_t{0});
+  for (int64_t d = 0; fits && d < src.dim(); ++d) {
+    const int64_t extent = src.sizes()[d];
+    fits = extent == sizes[lead + d] || extent == 1;
+    if (extent != 1) strides[lead + d] = src.strides()[d];
+  }
+  check(fits, "copy_: a source of shape ", src.sizes(), " cannot be broadcast to shape ", sizes);
+  return make_view(src, sizes, strides, src.storage_offset());
+}
+
+void copy_on_device(const Tensor& self, const Tensor& src) {
+  if (self.dtype() == src.dtype() && self.is_contiguous() && src.is_contiguous()) {
+    if (self.data() == src.data()) return;
+    const Launch launch(self.device());
+    check_cuda(cudaMemcpyAsync(self.data(), src.data(),
+                               static_cast<size_t>(self.numel() * self.itemsize()),
+                               cudaMemcpyDeviceToDevice, launch.stream()),
+               "copying on the device");
+    return;
+  }
+  Tensor target = self;
+  TensorIterator it;
+  it.unary(target, src,
+           {.promote = Promote::None,
+            .output_dtype = src.dtype(),
+            .op = "copy_",
+            .check_output_cast = false});
+  visit_compute(src.dtype(), [&]<class T>() { map_kernel<T, T, 1>(it, Identity{}); });
+}
+
+/// The two ends have the same sizes, dtype and row-major layout; one is in host memory.
+void copy_bytes(const Tensor& self, const Tensor& src, bool non_blocking) {
+  const bool to_host = self.device().is_cpu();
+  const Launch launch(to_host ? src.device() : self.device());
+  const auto bytes = static_cast<size_t>(self.numel() * self.itemsize());
+  const Tensor& host = to_host ? self : src;
+  // Pageable memory is staged by the driver before the call returns when it is the source; as the
+  // target it would be written later, so the call waits.
+  check_cuda(cudaMemcpyAsync(self.data(), src.data(), bytes,
+                             to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice,
+                             launch.stream()),
+             to_host ? "copying to the host" : "copying to the device");
+  if (!(non_blocking && is_pinned(host.data())))
+    check_cuda(cudaStreamSynchronize(launch.stream()), "waiting for a copy");
+}
+
+void copy_between_devices(const Tensor& self, const Tensor& src) {
+  // The copy runs on the source's stream, after the target's earlier work and before its later.
+  enable_peer_access(self.device().index, src.device().index);
+  const Stream from = current_stream(src.device().index), to = current_stream(self.device().index);
+  Event ready, done;
+  ready.record(to);
+  ready.wait(from);
+  {
+    const DeviceGuard guard(from.device);
+    check_cuda(cudaMemcpyPeerAsync(self.data(), self.device().index, src.data(), from.device,
+                                   static_cast<size_t>(self.numel() * self.itemsize()),
+                                   from.handle),
+               "copying between devices");
+  }
+  done.record(from);
+  done.wait(to);
+}
+
+}  // namespace
+
+void copy(const Tensor& self, const Tensor& source, bool non_blocking) {
+  if (self.is_same(source)) return;
+  const Tensor src =
+      equal(self.sizes(), source.sizes()) ? source : broadcast_to(source, self.sizes());
+  if (self.numel() == 0) return;
+  if (self.device() == src.device()) {
+    copy_on_device(self, src);
+    return;
+  }
+  // The bytes that cross are dense and already of the target's dtype where that makes them fewer.
+  const bool narrow_first = item_size(self.dtype()) < item_size(src.dtype());
+  const DType crossing = narrow_first || self.dtype() == src.dtype() ? self.dtype() : src.dtype();
+  Tensor from = src, to = self;
+  if (src.dtype() != crossing || !src.is_contiguous()) {
+    from = empty(self.sizes(), crossing, src.device());
+    kernels_for(src.device().type).copy_(from, src, false);
+  }
+  if (self.dtype() != crossing || !self.is_contiguous())
+    to = empty(self.sizes(), crossing, self.device());
+  if (self.device().is_cuda() && src.device().is_cuda())
+    copy_between_devices(to, from);
+  else
+    // A temporary must not be freed or read while the copy runs.
+    copy_bytes(to, from, non_blocking && to.is_same(self) && from.is_same(src));
+  if (!to.is_same(self)) kernels_for(self.device().type).copy_(self, to, false);
+}
+
+namespace {
+const RegisterCuda registered([](KernelTable& t) {
+  t.fill_ = fill;
+  t.copy_ = copy;
+  t.clone = [](const Tensor& out, const Tensor& self, std::optional<MemoryFormat>) {
+    copy(out, self, true);
+  };
+});
+}  // namespace
+}  // namespace vt::cuda

@@ -1,0 +1,25 @@
+# Finds nvcc: CUDACXX, the PATH, /usr/local/cuda, or the packages nvidia-cuda-nvcc, -crt, -runtime,
+# -cccl and nvidia-nvvm of the Python that builds.
+set(VT_CUDA_PYTHON_ROOT "")
+execute_process(
+  COMMAND
+    ${Python_EXECUTABLE} -c
+    "import pathlib, nvidia; print(next((str(p / 'cu13') for p in map(pathlib.Path, nvidia.__path__) if (p / 'cu13/bin/nvcc').exists()), ''))"
+  OUTPUT_VARIABLE VT_CUDA_PYTHON_ROOT
+  OUTPUT_STRIP_TRAILING_WHITESPACE
+  ERROR_QUIET
+)
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+  find_program(VT_NVCC nvcc PATHS /usr/local/cuda/bin)
+  if(VT_NVCC)
+    set(CMAKE_CUDA_COMPILER ${VT_NVCC})
+  elseif(VT_CUDA_PYTHON_ROOT)
+    set(CMAKE_CUDA_COMPILER ${VT_CUDA_PYTHON_ROOT}/bin/nvcc)
+  else()
+    message(
+      FATAL_ERROR
+      "VT_CUDA=ON needs nvcc 13. Install a CUDA toolkit, or its compiler from PyPI: pip install \
+nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl nvidia-nvvm"
+    )
+  endif()
+endif()
