@@ -1,0 +1,276 @@
+#include "cuda/cublaslt.h"
+
+#include <library_types.h>
+
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+
+#include "core/allocator.h"
+#include "cuda/error.h"
+#include "cuda/library.h"
+
+namespace vt::cuda {
+namespace {
+
+// The part of cuBLASLt's binary interface that is used here (cuBLAS 13). The library is opened at
+// run time, so a build needs no copy of it.
+using Status = int;
+using Handle = void*;
+using Description = void*;
+struct Algorithm {
+  uint64_t data[8];
+};
+struct Heuristic {
+  Algorithm algorithm;
+  size_t workspace;
+  Status state;
+  float waves;
+  int reserved[4];
+};
+enum : int { kLayoutBatchCount = 5, kLayoutBatchStep = 6 };
+enum : int { kDescTransposeA = 3, kDescTransposeB = 4, kDescEpilogue = 7, kDescBias = 8 };
+enum : int { kPreferWorkspace = 1, kPreferAlignmentA = 5 };
+enum : int { kCompute32F = 68, kCompute64F = 70, kCompute32FTf32 = 77 };
+enum : int { kEpilogueBias = 4 };
+
+struct Api {
+  Library library{"cublasLt", "libcublasLt.so.13", "nvidia-cublas"};
+  Status (*create)(Handle*);
+  Status (*matmul)(Handle, Description, const void* alpha, const void* a, Description,
+                   const void* b, Description, const void* beta, const void* c, Description,
+                   void* d, Description, const Algorithm*, void* workspace, size_t, cudaStream_t);
+  Status (*heuristic)(Handle, Description, Description, Description, Description, Description,
+                      Description preference, int wanted, Heuristic*, int* found);
+  Status (*desc_create)(Description*, int compute, int scale);
+  Status (*desc_destroy)(Description);
+  Status (*desc_set)(Description, int attribute, const void*, size_t);
+  Status (*layout_create)(Description*, int type, uint64_t rows, uint64_t columns, int64_t ld);
+  Status (*layout_destroy)(Description);
+  Status (*layout_set)(Description, int attribute, const void*, size_t);
+  Status (*preference_create)(Description*);
+  Status (*preference_destroy)(Description);
+  Status (*preference_set)(Description, int attribute, const void*, size_t);
+  const char* (*status_name)(Status);
+  size_t (*version)();
+
+  Api() {
+    library.bind(create, "cublasLtCreate");
+    library.bind(matmul, "cublasLtMatmul");
+    library.bind(heuristic, "cublasLtMatmulAlgoGetHeuristic");
+    library.bind(desc_create, "cublasLtMatmulDescCreate");
+    library.bind(desc_destroy, "cublasLtMatmulDescDestroy");
+    library.bind(desc_set, "cublasLtMatmulDescSetAttribute");
+    library.bind(layout_create, "cublasLtMatrixLayoutCreate");
+    library.bind(layout_destroy, "cublasLtMatrixLayoutDestroy");
+    library.bind(layout_set, "cublasLtMatrixLayoutSetAttribute");
+    library.bind(preference_create, "cublasLtMatmulPreferenceCreate");
+    library.bind(preference_destroy, "cublasLtMatmulPreferenceDestroy");
+    library.bind(preference_set, "cublasLtMatmulPreferenceSetAttribute");
+    library.bind(status_name, "cublasLtGetStatusName");
+    library.bind(version, "cublasLtGetVersion");
+  }
+};
+
+const Api& api() {
+  static const Api* instance = new Api;  // plans of other threads may outlive static objects
+  return *instance;
+}
+
+void check_status(Status status, std::string_view what) {
+  if (status != 0) [[unlikely]]
+    fail("cuBLASLt error: ", api().status_name(status), " while ", what);
+}
+
+Handle handle_of(int device) {
+  static std::array<Handle, kMaxDevices> handles{};
+  static std::array<std::once_flag, kMaxDevices> once;
+  std::call_once(once[device], [device] {
+    const DeviceGuard guard(device);
+    check_status(api().create(&handles[device]), "creating a handle");
+  });
+  return handles[device];
+}
+
+// One workspace per stream, as large as Hopper's algorithms ask for: products on one stream run
+// one after another, and a fixed address stays valid in captured graphs.
+constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+
+void* workspace_of(Stream stream) {
+  thread_local Stream last{nullptr, -1};
+  thread_local void* last_workspace = nullptr;
+  if (stream == last) return last_workspace;
+  static std::mutex mutex;
+  static auto* all = new std::map<std::pair<int, cudaStream_t>, Allocation>;
+  const std::lock_guard lock(mutex);
+  Allocation& found = (*all)[{stream.device, stream.handle}];
+  if (!found.data) {
+    void* data = nullptr;
+    check_cuda(cudaMalloc(&data, kWorkspaceBytes), "allocating a workspace for matrix products");
+    found = {data, kWorkspaceBytes, nullptr, nullptr};
+  }
+  last = stream;
+  return last_workspace = found.data;
+}
+
+/// What a plan depends on; all bytes count, so there is no padding.
+struct Key {
+  int64_t batch, m, n, k, lda, ldb, ldc, step_a, step_b, step_c;
+  int32_t dtype, device;
+  int32_t flags;      // transposes, bias, TF32
+  int32_t alignment;  // of the operands, bytes, a power of two
+  bool operator==(const Key& other) const { return std::memcmp(this, &other, sizeof *this) == 0; }
+};
+static_assert(std::has_unique_object_representations_v<Key>);
+struct KeyHash {
+  size_t operator()(const Key& key) const {
+    uint64_t words[sizeof(Key) / 8], h = 0x9E3779B97F4A7C15u;
+    std::memcpy(words, &key, sizeof key);
+    for (const uint64_t w : words) h = (h ^ w) * 0xD6E8FEB86659FD93u, h ^= h >> 32;
+    return h;
+  }
+};
+
+struct Plan {
+  Description op = nullptr, a = nullptr, b = nullptr, c = nullptr;
+  Algorithm algorithm{};
+  bool usable = false;
+
+  Plan() = default;
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+  ~Plan() {
+    for (const Description layout : {a, b, c}) {
+      if (layout) api().layout_destroy(layout);
+    }
+    if (op) api().desc_destroy(op);
+  }
+};
+
+enum Flag : int32_t { kTransposeA = 1, kTransposeB = 2, kBias = 4, kTf32 = 8 };
+
+int cuda_type(DType dtype) {
+  switch (dtype) {
+    case DType::Float16:
+      return CUDA_R_16F;
+    case DType::BFloat16:
+      return CUDA_R_16BF;
+    case DType::Float64:
+      return CUDA_R_64F;
+    default:
+      return CUDA_R_32F;
+  }
+}
+
+Description make_layout(int type, uint64_t rows, uint64_t columns, int64_t ld, int64_t batch,
+                        int64_t step) {
+  Description layout = nullptr;
+  check_status(api().layout_create(&layout, type, rows, columns, ld), "describing a matrix");
+  if (batch != 1) {
+    const auto count = static_cast<int32_t>(batch);
+    check_status(api().layout_set(layout, kLayoutBatchCount, &count, sizeof count),
+                 "describing a batch");
+    check_status(api().layout_set(layout, kLayoutBatchStep, &step, sizeof step),
+                 "describing a batch");
+  }
+  return layout;
+}
+
+void make_plan(Plan& plan, const Key& key) {
+  const auto dtype = static_cast<DType>(key.dtype);
+  const int type = cuda_type(dtype);
+  const bool f64 = dtype == DType::Float64;
+  const int compute = f64 ? kCompute64F : key.flags & kTf32 ? kCompute32FTf32 : kCompute32F;
+  check_status(api().desc_create(&plan.op, compute, f64 ? CUDA_R_64F : CUDA_R_32F),
+               "describing a product");
+  // The library is column-major: it computes c' = b' a', where ' reads a row-major matrix as the
+  // transposed column-major one it is.
+  const int32_t first = (key.flags & kTransposeB) != 0, second = (key.flags & kTransposeA) != 0;
+  check_status(api().desc_set(plan.op, kDescTransposeA, &first, sizeof first), "describing b");
+  check_status(api().desc_set(plan.op, kDescTransposeB, &second, sizeof second), "describing a");
+  if (key.flags & kBias) {
+    const uint32_t epilogue = kEpilogueBias;
+    check_status(api().desc_set(plan.op, kDescEpilogue, &epilogue, sizeof epilogue),
+                 "describing a bias");
+  }
+  const auto m = static_cast<uint64_t>(key.m), n = static_cast<uint64_t>(key.n),
+             k = static_cast<uint64_t>(key.k);
+  plan.b = make_layout(type, first ? k : n, first ? n : k, key.ldb, key.batch, key.step_b);
+  plan.a = make_layout(type, second ? m : k, second ? k : m, key.lda, key.batch, key.step_a);
+  plan.c = make_layout(type, n, m, key.ldc, key.batch, key.step_c);
+  Description preference = nullptr;
+  check_status(api().preference_create(&preference), "creating a preference");
+  const uint64_t workspace = kWorkspaceBytes;
+  api().preference_set(preference, kPreferWorkspace, &workspace, sizeof workspace);
+  const auto alignment = static_cast<uint32_t>(key.alignment);
+  for (int operand = 0; operand < 4; ++operand)
+    api().preference_set(preference, kPreferAlignmentA + operand, &alignment, sizeof alignment);
+  Heuristic result{};
+  int found = 0;
+  const Status status =
+      api().heuristic(handle_of(key.device), plan.op, plan.b, plan.a, plan.c, plan.c, preference,
+                      1, &result, &found);
+  api().preference_destroy(preference);
+  plan.usable = status == 0 && found > 0 && result.state == 0;
+  plan.algorithm = result.algorithm;
+}
+
+int32_t alignment_of(std::initializer_list<const void*> pointers) {
+  uintptr_t bits = 256;
+  for (const void* p : pointers) bits |= reinterpret_cast<uintptr_t>(p);
+  return static_cast<int32_t>(bits & (~bits + 1));
+}
+
+std::atomic<bool> tf32{false};
+
+}  // namespace
+
+bool allow_tf32() { return tf32.load(std::memory_order_relaxed); }
+void set_allow_tf32(bool allow) { tf32.store(allow, std::memory_order_relaxed); }
+int64_t cublaslt_version() { return static_cast<int64_t>(api().version()); }
+
+bool cublaslt_gemm(const GemmProblem& p, Stream stream) {
+  const bool use_tf32 = p.dtype == DType::Float32 && allow_tf32();
+  const Key key{p.batch,
+                p.m,
+                p.n,
+                p.k,
+                p.a.ld,
+                p.b.ld,
+                p.ldc,
+                p.a.step,
+                p.b.step,
+                p.step_c,
+                static_cast<int32_t>(p.dtype),
+                stream.device,
+                (p.a.transposed ? kTransposeA : 0) | (p.b.transposed ? kTransposeB : 0) |
+                    (p.bias ? kBias : 0) | (use_tf32 ? kTf32 : 0),
+                alignment_of({p.a.data, p.b.data, p.c, p.bias ? p.bias : p.c})};
+  // Per thread, so that no lock is taken and the bias pointer of a descriptor is not shared.
+  thread_local std::unordered_map<Key, std::unique_ptr<Plan>, KeyHash> plans;
+  std::unique_ptr<Plan>& slot = plans[key];
+  if (!slot) [[unlikely]] {
+    auto plan = std::make_unique<Plan>();
+    make_plan(*plan, key);
+    slot = std::move(plan);
+  }
+  Plan& plan = *slot;
+  if (!plan.usable) return false;
+  if (p.bias)
+    check_status(api().desc_set(plan.op, kDescBias, &p.bias, sizeof p.bias), "setting a bias");
+  const float alpha32 = static_cast<float>(p.alpha), beta32 = static_cast<float>(p.beta);
+  const bool f64 = p.dtype == DType::Float64;
+  const void* alpha = f64 ? static_cast<const void*>(&p.alpha) : &alpha32;
+  const void* beta = f64 ? static_cast<const void*>(&p.beta) : &beta32;
+  check_status(api().matmul(handle_of(stream.device), plan.op, alpha, p.b.data, plan.b, p.a.data,
+                            plan.a, beta, p.c, plan.c, p.c, plan.c, &plan.algorithm,
+                            workspace_of(stream), kWorkspaceBytes, stream.handle),
+               "multiplying matrices");
+  return true;
+}
+
+}  // namespace vt::cuda

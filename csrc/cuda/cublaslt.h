@@ -1,0 +1,38 @@
+// Matrix products by cuBLASLt. Plans (descriptors and the chosen algorithm) are cached by shape, so
+// a repeated product costs one hash lookup before the library's launch.
+#pragma once
+
+#include "core/dtype.h"
+#include "cuda/stream.h"
+
+namespace vt::cuda {
+
+/// An operand as stored, row-major: element (i, j) at data + i * ld + j elements, or with
+/// `transposed` at data + j * ld + i. `step` elements lie between the matrices of a batch.
+struct GemmOperand {
+  const void* data = nullptr;
+  int64_t ld = 0;
+  int64_t step = 0;
+  bool transposed = false;
+};
+
+struct GemmProblem {
+  DType dtype = DType::Float32;  // a floating dtype; 16-bit ones accumulate in float
+  int64_t batch = 1, m = 0, n = 0, k = 0;
+  GemmOperand a, b;             // a: m x k, b: k x n
+  void* c = nullptr;            // m x n, dense rows `ldc` apart
+  int64_t ldc = 0, step_c = 0;
+  double alpha = 1, beta = 0;
+  const void* bias = nullptr;   // n elements added to every row, or null
+};
+
+/// c = alpha * a @ b + beta * c + bias. False if the library has no algorithm for the problem.
+bool cublaslt_gemm(const GemmProblem& problem, Stream stream);
+
+/// Whether float32 products may round their inputs to TF32 (10-bit mantissas). Off by default.
+bool allow_tf32();
+void set_allow_tf32(bool allow);
+/// The library's version, for `vibetensor info`; loads it.
+int64_t cublaslt_version();
+
+}  // namespace vt::cuda

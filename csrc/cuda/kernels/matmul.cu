@@ -1,0 +1,220 @@
+// Kernels of mm, bmm, addmm, baddbmm, mv, addmv, dot and linear: they read the operands' strides
+// and hand floating products to cuBLASLt. Integers, and what the library has no algorithm for, go
+// through a tiled kernel here.
+#include "cuda/cublaslt.h"
+#include "cuda/kernels/copy.cuh"
+#include "cuda/kernels/loops.cuh"
+
+namespace vt::cuda {
+namespace {
+
+constexpr int kTile = 16;
+
+struct TiledProblem {
+  const char* a;
+  const char* b;
+  char* c;
+  const char* bias;
+  int64_t m, n, k;
+  int64_t a_row, a_column, a_step, b_row, b_column, b_step, c_row, c_step;  // bytes
+  DType dtype;
+  double alpha, beta;
+};
+
+/// One 16 x 16 tile of c a block; integers wrap in 64 bits.
+template <class T>
+__global__ void tiled_gemm_kernel(const __grid_constant__ TiledProblem p) {
+  __shared__ T a_tile[kTile][kTile + 1];
+  __shared__ T b_tile[kTile][kTile + 1];
+  const int64_t row = int64_t{blockIdx.y} * kTile + threadIdx.y;
+  const int64_t column = int64_t{blockIdx.x} * kTile + threadIdx.x;
+  const char* a = p.a + blockIdx.z * p.a_step;
+  const char* b = p.b + blockIdx.z * p.b_step;
+  T sum = 0;
+  for (int64_t k0 = 0; k0 < p.k; k0 += kTile) {
+    const int64_t ka = k0 + threadIdx.x, kb = k0 + threadIdx.y;
+    a_tile[threadIdx.y][threadIdx.x] =
+        row < p.m && ka < p.k ? load_as<T>(a + row * p.a_row + ka * p.a_column, p.dtype) : T(0);
+    b_tile[threadIdx.y][threadIdx.x] =
+        kb < p.k && column < p.n ? load_as<T>(b + kb * p.b_row + column * p.b_column, p.dtype)
+                                 : T(0);
+    __syncthreads();
+    for (int i = 0; i < kTile; ++i) sum += a_tile[threadIdx.y][i] * b_tile[i][threadIdx.x];
+    __syncthreads();
+  }
+  if (row >= p.m || column >= p.n) return;
+  const int64_t size = item_size(p.dtype);
+  char* c = p.c + blockIdx.z * p.c_step + row * p.c_row + column * size;
+  T result = p.alpha == 1 ? sum : static_cast<T>(static_cast<T>(p.alpha) * sum);
+  if (p.beta != 0) result += static_cast<T>(p.beta) * load_as<T>(c, p.dtype);
+  if (p.bias) result += load_as<T>(p.bias + column * size, p.dtype);
+  store_as<T>(c, p.dtype, result);
+}
+
+/// A matrix (or a batch of them) with its strides in elements.
+struct Operand {
+  Tensor tensor;
+  int64_t rows, columns, row_stride, column_stride, step;
+};
+
+/// As cuBLASLt takes it: one of the strides 1, the other at least the extent. False if it is not.
+bool as_gemm_operand(const Operand& o, GemmOperand& out) {
+  const auto fits = [](int64_t extent, int64_t unit, int64_t other_extent, int64_t other) {
+    return (unit == 1 || extent == 1) && (other >= std::max<int64_t>(extent, 1) || other_extent == 1);
+  };
+  out.data = o.tensor.data();
+  out.step = o.step;
+  if (fits(o.columns, o.column_stride, o.rows, o.row_stride)) {
+    out.transposed = false;
+    out.ld = o.rows == 1 ? std::max<int64_t>(o.columns, 1) : o.row_stride;
+    return true;
+  }
+  if (fits(o.rows, o.row_stride, o.columns, o.column_stride)) {
+    out.transposed = true;
+    out.ld = o.columns == 1 ? std::max<int64_t>(o.rows, 1) : o.column_stride;
+    return true;
+  }
+  return false;
+}
+
+Operand matrix(const Tensor& t) {
+  const int64_t d = t.dim();
+  return {t,
+          t.sizes()[d - 2],
+          t.sizes()[d - 1],
+          t.strides()[d - 2],
+          t.strides()[d - 1],
+          d > 2 ? t.strides()[0] : 0};
+}
+Operand column(const Tensor& t) { return {t, t.sizes()[0], 1, t.strides()[0], 1, 0}; }
+Operand row(const Tensor& t) { return {t, 1, t.sizes()[0], 1, t.strides()[0], 0}; }
+
+/// The same operand over dense memory.
+Operand dense(const Operand& o) {
+  Operand out = o;
+  out.tensor = contiguous(o.tensor);
+  out.column_stride = 1;
+  out.row_stride = o.columns;
+  out.step = o.rows * o.columns;
+  return out;
+}
+
+void tiled_gemm(const Launch& launch, DType dtype, int64_t batch, const Operand& a,
+                const Operand& b, double alpha, double beta, char* c, int64_t ldc, int64_t step_c,
+                const void* bias) {
+  const int64_t size = item_size(dtype);
+  TiledProblem p{static_cast<const char*>(a.tensor.data()),
+                 static_cast<const char*>(b.tensor.data()),
+                 c,
+                 static_cast<const char*>(bias),
+                 a.rows,
+                 b.columns,
+                 a.columns,
+                 a.row_stride * size,
+                 a.column_stride * size,
+                 a.step * size,
+                 b.row_stride * size,
+                 b.column_stride * size,
+                 b.step * size,
+                 ldc * size,
+                 step_c * size,
+                 dtype,
+                 alpha,
+                 beta};
+  // grid.y and grid.z hold at most 65535 blocks.
+  constexpr int64_t kMaxBlocks = 65535;
+  const TiledProblem whole = p;
+  visit_compute_numeric(dtype, [&]<class T>() {
+    for (int64_t z = 0; z < batch; z += kMaxBlocks) {
+      for (int64_t y = 0; y < whole.m; y += kMaxBlocks * kTile) {
+        p = whole;
+        p.m = std::min(whole.m - y, kMaxBlocks * kTile);
+        p.a += z * p.a_step + y * p.a_row;
+        p.b += z * p.b_step;
+        p.c += z * p.c_step + y * p.c_row;
+        const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(p.n, kTile)),
+                        static_cast<unsigned>(ceil_div<int64_t>(p.m, kTile)),
+                        static_cast<unsigned>(std::min(batch - z, kMaxBlocks)));
+        launch(tiled_gemm_kernel<T>, grid, dim3(kTile, kTile), 0, p);
+      }
+    }
+  });
+}
+
+/// out = alpha * a @ b + beta * out + bias; out has dense rows.
+void gemm(const Tensor& out, int64_t batch, Operand a, Operand b, double alpha, double beta,
+          int64_t ldc, int64_t step_c, const void* bias = nullptr) {
+  if (out.numel() == 0) return;
+  const Launch launch(out.device());
+  const DType dtype = out.dtype();
+  GemmProblem p{.dtype = dtype, .batch = batch, .m = a.rows, .n = b.columns, .k = a.columns};
+  if (is_floating(dtype) && p.k > 0) {
+    if (!as_gemm_operand(a, p.a)) as_gemm_operand(a = dense(a), p.a);
+    if (!as_gemm_operand(b, p.b)) as_gemm_operand(b = dense(b), p.b);
+    p.c = out.data();
+    p.ldc = std::max<int64_t>(ldc, p.n);
+    p.step_c = step_c;
+    p.alpha = alpha;
+    p.beta = beta;
+    p.bias = bias;
+    if (cublaslt_gemm(p, {launch.stream(), launch.device()})) return;
+  }
+  tiled_gemm(launch, dtype, batch, a, b, alpha, beta, static_cast<char*>(out.data()), ldc, step_c,
+             bias);
+}
+
+/// `out` = `self` broadcast to out's shape, unless beta is 0 (then self's NaNs are not read).
+void start_with(const Tensor& out, const Tensor& self, const Scalar& beta) {
+  if (beta.to_double() != 0) copy(out, self, true);
+}
+
+void linear(const Tensor& out, const Tensor& input, const Tensor& weight, const Tensor& bias) {
+  if (out.numel() == 0) return;
+  const int64_t n = weight.sizes()[0], k = weight.sizes()[1], rows = out.numel() / n;
+  // Rows of a contiguous (or 2-D) input are walked with one stride.
+  const Tensor x = input.dim() == 2 || input.is_contiguous() ? input : contiguous(input);
+  Operand a{x, rows, k, k, 1, 0};
+  if (x.dim() == 2) a = matrix(x);
+  if (x.dim() == 1) a.column_stride = x.strides()[0];
+  const Operand w = matrix(weight);
+  const Operand b{weight, k, n, w.column_stride, w.row_stride, 0};
+  const Tensor added = bias.defined() ? contiguous(bias) : bias;
+  gemm(out, 1, a, b, 1, 0, n, 0, added.defined() ? added.data() : nullptr);
+}
+
+const RegisterCuda registered([](KernelTable& t) {
+  t.mm = [](const Tensor& out, const Tensor& self, const Tensor& mat2) {
+    gemm(out, 1, matrix(self), matrix(mat2), 1, 0, out.strides()[0], 0);
+  };
+  t.bmm = [](const Tensor& out, const Tensor& self, const Tensor& mat2) {
+    gemm(out, self.sizes()[0], matrix(self), matrix(mat2), 1, 0, out.strides()[1],
+         out.strides()[0]);
+  };
+  t.addmm = [](const Tensor& out, const Tensor& self, const Tensor& mat1, const Tensor& mat2,
+               const Scalar& beta, const Scalar& alpha) {
+    start_with(out, self, beta);
+    gemm(out, 1, matrix(mat1), matrix(mat2), alpha.to_double(), beta.to_double(), out.strides()[0],
+         0);
+  };
+  t.baddbmm = [](const Tensor& out, const Tensor& self, const Tensor& batch1, const Tensor& batch2,
+                 const Scalar& beta, const Scalar& alpha) {
+    start_with(out, self, beta);
+    gemm(out, batch1.sizes()[0], matrix(batch1), matrix(batch2), alpha.to_double(),
+         beta.to_double(), out.strides()[1], out.strides()[0]);
+  };
+  t.mv = [](const Tensor& out, const Tensor& self, const Tensor& vec) {
+    gemm(out, 1, matrix(self), column(vec), 1, 0, 1, 0);
+  };
+  t.addmv = [](const Tensor& out, const Tensor& self, const Tensor& mat, const Tensor& vec,
+               const Scalar& beta, const Scalar& alpha) {
+    start_with(out, self, beta);
+    gemm(out, 1, matrix(mat), column(vec), alpha.to_double(), beta.to_double(), 1, 0);
+  };
+  t.dot = [](const Tensor& out, const Tensor& self, const Tensor& other) {
+    gemm(out, 1, row(self), column(other), 1, 0, 1, 0);
+  };
+  t.linear = linear;
+});
+
+}  // namespace
+}  // namespace vt::cuda
