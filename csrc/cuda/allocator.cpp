@@ -54,6 +54,14 @@ void install_allocator() {
   set_allocator(DeviceType::CUDA, allocator);
 }
 
+void empty_cache() {
+  for (int device = 0; device < device_count(); ++device) {
+    cudaMemPool_t pool;
+    check_cuda(cudaDeviceGetDefaultMemPool(&pool, device), "getting the memory pool");
+    check_cuda(cudaMemPoolTrimTo(pool, 0), "releasing cached memory");
+  }
+}
+
 Allocation allocate_pinned(size_t nbytes) {
   if (nbytes == 0) return {};
   void* data = nullptr;

@@ -8,6 +8,8 @@ namespace vt::cuda {
 
 /// Registers the allocator of CUDA storages.
 void install_allocator();
+/// Gives memory that no tensor uses back to the driver.
+void empty_cache();
 Allocation allocate_pinned(size_t nbytes);
 bool is_pinned(const void* pointer);
 

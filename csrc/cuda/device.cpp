@@ -83,6 +83,25 @@ void synchronize_device(int device) {
   check_cuda(cudaDeviceSynchronize(), "synchronizing the device");
 }
 
+MemoryInfo memory_info(int device) {
+  const DeviceGuard guard(device);
+  MemoryInfo info;
+  check_cuda(cudaMemGetInfo(&info.free, &info.total), "reading free memory");
+  return info;
+}
+
+int runtime_version() {
+  int version = 0;
+  check_cuda(cudaRuntimeGetVersion(&version), "reading the runtime's version");
+  return version;
+}
+
+int driver_version() {
+  int version = 0;
+  check_cuda(cudaDriverGetVersion(&version), "reading the driver's version");
+  return version;
+}
+
 bool can_access_peer(int device, int peer) {
   int result = 0;
   check_cuda(cudaDeviceCanAccessPeer(&result, device, peer), "asking for peer access");

@@ -36,6 +36,13 @@ inline int capability_major(int device) { return properties(device).major; }
 int current_device();
 void set_device(int device);
 void synchronize_device(int device);
+struct MemoryInfo {
+  size_t free = 0, total = 0;  // bytes
+};
+MemoryInfo memory_info(int device);
+/// As the runtime numbers them: 13000 for 13.0.
+int runtime_version();
+int driver_version();
 bool can_access_peer(int device, int peer);
 /// Lets kernels and copies on `device` read `peer`'s memory. False where the hardware cannot.
 bool enable_peer_access(int device, int peer);

@@ -4,12 +4,15 @@
 
 #include <vector>
 
+#include "core/device_backend.h"
 #include "core/generator.h"
 #include "core/parallel.h"
 #include "cpu/allocator.h"
 #include "cpu/backend.h"
+#include "dispatch/thread_state.h"
 #include "python/autograd.h"
 #include "python/tensor_type.h"
+#include "vt/ops.h"
 
 namespace nb = nanobind;
 
@@ -44,6 +47,23 @@ void add_ops(nb::module_& m) {
   if (PyModule_AddFunctions(ops.ptr(), functions->data()) < 0) throw nb::python_error();
 }
 
+/// A copy in page-locked memory, with the same strides; `t` itself if it is there already.
+Tensor pinned_copy(const Tensor& t) {
+  check(t.device().is_cpu(), "cannot pin '", t.device(), "' only dense CPU tensors can be pinned");
+  DeviceBackend* backend = backend_for(DeviceType::CUDA);
+  check(backend && backend->count() > 0, "Cannot pin memory: no CUDA device can be used: ",
+        backend_problem(DeviceType::CUDA));
+  if (t.numel() > 0 && backend->is_pinned(t.data())) return t;
+  const Tensor like = empty_like(t);
+  auto storage = make_ref<Storage>(backend->allocate_pinned(like.storage()->nbytes()), Device{});
+  auto impl = make_ref<TensorImpl>(std::move(storage), t.dtype(), Device{});
+  impl->set_geometry(like.sizes(), like.strides(), 0);
+  const Tensor out{std::move(impl)};
+  const NoGrad no_grad;
+  ops::copy_(out, t, false);
+  return out;
+}
+
 }  // namespace
 
 NB_MODULE(_C, m) {
@@ -67,8 +87,21 @@ NB_MODULE(_C, m) {
         set_num_threads(n);
       },
       "Sets the number of threads that kernels use.");
-  m.def("_default_generator",
-        [] { return nb::steal(wrap_generator(default_generator(Device{}))); });
+  m.def(
+      "_default_generator",
+      [](nb::object device) {
+        const Device where = device.is_none() ? Device{} : device_of(device.ptr());
+        return nb::steal(wrap_generator(default_generator(where)));
+      },
+      nb::arg("device") = nb::none());
+  m.def("_pin_memory", [](nb::object tensor) {
+    return nb::steal(wrap(pinned_copy(tensor_of(tensor.ptr()))));
+  });
+  m.def("_is_pinned", [](nb::object tensor) {
+    const Tensor& t = tensor_of(tensor.ptr());
+    DeviceBackend* backend = t.device().is_cpu() ? backend_for(DeviceType::CUDA) : nullptr;
+    return backend && t.numel() > 0 && backend->is_pinned(t.data());
+  });
   m.def("_manual_seed", [](uint64_t seed) { manual_seed(seed); });
   m.def(
       "get_default_dtype", [] { return nb::steal(wrap_dtype(default_dtype())); },

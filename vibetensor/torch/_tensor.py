@@ -133,9 +133,21 @@ def cuda(self: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor
 
 @_method
 def pin_memory(self: Tensor, device: Any = None) -> Tensor:
-    """A copy in page-locked memory where a device could use it; self on a CPU-only build."""
+    """A copy in page-locked host memory, from which copies to a device run asynchronously.
+
+    Self if it is there already, or where no device could use it.
+    """
     del device
-    return self
+    import vibetensor.torch as torch
+
+    return _C._pin_memory(self) if torch.cuda.is_available() else self
+
+
+@_method
+def is_pinned(self: Tensor, device: Any = None) -> bool:
+    """Whether this tensor is in page-locked host memory."""
+    del device
+    return _C._is_pinned(self)
 
 
 @_method

@@ -1,14 +1,38 @@
-"""torch.backends.cuda: TF32 and attention switches, read by the CUDA backend."""
+"""torch.backends.cuda: TF32 and attention switches."""
 
-from types import SimpleNamespace
+from __future__ import annotations
 
-matmul = SimpleNamespace(
-    allow_tf32=False,
-    allow_fp16_reduced_precision_reduction=True,
-    allow_bf16_reduced_precision_reduction=True,
-)
+from typing import Any
+
+from vibetensor.torch.cuda import _backend
+
+
+class _Matmul:
+    """Switches of matrix products."""
+
+    allow_fp16_reduced_precision_reduction = True
+    allow_bf16_reduced_precision_reduction = True
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "_tf32", False)
+
+    @property
+    def allow_tf32(self) -> bool:
+        """Whether float32 products may round their inputs to TF32. Off by default."""
+        native = _backend.native()
+        return self._tf32 if native is None else native.allow_tf32()
+
+    @allow_tf32.setter
+    def allow_tf32(self, allow: bool) -> None:
+        self._tf32 = bool(allow)
+        native = _backend.native()
+        if native is not None:
+            native.set_allow_tf32(bool(allow))
+
+
+matmul: Any = _Matmul()
 
 
 def is_built() -> bool:
     """Whether this build has a CUDA backend."""
-    return False
+    return _backend.native() is not None

@@ -1,48 +1,201 @@
-"""torch.cuda where there is no CUDA backend: queries answer, everything else explains."""
+"""torch.cuda: devices, streams, memory. Without a usable device queries answer, the rest explains.
+
+The backend is opened on first use; importing this module costs nothing.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from vibetensor.torch.cuda import _backend
+from vibetensor.torch.cuda.memory import (
+    OutOfMemoryError as OutOfMemoryError,
+)
+from vibetensor.torch.cuda.memory import (
+    empty_cache as empty_cache,
+)
+from vibetensor.torch.cuda.memory import (
+    mem_get_info as mem_get_info,
+)
+from vibetensor.torch.cuda.streams import (
+    Event as Event,
+)
+from vibetensor.torch.cuda.streams import (
+    ExternalStream as ExternalStream,
+)
+from vibetensor.torch.cuda.streams import (
+    Stream as Stream,
+)
+from vibetensor.torch.cuda.streams import (
+    StreamContext as StreamContext,
+)
+from vibetensor.torch.cuda.streams import (
+    current_stream as current_stream,
+)
+from vibetensor.torch.cuda.streams import (
+    default_stream as default_stream,
+)
+from vibetensor.torch.cuda.streams import (
+    set_stream as set_stream,
+)
+from vibetensor.torch.cuda.streams import (
+    stream as stream,
+)
+
 
 def is_available() -> bool:
     """Whether a CUDA device can be used."""
-    return False
+    native = _backend.native()
+    return native is not None and native.device_count() > 0
 
 
 def device_count() -> int:
     """The number of CUDA devices."""
-    return 0
+    native = _backend.native()
+    return 0 if native is None else native.device_count()
+
+
+def is_initialized() -> bool:
+    """Whether the CUDA backend has been opened and found a device."""
+    return is_available()
+
+
+def init() -> None:
+    """Opens the backend. Raises RuntimeError that says what is missing."""
+    _backend.required()
 
 
 def is_bf16_supported(including_emulation: bool = True) -> bool:
     """Whether the current device computes in bfloat16."""
-    del including_emulation
-    return False
+    return is_available() and (including_emulation or get_device_capability()[0] >= 8)
 
 
-def is_initialized() -> bool:
-    """Whether the CUDA backend has been started."""
-    return False
+def is_tf32_supported() -> bool:
+    """Whether the current device has TF32 matrix instructions."""
+    return is_available() and get_device_capability()[0] >= 8
+
+
+def current_device() -> int:
+    """The index of the calling thread's current device."""
+    return _backend.required().current_device()
+
+
+def set_device(device: Any) -> None:
+    """Makes `device` current on the calling thread."""
+    index = _backend.device_index(device)
+    if index >= 0:
+        _backend.required().set_device(index)
+
+
+class device:
+    """Makes a device current inside a with block; None or -1 changes nothing."""
+
+    def __init__(self, device: Any) -> None:
+        self.idx = -1 if device is None else _backend.device_index(device)
+        self.prev_idx = -1
+
+    def __enter__(self) -> None:
+        if self.idx >= 0:
+            native = _backend.required()
+            self.prev_idx = native.current_device()
+            native.set_device(self.idx)
+
+    def __exit__(self, *error: object) -> None:
+        if self.idx >= 0:
+            _backend.required().set_device(self.prev_idx)
+
+
+class device_of(device):
+    """Makes the device of a tensor current inside a with block; nothing for a CPU tensor."""
+
+    def __init__(self, obj: Any) -> None:
+        super().__init__(obj.get_device() if obj.is_cuda else None)
+
+
+def synchronize(device: Any = None) -> None:
+    """Waits for all work of a device. Raises what that work failed with."""
+    _backend.required().synchronize_device(_backend.device_index(device))
+
+
+def get_device_properties(device: Any = None) -> Any:
+    """Name, capability, memory and size of a device."""
+    return _backend.required().properties(_backend.device_index(device))
+
+
+def get_device_name(device: Any = None) -> str:
+    """The name of a device."""
+    return get_device_properties(device).name
+
+
+def get_device_capability(device: Any = None) -> tuple[int, int]:
+    """Major and minor compute capability of a device: (9, 0) for Hopper."""
+    properties = get_device_properties(device)
+    return properties.major, properties.minor
+
+
+def can_device_access_peer(device: Any, peer_device: Any) -> bool:
+    """Whether kernels on `device` can read memory of `peer_device`."""
+    return _backend.required().can_access_peer(
+        _backend.device_index(device), _backend.device_index(peer_device)
+    )
 
 
 def manual_seed(seed: int) -> None:
-    """Seeds the CUDA generator; kept so that scripts can seed before a device exists."""
-    manual_seed_all(seed)
+    """Seeds the generator of the current device; a no-op without devices."""
+    if is_available():
+        _generator(current_device()).manual_seed(seed)
+    else:
+        int(seed)
 
 
 def manual_seed_all(seed: int) -> None:
-    """Seeds every CUDA generator; a no-op without devices (torch.manual_seed covers them)."""
+    """Seeds the generators of all devices; a no-op without devices."""
     int(seed)
+    for index in range(device_count()):
+        _generator(index).manual_seed(seed)
 
 
-def empty_cache() -> None:
-    """Releases cached device memory; there is none without a device."""
+def seed() -> None:
+    """Seeds the generator of the current device from the system's randomness."""
+    if is_available():
+        _generator(current_device()).seed()
+
+
+def initial_seed() -> int:
+    """The seed of the current device's generator."""
+    return _generator(current_device()).initial_seed()
+
+
+def get_rng_state(device: Any = "cuda") -> Any:
+    """The state of a device's generator: 16 bytes, seed and offset."""
+    return _generator(_backend.device_index(device)).get_state()
+
+
+def set_rng_state(new_state: Any, device: Any = "cuda") -> None:
+    """Sets the state of a device's generator."""
+    _generator(_backend.device_index(device)).set_state(new_state)
+
+
+def get_rng_state_all() -> list[Any]:
+    """The states of all devices' generators."""
+    return [_generator(index).get_state() for index in range(device_count())]
+
+
+def set_rng_state_all(new_states: Any) -> None:
+    """Sets the states of all devices' generators."""
+    for index, state in enumerate(new_states):
+        _generator(index).set_state(state)
+
+
+def _generator(index: int) -> Any:
+    from vibetensor import _C
+
+    return _C._default_generator(_C.device("cuda", index))
 
 
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    raise AttributeError(
-        f"vibetensor.cuda.{name} is not available: this build has no CUDA backend (`vibetensor info` lists the backends)"
-    )
+    if name == "default_generators":
+        return tuple(_generator(index) for index in range(device_count()))
+    raise AttributeError(f"module 'vibetensor.cuda' has no attribute '{name}'")
