@@ -17,12 +17,18 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def median_times(
-    ours: Callable[[], Any], theirs: Callable[[], Any], calls: int, rounds: int = 15
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
+    calls: int,
+    rounds: int = 15,
+    sync: Callable[[], None] | None = None,
+    through: bool = False,
 ) -> tuple[float, float]:
     """Median seconds a call of both, measured in alternating rounds of `calls` calls.
 
     The first call of a round is not timed: it still shares the cores with the other's threads,
-    which spin for a while after their last call.
+    which spin for a while after their last call. `sync` empties a device's queue before a round;
+    with `through` the round's time includes the device's work, else the calls alone.
     """
     samples: tuple[list[float], list[float]] = ([], [])
     for _ in range(2):  # warm up
@@ -32,9 +38,13 @@ def median_times(
     for _ in range(rounds):
         for function, sink in zip((ours, theirs), samples):
             function()
+            if sync:
+                sync()
             start = time.perf_counter()
             for _ in range(calls):
                 function()
+            if sync and through:
+                sync()
             sink.append((time.perf_counter() - start) / calls)
     return statistics.median(samples[0]), statistics.median(samples[1])
 
@@ -48,6 +58,21 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def gpu() -> dict[str, Any]:
+    """The GPU, its driver and the CUDA runtime; nothing without one."""
+    import vibetensor.torch as vt
+
+    if not vt.cuda.is_available():
+        return {}
+    from vibetensor import _cuda  # pyright: ignore
+
+    return {
+        "gpu": vt.cuda.get_device_name(),
+        "driver": _cuda.driver_version(),
+        "cuda": _cuda.runtime_version(),
+    }
 
 
 def commit() -> str:
@@ -84,9 +109,11 @@ def report(name: str, rows: list[dict[str, Any]], threads: int, save: bool) -> b
     for r in rows:
         r["ratio"] = round(r["vibetensor"] / r["torch"], 3)
         goal = r.get("goal")
-        ok = goal is None or r["ratio"] <= goal
+        limit = r.get("limit")
+        ok = (goal is None or r["ratio"] <= goal) and (limit is None or r["vibetensor"] <= limit)
         met &= ok
-        note = "" if goal is None else f"  goal ≤ {goal}x {'met' if ok else 'MISSED'}"
+        asked = f"{goal}x" if limit is None else f"{limit} {r['unit']}"
+        note = "" if goal is limit is None else f"  goal ≤ {asked} {'met' if ok else 'MISSED'}"
         print(
             f"{r['case']:<{width}}  {r['vibetensor']:>10.4g}  torch {r['torch']:>10.4g} {r['unit']}  {r['ratio']:.2f}x{note}"
         )
@@ -102,6 +129,7 @@ def report(name: str, rows: list[dict[str, Any]], threads: int, save: bool) -> b
             "vibetensor": vt.__version__,
             "torch": torch.__version__,
             "isa": vt._C._cpu_capability(),
+            **gpu(),
             "rows": rows,
         }
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

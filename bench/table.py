@@ -25,18 +25,22 @@ def page() -> str:
             "",
             f"## {path.stem}",
             "",
-            f"`{record['command']}`, commit {record['commit']}, {record['processor']}, {record['threads']} threads, "
+            f"`{record['command']}`, commit {record['commit']}, {record.get('gpu') or record['processor']}, {record['threads']} threads, "
             f"Python {record['python']}, torch {record['torch']}.",
             "",
             "| case | vibetensor | torch | ratio | goal | |",
             "|---|---|---|---|---|---|",
         ]
         for row in record["rows"]:
-            goal = row.get("goal")
-            verdict = "" if goal is None else "met" if row["ratio"] <= goal else "**missed**"
+            goal, limit = row.get("goal"), row.get("limit")
+            asked = "" if goal is None else f"≤ {goal}x"
+            met = goal is None or row["ratio"] <= goal
+            if limit is not None:
+                asked, met = f"≤ {limit} {row['unit']}", row["vibetensor"] <= limit
+            verdict = "" if not asked else "met" if met else "**missed**"
             lines.append(
                 f"| {row['case']} | {row['vibetensor']:.3g} {row['unit']} | {row['torch']:.3g} {row['unit']} | "
-                f"{row['ratio']:.2f} | {'' if goal is None else f'≤ {goal}'} | {verdict} |"
+                f"{row['ratio']:.2f} | {asked} | {verdict} |"
             )
     return "\n".join(lines) + "\n"
 

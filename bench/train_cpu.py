@@ -51,7 +51,7 @@ def make_gpt(t: Any, layers: int, width: int, heads: int, context: int, vocab: i
             self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocab, bias=False)
 
         def forward(self, x: Any, y: Any) -> Any:
-            h = self.tokens(x) + self.places(t.arange(x.shape[1]))
+            h = self.tokens(x) + self.places(t.arange(x.shape[1], device=x.device))
             for block in self.blocks:
                 h = block(h)
             return F.cross_entropy(self.head(self.norm(h)).view(-1, vocab), y.reshape(-1))

@@ -1,0 +1,140 @@
+"""An eager training step and memory-bound ops on a GPU, beside torch in the same run.
+
+python bench/train_cuda.py [--save]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from side_by_side import median_times, report
+from train_cpu import make_gpt
+
+import vibetensor.torch as vt
+
+MINIGPT = dict(layers=6, width=384, heads=6, context=256, vocab=65)
+BATCH = 64
+
+
+def synchronize() -> None:
+    """Waits until the device is idle."""
+    vt.cuda.synchronize()
+    torch.cuda.synchronize()
+
+
+def step_of(t: Any, model: Any, x: Any, y: Any) -> Any:
+    """One training step in bf16 under autocast as a closure that returns the loss."""
+    optimizer = t.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
+
+    def step() -> Any:
+        with t.autocast(device_type="cuda", dtype=t.bfloat16):
+            loss = model(x, y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        t.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def train_rows(steps: int) -> list[dict[str, Any]]:
+    """The miniGPT step of both libraries, in turns."""
+    torch.manual_seed(0)
+    theirs = make_gpt(torch, *MINIGPT.values()).cuda()
+    ours = make_gpt(vt, *MINIGPT.values())
+    ours.load_state_dict(
+        {k: vt.from_numpy(v.cpu().numpy().copy()) for k, v in theirs.state_dict().items()}
+    )
+    ours = ours.cuda()
+    rng = np.random.default_rng(0)
+    x, y = (rng.integers(0, MINIGPT["vocab"], (BATCH, MINIGPT["context"])) for _ in range(2))
+    a = step_of(vt, ours, vt.from_numpy(x).cuda(), vt.from_numpy(y).cuda())
+    b = step_of(torch, theirs, torch.from_numpy(x).cuda(), torch.from_numpy(y).cuda())
+    first = [(a().item(), b().item()) for _ in range(5)]
+    for mine, other in first:  # both are known to do the same work
+        assert abs(mine - other) <= 2e-2 * abs(other), first
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(0, steps, 5):
+        for function, sink in zip((a, b), times):
+            function()
+            synchronize()
+            start = time.perf_counter()
+            for _ in range(5):
+                function()
+            synchronize()
+            sink.append((time.perf_counter() - start) / 5)
+    return [
+        {
+            "case": "miniGPT L6 d384 T256 B64, bf16, eager",
+            "vibetensor": statistics.median(times[0]) * 1e3,
+            "torch": statistics.median(times[1]) * 1e3,
+            "unit": "ms",
+            "goal": 0.8,
+        }
+    ]
+
+
+def bandwidth_rows() -> list[dict[str, Any]]:
+    """Ops on 1 GiB of float32; the copy is the ceiling that the others are held to."""
+    n = 1 << 28
+    host = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
+    pairs = [(vt, vt.from_numpy(host).cuda()), (torch, torch.from_numpy(host).cuda())]
+    # Bytes moved per element.
+    cases: dict[str, tuple[Any, int]] = {
+        "copy": (lambda t, a: lambda out=t.empty_like(a): out.copy_(a), 8),
+        "add": (lambda t, a: lambda: a + a, 8),
+        "mul scalar": (lambda t, a: lambda: a * 1.5, 8),
+        "gelu": (lambda t, a: lambda: t.nn.functional.gelu(a), 8),
+        "sum": (lambda t, a: lambda: a.sum(), 4),
+        "sum rows": (lambda t, a: lambda: a.view(-1, 4096).sum(1), 4),
+        "sum columns": (lambda t, a: lambda: a.view(-1, 4096).sum(0), 4),
+        "softmax": (lambda t, a: lambda: a.view(-1, 1024).softmax(-1), 8),
+        "layer_norm": (
+            lambda t, a: lambda: t.nn.functional.layer_norm(a.view(-1, 1024), (1024,)),
+            8,
+        ),
+        "bf16 cast": (lambda t, a: lambda: a.to(t.bfloat16), 6),
+    }
+    rows = []
+    ceiling = 0.0
+    for name, (make, bytes_moved) in cases.items():
+        ours, theirs = (make(t, a) for t, a in pairs)
+        a, b = median_times(ours, theirs, 5, 9, sync=synchronize, through=True)
+        rate = n * bytes_moved / a / 1e12
+        ceiling = max(ceiling, rate if name == "copy" else 0)
+        rows.append(
+            {
+                "case": f"1 GiB {name} ({rate:.2f} TB/s, {rate / ceiling:.0%} of copy)",
+                "vibetensor": a * 1e3,
+                "torch": b * 1e3,
+                "unit": "ms",
+                "limit": None if name == "copy" else n * bytes_moved / (0.85 * ceiling * 1e9),
+            }
+        )
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=50, help="timed training steps")
+    parser.add_argument("--save", action="store_true", help="write bench/results/train_cuda.json")
+    parser.add_argument("--only", choices=["train", "bandwidth"], help="one part")
+    options = parser.parse_args()
+    rows = []
+    if options.only != "train":
+        rows += bandwidth_rows()
+    if options.only != "bandwidth":
+        rows += train_rows(options.steps)
+    return 0 if report("train_cuda", rows, 1, options.save) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
