@@ -4,6 +4,7 @@
 #include "cuda/allocator.h"
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/loops.cuh"
+#include "cuda/sync.h"
 
 namespace vt::cuda {
 namespace {
@@ -100,7 +101,7 @@ void copy_bytes(const Tensor& self, const Tensor& src, bool non_blocking) {
                              launch.stream()),
              to_host ? "copying to the host" : "copying to the device");
   if (!(non_blocking && is_pinned(host.data())))
-    check_cuda(cudaStreamSynchronize(launch.stream()), "waiting for a copy");
+    wait_for_result(launch.stream(), to_host ? "copying to the host" : "copying from pageable memory");
 }
 
 void copy_between_devices(const Tensor& self, const Tensor& src) {

@@ -9,6 +9,7 @@
 
 #include "cuda/error.h"
 #include "cuda/stream.h"
+#include "cuda/sync.h"
 #include "dispatch/kernels.h"
 
 namespace vt::cuda {
@@ -50,6 +51,8 @@ class Launch {
     const cudaError_t error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block,
                                                pointers, shared_bytes, stream_.handle);
     check_cuda(error, "launching a kernel");
+    if (launch_blocking) [[unlikely]]
+      check_cuda(cudaStreamSynchronize(stream_.handle), "running the kernel just launched");
   }
 
   DeviceGuard guard_;

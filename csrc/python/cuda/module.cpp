@@ -11,6 +11,7 @@
 #include "cuda/device.h"
 #include "cuda/library.h"
 #include "cuda/stream.h"
+#include "cuda/sync.h"
 
 namespace nb = nanobind;
 
@@ -145,6 +146,18 @@ NB_MODULE(_cuda, m) {
     cuda::set_library_finder(nullptr);
     cuda::finder.reset();
   }));
+  m.def("sync_debug_mode", [] { return static_cast<int>(cuda::sync_debug()); });
+  m.def("set_sync_debug_mode", [](int mode) {
+    if (mode < 0 || mode > 2) throw nb::value_error("sync debug mode is 0, 1 or 2");
+    cuda::set_sync_debug(static_cast<cuda::SyncDebug>(mode));
+    cuda::set_sync_warning([](const char* message) {
+      const nb::gil_scoped_acquire gil;
+      if (PyErr_WarnEx(PyExc_UserWarning, message, 1) == 0) return;
+      PyErr_Clear();  // a filter made it an error: one of ours, which any caller understands
+      fail(message);
+    });
+  });
+  m.def("implicit_syncs", &cuda::implicit_syncs);
   m.def("allow_tf32", &cuda::allow_tf32);
   m.def("set_allow_tf32", &cuda::set_allow_tf32);
   m.def("cublaslt_version", &cuda::cublaslt_version);

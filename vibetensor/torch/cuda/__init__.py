@@ -117,6 +117,23 @@ def synchronize(device: Any = None) -> None:
     _backend.required().synchronize_device(_backend.device_index(device))
 
 
+def set_sync_debug_mode(debug_mode: int | str) -> None:
+    """What happens when an op makes the host wait: "default" (0), "warn" (1) or "error" (2)."""
+    modes = {"default": 0, "warn": 1, "error": 2}
+    if isinstance(debug_mode, str):
+        if debug_mode not in modes:
+            raise RuntimeError(
+                f"invalid value of debug_mode, expected one of `default`, `warn`, `error`, got {debug_mode!r}"
+            )
+        debug_mode = modes[debug_mode]
+    _backend.required().set_sync_debug_mode(debug_mode)
+
+
+def get_sync_debug_mode() -> int:
+    """The mode last set: 0, 1 or 2."""
+    return _backend.required().sync_debug_mode()
+
+
 def get_device_properties(device: Any = None) -> Any:
     """Name, capability, memory and size of a device."""
     return _backend.required().properties(_backend.device_index(device))

@@ -46,6 +46,7 @@ def native() -> Any:
         else:
             _native = _cuda
             _cuda.set_library_finder(_find_library)
+            _cuda.set_sync_debug_mode(_cuda.sync_debug_mode())  # from VT_SYNC_DEBUG
     return _native
 
 

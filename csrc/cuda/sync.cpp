@@ -1,0 +1,50 @@
+#include "cuda/sync.h"
+
+#include <atomic>
+#include <cstdlib>
+
+#include "cuda/error.h"
+
+namespace vt::cuda {
+namespace {
+
+SyncDebug from_environment() {
+  const char* text = std::getenv("VT_SYNC_DEBUG");
+  if (!text || !*text || std::string_view(text) == "off") return SyncDebug::Off;
+  if (std::string_view(text) == "warn") return SyncDebug::Warn;
+  if (std::string_view(text) == "error") return SyncDebug::Error;
+  fail(ErrorKind::Value, "VT_SYNC_DEBUG must be off, warn or error, got '", text, "'");
+}
+
+std::atomic<SyncDebug>& mode() {
+  static std::atomic<SyncDebug> value{from_environment()};
+  return value;
+}
+std::atomic<void (*)(const char*)> warning{nullptr};
+std::atomic<int64_t> count{0};
+
+bool flag(const char* name) {
+  const char* text = std::getenv(name);
+  return text && *text && std::string_view(text) != "0";
+}
+
+}  // namespace
+
+const bool launch_blocking = flag("VT_CUDA_LAUNCH_BLOCKING");
+
+SyncDebug sync_debug() { return mode().load(std::memory_order_relaxed); }
+void set_sync_debug(SyncDebug value) { mode().store(value); }
+void set_sync_warning(void (*warn)(const char*)) { warning = warn; }
+int64_t implicit_syncs() { return count.load(std::memory_order_relaxed); }
+
+void wait_for_result(cudaStream_t stream, std::string_view what) {
+  count.fetch_add(1, std::memory_order_relaxed);
+  if (const SyncDebug debug = sync_debug(); debug != SyncDebug::Off) [[unlikely]] {
+    const std::string message = str("called a synchronizing CUDA operation (", what, ")");
+    check(debug != SyncDebug::Error, message);
+    if (const auto warn = warning.load()) warn(message.c_str());
+  }
+  check_cuda(cudaStreamSynchronize(stream), what);
+}
+
+}  // namespace vt::cuda

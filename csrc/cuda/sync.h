@@ -1,0 +1,27 @@
+// The places where the host waits for the device. Each passes here, so that waits can be counted,
+// warned of, or refused (VT_SYNC_DEBUG, torch.cuda.set_sync_debug_mode).
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <string_view>
+
+namespace vt::cuda {
+
+enum class SyncDebug : int { Off = 0, Warn = 1, Error = 2 };
+
+SyncDebug sync_debug();
+void set_sync_debug(SyncDebug mode);
+/// Called with the message of a wait in Warn mode.
+void set_sync_warning(void (*warn)(const char* message));
+/// Waits that ops have made in this process.
+int64_t implicit_syncs();
+
+/// Waits for `stream` because the host needs a result. Counts; warns or throws as asked.
+void wait_for_result(cudaStream_t stream, std::string_view what);
+
+/// VT_CUDA_LAUNCH_BLOCKING=1: every launch is waited for, so errors surface at their op.
+extern const bool launch_blocking;
+
+}  // namespace vt::cuda
