@@ -116,14 +116,40 @@ __device__ inline void store_as(char* p, DType dtype, T value) {
   }
 }
 
-/// Rounds a float to a 16-bit float dtype and back; other dtypes leave it alone.
+/// A value as `dtype` holds it, where T is wider: floats round to 16-bit floats, integers wrap to
+/// narrow ones. Other dtypes leave it alone.
 template <class T>
 __device__ inline T round_to(T value, DType dtype) {
   if constexpr (std::is_same_v<T, float>) {
     if (dtype == DType::Float16) return __half2float(__float2half_rn(value));
     if (dtype == DType::BFloat16) return __bfloat162float(__float2bfloat16_rn(value));
+  } else if constexpr (std::is_same_v<T, int64_t>) {
+    if (dtype == DType::UInt8) return static_cast<uint8_t>(value);
+    if (dtype == DType::Int8) return static_cast<int8_t>(value);
+    if (dtype == DType::Int16) return static_cast<int16_t>(value);
+    if (dtype == DType::Int32) return static_cast<int32_t>(value);
   }
   return value;
+}
+
+/// A number of the host as a kernel that computes `dtype` in T sees it.
+template <class T>
+T scalar_as(const Scalar& number, DType dtype) {
+  if constexpr (std::is_same_v<T, float>) {
+    const auto x = static_cast<float>(number.to_double());
+    return dtype == DType::Float16    ? to_float(to_half(x))
+           : dtype == DType::BFloat16 ? to_float(to_bfloat16(x))
+                                      : x;
+  } else if constexpr (std::is_same_v<T, int64_t>) {
+    const int64_t x = number.to_int();
+    return dtype == DType::UInt8   ? static_cast<uint8_t>(x)
+           : dtype == DType::Int8  ? static_cast<int8_t>(x)
+           : dtype == DType::Int16 ? static_cast<int16_t>(x)
+           : dtype == DType::Int32 ? static_cast<int32_t>(x)
+                                   : x;
+  } else {
+    return number.to<T>();
+  }
 }
 
 /// N elements that move as one access.

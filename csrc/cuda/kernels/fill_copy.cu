@@ -1,4 +1,4 @@
-// Fills and copies: within a device, between devices, and between host and device.
+// Fills and copies: within a device, between devices, and between host and device; joins.
 #include <cmath>
 
 #include "cuda/allocator.h"
@@ -13,13 +13,6 @@ template <class T>
 struct Constant {
   T value;
   __device__ T operator()() const { return value; }
-};
-
-struct Identity {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return x;
-  }
 };
 
 void fill(const Tensor& self, const Tensor& value) {
@@ -69,13 +62,24 @@ Tensor broadcast_to(const Tensor& src, IntSpan sizes) {
 }
 
 void copy_on_device(const Tensor& self, const Tensor& src) {
+  const Launch launch(self.device());
   if (self.dtype() == src.dtype() && self.is_contiguous() && src.is_contiguous()) {
-    if (self.data() == src.data()) return;
-    const Launch launch(self.device());
-    check_cuda(cudaMemcpyAsync(self.data(), src.data(),
-                               static_cast<size_t>(self.numel() * self.itemsize()),
-                               cudaMemcpyDeviceToDevice, launch.stream()),
-               "copying on the device");
+    auto* to = static_cast<char*>(self.data());
+    const auto* from = static_cast<const char*>(src.data());
+    const auto bytes = static_cast<size_t>(self.numel() * self.itemsize());
+    if (to == from) return;
+    const auto copy_to = [&](void* target, const void* source) {
+      check_cuda(
+          cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, launch.stream()),
+          "copying on the device");
+    };
+    if (to < from + bytes && from < to + bytes) {
+      const Scratch between(bytes, launch);
+      copy_to(between.data(), from);
+      copy_to(to, between.data());
+    } else {
+      copy_to(to, from);
+    }
     return;
   }
   Tensor target = self;
@@ -85,7 +89,10 @@ void copy_on_device(const Tensor& self, const Tensor& src) {
             .output_dtype = src.dtype(),
             .op = "copy_",
             .check_output_cast = false});
-  visit_compute(src.dtype(), [&]<class T>() { map_kernel<T, T, 1>(it, Identity{}); });
+  if (self.dtype() == src.dtype())
+    move_elements(launch, it);
+  else
+    convert_elements(it);
 }
 
 /// The two ends have the same sizes, dtype and row-major layout; one is in host memory.
@@ -152,12 +159,28 @@ void copy(const Tensor& self, const Tensor& source, bool non_blocking) {
 }
 
 namespace {
+
+void cat(const Tensor& out, TensorSpan tensors, int64_t dim) {
+  int64_t start = 0;
+  for (const Tensor& t : tensors) {
+    if (t.dim() == 1 && t.numel() == 0) continue;
+    const int64_t d = wrap_dim(dim, out.dim());
+    Dims sizes(out.sizes());
+    sizes[d] = t.sizes()[d];
+    const Tensor part =
+        make_view(out, sizes, out.strides(), out.storage_offset() + start * out.strides()[d]);
+    copy(part, t, true);
+    start += t.sizes()[d];
+  }
+}
+
 const RegisterCuda registered([](KernelTable& t) {
   t.fill_ = fill;
   t.copy_ = copy;
   t.clone = [](const Tensor& out, const Tensor& self, std::optional<MemoryFormat>) {
     copy(out, self, true);
   };
+  t.cat = cat;
 });
 }  // namespace
 }  // namespace vt::cuda

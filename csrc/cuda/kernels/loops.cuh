@@ -19,13 +19,6 @@ inline constexpr int64_t kMaxElements = int64_t{1} << 30;  // of one launch
 
 namespace detail {
 
-/// Inputs of a dense launch. A null pointer means one value for all elements, held here.
-template <class T, int Arity>
-struct DenseInputs {
-  const char* data[Arity > 0 ? Arity : 1];
-  T value[Arity > 0 ? Arity : 1];
-};
-
 template <class T, class R, class F, class... A>
 __device__ inline R apply(const F& f, const T (&args)[1], std::integral_constant<int, 0>) {
   return f();
@@ -43,40 +36,104 @@ __device__ inline R apply(const F& f, const T (&a)[3], std::integral_constant<in
   return f(a[0], a[1], a[2]);
 }
 
-/// S: stored type of the inputs; Q: of the output.
-template <class S, class Q, class T, class R, int Arity, class F>
+/// One input of a launch over rows: vectors (rows of the tensor, or one row for all of them), one
+/// element a row (a column, or one element for all rows), or, without data, a number held here.
+template <class T>
+struct RowInput {
+  const char* data = nullptr;
+  int64_t pitch = 0;  // bytes from row to row
+  bool vectors = false;
+  DType dtype = DType::Float32, round = DType::Bool;  // of single elements
+  T value = T();
+};
+template <class T, int Arity>
+struct RowOperands {
+  char* out;
+  int64_t pitch;
+  FastDivisor row_vectors;
+  bool one_row;
+  RowInput<T> in[Arity > 0 ? Arity : 1];
+};
+
+template <class S, int N>
+__device__ inline Vector<S, N> load_vector(const char* row, uint32_t column) {
+  return reinterpret_cast<const Vector<S, N>*>(row)[column];
+}
+
+/// Elements of one 16-byte access.
+template <class S, class Q>
+inline constexpr int kRowWidth = 16 / (sizeof(S) > sizeof(Q) ? sizeof(S) : sizeof(Q));
+
+/// Rows of whole vectors, or one row of any length. S0, S: stored types of the first input and of
+/// the others; Q: of the output.
+template <class S0, class S, class Q, class T, class R, int Arity, class F>
 __global__ void __launch_bounds__(kBlock)
-    dense_kernel(F f, char* out, DenseInputs<T, Arity> in, int64_t n) {
+    rows_kernel(F f, const __grid_constant__ RowOperands<T, Arity> ops, uint32_t n) {
   constexpr int kArgs = Arity > 0 ? Arity : 1;
-  constexpr int kWidth = 16 / (sizeof(S) > sizeof(Q) ? sizeof(S) : sizeof(Q));
-  const int64_t first = (int64_t{blockIdx.x} * kBlock + threadIdx.x) * kWidth;
+  constexpr int kWidth = kRowWidth<S, Q>;
+  constexpr std::integral_constant<int, Arity> arity;
+  const uint32_t index = blockIdx.x * kBlock + threadIdx.x;
+  const uint32_t first = index * kWidth;
   if (first >= n) return;
-  Q* target = reinterpret_cast<Q*>(out) + first;
+  uint32_t row = 0, column = index;
+  if (!ops.one_row) {
+    row = ops.row_vectors.divide(index);
+    column = index - row * ops.row_vectors.divisor;
+  }
+  T fixed[kArgs];
+#pragma unroll
+  for (int a = 0; a < Arity; ++a) {
+    const RowInput<T>& in = ops.in[a];
+    fixed[a] = in.value;
+    if (in.data && !in.vectors)
+      fixed[a] = round_to(load_as<T>(in.data + row * in.pitch, in.dtype), in.round);
+  }
+  char* target = ops.out + row * ops.pitch;
   if (first + kWidth <= n) {
+    Vector<S0, kWidth> head;
     Vector<S, kWidth> loaded[kArgs];
 #pragma unroll
     for (int a = 0; a < Arity; ++a) {
-      if (in.data[a])
-        loaded[a] = reinterpret_cast<const Vector<S, kWidth>*>(in.data[a])[first / kWidth];
+      const RowInput<T>& in = ops.in[a];
+      if (!in.vectors) continue;
+      if constexpr (!std::is_same_v<S0, S>) {
+        if (a == 0) {
+          head = load_vector<S0, kWidth>(in.data + row * in.pitch, column);
+          continue;
+        }
+      }
+      loaded[a] = load_vector<S, kWidth>(in.data + row * in.pitch, column);
     }
     Vector<Q, kWidth> result;
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) {
       T args[kArgs];
 #pragma unroll
-      for (int a = 0; a < Arity; ++a)
-        args[a] = in.data[a] ? convert<T>(loaded[a].value[k]) : in.value[a];
-      result.value[k] = convert<Q>(apply<T, R>(f, args, std::integral_constant<int, Arity>()));
+      for (int a = 0; a < Arity; ++a) {
+        if (!ops.in[a].vectors)
+          args[a] = fixed[a];
+        else if (a == 0 && !std::is_same_v<S0, S>)
+          args[a] = convert<T>(head.value[k]);
+        else
+          args[a] = convert<T>(loaded[a].value[k]);
+      }
+      result.value[k] = convert<Q>(apply<T, R>(f, args, arity));
     }
-    *reinterpret_cast<Vector<Q, kWidth>*>(target) = result;
+    reinterpret_cast<Vector<Q, kWidth>*>(target)[column] = result;
     return;
   }
-  for (int64_t i = first; i < n; ++i) {
+  for (uint32_t i = first; i < n; ++i) {  // only the end of a single row
     T args[kArgs];
 #pragma unroll
-    for (int a = 0; a < Arity; ++a)
-      args[a] = in.data[a] ? convert<T>(reinterpret_cast<const S*>(in.data[a])[i]) : in.value[a];
-    *target++ = convert<Q>(apply<T, R>(f, args, std::integral_constant<int, Arity>()));
+    for (int a = 0; a < Arity; ++a) {
+      args[a] = fixed[a];
+      if (!ops.in[a].vectors) continue;
+      if (a == 0 && !std::is_same_v<S0, S>)
+        args[a] = convert<T>(reinterpret_cast<const S0*>(ops.in[a].data)[i]);
+      else
+        args[a] = convert<T>(reinterpret_cast<const S*>(ops.in[a].data)[i]);
+    }
+    reinterpret_cast<Q*>(target)[i] = convert<Q>(apply<T, R>(f, args, arity));
   }
 }
 
@@ -86,7 +143,7 @@ struct StridedOperands {
   char* data[Arity + 1];
   T value[Arity + 1];
   DType dtype[Arity + 1];
-  DType round[Arity + 1];  // a 16-bit dtype inputs are first rounded to, else Bool
+  DType round[Arity + 1];  // the narrower dtype inputs are first converted to, else Bool
   Offsets<Arity + 1> offsets;
 };
 
@@ -152,18 +209,18 @@ void strided_boxes(const Launch& launch, const F& f, StridedOperands<T, Arity>& 
          dim3(kBlock), 0, f, ops, n);
 }
 
-/// A number in host memory as the kernel sees it: rounded to the common dtype first.
+/// The dtype an operand is converted to before it takes part, where its compute type is wider
+/// (16-bit floats, narrow integers); else Bool.
+inline DType rounding_of(const TensorIterator& it, int operand) {
+  const DType common = it.compute_dtype(operand);
+  const bool narrow = is_reduced_float(common) || (!is_floating(common) && item_size(common) < 8);
+  return narrow && common != it.dtype(operand) ? common : DType::Bool;
+}
+
+/// A number in host memory as the kernel sees it: in the common dtype.
 template <class T>
 T host_value(const TensorIterator& it, int operand) {
-  const Scalar value = load_scalar(it.data(operand), it.dtype(operand));
-  if constexpr (std::is_same_v<T, float>) {
-    const auto x = static_cast<float>(value.to_double());
-    if (it.compute_dtype(operand) == DType::Float16) return to_float(to_half(x));
-    if (it.compute_dtype(operand) == DType::BFloat16) return to_float(to_bfloat16(x));
-    return x;
-  } else {
-    return value.to<T>();
-  }
+  return scalar_as<T>(load_scalar(it.data(operand), it.dtype(operand)), it.compute_dtype(operand));
 }
 
 template <class T, class R, int Arity, class F>
@@ -175,38 +232,67 @@ void run_strided(const Launch& launch, TensorIterator& it, const F& f) {
     ops.data[i] = host ? nullptr : it.data(i);
     if (host) ops.value[i] = host_value<T>(it, i);
     ops.dtype[i] = it.dtype(i);
-    const DType common = it.compute_dtype(i);
-    ops.round[i] = common != it.dtype(i) && is_reduced_float(common) ? common : DType::Bool;
+    ops.round[i] = rounding_of(it, i);
     for (int d = 0; d < it.ndim(); ++d) strides[i][d] = host ? 0 : it.stride(i, d);
   }
   strided_boxes<T, R, Arity>(launch, f, ops, it.shape(), strides, it.ndim(), it.numel());
 }
 
-/// Dense if all inputs are stored as S (or one host number), the output as Q, 16-byte aligned.
-template <class S, class Q, class T, class R, int Arity, class F>
-bool run_dense(const Launch& launch, TensorIterator& it, const F& f) {
-  if (it.ndim() != 1 || it.stride(0, 0) != sizeof(Q) || !aligned(it.data(0))) return false;
-  DenseInputs<T, Arity> in;
+/// Rows if the output is dense along the first dimension and every input is that and stored as
+/// `stored` (whose type is S; a mask as bool, S0), or has one element a row. False where the
+/// operands are otherwise, or not aligned.
+template <class S0, class S, class Q, class T, class R, int Arity, class F>
+bool run_rows(const Launch& launch, TensorIterator& it, DType stored, const F& f) {
+  constexpr int64_t kWidth = kRowWidth<S, Q>;
+  const int ndim = it.ndim();
+  if (ndim > 2) return false;
+  const int64_t columns = it.shape()[0], rows = ndim == 2 ? it.shape()[1] : 1;
+  if (ndim == 2 && (columns % kWidth != 0 || columns > kMaxElements)) return false;
+  const auto pitch = [&](int i) { return ndim == 2 ? it.stride(i, 1) : 0; };
+  const auto vectors = [&](int i, int64_t size) {
+    const int64_t access = size * kWidth;
+    return it.stride(i, 0) == size && pitch(i) % access == 0 &&
+           reinterpret_cast<uintptr_t>(it.data(i)) % static_cast<size_t>(access) == 0;
+  };
+  if (!vectors(0, sizeof(Q))) return false;
+  RowOperands<T, Arity> ops;
+  ops.out = it.data(0);
+  ops.pitch = pitch(0);
+  ops.one_row = ndim == 1;
+  if (ndim == 2) ops.row_vectors = FastDivisor(static_cast<uint32_t>(columns / kWidth));
   for (int a = 0; a < Arity; ++a) {
-    if (it.on_host(a + 1)) {
-      in.data[a] = nullptr;
-      in.value[a] = host_value<T>(it, a + 1);
+    RowInput<T>& in = ops.in[a];
+    const int i = a + 1;
+    if (it.on_host(i)) {
+      in.value = host_value<T>(it, i);
       continue;
     }
-    if (it.dtype(a + 1) != it.compute_dtype(a + 1) || it.stride(a + 1, 0) != sizeof(S) ||
-        !aligned(it.data(a + 1)))
+    in.data = it.data(i);
+    in.pitch = pitch(i);
+    in.dtype = it.dtype(i);
+    in.round = rounding_of(it, i);
+    if (it.stride(i, 0) == 0) continue;
+    const DType wanted = a == 0 && !std::is_same_v<S0, S> ? DType::Bool : stored;
+    if (it.dtype(i) != wanted ||
+        !vectors(i, static_cast<int64_t>(a == 0 ? sizeof(S0) : sizeof(S))))
       return false;
-    in.data[a] = it.data(a + 1);
+    in.vectors = true;
   }
-  constexpr int64_t kWidth = 16 / (sizeof(S) > sizeof(Q) ? sizeof(S) : sizeof(Q));
-  char* out = it.data(0);
-  for (int64_t at = 0; at < it.numel(); at += kMaxElements) {
-    const int64_t n = std::min(kMaxElements, it.numel() - at);
-    launch(dense_kernel<S, Q, T, R, Arity, F>, dim3(ceil_div(n, kBlock * kWidth)), dim3(kBlock), 0,
-           f, out, in, n);
-    out += n * sizeof(Q);
+  // Parts of less than 2^31 elements: of the single row, or of whole rows.
+  const int64_t step = ndim == 1 ? kMaxElements : kMaxElements / columns * columns;
+  for (int64_t at = 0; at < it.numel(); at += step) {
+    const int64_t n = std::min(step, it.numel() - at);
+    launch(rows_kernel<S0, S, Q, T, R, Arity, F>, dim3(ceil_div(n, kBlock * kWidth)), dim3(kBlock),
+           0, f, ops, static_cast<uint32_t>(n));
+    const auto next = [&](int64_t size, int64_t pitch) {
+      return ndim == 1 ? step * size : step / columns * pitch;
+    };
+    ops.out += next(sizeof(Q), ops.pitch);
     for (int a = 0; a < Arity; ++a) {
-      if (in.data[a]) in.data[a] += n * sizeof(S);
+      if (ops.in[a].vectors)
+        ops.in[a].data += next(a == 0 ? sizeof(S0) : sizeof(S), ops.in[a].pitch);
+      else if (ops.in[a].data)
+        ops.in[a].data += next(0, ops.in[a].pitch);
     }
   }
   return true;
@@ -214,16 +300,19 @@ bool run_dense(const Launch& launch, TensorIterator& it, const F& f) {
 
 }  // namespace detail
 
-/// out = f(inputs…) for every element. T: the compute type of the inputs (float for 16-bit
-/// floats); R: what f returns; the output's dtype is the iterator's.
-template <class T, class R, int Arity, class F>
-void map_kernel(TensorIterator& it, const F& f) {
+namespace detail {
+
+/// `kMasked`: the first input is bool, the others and the output of one dtype.
+template <class T, class R, int Arity, bool kMasked, class F>
+void map(TensorIterator& it, const F& f) {
   if (it.numel() == 0) return;
   const Launch launch(it.device());
-  const DType from = it.num_operands() > 1 ? it.common_dtype() : it.dtype(0), to = it.dtype(0);
+  const DType to = it.dtype(0);
+  const DType from = kMasked || it.num_operands() == 1 ? to : it.common_dtype();
   const auto dense = [&]<class S>() {
+    using S0 = std::conditional_t<kMasked, bool, S>;
     using Q = std::conditional_t<std::is_same_v<R, T>, S, R>;
-    return detail::run_dense<S, Q, T, R, Arity>(launch, it, f);
+    return run_rows<S0, S, Q, T, R, Arity>(launch, it, from, f);
   };
   constexpr bool kSame = std::is_same_v<R, T>;
   if (kSame ? from == to : to == DTypeOf<R>::value) {
@@ -243,7 +332,30 @@ void map_kernel(TensorIterator& it, const F& f) {
     }
     if (done) return;
   }
-  detail::run_strided<T, R, Arity>(launch, it, f);
+  run_strided<T, R, Arity>(launch, it, f);
+}
+
+}  // namespace detail
+
+struct Identity {
+  template <class T>
+  __device__ T operator()(T x) const {
+    return x;
+  }
+};
+
+/// out = f(inputs…) for every element. T: the compute type of the inputs (float for 16-bit
+/// floats); R: what f returns; the output's dtype is the iterator's.
+template <class T, class R, int Arity, class F>
+void map_kernel(TensorIterator& it, const F& f) {
+  detail::map<T, R, Arity, false>(it, f);
+}
+
+/// The same with a bool tensor as first input, which f sees as 0 or 1 of type T. The iterator does
+/// not promote; T is the compute type of the output.
+template <class T, int Arity, class F>
+void map_masked_kernel(TensorIterator& it, const F& f) {
+  detail::map<T, T, Arity, true>(it, f);
 }
 
 /// Calls `f.template operator()<T>()` with the compute type of a dtype: float for 16-bit floats,
@@ -260,7 +372,14 @@ void visit_compute(DType dtype, F&& f) {
     f.template operator()<int64_t>();
 }
 template <class F>
+void visit_compute_integral(DType dtype, F&& f) {
+  if (is_floating(dtype) || dtype == DType::Bool)
+    fail(ErrorKind::NotImplemented, "not implemented for '", dtype, "'");
+  f.template operator()<int64_t>();
+}
+template <class F>
 void visit_compute_numeric(DType dtype, F&& f) {
+  if (dtype == DType::Bool) fail(ErrorKind::NotImplemented, "not implemented for 'Bool'");
   if (dtype == DType::Float64)
     f.template operator()<double>();
   else if (is_floating(dtype))
