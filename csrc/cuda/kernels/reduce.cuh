@@ -24,7 +24,7 @@
 
 namespace vt::cuda {
 
-inline constexpr int kReduceDims = 8;
+inline constexpr int kReduceDims = 12;
 inline constexpr int kReduceThreads = 256;
 inline constexpr int kReduceUnroll = 4;
 
@@ -65,7 +65,7 @@ struct IndexSpace {
       divisor[d] = FastDivisor(static_cast<uint32_t>(extent[d]));
   }
 
-  __device__ void get(int64_t index, int64_t (&offset)[N]) const {
+  __device__ __forceinline__ void get(int64_t index, int64_t (&offset)[N]) const {
 #pragma unroll
     for (int i = 0; i < N; ++i) offset[i] = 0;
     if (ndim == 1) {

@@ -249,11 +249,9 @@ Tensor take(const Tensor& self, const Tensor& index) {
 Tensor nonzero(const Tensor& self) {
   // The number of results depends on the values: the one number the host has to know.
   const NoGrad no_grad;
-  const Tensor flags =
-      ops::contiguous(self.dtype() == DType::Bool
-                          ? self
-                          : ops::ne(self, wrapped_scalar(Scalar(int64_t{0}))),
-                      std::nullopt);
+  const Tensor flags = ops::contiguous(
+      self.dtype() == DType::Bool ? self : ops::ne(self, wrapped_scalar(Scalar(int64_t{0}))),
+      std::nullopt);
   const int64_t count = ops::count_nonzero(flags, std::nullopt).item().to_int();
   return ops::_nonzero_(vt::empty(Dims{count, self.dim()}, DType::Int64, self.device()), flags);
 }
