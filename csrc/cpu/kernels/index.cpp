@@ -281,6 +281,22 @@ void scatter_add(const Tensor& self, int64_t dim, const Tensor& index, const Ten
   });
 }
 
+/// Row i of `out` = the coordinates of the i-th true element of the dense `mask`.
+void nonzero(const Tensor& out, const Tensor& mask) {
+  const auto* set = mask.data_as<bool>();
+  auto* to = out.data_as<int64_t>();
+  const int64_t n = mask.dim();
+  for (int64_t i = 0; i < mask.numel(); ++i) {
+    if (!set[i]) continue;
+    int64_t rest = i;
+    for (int64_t d = n - 1; d >= 0; --d) {
+      to[d] = rest % mask.sizes()[d];
+      rest /= mask.sizes()[d];
+    }
+    to += n;
+  }
+}
+
 void cat(const Tensor& out, TensorSpan tensors, int64_t dim) {
   int64_t start = 0;
   for (const Tensor& t : tensors) {
@@ -302,6 +318,7 @@ const RegisterCpu registered([](KernelTable& t) {
   t.gather = gather;
   t._scatter_ = scatter;
   t.scatter_add_ = scatter_add;
+  t._nonzero_ = nonzero;
   t.cat = cat;
 });
 

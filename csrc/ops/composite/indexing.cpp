@@ -1,6 +1,7 @@
 // Advanced indexing: masks become positions, several index tensors become one flat index, and the
 // work is an index_select, index_copy_ or index_add_ over one dimension.
 #include "core/tensor_iterator.h"
+#include "dispatch/thread_state.h"
 #include "vt/meta_decls.h"
 #include "vt/ops.h"
 
@@ -246,26 +247,13 @@ Tensor take(const Tensor& self, const Tensor& index) {
 }
 
 Tensor nonzero(const Tensor& self) {
-  // The number of results depends on the values: read on the host.
-  const Tensor flags =
-      ops::contiguous(ops::ne(self, wrapped_scalar(Scalar(int64_t{0}))), std::nullopt);
-  check(flags.device().is_cpu(), "nonzero: a tensor on ", self.device(),
-        " cannot be read by the host here; move it with .cpu()");
-  const auto* set = flags.data_as<bool>();
-  int64_t count = 0;
-  for (int64_t i = 0; i < flags.numel(); ++i) count += set[i];
-  const Tensor out = vt::empty(Dims{count, self.dim()}, DType::Int64);
-  auto* to = out.data_as<int64_t>();
-  for (int64_t i = 0; i < flags.numel(); ++i) {
-    if (!set[i]) continue;
-    int64_t rest = i;
-    for (int64_t d = self.dim() - 1; d >= 0; --d) {
-      to[d] = rest % self.sizes()[d];
-      rest /= self.sizes()[d];
-    }
-    to += self.dim();
-  }
-  return out;
+  // The number of results depends on the values: the one number the host has to know.
+  const NoGrad no_grad;
+  const Tensor flags = ops::contiguous(
+      self.dtype() == DType::Bool ? self : ops::ne(self, wrapped_scalar(Scalar(int64_t{0}))),
+      std::nullopt);
+  const int64_t count = ops::count_nonzero(flags, std::nullopt).item().to_int();
+  return ops::_nonzero_(vt::empty(Dims{count, self.dim()}, DType::Int64, self.device()), flags);
 }
 Tensor argwhere(const Tensor& self) { return ops::nonzero(self); }
 

@@ -1,0 +1,184 @@
+// A tile of 32 sorted positions is summed by the threads that share its columns. A run of equal
+// keys inside one tile is written at once; a run over several tiles leaves a part in each, and a
+// second launch adds the parts, first to last.
+#include "cuda/kernels/add_rows.cuh"
+
+#include <bit>
+
+#include "cuda/kernels/loops.cuh"
+
+namespace vt::cuda {
+namespace {
+
+constexpr int kThreads = 128, kTile = 32, kAhead = 4;
+
+/// How many positions have `key`.
+__device__ int64_t count_of(const SortedIndex& index, int64_t key) {
+  int64_t bounds[2];
+#pragma unroll
+  for (int upper = 0; upper < 2; ++upper) {
+    int64_t low = 0, high = index.n;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (index.key(middle) < key + upper)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    bounds[upper] = low;
+  }
+  return bounds[1] - bounds[0];
+}
+
+template <class T, int V>
+__device__ void write_sum(const RowSums& s, T scale, int64_t o, int64_t key, int64_t column,
+                          const T (&sum)[V]) {
+  if (key == s.skip) return;
+  T factor = scale;
+  if (s.divide_by_count) factor = factor / static_cast<T>(count_of(s.index, key));
+  const int size = static_cast<int>(item_size(s.dtype));
+  char* to = s.target + ((o * s.length + key) * s.inner + column) * size;
+#pragma unroll
+  for (int k = 0; k < V; ++k) {
+    const T before = s.accumulate ? load_as<T>(to + k * size, s.dtype) : T(0);
+    store_as<T>(to + k * size, s.dtype, before + factor * sum[k]);
+  }
+}
+
+/// V columns of one row. S void: elements of any dtype.
+template <class S, class T, int V>
+__device__ inline void load_row(const RowSums& s, int64_t o, int64_t rows, uint32_t position,
+                                int64_t column, T (&values)[V]) {
+  const int64_t at = (o * rows + position) * s.inner + column;
+  if constexpr (std::is_void_v<S>) {
+    values[0] = load_as<T>(s.source + at * item_size(s.dtype), s.dtype);
+  } else {
+    const auto loaded = *reinterpret_cast<const Vector<S, V>*>(s.source + at * sizeof(S));
+#pragma unroll
+    for (int k = 0; k < V; ++k) values[k] = convert<T>(loaded.value[k]);
+  }
+}
+
+/// `parts`: for every (outer, tile) two rows of sums: of a run that began before the tile, and of
+/// one that goes on after it.
+template <class S, class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    sum_tiles(const __grid_constant__ RowSums s, T scale, T* parts, int across) {
+  const int64_t column = (int64_t{blockIdx.x} * across + threadIdx.x % across) * V;
+  if (column >= s.inner) return;
+  const int64_t n = s.index.n, tiles = (n + kTile - 1) / kTile;
+  const int64_t step = int64_t{gridDim.y} * (kThreads / across);
+  for (int64_t job = int64_t{blockIdx.y} * (kThreads / across) + threadIdx.x / across;
+       job < s.outer * tiles; job += step) {
+    const int64_t o = job / tiles, tile = job % tiles;
+    const int64_t first = tile * kTile, last = min(first + kTile, n);
+    int64_t key = s.index.key(first);
+    bool began = first == 0 || s.index.key(first - 1) != key;
+    T sum[V] = {};
+    for (int64_t i = first; i < last; i += kAhead) {
+      T values[kAhead][V];
+      int64_t keys[kAhead];
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        if (i + u >= last) break;
+        keys[u] = s.index.key(i + u);
+        load_row<S, T, V>(s, o, n, s.index.positions[i + u], column, values[u]);
+      }
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        if (i + u >= last) break;
+        if (keys[u] != key) {
+          if (began) {
+            write_sum<T, V>(s, scale, o, key, column, sum);
+          } else {
+            T* part = parts + job * 2 * s.inner + column;
+#pragma unroll
+            for (int k = 0; k < V; ++k) part[k] = sum[k];
+          }
+          key = keys[u];
+          began = true;
+#pragma unroll
+          for (int k = 0; k < V; ++k) sum[k] = T(0);
+        }
+#pragma unroll
+        for (int k = 0; k < V; ++k) sum[k] += values[u][k];
+      }
+    }
+    const bool ends = last == n || s.index.key(last) != key;
+    if (began && ends) {
+      write_sum<T, V>(s, scale, o, key, column, sum);
+    } else {
+      T* part = parts + (job * 2 + (began ? 1 : 0)) * s.inner + column;
+#pragma unroll
+      for (int k = 0; k < V; ++k) part[k] = sum[k];
+    }
+  }
+}
+
+/// Adds the parts of runs that begin in a tile and go on after it.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    join_tiles(const __grid_constant__ RowSums s, T scale, const T* parts, int across) {
+  const int64_t column = int64_t{blockIdx.x} * across + threadIdx.x % across;
+  if (column >= s.inner) return;
+  const int64_t n = s.index.n, tiles = (n + kTile - 1) / kTile;
+  const int64_t step = int64_t{gridDim.y} * (kThreads / across);
+  for (int64_t job = int64_t{blockIdx.y} * (kThreads / across) + threadIdx.x / across;
+       job < s.outer * tiles; job += step) {
+    const int64_t o = job / tiles, tile = job % tiles;
+    const int64_t first = tile * kTile, next = first + kTile;
+    if (next >= n) continue;
+    const int64_t key = s.index.key(next - 1);
+    if (s.index.key(next) != key) continue;
+    if (first > 0 && s.index.key(first - 1) == key) continue;  // began before
+    T sum[1] = {parts[(job * 2 + 1) * s.inner + column]};
+    // Whether the run reaches into tile t, and on into the next one.
+    for (int64_t t = tile + 1; t < tiles && s.index.key(t * kTile) == key; ++t)
+      sum[0] += parts[(o * tiles + t) * 2 * s.inner + column];
+    write_sum<T, 1>(s, scale, o, key, column, sum);
+  }
+}
+
+template <class S, class T, int V>
+void run(const Launch& launch, const RowSums& s, T scale) {
+  const int64_t tiles = ceil_div<int64_t>(s.index.n, kTile), jobs = tiles * s.outer;
+  const Scratch parts(static_cast<size_t>(jobs * 2 * s.inner) * sizeof(T), launch);
+  const auto layout = [&](int64_t columns) {
+    const int across = static_cast<int>(
+        std::bit_ceil(static_cast<uint64_t>(std::min<int64_t>(columns, kThreads))));
+    const int64_t down = std::min<int64_t>(ceil_div<int64_t>(jobs, kThreads / across), 65535);
+    return std::pair(across, dim3(ceil_div<int64_t>(columns, across), static_cast<unsigned>(down)));
+  };
+  const auto [across, grid] = layout(s.inner / V);
+  launch(sum_tiles<S, T, V>, grid, dim3(kThreads), 0, s, scale, parts.data<T>(), across);
+  if (tiles == 1) return;
+  const auto [join_across, join_grid] = layout(s.inner);
+  launch(join_tiles<T>, join_grid, dim3(kThreads), 0, s, scale,
+         static_cast<const T*>(parts.data<T>()), join_across);
+}
+
+template <class S>
+bool vectors(const RowSums& s) {
+  constexpr int64_t V = 16 / sizeof(S);
+  return s.inner % V == 0 && reinterpret_cast<uintptr_t>(s.source) % 16 == 0;
+}
+
+}  // namespace
+
+void add_rows(const Launch& launch, const RowSums& s, const Scalar& scale) {
+  if (s.outer * s.inner * s.index.n == 0) return;
+  visit_compute_numeric(s.dtype, [&]<class T>() {
+    const T factor = scale.to<T>();
+    if constexpr (std::is_same_v<T, float>) {
+      if (s.dtype == DType::Float32 && vectors<float>(s))
+        return run<float, float, 4>(launch, s, factor);
+      if (s.dtype == DType::BFloat16 && vectors<__nv_bfloat16>(s))
+        return run<__nv_bfloat16, float, 8>(launch, s, factor);
+      if (s.dtype == DType::Float16 && vectors<__half>(s))
+        return run<__half, float, 8>(launch, s, factor);
+    }
+    run<void, T, 1>(launch, s, factor);
+  });
+}
+
+}  // namespace vt::cuda
