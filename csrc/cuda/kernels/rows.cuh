@@ -34,7 +34,7 @@ inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 
 
 /// Elements of a row a thread keeps in registers.
 template <class T>
-inline constexpr int kRowItems = sizeof(T) == 8 ? 16 : 32;
+inline constexpr int kRowItems = sizeof(T) == 8 ? 8 : 32;
 inline constexpr int kRowThreads = 512;  // the most a row's block has
 /// Rows up to this length fit the registers of one block.
 template <class T>
