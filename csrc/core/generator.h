@@ -42,11 +42,12 @@ const Generator& default_generator(Device device);
 /// Seeds every device's default generator.
 void manual_seed(uint64_t seed);
 
-/// Ten Philox rounds: four 32-bit numbers from (seed, counter).
+/// Ten Philox rounds: four 32-bit numbers from (seed, counter). constexpr, so that device code has
+/// the same function.
 struct Philox4 {
   uint32_t value[4];
 };
-inline Philox4 philox(uint64_t seed, uint64_t counter) {
+constexpr Philox4 philox(uint64_t seed, uint64_t counter) {
   uint32_t c0 = static_cast<uint32_t>(counter), c1 = static_cast<uint32_t>(counter >> 32), c2 = 0,
            c3 = 0;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
@@ -64,9 +65,9 @@ inline Philox4 philox(uint64_t seed, uint64_t counter) {
   return {{c0, c1, c2, c3}};
 }
 /// [0, 1) with 24 bits, the float spacing below 1.
-inline float uniform_float(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
+constexpr float uniform_float(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
 /// [0, 1) with 53 bits.
-inline double uniform_double(uint32_t high, uint32_t low) {
+constexpr double uniform_double(uint32_t high, uint32_t low) {
   return static_cast<double>((uint64_t{high} << 21) ^ (uint64_t{low} >> 11)) * 0x1p-53;
 }
 

@@ -1,0 +1,109 @@
+// The norm of all elements of all tensors, a 0-d tensor: blocks sum their chunks in double into
+// scratch memory, one block adds those sums in order. No number leaves the device.
+#include <cmath>
+
+#include "cuda/kernels/multi_tensor.cuh"
+
+namespace vt::cuda {
+namespace {
+
+enum class Order { Zero, One, Two, Infinite, Other };
+
+Order order_of(double p) {
+  if (std::isinf(p)) return Order::Infinite;
+  return p == 0 ? Order::Zero : p == 1 ? Order::One : p == 2 ? Order::Two : Order::Other;
+}
+
+/// Adds up terms, or keeps the largest; a NaN stays.
+struct Gather {
+  Order order;
+  __device__ double operator()(double a, double b) const {
+    if (order != Order::Infinite) return a + b;
+    return a > b || a != a ? a : b;
+  }
+};
+
+template <class T>
+__device__ inline double term(T x, Order order, double p) {
+  const double a = fabs(static_cast<double>(x));
+  switch (order) {
+    case Order::Two:
+      return a * a;
+    case Order::Zero:
+      return a != 0 ? 1.0 : 0.0;
+    case Order::Other:
+      return pow(a, p);
+    default:
+      return a;
+  }
+}
+
+/// S: storage, or AnyStorage to read the dtype from the table.
+template <class T, class S>
+__global__ void __launch_bounds__(kMultiThreads)
+    chunk_norms(const __grid_constant__ TensorTable<1> table, double* sums, Order order, double p) {
+  __shared__ double shared[kMultiThreads / kWarp];
+  const int k = table.find(static_cast<int>(blockIdx.x));
+  const int64_t begin = (blockIdx.x - table.first_block[k]) * kChunkElements;
+  const int64_t n =
+      table.numel[k] - begin < kChunkElements ? table.numel[k] - begin : kChunkElements;
+  const Gather gather{order};
+  double total = 0;
+  if constexpr (!std::is_same_v<S, detail::AnyStorage>) {
+    const S* x = reinterpret_cast<const S*>(table.data[0][k]) + begin;
+    for_each_piece<kWidthOf<S>>(x, n, [&](auto width, int64_t i) {
+      T value[width];
+      load_piece<S, T, width>(x + i, value);
+#pragma unroll
+      for (int c = 0; c < width; ++c) total = gather(total, term(value[c], order, p));
+    });
+  } else {
+    const DType dtype = table.dtype[0][k];
+    const char* x = table.data[0][k] + begin * detail::item_bytes(dtype);
+    for (int64_t i = threadIdx.x; i < n; i += kMultiThreads)
+      total = gather(total, term(load_as<T>(x + i * detail::item_bytes(dtype), dtype), order, p));
+  }
+  total = row_reduce(total, gather, shared);
+  if (threadIdx.x == 0) sums[blockIdx.x] = total;
+}
+
+__global__ void __launch_bounds__(kMultiThreads)
+    total_norm(char* out, DType dtype, const double* sums, int64_t n, Order order, double p) {
+  __shared__ double shared[kMultiThreads / kWarp];
+  const Gather gather{order};
+  double total = 0;
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < n; i += kMultiThreads) total = gather(total, sums[i]);
+  total = row_reduce(total, gather, shared);
+  if (threadIdx.x != 0) return;
+  if (order == Order::Two) total = sqrt(total);
+  if (order == Order::Other) total = pow(total, 1 / p);
+  store_as(out, dtype, total);
+}
+
+void multi_tensor_norm(const Tensor& out, TensorSpan tensors, double p) {
+  using detail::AnyStorage;
+  const Launch launch(out.device());
+  const DenseLists<1> list({tensors}, 0);
+  const Order order = order_of(p);
+  int64_t parts = 0;
+  for (const Tensor& t : tensors) parts += ceil_div(t.numel(), kChunkElements);
+  const Scratch sums(static_cast<size_t>(parts + 1) * sizeof(double), launch);
+  double* next = sums.data<double>();
+  for_each_table(list, nullptr, [&](Stored kind, const TensorTable<1>& table, int32_t blocks) {
+    const auto kernel = kind == Stored::Float      ? chunk_norms<float, float>
+                        : kind == Stored::BFloat16 ? chunk_norms<float, __nv_bfloat16>
+                        : kind == Stored::Double   ? chunk_norms<double, double>
+                                                   : chunk_norms<float, AnyStorage>;
+    launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kMultiThreads), 0, table, next, order,
+           p);
+    next += blocks;
+  });
+  launch(total_norm, dim3(1), dim3(kMultiThreads), 0, static_cast<char*>(out.data()), out.dtype(),
+         sums.data<double>(), parts, order, p);
+}
+
+const RegisterCuda registered([](KernelTable& t) { t._multi_tensor_norm = multi_tensor_norm; });
+
+}  // namespace
+}  // namespace vt::cuda

@@ -1,0 +1,292 @@
+// Fused optimizer steps and the multi-tensor ops around them. Each tensor keeps its own dtype;
+// arithmetic is in float, or double where the parameter is double. Learning rate, step counts,
+// gradient scale and found_inf are read by the kernels where they are on the device: no number
+// comes back to the host.
+#include "cuda/kernels/multi_tensor.cuh"
+
+namespace vt::cuda {
+namespace {
+
+void check_lists(std::string_view op, size_t n, std::initializer_list<TensorSpan> lists) {
+  for (const TensorSpan list : lists) {
+    check(list.size() == n || list.empty(), op,
+          ": lists of tensors must have the same length, got ", n, " and ", list.size());
+  }
+}
+
+__device__ inline float root(float x) { return sqrtf(x); }
+__device__ inline double root(double x) { return sqrt(x); }
+
+/// Lists: parameter, gradient, first moment, second moment, its largest value (amsgrad).
+struct Adam {
+  unsigned reads, writes;
+  Number lr, grad_scale, found_inf;
+  double beta1, beta2, weight_decay, eps;
+  bool amsgrad, maximize, decoupled;
+
+  template <class T>
+  struct State {
+    T step_size, inverse_root, sign, unscale, coupling, factor, beta2, keep1, keep2, eps;
+  };
+  __device__ bool skip() const { return found_inf.get() != 0; }
+  template <class T>
+  __device__ State<T> prepare(const Number& step_number) const {
+    const double step = step_number.get(), rate = lr.get();
+    State<T> s;
+    const T bias1 = static_cast<T>(1 - pow(beta1, step));
+    s.step_size = static_cast<T>(rate) / bias1;
+    s.inverse_root = T(1) / static_cast<T>(sqrt(1 - pow(beta2, step)));
+    s.unscale = static_cast<T>(1 / grad_scale.get());
+    s.sign = (maximize ? T(-1) : T(1)) * s.unscale;
+    s.coupling = decoupled ? T(0) : static_cast<T>(weight_decay);
+    s.factor = decoupled ? static_cast<T>(1 - rate * weight_decay) : T(1);
+    s.beta2 = static_cast<T>(beta2);
+    s.keep1 = static_cast<T>(1 - beta1);
+    s.keep2 = static_cast<T>(1 - beta2);
+    s.eps = static_cast<T>(eps);
+    return s;
+  }
+  template <class T>
+  __device__ void operator()(const State<T>& s, T (&x)[5]) const {
+    T &p = x[0], &g = x[1], &m = x[2], &v = x[3], &top = x[4];
+    const T grad = g * s.sign + s.coupling * p;
+    m += (grad - m) * s.keep1;
+    v = v * s.beta2 + s.keep2 * grad * grad;
+    if (amsgrad) top = top > v ? top : v;
+    p = p * s.factor - s.step_size * m / (root(amsgrad ? top : v) * s.inverse_root + s.eps);
+    g *= s.unscale;
+  }
+};
+
+void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp_avgs,
+          TensorSpan exp_avg_sqs, TensorSpan max_exp_avg_sqs, TensorSpan state_steps, Adam f,
+          const Tensor& lr, const Tensor& grad_scale, const Tensor& found_inf) {
+  check_lists(op, self.size(), {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps});
+  if (self.empty()) return;
+  check(!grads.empty() && !exp_avgs.empty() && !exp_avg_sqs.empty() && !state_steps.empty() &&
+            (!f.amsgrad || !max_exp_avg_sqs.empty()),
+        op, ": gradients, moments and step counts are needed for all ", self.size(),
+        " parameters, and max_exp_avg_sqs with amsgrad");
+  f.lr = Number(lr);
+  f.grad_scale = Number(grad_scale, 1);
+  f.found_inf = Number(found_inf);
+  f.reads = f.amsgrad ? 0b11111 : 0b01111;
+  f.writes = (f.amsgrad ? 0b11101 : 0b01101) | (grad_scale.defined() ? 0b00010 : 0);
+  std::vector<Number> steps;
+  for (const Tensor& t : state_steps) steps.emplace_back(t);
+  const Launch launch(self[0].device());
+  const DenseLists<5> lists(
+      {self, grads, exp_avgs, exp_avg_sqs, f.amsgrad ? max_exp_avg_sqs : TensorSpan()}, f.writes);
+  multi_tensor_apply(launch, lists, &steps, f);
+  lists.write_back();
+}
+
+Adam adam_settings(double beta1, double beta2, double weight_decay, double eps, bool amsgrad,
+                   bool maximize, bool decoupled) {
+  Adam f{};
+  f.beta1 = beta1;
+  f.beta2 = beta2;
+  f.weight_decay = weight_decay;
+  f.eps = eps;
+  f.amsgrad = amsgrad;
+  f.maximize = maximize;
+  f.decoupled = decoupled;
+  return f;
+}
+
+void fused_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
+                TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr, double beta1,
+                double beta2, double weight_decay, double eps, bool amsgrad, bool maximize,
+                const Tensor& grad_scale, const Tensor& found_inf) {
+  adam("_fused_adam_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
+       adam_settings(beta1, beta2, weight_decay, eps, amsgrad, maximize, false), lr, grad_scale,
+       found_inf);
+}
+void fused_adamw(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
+                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr, double beta1,
+                 double beta2, double weight_decay, double eps, bool amsgrad, bool maximize,
+                 const Tensor& grad_scale, const Tensor& found_inf) {
+  adam("_fused_adamw_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
+       adam_settings(beta1, beta2, weight_decay, eps, amsgrad, maximize, true), lr, grad_scale,
+       found_inf);
+}
+
+/// Lists: parameter, gradient, momentum.
+struct Sgd {
+  unsigned reads, writes;
+  Number lr, grad_scale, found_inf;
+  double weight_decay, momentum, dampening;
+  bool has_momentum, nesterov, maximize, first;
+
+  template <class T>
+  struct State {
+    T rate, unscale, sign, decay, momentum, fresh;
+  };
+  __device__ bool skip() const { return found_inf.get() != 0; }
+  template <class T>
+  __device__ State<T> prepare(const Number&) const {
+    return {static_cast<T>(lr.get()),        static_cast<T>(1 / grad_scale.get()),
+            maximize ? T(-1) : T(1),         static_cast<T>(weight_decay),
+            static_cast<T>(momentum),        static_cast<T>(1 - dampening)};
+  }
+  template <class T>
+  __device__ void operator()(const State<T>& s, T (&x)[3]) const {
+    T &p = x[0], &g = x[1], &b = x[2];
+    g *= s.unscale;
+    T grad = g * s.sign + s.decay * p;
+    if (has_momentum) {
+      b = first ? grad : s.momentum * b + s.fresh * grad;
+      grad = nesterov ? grad + s.momentum * b : b;
+    }
+    p -= s.rate * grad;
+  }
+};
+
+void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
+               double weight_decay, double momentum, const Tensor& lr, double dampening,
+               bool nesterov, bool maximize, bool is_first_step, const Tensor& grad_scale,
+               const Tensor& found_inf) {
+  check_lists("_fused_sgd_", self.size(), {grads, momentum_buffer_list});
+  if (self.empty()) return;
+  check(!grads.empty(), "_fused_sgd_: gradients are needed for all ", self.size(), " parameters");
+  Sgd f{};
+  f.has_momentum = momentum != 0 && !momentum_buffer_list.empty();
+  // A first step fills the momentum: what it held may be anything, so it is not read.
+  f.reads = f.has_momentum && !is_first_step ? 0b111 : 0b011;
+  f.writes = (f.has_momentum ? 0b101 : 0b001) | (grad_scale.defined() ? 0b010 : 0);
+  f.lr = Number(lr);
+  f.grad_scale = Number(grad_scale, 1);
+  f.found_inf = Number(found_inf);
+  f.weight_decay = weight_decay;
+  f.momentum = momentum;
+  f.dampening = dampening;
+  f.nesterov = nesterov;
+  f.maximize = maximize;
+  f.first = is_first_step;
+  const Launch launch(self[0].device());
+  const DenseLists<3> lists({self, grads, f.has_momentum ? momentum_buffer_list : TensorSpan()},
+                            f.writes);
+  multi_tensor_apply(launch, lists, nullptr, f);
+  lists.write_back();
+}
+
+void check_floating(std::string_view op, TensorSpan tensors) {
+  for (const Tensor& t : tensors) {
+    if (!is_floating(t.dtype()))
+      fail(ErrorKind::NotImplemented, "\"", op, "\" not implemented for '", t.dtype(), "'");
+  }
+}
+
+/// x = x * factor + term, the numbers rounded to the compute type.
+struct Update {
+  unsigned reads = 1, writes = 1;
+  Number number;
+  double alpha = 1;
+  bool multiply;
+
+  template <class T>
+  struct State {
+    T value;
+  };
+  __device__ bool skip() const { return false; }
+  template <class T>
+  __device__ State<T> prepare(const Number&) const {
+    return {static_cast<T>(number.get() * alpha)};
+  }
+  template <class T>
+  __device__ void operator()(const State<T>& s, T (&x)[1]) const {
+    x[0] = multiply ? x[0] * s.value : x[0] + s.value;
+  }
+};
+
+void update_all(std::string_view op, TensorSpan self, const Tensor& other, double alpha,
+                bool multiply) {
+  check_floating(op, self);
+  if (self.empty()) return;
+  Update f;
+  f.number = Number(other);
+  f.alpha = alpha;
+  f.multiply = multiply;
+  const Launch launch(self[0].device());
+  const DenseLists<1> lists({self}, 1);
+  multi_tensor_apply(launch, lists, nullptr, f);
+  lists.write_back();
+}
+
+/// x *= factor; found_inf = 1 if one x is not finite. Every thread that writes, writes the same.
+struct Unscale {
+  unsigned reads = 1, writes = 1;
+  Number factor;
+  char* found_inf;
+  DType found_dtype;
+
+  template <class T>
+  struct State {
+    T factor;
+  };
+  __device__ bool skip() const { return false; }
+  template <class T>
+  __device__ State<T> prepare(const Number&) const {
+    return {static_cast<T>(factor.get())};
+  }
+  template <class T>
+  __device__ void operator()(const State<T>& s, T (&x)[1]) const {
+    if (!isfinite(x[0])) store_as(found_inf, found_dtype, 1.0);
+    if (s.factor != T(1)) x[0] *= s.factor;
+  }
+};
+
+void amp_unscale(TensorSpan self, const Tensor& found_inf, const Tensor& inv_scale) {
+  check_floating("_amp_foreach_non_finite_check_and_unscale_", self);
+  if (self.empty()) return;
+  Unscale f;
+  f.factor = Number(inv_scale);
+  f.found_inf = static_cast<char*>(found_inf.data());
+  f.found_dtype = found_inf.dtype();
+  const Launch launch(self[0].device());
+  const DenseLists<1> lists({self}, 1);
+  multi_tensor_apply(launch, lists, nullptr, f);
+  lists.write_back();
+}
+
+__global__ void update_scale(char* scale, DType scale_dtype, char* tracker, DType tracker_dtype,
+                             Number found_inf, double growth_factor, double backoff_factor,
+                             int64_t growth_interval) {
+  double value = load_as<double>(scale, scale_dtype);
+  int64_t good = load_as<int64_t>(tracker, tracker_dtype);
+  if (found_inf.get() != 0) {
+    value *= backoff_factor;
+    good = 0;
+  } else if (++good == growth_interval) {
+    const double grown = value * growth_factor;
+    if (isfinite(static_cast<float>(grown))) value = grown;
+    good = 0;
+  }
+  store_as(scale, scale_dtype, value);
+  store_as(tracker, tracker_dtype, good);
+}
+
+void amp_update_scale(const Tensor& self, const Tensor& growth_tracker, const Tensor& found_inf,
+                      double growth_factor, double backoff_factor, int64_t growth_interval) {
+  const Launch launch(self.device());
+  launch(update_scale, dim3(1), dim3(1), 0, static_cast<char*>(self.data()), self.dtype(),
+         static_cast<char*>(growth_tracker.data()), growth_tracker.dtype(), Number(found_inf),
+         growth_factor, backoff_factor, growth_interval);
+}
+
+const RegisterCuda registered([](KernelTable& t) {
+  t._fused_adam_ = fused_adam;
+  t._fused_adamw_ = fused_adamw;
+  t._fused_sgd_ = fused_sgd;
+  t._foreach_mul_ = [](TensorSpan self, const Tensor& other) {
+    update_all("_foreach_mul_", self, other, 1, true);
+  };
+  t._foreach_add_ = [](TensorSpan self, const Tensor& other, const Scalar& alpha) {
+    update_all("_foreach_add_", self, other, alpha.to_double(), false);
+  };
+  t._amp_foreach_non_finite_check_and_unscale_ = amp_unscale;
+  t._amp_update_scale_ = amp_update_scale;
+});
+
+}  // namespace
+}  // namespace vt::cuda
