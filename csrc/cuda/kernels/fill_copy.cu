@@ -28,11 +28,16 @@ void fill(const Tensor& self, const Tensor& value) {
   Tensor target = self;
   if (self.is_non_overlapping_and_dense()) {
     const double v = number.to_double();
-    if (v == 0 && !std::signbit(v)) {
+    const bool zero = v == 0 && !std::signbit(v);
+    if (zero || self.itemsize() == 1) {
+      const int byte = zero                            ? 0
+                       : self.dtype() == DType::Bool ? number.to_bool()
+                                                     : static_cast<uint8_t>(number.to_int());
       const Launch launch(self.device());
-      check_cuda(cudaMemsetAsync(self.data(), 0, static_cast<size_t>(self.numel() * self.itemsize()),
+      check_cuda(cudaMemsetAsync(self.data(), byte,
+                                 static_cast<size_t>(self.numel() * self.itemsize()),
                                  launch.stream()),
-                 "filling a tensor with zeros");
+                 "filling a tensor");
       return;
     }
     // Any order of the elements is the same fill.
@@ -47,7 +52,7 @@ void fill(const Tensor& self, const Tensor& value) {
   });
 }
 
-/// A copy of the same bytes in the device of `like`, dense, through the given stream.
+/// `src` seen with the sizes of the tensor it is written to; missing and unit dimensions repeat.
 Tensor broadcast_to(const Tensor& src, IntSpan sizes) {
   const int64_t lead = static_cast<int64_t>(sizes.size()) - src.dim();
   bool fits = lead >= 0;
