@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(kBlock)
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) {
         keep.value[k] = bits[k] >= limit;
-        x.value[k] = convert<S>(keep.value[k] ? convert<Compute<S>>(x.value[k]) * scale
-                                              : Compute<S>(0));
+        x.value[k] =
+            convert<S>(keep.value[k] ? convert<Compute<S>>(x.value[k]) * scale : Compute<S>(0));
       }
       reinterpret_cast<Vector<S, kWidth>*>(out)[i] = x;
       reinterpret_cast<Vector<bool, kWidth>*>(mask)[i] = keep;

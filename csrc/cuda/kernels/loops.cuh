@@ -273,8 +273,7 @@ bool run_rows(const Launch& launch, TensorIterator& it, DType stored, const F& f
     in.round = rounding_of(it, i);
     if (it.stride(i, 0) == 0) continue;
     const DType wanted = a == 0 && !std::is_same_v<S0, S> ? DType::Bool : stored;
-    if (it.dtype(i) != wanted ||
-        !vectors(i, static_cast<int64_t>(a == 0 ? sizeof(S0) : sizeof(S))))
+    if (it.dtype(i) != wanted || !vectors(i, static_cast<int64_t>(a == 0 ? sizeof(S0) : sizeof(S))))
       return false;
     in.vectors = true;
   }

@@ -67,8 +67,7 @@ Offsets<2> offsets_of(const Box& box, int from) {
 
 template <class W>
 __global__ void __launch_bounds__(kThreads)
-    move_kernel(char* out, const char* in, const __grid_constant__ Offsets<2> offsets,
-                uint32_t n) {
+    move_kernel(char* out, const char* in, const __grid_constant__ Offsets<2> offsets, uint32_t n) {
   const uint32_t base = blockIdx.x * (kThreads * kPerThread) + threadIdx.x;
   W value[kPerThread];
   char* target[kPerThread];
@@ -158,8 +157,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int c = x; c < tile; c += kWarp) {
       if (column + c < t.columns && row + r < t.rows)
-        *reinterpret_cast<W*>(out + offset[0] + (row + r) * t.out_row +
-                              (column + c) * sizeof(W)) = values[c][r];
+        *reinterpret_cast<W*>(out + offset[0] + (row + r) * t.out_row + (column + c) * sizeof(W)) =
+            values[c][r];
     }
   }
 }

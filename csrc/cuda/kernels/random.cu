@@ -59,8 +59,7 @@ struct Normal {
 struct NormalDouble {
   double mean, std;
   __device__ Vector<double, 2> operator()(const Philox4& bits) const {
-    const double radius =
-        sqrt(-2 * log(open_uniform(wide(bits.value[0], bits.value[1])))) * std;
+    const double radius = sqrt(-2 * log(open_uniform(wide(bits.value[0], bits.value[1])))) * std;
     double sine, cosine;
     sincospi(2 * half_open_uniform(bits.value[2], bits.value[3]), &sine, &cosine);
     return {{mean + radius * cosine, mean + radius * sine}};
@@ -130,9 +129,8 @@ void fill_as(const Tensor& out, const PhiloxArgs& rng, const F& draw) {
   const Launch launch(out.device());
   const int64_t n = out.numel();
   const bool vectors = reinterpret_cast<uintptr_t>(out.data()) % (sizeof(S) * N) == 0;
-  launch(fill_kernel<S, T, N, F>,
-         dim3(launch.fill(ceil_div<int64_t>(n, N * kBlock), kBlock, 8)), dim3(kBlock), 0, draw,
-         PhiloxState(rng), out.data_as<S>(), n, vectors);
+  launch(fill_kernel<S, T, N, F>, dim3(launch.fill(ceil_div<int64_t>(n, N * kBlock), kBlock, 8)),
+         dim3(kBlock), 0, draw, PhiloxState(rng), out.data_as<S>(), n, vectors);
 }
 
 template <class F>
@@ -220,12 +218,12 @@ __global__ void __launch_bounds__(kBlock)
       if (at >= n) break;
       const double p = chance ? load_as<double>(chance + at * pitch, stored) : fixed;
       if (!(p >= 0 && p <= 1)) {
-        printf("bernoulli_: Expected p_in >= 0 && p_in <= 1 to be true, but got %g at element %lld\n",
-               p, static_cast<long long>(at));
+        printf(
+            "bernoulli_: Expected p_in >= 0 && p_in <= 1 to be true, but got %g at element %lld\n",
+            p, static_cast<long long>(at));
         __trap();
       }
-      store_as<bool>(out + at * itemsize, dtype,
-                     static_cast<double>(bits.value[k]) * 0x1p-32 < p);
+      store_as<bool>(out + at * itemsize, dtype, static_cast<double>(bits.value[k]) * 0x1p-32 < p);
     }
   }
 }

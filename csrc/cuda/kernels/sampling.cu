@@ -17,9 +17,9 @@ void sort_pairs(const Launch& launch, uint64_t* keys, int64_t* values, int64_t n
   cub::DoubleBuffer<int64_t> value(values, other_values.data<int64_t>());
   size_t bytes = 0;
   const auto sort = [&](void* scratch) {
-    check_cuda(cub::DeviceRadixSort::SortPairs(scratch, bytes, key, value, n, 0, 64,
-                                               launch.stream()),
-               "sorting");
+    check_cuda(
+        cub::DeviceRadixSort::SortPairs(scratch, bytes, key, value, n, 0, 64, launch.stream()),
+        "sorting");
   };
   sort(nullptr);
   const Scratch scratch(std::max<size_t>(bytes, 1), launch);
@@ -60,9 +60,10 @@ void randperm_(const Tensor& self, const PhiloxArgs& rng) {
 __device__ inline double weight_at(const char* weights, DType dtype, int64_t itemsize, int64_t i) {
   const double w = load_as<double>(weights + i * itemsize, dtype);
   if (!(w >= 0) || isinf(w)) {
-    printf("multinomial: probability tensor contains either `inf`, `nan` or element < 0 (%g at "
-           "element %lld)\n",
-           w, static_cast<long long>(i));
+    printf(
+        "multinomial: probability tensor contains either `inf`, `nan` or element < 0 (%g at "
+        "element %lld)\n",
+        w, static_cast<long long>(i));
     __trap();
   }
   return w;
@@ -78,8 +79,7 @@ __global__ void __launch_bounds__(kBlock)
   double before = 0;
   for (int64_t start = 0; start < categories; start += kBlock) {
     const int64_t c = start + threadIdx.x;
-    double sum =
-        c < categories ? weight_at(weights, dtype, itemsize, row * categories + c) : 0.0;
+    double sum = c < categories ? weight_at(weights, dtype, itemsize, row * categories + c) : 0.0;
 #pragma unroll
     for (int d = 1; d < kWarp; d *= 2) {
       const double left = __shfl_up_sync(0xffffffffu, sum, d);
@@ -98,8 +98,9 @@ __global__ void __launch_bounds__(kBlock)
     __syncthreads();  // warp_sums is written again
   }
   if (threadIdx.x == 0 && !(before > 0)) {
-    printf("multinomial: invalid multinomial distribution (sum of probabilities <= 0) in row %lld\n",
-           static_cast<long long>(row));
+    printf(
+        "multinomial: invalid multinomial distribution (sum of probabilities <= 0) in row %lld\n",
+        static_cast<long long>(row));
     __trap();
   }
 }
@@ -153,9 +154,10 @@ constexpr uint64_t kInfinity = 0x7ff0000000000000;
 
 __device__ inline void require_category(uint64_t key, int64_t row) {
   if (key < kInfinity) return;
-  printf("multinomial: invalid multinomial distribution (with replacement=False, not enough "
-         "non-negative category to sample) in row %lld\n",
-         static_cast<long long>(row));
+  printf(
+      "multinomial: invalid multinomial distribution (with replacement=False, not enough "
+      "non-negative category to sample) in row %lld\n",
+      static_cast<long long>(row));
   __trap();
 }
 
@@ -250,9 +252,8 @@ void multinomial(const Tensor& out, const Tensor& self, int64_t num_samples, boo
     const Scratch sums(static_cast<size_t>(n) * 8, launch);
     launch(cumulative_kernel, row_blocks, dim3(kBlock), 0, sums.data<double>(), weights, dtype,
            itemsize, categories);
-    launch(lookup_kernel, blocks(rows * num_samples), dim3(kBlock), 0, target,
-           sums.data<double>(), weights, dtype, itemsize, categories, num_samples,
-           PhiloxState(rng), rows * num_samples);
+    launch(lookup_kernel, blocks(rows * num_samples), dim3(kBlock), 0, target, sums.data<double>(),
+           weights, dtype, itemsize, categories, num_samples, PhiloxState(rng), rows * num_samples);
     return;
   }
   constexpr int64_t kMostPasses = 64;
