@@ -1,44 +1,45 @@
 // Permutations and weighted sampling.
 #include <cstdio>
-#include <cub/device/device_radix_sort.cuh>
 
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/loops.cuh"
 #include "cuda/kernels/philox.cuh"
+#include "cuda/kernels/sort.cuh"
 
 namespace vt::cuda {
 namespace {
 
-/// Sorts `n` pairs by key, ascending and stable. The sorted values end in `values`.
-void sort_pairs(const Launch& launch, uint64_t* keys, int64_t* values, int64_t n) {
-  const Scratch other_keys(static_cast<size_t>(n) * 8, launch);
-  const Scratch other_values(static_cast<size_t>(n) * 8, launch);
-  cub::DoubleBuffer<uint64_t> key(keys, other_keys.data<uint64_t>());
-  cub::DoubleBuffer<int64_t> value(values, other_values.data<int64_t>());
-  size_t bytes = 0;
-  const auto sort = [&](void* scratch) {
-    check_cuda(
-        cub::DeviceRadixSort::SortPairs(scratch, bytes, key, value, n, 0, 64, launch.stream()),
-        "sorting");
-  };
-  sort(nullptr);
-  const Scratch scratch(std::max<size_t>(bytes, 1), launch);
-  sort(scratch.data());
-  if (value.Current() != values)
-    check_cuda(cudaMemcpyAsync(values, value.Current(), static_cast<size_t>(n) * 8,
-                               cudaMemcpyDeviceToDevice, launch.stream()),
-               "copying sorted values");
+__global__ void __launch_bounds__(kBlock)
+    permutation_keys_kernel(uint64_t* keys, uint32_t* places, PhiloxState rng, uint32_t n) {
+  const PhiloxStream stream(rng);
+  const uint64_t step = uint64_t{gridDim.x} * kBlock;
+  for (uint64_t i = uint64_t{blockIdx.x} * kBlock + threadIdx.x; i < n; i += step) {
+    const Philox4 bits = stream(i);
+    keys[i] = wide(bits.value[0], bits.value[1]);
+    places[i] = static_cast<uint32_t>(i);
+  }
 }
 
 __global__ void __launch_bounds__(kBlock)
-    permutation_keys_kernel(uint64_t* keys, int64_t* values, PhiloxState rng, int64_t n) {
-  const PhiloxStream stream(rng);
-  const int64_t step = int64_t{gridDim.x} * kBlock;
-  for (int64_t i = int64_t{blockIdx.x} * kBlock + threadIdx.x; i < n; i += step) {
-    const Philox4 bits = stream(static_cast<uint64_t>(i));
-    keys[i] = wide(bits.value[0], bits.value[1]);
-    values[i] = i;
-  }
+    store_places_kernel(char* out, DType dtype, int64_t stride, const uint32_t* places,
+                        uint32_t n) {
+  const uint64_t step = uint64_t{gridDim.x} * kBlock;
+  for (uint64_t i = uint64_t{blockIdx.x} * kBlock + threadIdx.x; i < n; i += step)
+    store_as<int64_t>(out + static_cast<int64_t>(i) * stride, dtype, places[i]);
+}
+
+/// Keys and the values they carry, before and after a sort.
+struct SortBuffers {
+  Scratch keys, sorted_keys, values, sorted_values;
+  SortBuffers(int64_t n, const Launch& launch)
+      : keys(static_cast<size_t>(n) * 8, launch),
+        sorted_keys(static_cast<size_t>(n) * 8, launch),
+        values(static_cast<size_t>(n) * 4, launch),
+        sorted_values(static_cast<size_t>(n) * 4, launch) {}
+};
+
+dim3 blocks_for(const Launch& launch, int64_t elements) {
+  return dim3(static_cast<uint32_t>(launch.fill(ceil_div<int64_t>(elements, kBlock), kBlock)));
 }
 
 /// The order of random 64-bit keys: element i has that of counter i. (The CPU swaps in sequence, so
@@ -46,15 +47,17 @@ __global__ void __launch_bounds__(kBlock)
 void randperm_(const Tensor& self, const PhiloxArgs& rng) {
   const int64_t n = self.numel();
   if (n == 0) return;
+  check(n < int64_t{1} << 32, "randperm: at most 2^32 - 1 elements on CUDA, got ", n);
   const Launch launch(self.device());
-  const Tensor order = self.dtype() == DType::Int64 && self.is_contiguous()
-                           ? self
-                           : vt::empty(self.sizes(), DType::Int64, self.device());
-  const Scratch keys(static_cast<size_t>(n) * 8, launch);
-  launch(permutation_keys_kernel, dim3(launch.fill(ceil_div<int64_t>(n, kBlock), kBlock)),
-         dim3(kBlock), 0, keys.data<uint64_t>(), order.data_as<int64_t>(), PhiloxState(rng), n);
-  sort_pairs(launch, keys.data<uint64_t>(), order.data_as<int64_t>(), n);
-  if (!order.is_same(self)) copy(self, order, true);
+  const auto count = static_cast<uint32_t>(n);
+  SortBuffers sort(n, launch);
+  launch(permutation_keys_kernel, blocks_for(launch, n), dim3(kBlock), 0,
+         sort.keys.data<uint64_t>(), sort.values.data<uint32_t>(), PhiloxState(rng), count);
+  sort_pairs(launch, sort.keys.data<uint64_t>(), sort.sorted_keys.data<uint64_t>(),
+             sort.values.data<uint32_t>(), sort.sorted_values.data<uint32_t>(), n, 64);
+  launch(store_places_kernel, blocks_for(launch, n), dim3(kBlock), 0, self.data_as<char>(),
+         self.dtype(), self.stride(0) * self.itemsize(), sort.sorted_values.data<uint32_t>(),
+         count);
 }
 
 __device__ inline double weight_at(const char* weights, DType dtype, int64_t itemsize, int64_t i) {
@@ -133,20 +136,21 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 /// An exponential race: each category's key is Exp(1) / weight, and the smallest keys win. Keys are
-/// kept as their bits, which order like the (non-negative) numbers.
+/// kept as their bits, which order like the (non-negative) numbers. With `places`, the categories
+/// are listed for a sort.
 __global__ void __launch_bounds__(kBlock)
-    race_keys_kernel(uint64_t* keys, int64_t* order, const char* weights, DType dtype,
-                     int64_t itemsize, int64_t categories, PhiloxState rng, int64_t n) {
+    race_keys_kernel(uint64_t* keys, uint32_t* places, const char* weights, DType dtype,
+                     int64_t itemsize, PhiloxState rng, int64_t first, int64_t n) {
   const PhiloxStream stream(rng);
   const int64_t step = int64_t{gridDim.x} * kBlock;
   for (int64_t i = int64_t{blockIdx.x} * kBlock + threadIdx.x; i < n; i += step) {
-    const double w = weight_at(weights, dtype, itemsize, i);
-    const Philox4 bits = stream(static_cast<uint64_t>(i));
+    const double w = weight_at(weights, dtype, itemsize, first + i);
+    const Philox4 bits = stream(static_cast<uint64_t>(first + i));
     const double u = open_uniform(wide(bits.value[0], bits.value[1]));
     // A weight too small for the quotient still precedes weights of 0.
     const double key = w > 0 ? fmin(-log(u) / w, 1.7976931348623157e308) : INFINITY;
     keys[i] = static_cast<uint64_t>(__double_as_longlong(key));
-    if (order) order[i] = i % categories;
+    if (places) places[i] = static_cast<uint32_t>(i);
   }
 }
 
@@ -220,15 +224,12 @@ __global__ void __launch_bounds__(kBlock)
 
 /// The first `samples` of a sorted row.
 __global__ void __launch_bounds__(kBlock)
-    take_kernel(int64_t* out, const int64_t* order, const char* weights, DType dtype,
-                int64_t itemsize, int64_t samples, int64_t row) {
+    take_kernel(int64_t* out, const uint32_t* places, const uint64_t* keys, int64_t samples,
+                int64_t row) {
   const int64_t step = int64_t{gridDim.x} * kBlock;
   for (int64_t s = int64_t{blockIdx.x} * kBlock + threadIdx.x; s < samples; s += step) {
-    const int64_t category = order[s];
-    // Categories of weight 0 come last.
-    if (load_as<double>(weights + category * itemsize, dtype) == 0)
-      require_category(kInfinity, row);
-    out[s] = category;
+    require_category(keys[s], row);
+    out[s] = places[s];
   }
 }
 
@@ -244,35 +245,37 @@ void multinomial(const Tensor& out, const Tensor& self, int64_t num_samples, boo
   const DType dtype = source.dtype();
   const int64_t itemsize = source.itemsize(), n = rows * categories;
   auto* target = out.data_as<int64_t>();
-  const auto blocks = [&](int64_t elements) {
-    return dim3(static_cast<uint32_t>(launch.fill(ceil_div<int64_t>(elements, kBlock), kBlock)));
-  };
   const dim3 row_blocks(static_cast<uint32_t>(rows));
   if (replacement) {
     const Scratch sums(static_cast<size_t>(n) * 8, launch);
     launch(cumulative_kernel, row_blocks, dim3(kBlock), 0, sums.data<double>(), weights, dtype,
            itemsize, categories);
-    launch(lookup_kernel, blocks(rows * num_samples), dim3(kBlock), 0, target, sums.data<double>(),
-           weights, dtype, itemsize, categories, num_samples, PhiloxState(rng), rows * num_samples);
+    launch(lookup_kernel, blocks_for(launch, rows * num_samples), dim3(kBlock), 0, target,
+           sums.data<double>(), weights, dtype, itemsize, categories, num_samples, PhiloxState(rng),
+           rows * num_samples);
     return;
   }
   constexpr int64_t kMostPasses = 64;
-  const bool sort = num_samples > kMostPasses;
-  const Scratch keys(static_cast<size_t>(n) * 8, launch);
-  const Scratch order(sort ? static_cast<size_t>(n) * 8 : 1, launch);
-  launch(race_keys_kernel, blocks(n), dim3(kBlock), 0, keys.data<uint64_t>(),
-         sort ? order.data<int64_t>() : nullptr, weights, dtype, itemsize, categories,
-         PhiloxState(rng), n);
-  if (!sort) {
+  if (num_samples <= kMostPasses) {
+    const Scratch keys(static_cast<size_t>(n) * 8, launch);
+    launch(race_keys_kernel, blocks_for(launch, n), dim3(kBlock), 0, keys.data<uint64_t>(), nullptr,
+           weights, dtype, itemsize, PhiloxState(rng), 0, n);
     launch(winners_kernel, row_blocks, dim3(kBlock), 0, target, keys.data<uint64_t>(), categories,
            num_samples);
     return;
   }
+  check(categories < int64_t{1} << 32, "multinomial: at most 2^32 - 1 categories on CUDA, got ",
+        categories);
+  SortBuffers sort(categories, launch);
   for (int64_t row = 0; row < rows; ++row) {
-    int64_t* row_order = order.data<int64_t>() + row * categories;
-    sort_pairs(launch, keys.data<uint64_t>() + row * categories, row_order, categories);
-    launch(take_kernel, blocks(num_samples), dim3(kBlock), 0, target + row * num_samples, row_order,
-           weights + row * categories * itemsize, dtype, itemsize, num_samples, row);
+    launch(race_keys_kernel, blocks_for(launch, categories), dim3(kBlock), 0,
+           sort.keys.data<uint64_t>(), sort.values.data<uint32_t>(), weights, dtype, itemsize,
+           PhiloxState(rng), row * categories, categories);
+    sort_pairs(launch, sort.keys.data<uint64_t>(), sort.sorted_keys.data<uint64_t>(),
+               sort.values.data<uint32_t>(), sort.sorted_values.data<uint32_t>(), categories, 64);
+    launch(take_kernel, blocks_for(launch, num_samples), dim3(kBlock), 0,
+           target + row * num_samples, sort.sorted_values.data<uint32_t>(),
+           sort.sorted_keys.data<uint64_t>(), num_samples, row);
   }
 }
 
