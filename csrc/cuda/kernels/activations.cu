@@ -165,9 +165,8 @@ const RegisterCuda registered([](KernelTable& t) {
     });
   };
   t.leaky_relu = [](TensorIterator& it, const Scalar& slope) {
-    visit_compute_float(it.common_dtype(), [&]<class T>() {
-      map_kernel<T, T, 1>(it, LeakyRelu<T>{slope.to<T>()});
-    });
+    visit_compute_float(it.common_dtype(),
+                        [&]<class T>() { map_kernel<T, T, 1>(it, LeakyRelu<T>{slope.to<T>()}); });
   };
   t.leaky_relu_backward = [](TensorIterator& it, const Scalar& slope) {
     visit_compute_float(it.common_dtype(), [&]<class T>() {
@@ -177,8 +176,8 @@ const RegisterCuda registered([](KernelTable& t) {
   t.elu = [](TensorIterator& it, const Scalar& alpha, const Scalar& scale,
              const Scalar& input_scale) {
     visit_compute_float(it.common_dtype(), [&]<class T>() {
-      map_kernel<T, T, 1>(it, Elu<T>{scale.to<T>(), alpha.to<T>() * scale.to<T>(),
-                                     input_scale.to<T>()});
+      map_kernel<T, T, 1>(
+          it, Elu<T>{scale.to<T>(), alpha.to<T>() * scale.to<T>(), input_scale.to<T>()});
     });
   };
   t.hardtanh = [](TensorIterator& it, const Scalar& min_val, const Scalar& max_val) {

@@ -85,8 +85,7 @@ const RegisterCuda registered([](KernelTable& t) {
   t.sub = [](TensorIterator& it, const Scalar& alpha) { add_scaled(it, alpha, -1); };
   t.mul = [](TensorIterator& it) { map_all(it, Multiply{}); };
   t.div = [](TensorIterator& it) {
-    visit_compute_float(it.common_dtype(),
-                        [&]<class T>() { map_kernel<T, T, 2>(it, Divide{}); });
+    visit_compute_float(it.common_dtype(), [&]<class T>() { map_kernel<T, T, 2>(it, Divide{}); });
   };
   t.maximum = [](TensorIterator& it) { map_all(it, Extreme{true, false}); };
   t.minimum = [](TensorIterator& it) { map_all(it, Extreme{false, false}); };

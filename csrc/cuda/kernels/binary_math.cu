@@ -66,8 +66,7 @@ struct Fmod {
 struct Power {
   /// Wraps, as repeated multiplication does. A negative exponent leaves 0 but for bases 1 and -1.
   __device__ int64_t operator()(int64_t base, int64_t exponent) const {
-    if (exponent < 0)
-      return base == 1 ? 1 : base == -1 ? (exponent % 2 == 0 ? 1 : -1) : 0;
+    if (exponent < 0) return base == 1 ? 1 : base == -1 ? (exponent % 2 == 0 ? 1 : -1) : 0;
     uint64_t result = 1, factor = static_cast<uint64_t>(base);
     for (uint64_t e = static_cast<uint64_t>(exponent); e != 0; e >>= 1) {
       if (e & 1) result *= factor;

@@ -74,8 +74,7 @@ void map_bits(TensorIterator& it, const F& f) {
 template <class F>
 void map_shift(TensorIterator& it) {
   const int64_t width = item_size(it.common_dtype()) * 8;
-  visit_compute_integral(it.common_dtype(),
-                         [&]<class T>() { map_kernel<T, T, 2>(it, F{width}); });
+  visit_compute_integral(it.common_dtype(), [&]<class T>() { map_kernel<T, T, 2>(it, F{width}); });
 }
 
 const RegisterCuda registered([](KernelTable& t) {

@@ -28,11 +28,16 @@ void fill(const Tensor& self, const Tensor& value) {
   Tensor target = self;
   if (self.is_non_overlapping_and_dense()) {
     const double v = number.to_double();
-    if (v == 0 && !std::signbit(v)) {
+    const bool zero = v == 0 && !std::signbit(v);
+    if (zero || self.itemsize() == 1) {
+      const int byte = zero                          ? 0
+                       : self.dtype() == DType::Bool ? number.to_bool()
+                                                     : static_cast<uint8_t>(number.to_int());
       const Launch launch(self.device());
-      check_cuda(cudaMemsetAsync(self.data(), 0, static_cast<size_t>(self.numel() * self.itemsize()),
-                                 launch.stream()),
-                 "filling a tensor with zeros");
+      check_cuda(
+          cudaMemsetAsync(self.data(), byte, static_cast<size_t>(self.numel() * self.itemsize()),
+                          launch.stream()),
+          "filling a tensor");
       return;
     }
     // Any order of the elements is the same fill.
@@ -47,7 +52,7 @@ void fill(const Tensor& self, const Tensor& value) {
   });
 }
 
-/// A copy of the same bytes in the device of `like`, dense, through the given stream.
+/// `src` seen with the sizes of the tensor it is written to; missing and unit dimensions repeat.
 Tensor broadcast_to(const Tensor& src, IntSpan sizes) {
   const int64_t lead = static_cast<int64_t>(sizes.size()) - src.dim();
   bool fits = lead >= 0;
@@ -69,9 +74,8 @@ void copy_on_device(const Tensor& self, const Tensor& src) {
     const auto bytes = static_cast<size_t>(self.numel() * self.itemsize());
     if (to == from) return;
     const auto copy_to = [&](void* target, const void* source) {
-      check_cuda(
-          cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, launch.stream()),
-          "copying on the device");
+      check_cuda(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, launch.stream()),
+                 "copying on the device");
     };
     if (to < from + bytes && from < to + bytes) {
       const Scratch between(bytes, launch);
@@ -103,12 +107,13 @@ void copy_bytes(const Tensor& self, const Tensor& src, bool non_blocking) {
   const Tensor& host = to_host ? self : src;
   // Pageable memory is staged by the driver before the call returns when it is the source; as the
   // target it would be written later, so the call waits.
-  check_cuda(cudaMemcpyAsync(self.data(), src.data(), bytes,
-                             to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice,
-                             launch.stream()),
-             to_host ? "copying to the host" : "copying to the device");
+  check_cuda(
+      cudaMemcpyAsync(self.data(), src.data(), bytes,
+                      to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice, launch.stream()),
+      to_host ? "copying to the host" : "copying to the device");
   if (!(non_blocking && is_pinned(host.data())))
-    wait_for_result(launch.stream(), to_host ? "copying to the host" : "copying from pageable memory");
+    wait_for_result(launch.stream(),
+                    to_host ? "copying to the host" : "copying from pageable memory");
 }
 
 void copy_between_devices(const Tensor& self, const Tensor& src) {
@@ -120,10 +125,10 @@ void copy_between_devices(const Tensor& self, const Tensor& src) {
   ready.wait(from);
   {
     const DeviceGuard guard(from.device);
-    check_cuda(cudaMemcpyPeerAsync(self.data(), self.device().index, src.data(), from.device,
-                                   static_cast<size_t>(self.numel() * self.itemsize()),
-                                   from.handle),
-               "copying between devices");
+    check_cuda(
+        cudaMemcpyPeerAsync(self.data(), self.device().index, src.data(), from.device,
+                            static_cast<size_t>(self.numel() * self.itemsize()), from.handle),
+        "copying between devices");
   }
   done.record(from);
   done.wait(to);

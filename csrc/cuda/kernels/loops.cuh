@@ -1,7 +1,8 @@
 // The inner loops of pointwise kernels: `map_kernel<T, R, Arity>(it, f)` applies a device functor
-// to every element of a TensorIterator. Dense operands of one dtype go through 16-byte accesses;
-// everything else (strides, broadcasting, mixed dtypes) through one kernel that converts on the
-// way, so a functor is written once per compute type.
+// to every element of a TensorIterator. Operands of one dtype whose rows are dense (or one element
+// repeated: broadcasting) go through 16-byte accesses; everything else (other strides, mixed
+// dtypes) through one kernel that converts on the way, so a functor is written once per compute
+// type.
 #pragma once
 
 #include <algorithm>
@@ -36,23 +37,23 @@ __device__ inline R apply(const F& f, const T (&a)[3], std::integral_constant<in
   return f(a[0], a[1], a[2]);
 }
 
-/// One input of a launch over rows: vectors (rows of the tensor, or one row for all of them), one
-/// element a row (a column, or one element for all rows), or, without data, a number held here.
+/// One input of a launch over rows: rows of vectors, one element a row, or, without data, a number
+/// held here.
 template <class T>
 struct RowInput {
   const char* data = nullptr;
-  int64_t pitch = 0;  // bytes from row to row
   bool vectors = false;
   DType dtype = DType::Float32, round = DType::Bool;  // of single elements
   T value = T();
 };
+inline constexpr int kRowDims = 4;  // that count rows
 template <class T, int Arity>
 struct RowOperands {
   char* out;
-  int64_t pitch;
-  FastDivisor row_vectors;
-  bool one_row;
   RowInput<T> in[Arity > 0 ? Arity : 1];
+  bool one_row;
+  FastDivisor row_vectors;
+  Offsets<Arity + 1, kRowDims> row;
 };
 
 template <class S, int N>
@@ -75,10 +76,12 @@ __global__ void __launch_bounds__(kBlock)
   const uint32_t index = blockIdx.x * kBlock + threadIdx.x;
   const uint32_t first = index * kWidth;
   if (first >= n) return;
-  uint32_t row = 0, column = index;
+  uint32_t column = index;
+  int64_t offset[Arity + 1] = {};
   if (!ops.one_row) {
-    row = ops.row_vectors.divide(index);
+    const uint32_t row = ops.row_vectors.divide(index);
     column = index - row * ops.row_vectors.divisor;
+    ops.row.get(row, offset);
   }
   T fixed[kArgs];
 #pragma unroll
@@ -86,9 +89,9 @@ __global__ void __launch_bounds__(kBlock)
     const RowInput<T>& in = ops.in[a];
     fixed[a] = in.value;
     if (in.data && !in.vectors)
-      fixed[a] = round_to(load_as<T>(in.data + row * in.pitch, in.dtype), in.round);
+      fixed[a] = round_to(load_as<T>(in.data + offset[a + 1], in.dtype), in.round);
   }
-  char* target = ops.out + row * ops.pitch;
+  char* target = ops.out + offset[0];
   if (first + kWidth <= n) {
     Vector<S0, kWidth> head;
     Vector<S, kWidth> loaded[kArgs];
@@ -98,11 +101,11 @@ __global__ void __launch_bounds__(kBlock)
       if (!in.vectors) continue;
       if constexpr (!std::is_same_v<S0, S>) {
         if (a == 0) {
-          head = load_vector<S0, kWidth>(in.data + row * in.pitch, column);
+          head = load_vector<S0, kWidth>(in.data + offset[a + 1], column);
           continue;
         }
       }
-      loaded[a] = load_vector<S, kWidth>(in.data + row * in.pitch, column);
+      loaded[a] = load_vector<S, kWidth>(in.data + offset[a + 1], column);
     }
     Vector<Q, kWidth> result;
 #pragma unroll
@@ -245,21 +248,23 @@ template <class S0, class S, class Q, class T, class R, int Arity, class F>
 bool run_rows(const Launch& launch, TensorIterator& it, DType stored, const F& f) {
   constexpr int64_t kWidth = kRowWidth<S, Q>;
   const int ndim = it.ndim();
-  if (ndim > 2) return false;
-  const int64_t columns = it.shape()[0], rows = ndim == 2 ? it.shape()[1] : 1;
-  if (ndim == 2 && (columns % kWidth != 0 || columns > kMaxElements)) return false;
-  const auto pitch = [&](int i) { return ndim == 2 ? it.stride(i, 1) : 0; };
+  const int64_t columns = it.shape()[0];
+  if (ndim > 1 + kRowDims || (ndim > 1 && columns % kWidth != 0)) return false;
   const auto vectors = [&](int i, int64_t size) {
     const int64_t access = size * kWidth;
-    return it.stride(i, 0) == size && pitch(i) % access == 0 &&
-           reinterpret_cast<uintptr_t>(it.data(i)) % static_cast<size_t>(access) == 0;
+    bool fit = it.stride(i, 0) == size && reinterpret_cast<intptr_t>(it.data(i)) % access == 0;
+    for (int d = 1; d < ndim; ++d) fit = fit && it.stride(i, d) % access == 0;
+    return fit;
   };
   if (!vectors(0, sizeof(Q))) return false;
+  // Parts of at most kMaxElements along the last dimension.
+  const int last = ndim - 1;
+  const int64_t extent = it.shape()[last], inner = it.numel() / extent;
+  if (inner > kMaxElements) return false;
+  const int64_t step = kMaxElements / inner;
+
   RowOperands<T, Arity> ops;
   ops.out = it.data(0);
-  ops.pitch = pitch(0);
-  ops.one_row = ndim == 1;
-  if (ndim == 2) ops.row_vectors = FastDivisor(static_cast<uint32_t>(columns / kWidth));
   for (int a = 0; a < Arity; ++a) {
     RowInput<T>& in = ops.in[a];
     const int i = a + 1;
@@ -268,39 +273,33 @@ bool run_rows(const Launch& launch, TensorIterator& it, DType stored, const F& f
       continue;
     }
     in.data = it.data(i);
-    in.pitch = pitch(i);
     in.dtype = it.dtype(i);
     in.round = rounding_of(it, i);
     if (it.stride(i, 0) == 0) continue;
     const DType wanted = a == 0 && !std::is_same_v<S0, S> ? DType::Bool : stored;
-    if (it.dtype(i) != wanted ||
-        !vectors(i, static_cast<int64_t>(a == 0 ? sizeof(S0) : sizeof(S))))
-      return false;
+    const auto size = static_cast<int64_t>(a == 0 ? sizeof(S0) : sizeof(S));
+    if (it.dtype(i) != wanted || !vectors(i, size)) return false;
     in.vectors = true;
   }
-  // Parts of less than 2^31 elements: of the single row, or of whole rows.
-  const int64_t step = ndim == 1 ? kMaxElements : kMaxElements / columns * columns;
-  for (int64_t at = 0; at < it.numel(); at += step) {
-    const int64_t n = std::min(step, it.numel() - at);
+  ops.one_row = ndim == 1;
+  if (ndim > 1) ops.row_vectors = FastDivisor(static_cast<uint32_t>(columns / kWidth));
+  ops.row.ndim = last;
+  for (int d = 1; d < ndim; ++d) {
+    const int64_t here = d == last ? std::min(extent, step) : it.shape()[d];
+    ops.row.extent[d - 1] = FastDivisor(static_cast<uint32_t>(here));
+    for (int i = 0; i <= Arity; ++i) ops.row.stride[i][d - 1] = it.on_host(i) ? 0 : it.stride(i, d);
+  }
+  for (int64_t at = 0; at < extent; at += step) {
+    const int64_t n = std::min(step, extent - at) * inner;
     launch(rows_kernel<S0, S, Q, T, R, Arity, F>, dim3(ceil_div(n, kBlock * kWidth)), dim3(kBlock),
            0, f, ops, static_cast<uint32_t>(n));
-    const auto next = [&](int64_t size, int64_t pitch) {
-      return ndim == 1 ? step * size : step / columns * pitch;
-    };
-    ops.out += next(sizeof(Q), ops.pitch);
+    ops.out += step * it.stride(0, last);
     for (int a = 0; a < Arity; ++a) {
-      if (ops.in[a].vectors)
-        ops.in[a].data += next(a == 0 ? sizeof(S0) : sizeof(S), ops.in[a].pitch);
-      else if (ops.in[a].data)
-        ops.in[a].data += next(0, ops.in[a].pitch);
+      if (ops.in[a].data) ops.in[a].data += step * it.stride(a + 1, last);
     }
   }
   return true;
 }
-
-}  // namespace detail
-
-namespace detail {
 
 /// `kMasked`: the first input is bool, the others and the output of one dtype.
 template <class T, class R, int Arity, bool kMasked, class F>

@@ -18,25 +18,24 @@ struct FastDivisor {
     multiplier =
         static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift) - d)) / d + 1);
   }
-  __device__ uint32_t divide(uint32_t n) const {
-    return (__umulhi(n, multiplier) + n) >> shift;
-  }
+  __device__ uint32_t divide(uint32_t n) const { return (__umulhi(n, multiplier) + n) >> shift; }
 };
 
 inline constexpr int kMaxOffsetDims = 10;
 
-/// Byte offsets of N operands. Dimension 0 moves fastest. At most 2^31 - 1 elements.
-template <int N>
+/// Byte offsets of N operands in at most D dimensions. Dimension 0 moves fastest. At most 2^31 - 1
+/// elements.
+template <int N, int D = kMaxOffsetDims>
 struct Offsets {
   int ndim = 0;
-  FastDivisor extent[kMaxOffsetDims];
-  int64_t stride[N][kMaxOffsetDims];
+  FastDivisor extent[D];
+  int64_t stride[N][D];
 
   __device__ void get(uint32_t index, int64_t (&offset)[N]) const {
 #pragma unroll
     for (int i = 0; i < N; ++i) offset[i] = 0;
 #pragma unroll
-    for (int d = 0; d < kMaxOffsetDims; ++d) {
+    for (int d = 0; d < D; ++d) {
       if (d == ndim) break;
       const uint32_t rest = extent[d].divide(index);
       const uint32_t here = index - rest * extent[d].divisor;

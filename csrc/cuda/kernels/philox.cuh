@@ -50,9 +50,7 @@ class PhiloxStream {
   uint64_t seed_, first_;
 };
 
-__device__ inline uint64_t wide(uint32_t high, uint32_t low) {
-  return uint64_t{high} << 32 | low;
-}
+__device__ inline uint64_t wide(uint32_t high, uint32_t low) { return uint64_t{high} << 32 | low; }
 /// [0, 1) with 53 bits.
 __device__ inline double half_open_uniform(uint32_t high, uint32_t low) {
   return static_cast<double>(wide(high, low) >> 11) * 0x1p-53;

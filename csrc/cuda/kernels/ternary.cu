@@ -98,9 +98,8 @@ const RegisterCuda registered([](KernelTable& t) {
     });
   };
   t.addcdiv = [](TensorIterator& it, const Scalar& value) {
-    visit_compute_float(it.common_dtype(), [&]<class T>() {
-      map_kernel<T, T, 3>(it, AddQuotient<T>{value.to<T>()});
-    });
+    visit_compute_float(it.common_dtype(),
+                        [&]<class T>() { map_kernel<T, T, 3>(it, AddQuotient<T>{value.to<T>()}); });
   };
 });
 

@@ -155,8 +155,8 @@ void round_decimals(TensorIterator& it, int64_t decimals) {
   if (decimals == 0)
     map_rounding(it, Round{});
   else
-    map_rounding(it, RoundDecimals{std::pow(10.0, std::fabs(static_cast<double>(decimals))),
-                                   decimals > 0});
+    map_rounding(
+        it, RoundDecimals{std::pow(10.0, std::fabs(static_cast<double>(decimals))), decimals > 0});
 }
 
 void nan_to_num(TensorIterator& it, std::optional<double> nan, std::optional<double> posinf,
@@ -166,8 +166,7 @@ void nan_to_num(TensorIterator& it, std::optional<double> nan, std::optional<dou
                        : dtype == DType::Float16  ? 65504.0
                        : dtype == DType::BFloat16 ? 3.3895313892515355e38
                                                   : double{std::numeric_limits<float>::max()};
-  map_rounding(it,
-               NanToNum{nan.value_or(0.0), posinf.value_or(limit), neginf.value_or(-limit)});
+  map_rounding(it, NanToNum{nan.value_or(0.0), posinf.value_or(limit), neginf.value_or(-limit)});
 }
 
 const RegisterCuda registered([](KernelTable& t) {
