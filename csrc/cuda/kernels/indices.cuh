@@ -11,6 +11,7 @@ namespace vt::cuda {
 
 /// The op an index belongs to, for messages: kernels cannot print host strings.
 enum class IndexedOp : int {
+  Index,
   IndexSelect,
   IndexAdd,
   IndexCopy,
@@ -22,7 +23,7 @@ enum class IndexedOp : int {
 };
 
 [[noreturn]] __device__ inline void index_out_of_range(IndexedOp op, int64_t index, int64_t length) {
-  constexpr const char* kNames[] = {"index_select", "index_add_",   "index_copy_",    "gather",
+  constexpr const char* kNames[] = {"index", "index_select", "index_add_",   "index_copy_",    "gather",
                                     "scatter_",     "scatter_add_", "scatter_reduce", "embedding"};
   printf("%s: index %lld is out of bounds for a dimension of size %lld\n",
          kNames[static_cast<int>(op)], static_cast<long long>(index),
