@@ -4,6 +4,7 @@
 
 #include "cuda/kernels/add_rows.cuh"
 #include "cuda/kernels/copy_rows.cuh"
+#include "cuda/kernels/element.cuh"
 #include "cuda/kernels/index_checks.cuh"
 #include "cuda/kernels/sort.cuh"
 

@@ -22,7 +22,7 @@ enum class IndexedOp : int {
   Embedding
 };
 
-[[noreturn]] __device__ inline void index_out_of_range(IndexedOp op, int64_t index, int64_t length) {
+__device__ __noinline__ inline void index_out_of_range(IndexedOp op, int64_t index, int64_t length) {
   constexpr const char* kNames[] = {"index", "index_select", "index_add_",   "index_copy_",    "gather",
                                     "scatter_",     "scatter_add_", "scatter_reduce", "embedding"};
   printf("%s: index %lld is out of bounds for a dimension of size %lld\n",
