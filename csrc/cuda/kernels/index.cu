@@ -69,7 +69,7 @@ void index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tenso
                {{sorted, order, sizeof(Key) == 8, n},
                 static_cast<const char*>(values.data()),
                 static_cast<char*>(work.data()),
-                work.dtype(),
+                work.dtype(), static_cast<int>(work.itemsize()),
                 e.outer,
                 e.length,
                 e.inner,

@@ -103,6 +103,7 @@ struct ReduceGeometry {
 struct ReduceOutput {
   char* data;
   DType dtype;
+  int size;  // of an element
   double scale;
   int64_t* indices;
 };
