@@ -189,6 +189,8 @@ void set_item(const Tensor& self, PyObject* index, PyObject* value) {
     source = alias(source);
   } else {
     source = is_tensor(value) ? tensor_of(value) : to_tensor(value);
+    if (!is_tensor(value) && self.device() != source.device())
+      source = ops::copy_(vt::empty(source.sizes(), source.dtype(), self.device()), source, false);
   }
   if (!parsed.has_tensor) {
     ops::copy_(parsed.view, drop_leading_ones(source, parsed.view.dim()), false);

@@ -281,6 +281,18 @@ void scatter_add(const Tensor& self, int64_t dim, const Tensor& index, const Ten
   });
 }
 
+void wrap_index(const Tensor& out, const Tensor& index, int64_t dim, int64_t size) {
+  const Tensor from = dense(index, DType::Int64);
+  const auto* values = from.data_as<int64_t>();
+  auto* to = out.data_as<int64_t>();
+  for (int64_t i = 0; i < from.numel(); ++i) {
+    const int64_t v = values[i];
+    check_index(v >= -size && v < size, "index ", v, " is out of bounds for dimension ", dim,
+                " with size ", size);
+    to[i] = v < 0 ? v + size : v;
+  }
+}
+
 /// Row i of `out` = the coordinates of the i-th true element of the dense `mask`.
 void nonzero(const Tensor& out, const Tensor& mask) {
   const auto* set = mask.data_as<bool>();
@@ -318,6 +330,7 @@ const RegisterCpu registered([](KernelTable& t) {
   t.gather = gather;
   t._scatter_ = scatter;
   t.scatter_add_ = scatter_add;
+  t._wrap_index = wrap_index;
   t._nonzero_ = nonzero;
   t.cat = cat;
 });

@@ -36,7 +36,7 @@ __device__ void write_sum(const RowSums& s, T scale, int64_t o, int64_t key, int
   if (key == s.skip) return;
   T factor = scale;
   if (s.divide_by_count) factor = factor / static_cast<T>(count_of(s.index, key));
-  const int size = static_cast<int>(item_size(s.dtype));
+  const int size = s.size;
   char* to = s.target + ((o * s.length + key) * s.inner + column) * size;
 #pragma unroll
   for (int k = 0; k < V; ++k) {
@@ -51,7 +51,7 @@ __device__ inline void load_row(const RowSums& s, int64_t o, int64_t rows, uint3
                                 int64_t column, T (&values)[V]) {
   const int64_t at = (o * rows + position) * s.inner + column;
   if constexpr (std::is_void_v<S>) {
-    values[0] = load_as<T>(s.source + at * item_size(s.dtype), s.dtype);
+    values[0] = load_as<T>(s.source + at * s.size, s.dtype);
   } else {
     const auto loaded = *reinterpret_cast<const Vector<S, V>*>(s.source + at * sizeof(S));
 #pragma unroll

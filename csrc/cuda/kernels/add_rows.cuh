@@ -29,6 +29,7 @@ struct RowSums {
   const char* source;
   char* target;
   DType dtype;
+  int size;  // of an element
   int64_t outer, length, inner;
   int64_t skip;         // a key whose rows are left alone, or negative
   bool accumulate;      // onto the target's value

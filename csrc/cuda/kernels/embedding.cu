@@ -53,7 +53,7 @@ void backward(const Tensor& out, const Tensor& grad_output, const Tensor& indice
            {{sorted, order, false, n},
             static_cast<const char*>(grad.data()),
             static_cast<char*>(out.data()),
-            out.dtype(),
+            out.dtype(), static_cast<int>(out.itemsize()),
             1,
             num_weights,
             out.sizes()[1],

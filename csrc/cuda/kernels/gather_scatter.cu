@@ -178,7 +178,7 @@ void scatter_add(const Tensor& self, int64_t dim, const Tensor& index, const Ten
     by_place(launch, p, n, work.numel(), [&](const SortedIndex& sorted) {
       add_rows(launch,
                {sorted, static_cast<const char*>(values.data()), static_cast<char*>(work.data()),
-                work.dtype(), 1, work.numel(), 1, -1, true, false},
+                work.dtype(), static_cast<int>(work.itemsize()), 1, work.numel(), 1, -1, true, false},
                Scalar(1));
     });
   });
@@ -190,12 +190,11 @@ enum class Reduction : int { Product, Max, Min };
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     fold_runs(SortedIndex index, Reduction reduction, bool include_self, const char* source,
-              char* target, DType dtype) {
+              char* target, DType dtype, int size) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= index.n) return;
   const int64_t key = index.key(i);
   if (i > 0 && index.key(i - 1) == key) return;
-  const int size = static_cast<int>(item_size(dtype));
   char* to = target + key * size;
   T result = include_self ? load_as<T>(to, dtype) : T(0);
   bool first = !include_self;
@@ -229,7 +228,7 @@ void scatter_reduce(const Tensor& out, const Tensor& self, int64_t dim, const Te
   by_place(launch, p, n, out.numel(), [&](const SortedIndex& sorted) {
     visit_compute_numeric(out.dtype(), [&]<class T>() {
       launch(fold_runs<T>, blocks_for(n), dim3(kThreads), 0, sorted, reduction, include_self,
-             static_cast<const char*>(values.data()), static_cast<char*>(out.data()), out.dtype());
+             static_cast<const char*>(values.data()), static_cast<char*>(out.data()), out.dtype(), static_cast<int>(out.itemsize()));
     });
   });
 }

@@ -69,7 +69,7 @@ void index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tenso
                {{sorted, order, sizeof(Key) == 8, n},
                 static_cast<const char*>(values.data()),
                 static_cast<char*>(work.data()),
-                work.dtype(),
+                work.dtype(), static_cast<int>(work.itemsize()),
                 e.outer,
                 e.length,
                 e.inner,
@@ -128,10 +128,32 @@ void index_copy(const Tensor& self, int64_t dim, const Tensor& index, const Tens
   });
 }
 
+__global__ void __launch_bounds__(kThreads)
+    wrap_kernel(const int64_t* in, int64_t n, int64_t size, int64_t* out) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= n) return;
+  const int64_t index = in[i];
+  if (index < -size || index >= size) index_out_of_range(IndexedOp::Index, index, size);
+  out[i] = index < 0 ? index + size : index;
+}
+
+void wrap_index(const Tensor& out, const Tensor& self, int64_t, int64_t size) {
+  if (self.numel() == 0) return;
+  Tensor input = contiguous(self);
+  if (input.dtype() != DType::Int64) {
+    input = empty(self.sizes(), DType::Int64, self.device());
+    copy(input, self, true);
+  }
+  Launch(out.device())(wrap_kernel, blocks_for(self.numel()), dim3(kThreads), 0,
+                       static_cast<const int64_t*>(input.data()), self.numel(), size,
+                       out.data_as<int64_t>());
+}
+
 const RegisterCuda registered([](KernelTable& t) {
   t.index_select = index_select;
   t.index_add_ = index_add;
   t.index_copy_ = index_copy;
+  t._wrap_index = wrap_index;
 });
 
 }  // namespace

@@ -11,6 +11,7 @@ namespace vt::cuda {
 
 /// The op an index belongs to, for messages: kernels cannot print host strings.
 enum class IndexedOp : int {
+  Index,
   IndexSelect,
   IndexAdd,
   IndexCopy,
@@ -21,12 +22,33 @@ enum class IndexedOp : int {
   Embedding
 };
 
-[[noreturn]] __device__ inline void index_out_of_range(IndexedOp op, int64_t index, int64_t length) {
-  constexpr const char* kNames[] = {"index_select", "index_add_",   "index_copy_",    "gather",
-                                    "scatter_",     "scatter_add_", "scatter_reduce", "embedding"};
-  printf("%s: index %lld is out of bounds for a dimension of size %lld\n",
-         kNames[static_cast<int>(op)], static_cast<long long>(index),
-         static_cast<long long>(length));
+__device__ inline const char* name_of(IndexedOp op) {
+  switch (op) {
+    case IndexedOp::Index:
+      return "index";
+    case IndexedOp::IndexSelect:
+      return "index_select";
+    case IndexedOp::IndexAdd:
+      return "index_add_";
+    case IndexedOp::IndexCopy:
+      return "index_copy_";
+    case IndexedOp::Gather:
+      return "gather";
+    case IndexedOp::Scatter:
+      return "scatter_";
+    case IndexedOp::ScatterAdd:
+      return "scatter_add_";
+    case IndexedOp::ScatterReduce:
+      return "scatter_reduce";
+    default:
+      return "embedding";
+  }
+}
+
+__device__ __noinline__ inline void index_out_of_range(IndexedOp op, int64_t index,
+                                                       int64_t length) {
+  printf("%s: index %lld is out of bounds for a dimension of size %lld\n", name_of(op),
+         static_cast<long long>(index), static_cast<long long>(length));
   __trap();
 }
 

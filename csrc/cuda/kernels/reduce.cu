@@ -8,7 +8,7 @@ namespace {
 /// Writes accumulators, scaled where they are floats.
 template <class T>
 __device__ void store_scaled(const ReduceOutput& out, int64_t position, T acc) {
-  char* p = out.data + position * item_size(out.dtype);
+  char* p = out.data + position * out.size;
   if constexpr (std::is_floating_point_v<T>)
     store_as<double>(p, out.dtype, static_cast<double>(acc) * out.scale);
   else
@@ -48,7 +48,7 @@ struct Count {
   __device__ void step(Acc& a, bool x, int64_t) const { a += x; }
   __device__ void merge(Acc& a, const Acc& b) const { a += b; }
   __device__ void store(const ReduceOutput& out, int64_t position, const Acc& a) const {
-    store_as<int64_t>(out.data + position * item_size(out.dtype), out.dtype,
+    store_as<int64_t>(out.data + position * out.size, out.dtype,
                       question == HowMany ? a
                       : question == Any   ? int64_t{a > 0}
                                           : int64_t{a == total});
@@ -56,7 +56,7 @@ struct Count {
 };
 
 ReduceOutput output(const Tensor& out, double scale = 1) {
-  return {static_cast<char*>(out.data()), out.dtype(), scale, nullptr};
+  return {static_cast<char*>(out.data()), out.dtype(), static_cast<int>(out.itemsize()), scale, nullptr};
 }
 
 int64_t count_of(const Tensor& self, uint64_t mask) {

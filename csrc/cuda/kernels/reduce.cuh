@@ -103,6 +103,7 @@ struct ReduceGeometry {
 struct ReduceOutput {
   char* data;
   DType dtype;
+  int size;  // of an element
   double scale;
   int64_t* indices;
 };
@@ -152,9 +153,10 @@ constexpr int reduce_width() {
   else
     return 1;
 }
-template <class Load>
+/// Columns a thread takes; large accumulators (of values with places) would fill the registers.
+template <class Load, class Op>
 constexpr int column_width() {
-  return std::min(reduce_width<Load>(), 8);
+  return sizeof(typename Op::Acc) > 8 ? 1 : std::min(reduce_width<Load>(), 8);
 }
 
 template <class Acc>
@@ -455,11 +457,11 @@ void reduce(const Tensor& self, uint64_t mask, const Load& load, const Op& op,
   const bool columns = g.kept.ndim > 0 && g.reduced.ndim > 0 &&
                        g.kept.stride[0][0] < g.reduced.stride[0][0];
   ReduceLayout layout{n, 1, 1, false};
-  const int64_t wanted = int64_t{launch.properties().multiprocessors} * 16;  // blocks
+  const int64_t wanted = int64_t{launch.properties().multiprocessors} * 32;  // blocks
   int64_t blocks;
   bool vectors = false;
   if (columns) {
-    constexpr int V = column_width<Load>();
+    constexpr int V = column_width<Load, Op>();
     if constexpr (V > 1) {
       const int64_t unit = kSize * V;
       vectors = g.kept.stride[0][0] == kSize && g.kept.extent[0] % V == 0 &&
@@ -498,9 +500,9 @@ void reduce(const Tensor& self, uint64_t mask, const Load& load, const Op& op,
     launch(reduce_rows<Load, Op>, grid, dim3(kReduceThreads), 0, load, op, g, layout, out, partial);
   } else {
     bool done = false;
-    if constexpr (column_width<Load>() > 1) {
+    if constexpr (column_width<Load, Op>() > 1) {
       if (vectors) {
-        launch(reduce_columns<Load, Op, column_width<Load>()>, grid, dim3(kReduceThreads), 0, load,
+        launch(reduce_columns<Load, Op, column_width<Load, Op>()>, grid, dim3(kReduceThreads), 0, load,
                op, g, layout, out, partial);
         done = true;
       }

@@ -25,7 +25,7 @@ struct Extremum {
   }
   __device__ void merge(Acc& a, const Acc& b) const { step(a, b, 0); }
   __device__ void store(const ReduceOutput& out, int64_t position, const Acc& a) const {
-    store_as<T>(out.data + position * item_size(out.dtype), out.dtype, a);
+    store_as<T>(out.data + position * out.size, out.dtype, a);
   }
 };
 
@@ -50,10 +50,20 @@ struct FirstExtremum {
     if (wins || (ties && b.index < a.index)) a = b;
   }
   __device__ void store(const ReduceOutput& out, int64_t position, const Acc& a) const {
-    if (out.data) store_as<T>(out.data + position * item_size(out.dtype), out.dtype, a.value);
+    if (out.data) store_as<T>(out.data + position * out.size, out.dtype, a.value);
     out.indices[position] = a.index;
   }
 };
+
+/// Values and their places; either may be missing.
+ReduceOutput output(const Tensor* values, const Tensor* indices) {
+  ReduceOutput out{nullptr, DType::Bool, 1, 1, nullptr};
+  if (values)
+    out = {static_cast<char*>(values->data()), values->dtype(),
+           static_cast<int>(values->itemsize()), 1, nullptr};
+  if (indices) out.indices = indices->data_as<int64_t>();
+  return out;
+}
 
 template <template <class, bool> class Op, bool kMax>
 void extremum(const Tensor& self, uint64_t mask, const ReduceOutput& out, bool any_order) {
@@ -73,21 +83,21 @@ void extremum(const Tensor& self, uint64_t mask, const ReduceOutput& out, bool a
 template <bool kMax>
 void amax(const Tensor& out, const Tensor& self, IntSpan dim, bool) {
   extremum<Extremum, kMax>(self, dim_mask(dim, self.dim()),
-                           {static_cast<char*>(out.data()), out.dtype(), 1, nullptr}, true);
+                           output(&out, nullptr), true);
 }
 
 template <bool kMax>
 void max_dim(const Tensor& values, const Tensor& indices, const Tensor& self, int64_t dim, bool) {
   extremum<FirstExtremum, kMax>(
       self, dim_mask(dim, self.dim()),
-      {static_cast<char*>(values.data()), values.dtype(), 1, indices.data_as<int64_t>()}, false);
+      output(&values, &indices), false);
 }
 
 template <bool kMax>
 void argmax(const Tensor& out, const Tensor& self, std::optional<int64_t> dim, bool) {
   const uint64_t mask =
       dim ? dim_mask(*dim, self.dim()) : dim_mask(std::nullopt, self.dim());
-  extremum<FirstExtremum, kMax>(self, mask, {nullptr, self.dtype(), 1, out.data_as<int64_t>()},
+  extremum<FirstExtremum, kMax>(self, mask, output(nullptr, &out),
                                 false);
 }
 

@@ -19,11 +19,12 @@ struct RunningExtreme {
   char* values;
   int64_t* indices;
   DType dtype;
+  int size;  // of an element
 
   using Acc = Place<T>;
   __device__ Acc start() const { return {T(0), -1}; }
   __device__ Acc load(int64_t position, int64_t index) const {
-    return {load_as<T>(in + position * item_size(dtype), dtype), index};
+    return {load_as<T>(in + position * size, dtype), index};
   }
   __device__ Acc combine(const Acc& a, const Acc& b) const {
     if (b.index < 0) return a;
@@ -31,7 +32,7 @@ struct RunningExtreme {
     return a.value == a.value && (kMax ? b.value >= a.value : b.value <= a.value) ? b : a;
   }
   __device__ void store(int64_t position, const Acc& a) const {
-    store_as<T>(values + position * item_size(dtype), dtype, a.value);
+    store_as<T>(values + position * size, dtype, a.value);
     indices[position] = a.index;
   }
 };
@@ -45,7 +46,7 @@ void running_extreme(const Tensor& values, const Tensor& indices, const Tensor& 
     scan(launch,
          RunningExtreme<T, kMax>{static_cast<const char*>(input.data()),
                                  static_cast<char*>(values.data()), indices.data_as<int64_t>(),
-                                 self.dtype()},
+                                 self.dtype(), static_cast<int>(self.itemsize())},
          scan_shape(self, dim));
   });
 }

@@ -82,12 +82,12 @@ struct Rows {
 
 template <class Key>
 __global__ void __launch_bounds__(kThreads)
-    make_keys(const char* data, DType dtype, Rows rows, uint32_t n, int key_bits, bool with_row,
+    make_keys(const char* data, DType dtype, int size, Rows rows, uint32_t n, int key_bits, bool with_row,
               bool descending, Key* keys, uint32_t* elements) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= n) return;
   const auto element = static_cast<uint32_t>(i);
-  uint64_t key = ordered_key(data + rows.position(element) * item_size(dtype), dtype);
+  uint64_t key = ordered_key(data + rows.position(element) * size, dtype);
   if (descending) key = ~key & (~uint64_t{0} >> (64 - key_bits));
   if (with_row) key |= static_cast<uint64_t>(element / static_cast<uint32_t>(rows.length)) << key_bits;
   keys[i] = static_cast<Key>(key);
@@ -119,13 +119,13 @@ void sort_rows(const Launch& launch, const Tensor& input, const Rows& rows, uint
   const auto* data = static_cast<const char*>(input.data());
   const DType dtype = input.dtype();
   const int64_t count = n / rows.length;
-  const int key_bits = static_cast<int>(item_size(dtype)) * 8,
+  const int size = static_cast<int>(item_size(dtype)), key_bits = size * 8,
             row_bits = count == 1 ? 0 : bits_below(count);
   const Scratch elements(size_t{n} * 4, launch);
   const auto keyed = [&]<class Key>(bool with_row) {
     const Scratch keys(size_t{n} * sizeof(Key) * 2, launch);
     Key* from = keys.template data<Key>();
-    launch(make_keys<Key>, grid, block, 0, data, dtype, rows, n, key_bits, with_row, descending,
+    launch(make_keys<Key>, grid, block, 0, data, dtype, size, rows, n, key_bits, with_row, descending,
            from, elements.data<uint32_t>());
     sort_pairs<Key>(launch, from, from + n, elements.data<uint32_t>(), sorted, n,
                     with_row ? key_bits + row_bits : key_bits);

@@ -2,6 +2,7 @@
 // work is an index_select, index_copy_ or index_add_ over one dimension.
 #include "core/tensor_iterator.h"
 #include "dispatch/thread_state.h"
+#include "ops/composite/placement.h"
 #include "vt/meta_decls.h"
 #include "vt/ops.h"
 
@@ -20,7 +21,16 @@ struct Flattened {
 
 std::vector<Tensor> expand_masks(const Tensor& self, TensorSpan indices) {
   std::vector<Tensor> out;
-  for (const Tensor& index : indices) {
+  for (const Tensor& given : indices) {
+    // An index in host memory follows the tensor it indexes; one on a device is not fetched.
+    Tensor index = given;
+    if (given.defined() && given.device() != self.device()) {
+      check(given.device().is_cpu(),
+            "indices should be either on cpu or on the same device as the "
+            "indexed tensor (",
+            self.device(), "), got an index on ", given.device());
+      index = moved_to(given, self.device());
+    }
     if (!index.defined() || (index.dtype() != DType::Bool && index.dtype() != DType::UInt8)) {
       if (index.defined()) {
         check_index(is_integral(index.dtype()),
@@ -82,16 +92,7 @@ Flattened flatten_indices(const Tensor& self, TensorSpan given) {
   for (int64_t d = 0; d < self.dim(); ++d) {
     if (!indices[d].defined()) continue;
     const int64_t size = self.sizes()[d];
-    Tensor index = indices[d];
-    if (index.numel() > 0) {
-      const int64_t low = ops::amin(index, {}, false).item().to_int(),
-                    high = ops::amax(index, {}, false).item().to_int();
-      check_index(low >= -size, "index ", low, " is out of bounds for dimension ", d, " with size ",
-                  size);
-      check_index(high < size, "index ", high, " is out of bounds for dimension ", d, " with size ",
-                  size);
-      if (low < 0) index = ops::remainder(index, wrapped_scalar(Scalar(size)));
-    }
+    const Tensor index = ops::_wrap_index(indices[d], d, size);
     f.linear = f.linear.defined()
                    ? ops::add(ops::mul(f.linear, wrapped_scalar(Scalar(size))), index, Scalar(1))
                    : index;
@@ -144,10 +145,10 @@ Tensor index_put_(const Tensor& self, TensorSpan indices, const Tensor& values, 
   result.append(f.index_shape.begin(), f.index_shape.end());
   for (size_t d = static_cast<size_t>(f.insert_at); d < f.rest.size(); ++d)
     result.push_back(f.rest[d]);
-  Tensor source = values;
+  Tensor source = number_on(values, self.device());
   Dims trimmed(values.sizes());
   while (trimmed.size() > result.size() && trimmed[0] == 1) trimmed.erase(0);
-  if (trimmed.size() != values.sizes().size()) source = ops::reshape(values, trimmed);
+  if (trimmed.size() != values.sizes().size()) source = ops::reshape(source, trimmed);
   bool fits = source.sizes().size() <= result.size();
   for (size_t i = 0; fits && i < source.sizes().size(); ++i) {
     const int64_t have = source.sizes()[source.sizes().size() - 1 - i];
@@ -197,7 +198,8 @@ Tensor index_fill_(const Tensor& self, int64_t dim, const Tensor& index, const T
   Dims sizes(self.sizes());
   if (!sizes.empty()) sizes[wrap_dim(dim, self.dim())] = index.numel();
   const Tensor typed = value.dtype() == self.dtype() ? value : ops::_to_dtype(value, self.dtype());
-  return ops::index_copy_(self, dim, index, ops::expand(typed, sizes, false));
+  return ops::index_copy_(self, dim, index,
+                          ops::expand(number_on(typed, self.device()), sizes, false));
 }
 Tensor index_fill(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& value) {
   return ops::index_fill_(ops::clone(self, std::nullopt), dim, index, value);
@@ -216,7 +218,8 @@ Tensor scatter(const Tensor& self, int64_t dim, const Tensor& index, const Tenso
 }
 Tensor scatter__value(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& value) {
   const Tensor typed = value.dtype() == self.dtype() ? value : ops::_to_dtype(value, self.dtype());
-  return ops::_scatter_(self, dim, index, ops::expand(typed, index.sizes(), false));
+  return ops::_scatter_(self, dim, index,
+                        ops::expand(number_on(typed, self.device()), index.sizes(), false));
 }
 Tensor scatter_value(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& value) {
   return ops::scatter__value(ops::clone(self, std::nullopt), dim, index, value);
@@ -241,8 +244,7 @@ Tensor take_along_dim(const Tensor& self, const Tensor& indices, std::optional<i
                      false);
 }
 Tensor take(const Tensor& self, const Tensor& index) {
-  const Tensor flat = ops::remainder(ops::reshape(index, Dims{-1}),
-                                     wrapped_scalar(Scalar(std::max<int64_t>(self.numel(), 1))));
+  const Tensor flat = ops::_wrap_index(ops::reshape(index, Dims{-1}), 0, self.numel());
   return ops::reshape(ops::index_select(ops::reshape(self, Dims{-1}), 0, flat), index.sizes());
 }
 
@@ -285,7 +287,8 @@ Tensor one_hot(const Tensor& self, int64_t num_classes) {
   if (self.numel() == 0)
     check(num_classes > 0, "Can not infer total number of classes from empty tensor.");
   int64_t classes = num_classes;
-  if (self.numel() > 0) {
+  // With the number of classes given, a device is not waited for: a class outside it is no column.
+  if (self.numel() > 0 && (num_classes == -1 || self.device().is_cpu())) {
     check(ops::min(self).item().to_int() >= 0, "Class values must be non-negative.");
     const int64_t top = ops::max(self).item().to_int();
     if (classes == -1) classes = top + 1;

@@ -1,5 +1,6 @@
 // Stacking, repeating, rolling, flipping and padding.
 #include "core/tensor_iterator.h"
+#include "dispatch/thread_state.h"
 #include "vt/meta_decls.h"
 #include "vt/ops.h"
 
@@ -9,6 +10,8 @@ namespace {
 Tensor range(int64_t start, int64_t end, int64_t step, Device device) {
   return ops::arange_start(Scalar(start), Scalar(end), Scalar(step), DType::Int64, device);
 }
+
+Tensor number(int64_t value) { return wrapped_scalar(Scalar(value)); }
 
 std::vector<Tensor> at_least(TensorSpan tensors, int64_t dims) {
   std::vector<Tensor> out;
@@ -93,15 +96,23 @@ Tensor repeat_interleave_Tensor(const Tensor& self, const Tensor& repeats,
   check(repeats.dim() == 1 && repeats.numel() == x.size(d),
         "repeats must have the same size as input along dim, but got repeats.size(0) = ",
         repeats.numel(), " and input.size(", d, ") = ", x.size(d));
-  std::vector<int64_t> positions;
+  const bool grad = thread_state.grad_enabled;
+  const NoGrad no_grad;
   const Tensor counts = ops::contiguous(ops::_to_dtype(repeats, DType::Int64), std::nullopt);
-  for (int64_t i = 0; i < counts.numel(); ++i) {
-    const int64_t n = ops::select(counts, 0, i).item().to_int();
-    check(n >= 0, "repeats can not be negative");
-    positions.insert(positions.end(), static_cast<size_t>(n), i);
+  Tensor index = counts;
+  if (counts.numel() > 0) {
+    check(ops::amin(counts, {}, false).item().to_int() >= 0, "repeats can not be negative");
+    // A mark where each entry starts in the result; their running sum is the entry's number, one
+    // too high. The extra place takes the marks of entries without a copy at the end.
+    const Tensor ends = ops::cumsum(counts, 0, std::nullopt);
+    const int64_t total = ops::select(ends, 0, -1).item().to_int();
+    const Tensor marks = ops::index_add_(
+        ops::zeros(Dims{total + 1}, DType::Int64, x.device()), 0, ops::sub(ends, counts, Scalar(1)),
+        ops::ones(counts.sizes(), DType::Int64, x.device()), Scalar(1));
+    index = ops::sub(ops::slice(ops::cumsum(marks, 0, std::nullopt), 0, 0, total, 1), number(1),
+                     Scalar(1));
   }
-  const Tensor index = vt::empty(Dims{static_cast<int64_t>(positions.size())}, DType::Int64);
-  std::copy(positions.begin(), positions.end(), index.data_as<int64_t>());
+  const GradMode mode(grad);
   return ops::index_select(x, d, index);
 }
 
@@ -191,25 +202,23 @@ Tensor pad(const Tensor& self, IntSpan widths, std::string_view mode, std::optio
     const int64_t d = self.dim() - 1 - static_cast<int64_t>(i);
     const int64_t size = self.sizes()[d], before = widths[2 * i], after = widths[2 * i + 1];
     if (before == 0 && after == 0) continue;
-    std::vector<int64_t> positions;
-    for (int64_t k = -before; k < size + after; ++k) {
-      if (mode == "replicate") {
-        positions.push_back(std::clamp<int64_t>(k, 0, size - 1));
-      } else if (mode == "circular") {
-        check(before <= size && after <= size,
-              "Padding value causes wrapping around more than once.");
-        positions.push_back((k % size + size) % size);
-      } else {
-        check_value(mode == "reflect", "Unrecognised padding mode ", mode);
-        check(before < size && after < size,
-              "Argument #4: Padding size should be less than the corresponding input dimension, "
-              "but got: padding (",
-              before, ", ", after, ") at dimension ", d, " of input ", self.sizes());
-        positions.push_back(k < 0 ? -k : k >= size ? 2 * (size - 1) - k : k);
-      }
+    Tensor index = range(-before, size + after, 1, self.device());
+    if (mode == "replicate") {
+      index = ops::clamp(index, number(0), number(size - 1));
+    } else if (mode == "circular") {
+      check(before <= size && after <= size,
+            "Padding value causes wrapping around more than once.");
+      index = ops::remainder(index, number(size));
+    } else {
+      check_value(mode == "reflect", "Unrecognised padding mode ", mode);
+      check(before < size && after < size,
+            "Argument #4: Padding size should be less than the corresponding input dimension, "
+            "but got: padding (",
+            before, ", ", after, ") at dimension ", d, " of input ", self.sizes());
+      // Folded at both ends: |k|, then the same from the other side.
+      const Tensor last = number(size - 1);
+      index = ops::sub(last, ops::abs(ops::sub(last, ops::abs(index), Scalar(1))), Scalar(1));
     }
-    const Tensor index = vt::empty(Dims{static_cast<int64_t>(positions.size())}, DType::Int64);
-    std::copy(positions.begin(), positions.end(), index.data_as<int64_t>());
     out = ops::index_select(out, d, index);
   }
   return out;

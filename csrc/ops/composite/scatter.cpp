@@ -1,4 +1,5 @@
 // Scattering with a reduction, and writes at flat indices.
+#include "ops/composite/placement.h"
 #include "vt/meta_decls.h"
 #include "vt/ops.h"
 
@@ -8,7 +9,8 @@ namespace {
 /// `src` as a tensor of the index's shape and self's dtype: a number is spread over the index.
 Tensor spread(const Tensor& src, const Tensor& index, DType dtype) {
   const Tensor typed = src.dtype() == dtype ? src : ops::_to_dtype(src, dtype);
-  return src.dim() == 0 && index.dim() != 0 ? ops::expand(typed, index.sizes(), false) : typed;
+  const Tensor value = number_on(typed, index.device());
+  return src.dim() == 0 && index.dim() != 0 ? ops::expand(value, index.sizes(), false) : value;
 }
 
 }  // namespace

@@ -19,11 +19,18 @@ Tensor resize_(const Tensor& self, IntSpan size, std::optional<MemoryFormat> mem
   Storage& storage = *self.storage();
   if (bytes > static_cast<int64_t>(storage.nbytes())) {
     check(storage.writable(), "Trying to resize storage that is not resizable");
+    // What the storage held stays, in place; on a device the copies are in the stream's order.
+    const bool host = self.device().is_cpu();
+    const int64_t held = host ? 0 : static_cast<int64_t>(storage.nbytes()) / self.itemsize();
+    const NoGrad no_grad;
+    Tensor kept;
+    if (held > 0)
+      kept = ops::clone(make_view(ops::detach(self), Dims{held}, Dims{1}, 0), std::nullopt);
     const Allocation grown =
         allocator_for(self.device().type).allocate(static_cast<size_t>(bytes), self.device());
-    if (self.device().is_cpu() && storage.nbytes() > 0)
-      std::memcpy(grown.data, storage.data(), storage.nbytes());
+    if (host && storage.nbytes() > 0) std::memcpy(grown.data, storage.data(), storage.nbytes());
     storage.replace(grown);
+    if (held > 0) ops::copy_(make_view(ops::detach(self), Dims{held}, Dims{1}, 0), kept, false);
   }
   self.impl()->set_geometry(size, strides, self.storage_offset());
   return self;

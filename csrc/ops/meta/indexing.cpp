@@ -15,6 +15,12 @@ Tensor index_select(const Tensor& self, int64_t dim, const Tensor& index) {
   return empty(sizes, self.dtype(), self.device());
 }
 
+Tensor _wrap_index(const Tensor& self, int64_t, int64_t) {
+  check_index(is_integral(self.dtype()),
+              "tensors used as indices must be long or int tensors, got ", self.dtype());
+  return empty(self.sizes(), DType::Int64, self.device());
+}
+
 Tensor gather(const Tensor& self, int64_t dim, const Tensor& index, bool) {
   check(index.dtype() == DType::Int64, "gather(): Expected dtype int64 for index");
   const int64_t d = wrap_dim(dim, self.dim());
