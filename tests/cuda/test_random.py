@@ -15,7 +15,7 @@ FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # Logarithms and angles differ in the last places of the type.
 TOLERANCE = {
     torch.float64: 1e-12,
-    torch.float32: 4e-6,
+    torch.float32: 1e-5,
     torch.float16: 5e-3,
     torch.bfloat16: 4e-2,
 }
@@ -68,7 +68,7 @@ def test_layout_does_not_change_the_numbers(dtype: Any) -> None:
 )
 @pytest.mark.parametrize("high", [2, 100, 2**40])
 def test_integers_are_those_of_the_cpu(high: int, dtype: Any) -> None:
-    if high > 100 and dtype != torch.int64:
+    if dtype == torch.bool and high > 2 or dtype != torch.int64 and high > 100:
         pytest.skip("the range does not fit the dtype")
     ours, reference = _pair(
         lambda device, g: torch.randint(0, high, (1001,), generator=g, dtype=dtype, device=device)
