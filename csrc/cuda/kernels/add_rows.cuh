@@ -4,8 +4,8 @@
 
 #include <limits>
 
-#include "cuda/kernels/launch.cuh"
 #include "core/tensor.h"
+#include "cuda/kernels/launch.cuh"
 
 namespace vt::cuda {
 
@@ -31,9 +31,9 @@ struct RowSums {
   DType dtype;
   int size;  // of an element
   int64_t outer, length, inner;
-  int64_t skip;         // a key whose rows are left alone, or negative
-  bool accumulate;      // onto the target's value
-  bool divide_by_count; // the mean of a key's rows
+  int64_t skip;          // a key whose rows are left alone, or negative
+  bool accumulate;       // onto the target's value
+  bool divide_by_count;  // the mean of a key's rows
 };
 
 /// `scale` applies to sums in float, double or int64, whichever the dtype computes in.

@@ -176,10 +176,11 @@ void scatter_add(const Tensor& self, int64_t dim, const Tensor& index, const Ten
     const Launch launch(work.device());
     const Places p = places(indices, work.sizes(), dim, IndexedOp::ScatterAdd);
     by_place(launch, p, n, work.numel(), [&](const SortedIndex& sorted) {
-      add_rows(launch,
-               {sorted, static_cast<const char*>(values.data()), static_cast<char*>(work.data()),
-                work.dtype(), static_cast<int>(work.itemsize()), 1, work.numel(), 1, -1, true, false},
-               Scalar(1));
+      add_rows(
+          launch,
+          {sorted, static_cast<const char*>(values.data()), static_cast<char*>(work.data()),
+           work.dtype(), static_cast<int>(work.itemsize()), 1, work.numel(), 1, -1, true, false},
+          Scalar(1));
     });
   });
 }
@@ -204,8 +205,8 @@ __global__ void __launch_bounds__(kThreads)
       result = x;
     else if (reduction == Reduction::Product)
       result = result * x;
-    else if (x != x || (result == result &&
-                        (reduction == Reduction::Max ? x >= result : x <= result)))
+    else if (x != x ||
+             (result == result && (reduction == Reduction::Max ? x >= result : x <= result)))
       result = x;  // nan wins and stays
     first = false;
   }
@@ -228,7 +229,8 @@ void scatter_reduce(const Tensor& out, const Tensor& self, int64_t dim, const Te
   by_place(launch, p, n, out.numel(), [&](const SortedIndex& sorted) {
     visit_compute_numeric(out.dtype(), [&]<class T>() {
       launch(fold_runs<T>, blocks_for(n), dim3(kThreads), 0, sorted, reduction, include_self,
-             static_cast<const char*>(values.data()), static_cast<char*>(out.data()), out.dtype(), static_cast<int>(out.itemsize()));
+             static_cast<const char*>(values.data()), static_cast<char*>(out.data()), out.dtype(),
+             static_cast<int>(out.itemsize()));
     });
   });
 }

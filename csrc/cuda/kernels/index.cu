@@ -69,7 +69,8 @@ void index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tenso
                {{sorted, order, sizeof(Key) == 8, n},
                 static_cast<const char*>(values.data()),
                 static_cast<char*>(work.data()),
-                work.dtype(), static_cast<int>(work.itemsize()),
+                work.dtype(),
+                static_cast<int>(work.itemsize()),
                 e.outer,
                 e.length,
                 e.inner,
@@ -86,8 +87,7 @@ void index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tenso
 }
 
 /// last[index] = the last position that names it, plus one.
-__global__ void __launch_bounds__(kThreads)
-    find_last(Indices indices, int64_t n, uint32_t* last) {
+__global__ void __launch_bounds__(kThreads) find_last(Indices indices, int64_t n, uint32_t* last) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i < n) atomicMax(last + indices(i), static_cast<uint32_t>(i + 1));
 }

@@ -1,9 +1,9 @@
 // The coordinates of the true elements of a mask.
-#include <cub/device/device_select.cuh>
 #include <thrust/iterator/counting_iterator.h>
+#include <cub/device/device_select.cuh>
 
-#include "cuda/kernels/launch.cuh"
 #include "core/tensor.h"
+#include "cuda/kernels/launch.cuh"
 
 namespace vt::cuda {
 namespace {

@@ -56,7 +56,8 @@ struct Count {
 };
 
 ReduceOutput output(const Tensor& out, double scale = 1) {
-  return {static_cast<char*>(out.data()), out.dtype(), static_cast<int>(out.itemsize()), scale, nullptr};
+  return {static_cast<char*>(out.data()), out.dtype(), static_cast<int>(out.itemsize()), scale,
+          nullptr};
 }
 
 int64_t count_of(const Tensor& self, uint64_t mask) {

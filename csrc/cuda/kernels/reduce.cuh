@@ -111,7 +111,7 @@ struct ReduceOutput {
 /// How the work is laid out; `splits` parts of `part` reduced elements each.
 struct ReduceLayout {
   int64_t part, splits;
-  int group;  // row kernel: threads a row; column kernel: threads across
+  int group;   // row kernel: threads a row; column kernel: threads across
   bool dense;  // row kernel: the reduced elements of a row are adjacent
 };
 
@@ -190,8 +190,7 @@ __device__ inline void merge_group(const Op& op, Acc& acc, int group) {
 /// unaligned head and a tail.
 template <class Load, class Op, class Acc>
 __device__ inline void walk_dense(const Load& load, const Op& op, Acc (&acc)[kReduceUnroll],
-                                  const char* data, int64_t first, int64_t n, int lane,
-                                  int group) {
+                                  const char* data, int64_t first, int64_t n, int lane, int group) {
   constexpr int kWidth = reduce_width<Load>(), kSize = 16 / kWidth;
   using Packed = Vector<typename Load::Element, kWidth>;
   const int64_t skewed = static_cast<int64_t>(reinterpret_cast<uintptr_t>(data) % 16);
@@ -229,8 +228,7 @@ __global__ void __launch_bounds__(kReduceThreads)
                 ReduceOutput out, typename Op::Acc* partial) {
   using Acc = typename Op::Acc;
   const int group = layout.group, lane = threadIdx.x % group;
-  const int64_t row =
-      int64_t{blockIdx.x} * (kReduceThreads / group) + threadIdx.x / group;
+  const int64_t row = int64_t{blockIdx.x} * (kReduceThreads / group) + threadIdx.x / group;
   const bool live = row < g.kept.numel;
   Acc acc[kReduceUnroll];
 #pragma unroll
@@ -301,7 +299,7 @@ __global__ void __launch_bounds__(kReduceThreads)
     const char* data = g.data + place[0];
     const int64_t first = blockIdx.y * layout.part,
                   last = min(first + layout.part, g.reduced.numel);
-    const auto take = [&](int64_t i, typename Load::Value (&values)[V]) {
+    const auto take = [&](int64_t i, typename Load::Value(&values)[V]) {
       int64_t offset[1];
       g.reduced.get(i, offset);
       if constexpr (V > 1) {
@@ -454,8 +452,8 @@ void reduce(const Tensor& self, uint64_t mask, const Load& load, const Op& op,
   const Launch launch(self.device());
   constexpr int64_t kSize = kIsStored<Load> ? 16 / reduce_width<Load>() : 0;
   // Threads across kept elements where those are the nearer neighbours.
-  const bool columns = g.kept.ndim > 0 && g.reduced.ndim > 0 &&
-                       g.kept.stride[0][0] < g.reduced.stride[0][0];
+  const bool columns =
+      g.kept.ndim > 0 && g.reduced.ndim > 0 && g.kept.stride[0][0] < g.reduced.stride[0][0];
   ReduceLayout layout{n, 1, 1, false};
   const int64_t wanted = int64_t{launch.properties().multiprocessors} * 32;  // blocks
   int64_t blocks;
@@ -478,8 +476,8 @@ void reduce(const Tensor& self, uint64_t mask, const Load& load, const Op& op,
     const int64_t least = int64_t{kReduceThreads / layout.group} * 16;
     layout.splits = std::clamp<int64_t>(wanted / blocks, 1, std::max<int64_t>(n / least, 1));
   } else {
-    layout.dense = kIsStored<Load> && (n <= 1 || (g.reduced.ndim == 1 &&
-                                                  g.reduced.stride[0][0] == kSize));
+    layout.dense =
+        kIsStored<Load> && (n <= 1 || (g.reduced.ndim == 1 && g.reduced.stride[0][0] == kSize));
     const int64_t units = layout.dense ? n / reduce_width<Load>() : n;
     layout.group = static_cast<int>(power_of_two(ceil_div<int64_t>(units, 4), kReduceThreads));
     blocks = ceil_div<int64_t>(results, kReduceThreads / layout.group);
@@ -502,8 +500,8 @@ void reduce(const Tensor& self, uint64_t mask, const Load& load, const Op& op,
     bool done = false;
     if constexpr (column_width<Load, Op>() > 1) {
       if (vectors) {
-        launch(reduce_columns<Load, Op, column_width<Load, Op>()>, grid, dim3(kReduceThreads), 0, load,
-               op, g, layout, out, partial);
+        launch(reduce_columns<Load, Op, column_width<Load, Op>()>, grid, dim3(kReduceThreads), 0,
+               load, op, g, layout, out, partial);
         done = true;
       }
     }

@@ -82,23 +82,18 @@ void extremum(const Tensor& self, uint64_t mask, const ReduceOutput& out, bool a
 
 template <bool kMax>
 void amax(const Tensor& out, const Tensor& self, IntSpan dim, bool) {
-  extremum<Extremum, kMax>(self, dim_mask(dim, self.dim()),
-                           output(&out, nullptr), true);
+  extremum<Extremum, kMax>(self, dim_mask(dim, self.dim()), output(&out, nullptr), true);
 }
 
 template <bool kMax>
 void max_dim(const Tensor& values, const Tensor& indices, const Tensor& self, int64_t dim, bool) {
-  extremum<FirstExtremum, kMax>(
-      self, dim_mask(dim, self.dim()),
-      output(&values, &indices), false);
+  extremum<FirstExtremum, kMax>(self, dim_mask(dim, self.dim()), output(&values, &indices), false);
 }
 
 template <bool kMax>
 void argmax(const Tensor& out, const Tensor& self, std::optional<int64_t> dim, bool) {
-  const uint64_t mask =
-      dim ? dim_mask(*dim, self.dim()) : dim_mask(std::nullopt, self.dim());
-  extremum<FirstExtremum, kMax>(self, mask, output(nullptr, &out),
-                                false);
+  const uint64_t mask = dim ? dim_mask(*dim, self.dim()) : dim_mask(std::nullopt, self.dim());
+  extremum<FirstExtremum, kMax>(self, mask, output(nullptr, &out), false);
 }
 
 const RegisterCuda registered([](KernelTable& t) {

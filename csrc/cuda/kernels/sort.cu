@@ -15,10 +15,10 @@ void sort_pairs(const Launch& launch, const Key* keys, Key* sorted_keys, const u
                 uint32_t* sorted_values, int64_t n, int bits) {
   size_t bytes = 0;
   const auto run = [&](void* scratch) {
-    check_cuda(cub::DeviceRadixSort::SortPairs(scratch, bytes, keys, sorted_keys, values,
-                                               sorted_values, static_cast<uint32_t>(n), 0, bits,
-                                               launch.stream()),
-               "sorting");
+    check_cuda(
+        cub::DeviceRadixSort::SortPairs(scratch, bytes, keys, sorted_keys, values, sorted_values,
+                                        static_cast<uint32_t>(n), 0, bits, launch.stream()),
+        "sorting");
   };
   run(nullptr);
   const Scratch scratch(bytes, launch);
@@ -82,14 +82,15 @@ struct Rows {
 
 template <class Key>
 __global__ void __launch_bounds__(kThreads)
-    make_keys(const char* data, DType dtype, int size, Rows rows, uint32_t n, int key_bits, bool with_row,
-              bool descending, Key* keys, uint32_t* elements) {
+    make_keys(const char* data, DType dtype, int size, Rows rows, uint32_t n, int key_bits,
+              bool with_row, bool descending, Key* keys, uint32_t* elements) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= n) return;
   const auto element = static_cast<uint32_t>(i);
   uint64_t key = ordered_key(data + rows.position(element) * size, dtype);
   if (descending) key = ~key & (~uint64_t{0} >> (64 - key_bits));
-  if (with_row) key |= static_cast<uint64_t>(element / static_cast<uint32_t>(rows.length)) << key_bits;
+  if (with_row)
+    key |= static_cast<uint64_t>(element / static_cast<uint32_t>(rows.length)) << key_bits;
   keys[i] = static_cast<Key>(key);
   elements[i] = element;
 }
@@ -125,8 +126,8 @@ void sort_rows(const Launch& launch, const Tensor& input, const Rows& rows, uint
   const auto keyed = [&]<class Key>(bool with_row) {
     const Scratch keys(size_t{n} * sizeof(Key) * 2, launch);
     Key* from = keys.template data<Key>();
-    launch(make_keys<Key>, grid, block, 0, data, dtype, size, rows, n, key_bits, with_row, descending,
-           from, elements.data<uint32_t>());
+    launch(make_keys<Key>, grid, block, 0, data, dtype, size, rows, n, key_bits, with_row,
+           descending, from, elements.data<uint32_t>());
     sort_pairs<Key>(launch, from, from + n, elements.data<uint32_t>(), sorted, n,
                     with_row ? key_bits + row_bits : key_bits);
   };
