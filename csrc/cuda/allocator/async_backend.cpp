@@ -1,0 +1,85 @@
+// backend:async: the driver's stream-ordered pool does the caching; limits, counters, history and
+// record_stream work as with the native allocator.
+#include <algorithm>
+#include <mutex>
+
+#include "core/error.h"
+#include "cuda/allocator/caching_allocator.h"
+
+namespace vt::cuda {
+
+Allocation CachingAllocator::allocate_async(size_t nbytes, size_t size, StreamHandle stream,
+                                            AllocationContext context) {
+  enum Rung { First, AfterSynchronize, AfterCallback };
+  uintptr_t address = 0;
+  StreamPool& pool = *route(stream).pool;  // of the default pool, never taken out of use
+  {
+    const std::lock_guard lock(pool.lock);
+    pool.reserve_spares(1);
+  }
+  for (int rung = First;; ++rung) {
+    ApiStatus status{ApiCode::OutOfMemory, 0, "the memory limit is reached"};
+    if (core_->claim(size)) {
+      status = core_->device.allocate_async(size, stream, &address);
+      if (status.ok()) break;
+      core_->unclaim(size);
+    }
+    if (status.code != ApiCode::OutOfMemory) {
+      fail("cuda:", core_->device_index, ": cannot allocate ", nbytes, " bytes: ",
+           status.code == ApiCode::Dead ? "the CUDA context is gone" : status.message);
+    }
+    if (rung == First) {
+      core_->alloc_retries.fetch_add(1, std::memory_order_relaxed);
+      core_->sync_all_streams.fetch_add(1, std::memory_order_relaxed);
+      core_->device.synchronize_device();
+    } else if (rung == AfterCallback || !call_out_of_memory_callback(nbytes)) {
+      throw_out_of_memory(nbytes, status, stream, std::move(context));
+    }
+  }
+  core_->device_allocs.fetch_add(1, std::memory_order_relaxed);
+  const Kind kind = size <= kSmallLimit ? Kind::Small : Kind::Large;
+  core_->reserved_bytes.add(kind, static_cast<int64_t>(size));
+  std::unique_lock lock(pool.lock);
+  try {
+    pool.reserve_spares(1);
+  } catch (...) {
+    lock.unlock();
+    core_->device.free_async(address, stream);
+    core_->reserved_bytes.subtract(kind, static_cast<int64_t>(size));
+    core_->unclaim(size);
+    throw;
+  }
+  Block* block = pool.make_unsegmented(address, size, nbytes);
+  if (context) {
+    block->context = context;
+    core_->history.record(TraceAction::Alloc, address, size, stream, pool.id(),
+                          std::move(context));
+  }
+  return hand_over(block, nbytes);
+}
+
+void CachingAllocator::release_async(StreamPool* pool, Block* block) noexcept {
+  AllocatorCore& core = pool->core();
+  DeviceApi& device = core.device;
+  const StreamHandle own = pool->stream();
+  for (const StreamHandle stream : block->uses) {
+    // The free must come after what the other streams do with the memory.
+    EventHandle event = nullptr;
+    bool ordered = device.create_event(&event).ok();
+    if (ordered) {
+      ordered = device.record_event(event, stream).ok() && device.wait_event(own, event).ok();
+      if (!device.destroy_event(event).gone()) device.destroy_event(event);
+    }
+    if (!ordered) device.synchronize_stream(stream);
+  }
+  block->uses.clear();
+  if (!device.free_async(block->address, own).gone()) {
+    device.free_async(block->address, own);
+  }
+  core.device_frees.fetch_add(1, std::memory_order_relaxed);
+  core.reserved_bytes.subtract(block->kind, static_cast<int64_t>(block->size));
+  core.unclaim(block->size);
+  pool->drop_unsegmented(block);
+}
+
+}  // namespace vt::cuda

@@ -1,0 +1,120 @@
+#include "cuda/allocator/pending_frees.h"
+
+namespace vt::cuda {
+namespace {
+
+ApiStatus not_ready() { return {ApiCode::NotReady, 0, "the work before the event still runs"}; }
+
+}  // namespace
+
+void PendingFrees::add(Block* block) {
+  size_t added = 0;
+  try {
+    for (const StreamHandle stream : block->uses) {
+      Queue* queue = nullptr;
+      for (Queue& candidate : queues_) {
+        if (candidate.stream == stream) queue = &candidate;
+      }
+      if (!queue) queue = &queues_.emplace_back(Queue{stream, {}});
+      queue->entries.push_back({nullptr, 0, block});
+      ++added;
+    }
+  } catch (...) {
+    for (Queue& queue : queues_) {
+      if (!queue.entries.empty() && queue.entries.back().block == block) queue.entries.pop_back();
+    }
+    throw;
+  }
+  for (Queue& queue : queues_) {
+    if (!queue.entries.empty() && queue.entries.back().block == block) {
+      record(queue.entries.back(), queue.stream);
+    }
+  }
+  block->outstanding = static_cast<uint32_t>(added);
+  ++waiting_;
+}
+
+void PendingFrees::record(Entry& entry, StreamHandle stream) noexcept {
+  EventHandle event = nullptr;
+  if (!events_.empty()) {
+    event = events_.back();
+    events_.pop_back();
+  } else if (!device_.create_event(&event).ok()) {
+    return;
+  }
+  uint64_t capture = 0;
+  if (!device_.capture_id(stream, &capture).ok() || !device_.record_event(event, stream).ok()) {
+    keep_event(event);
+    return;
+  }
+  entry.event = event;
+  entry.capture_id = capture;
+}
+
+void PendingFrees::keep_event(EventHandle event) noexcept {
+  try {
+    events_.push_back(event);
+  } catch (const std::bad_alloc&) {
+    device_.destroy_event(event);
+  }
+}
+
+ApiStatus PendingFrees::resolve(Queue& queue, const StreamHandle* own, uint64_t own_capture,
+                                bool wait) {
+  Entry& entry = queue.entries.front();
+  if (!entry.event) {
+    // Recorded later than the free, the event stands for more work than it must: safe.
+    record(entry, queue.stream);
+    if (!entry.event) {
+      uint64_t capture = 0;
+      const ApiStatus status = device_.capture_id(queue.stream, &capture);
+      if (!status.ok()) return status;
+      return wait && capture == 0 ? device_.synchronize_stream(queue.stream) : not_ready();
+    }
+  }
+  if (entry.capture_id != 0) {
+    uint64_t now = 0;
+    const ApiStatus status = device_.capture_id(queue.stream, &now);
+    if (!status.ok()) return status;
+    if (now != entry.capture_id) return {};  // that capture is over; its work runs in replays
+    if (own_capture == entry.capture_id) return device_.wait_event(*own, entry.event);
+    return not_ready();
+  }
+  if (own_capture != 0) return not_ready();
+  return wait ? device_.synchronize_event(entry.event) : device_.query_event(entry.event);
+}
+
+ApiStatus PendingFrees::process(const StreamHandle* own, bool wait, std::vector<Block*>& done) {
+  if (empty()) return {};
+  uint64_t own_capture = 0;
+  ApiStatus result;
+  if (own) result = device_.capture_id(*own, &own_capture);
+  if (!result.ok()) return result;
+  for (Queue& queue : queues_) {
+    while (!queue.entries.empty()) {
+      const ApiStatus status = resolve(queue, own, own_capture, wait);
+      if (status.code == ApiCode::NotReady) break;
+      if (!status.gone()) {
+        result = status;
+        break;
+      }
+      const Entry entry = queue.entries.front();
+      queue.entries.pop_front();
+      if (entry.event) keep_event(entry.event);
+      if (--entry.block->outstanding == 0) {
+        --waiting_;
+        done.push_back(entry.block);  // the caller reserved room
+      }
+    }
+  }
+  return result;
+}
+
+void PendingFrees::destroy_events() noexcept {
+  for (const EventHandle event : events_) {
+    if (!device_.destroy_event(event).gone()) device_.destroy_event(event);
+  }
+  events_.clear();
+}
+
+}  // namespace vt::cuda
