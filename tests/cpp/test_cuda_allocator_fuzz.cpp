@@ -154,8 +154,8 @@ class Player {
 
   void use() {
     const Live& one = live_[below(live_.size())];
-    shared_.device.launch(
-        one.stream, {{address_of(one.allocation), one.allocation.nbytes, !one.reads_only}});
+    shared_.device.launch(one.stream,
+                          {{address_of(one.allocation), one.allocation.nbytes, !one.reads_only}});
   }
 
   /// Another stream works with the allocation, and the owner's stream may go on before it.
@@ -331,8 +331,7 @@ bool run_pinned(uint64_t seed, int64_t operations) {
   options.seed = seed;
   SimulatedDevice device(options);
   {
-    PinnedAllocator pinned(device,
-                           parse_settings(random() % 2 ? "" : "pinned_cache_limit_mb:8"));
+    PinnedAllocator pinned(device, parse_settings(random() % 2 ? "" : "pinned_cache_limit_mb:8"));
     const StreamHandle streams[] = {nullptr, device.create_stream(), device.create_stream()};
     if (random() % 3 == 0) device.fail_randomly(0.02, ApiCode::OutOfMemory);
     std::vector<Allocation> live;
@@ -390,9 +389,9 @@ int main() {
   std::printf("first seed %llu\n", static_cast<unsigned long long>(seed));
   int64_t done = 0;
   for (int64_t n = 0; done < total; ++n, ++seed, done += kProgram) {
-    const bool well = n % 8 == 7 ? run_pinned(seed, kProgram)
-                                 : run(seed, n % 4 == 3 ? 2 + static_cast<int>(n / 4 % 3) : 1,
-                                       kProgram);
+    const bool well = n % 8 == 7
+                          ? run_pinned(seed, kProgram)
+                          : run(seed, n % 4 == 3 ? 2 + static_cast<int>(n / 4 % 3) : 1, kProgram);
     if (!well) break;
   }
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;

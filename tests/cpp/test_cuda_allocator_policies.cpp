@@ -169,7 +169,7 @@ void fragments_cannot_strand_memory() {
     return message.empty();
   };
   // ... but not where a live block sits in each.
-  CHECK(pinned_down("expandable_segments:true"));
+  CHECK(pinned_down("expandable_segments:true,expandable_page_mb:2"));
   CHECK(!pinned_down("expandable_segments:false"));
 }
 

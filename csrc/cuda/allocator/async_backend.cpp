@@ -25,8 +25,8 @@ Allocation CachingAllocator::allocate_async(size_t nbytes, size_t size, StreamHa
       core_->unclaim(size);
     }
     if (status.code != ApiCode::OutOfMemory) {
-      fail("cuda:", core_->device_index, ": cannot allocate ", nbytes, " bytes: ",
-           status.code == ApiCode::Dead ? "the CUDA context is gone" : status.message);
+      fail("cuda:", core_->device_index, ": cannot allocate ", nbytes,
+           " bytes: ", status.code == ApiCode::Dead ? "the CUDA context is gone" : status.message);
     }
     if (rung == First) {
       core_->alloc_retries.fetch_add(1, std::memory_order_relaxed);
@@ -52,8 +52,7 @@ Allocation CachingAllocator::allocate_async(size_t nbytes, size_t size, StreamHa
   Block* block = pool.make_unsegmented(address, size, nbytes);
   if (context) {
     block->context = context;
-    core_->history.record(TraceAction::Alloc, address, size, stream, pool.id(),
-                          std::move(context));
+    core_->history.record(TraceAction::Alloc, address, size, stream, pool.id(), std::move(context));
   }
   return hand_over(block, nbytes);
 }

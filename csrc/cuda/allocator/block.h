@@ -12,13 +12,12 @@
 namespace vt::cuda {
 
 inline constexpr size_t kBlockAlignment = 512;
-inline constexpr size_t kSmallLimit = size_t{1} << 20;       // larger requests are "large"
-inline constexpr size_t kSmallSegment = size_t{2} << 20;     // plain segment, and mapped page
-inline constexpr size_t kLargeSegment = size_t{20} << 20;    // plain segment of requests …
+inline constexpr size_t kSmallLimit = size_t{1} << 20;          // larger requests are "large"
+inline constexpr size_t kSmallSegment = size_t{2} << 20;        // plain segment, and mapped page
+inline constexpr size_t kLargeSegment = size_t{20} << 20;       // plain segment of requests …
 inline constexpr size_t kLargeSegmentLimit = size_t{10} << 20;  // … below this
-inline constexpr size_t kLargeRounding = size_t{2} << 20;    // larger plain segments
-inline constexpr size_t kLargePage = size_t{16} << 20;       // mapped page of a large segment
-inline constexpr size_t kLargeRemainder = size_t{64} << 10;  // smallest split from a large block
+inline constexpr size_t kLargeRounding = size_t{2} << 20;       // larger plain segments
+inline constexpr size_t kLargeRemainder = size_t{64} << 10;     // smallest split from a large block
 
 constexpr size_t align_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
 constexpr size_t align_down(size_t value, size_t step) { return value / step * step; }

@@ -140,8 +140,9 @@ CachingAllocator::Resolved CachingAllocator::find_pool(StreamHandle stream, uint
 Allocation CachingAllocator::allocate(size_t nbytes, StreamHandle stream) {
   if (nbytes == 0) return {};
   if (in_forked_child()) [[unlikely]] {
-    fail("CUDA memory cannot be allocated in a forked child process; start it with the 'spawn' or "
-         "'forkserver' method of multiprocessing");
+    fail(
+        "CUDA memory cannot be allocated in a forked child process; start it with the 'spawn' or "
+        "'forkserver' method of multiprocessing");
   }
   AllocationContext context;
   if (core_->history.on()) [[unlikely]]

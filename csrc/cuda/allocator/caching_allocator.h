@@ -131,8 +131,8 @@ class CachingAllocator {
   void wait_for_pending();
   size_t release_cached(bool private_pools);
   bool call_out_of_memory_callback(size_t nbytes);
-  [[noreturn]] void throw_out_of_memory(size_t nbytes, const ApiStatus& status,
-                                        StreamHandle stream, AllocationContext context);
+  [[noreturn]] void throw_out_of_memory(size_t nbytes, const ApiStatus& status, StreamHandle stream,
+                                        AllocationContext context);
 
   std::vector<StreamPool*> pools();  // those in use
   void retire_empty_pools();

@@ -66,7 +66,7 @@ struct AllocatorCore {
   size_t claimed() const { return claimed_.load(std::memory_order_relaxed); }
 
   size_t page_size(Kind kind) const {
-    return align_up(kind == Kind::Small ? kSmallSegment : kLargePage, granularity);
+    return align_up(kind == Kind::Small ? kSmallSegment : settings.expandable_page, granularity);
   }
 
   /// Handles and ranges that the driver refused to take back; tried again at every release.

@@ -3,6 +3,7 @@
 // power of two, and the best fit among its first blocks is taken.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
 
@@ -48,13 +49,27 @@ class FreeIndex {
     return nullptr;
   }
 
+  /// Size of the largest block; 0 when there is none.
+  size_t largest() const {
+    for (int i = kBins / 64; i-- > 0;) {
+      if (!bitmap_[i]) continue;
+      size_t largest = 0;
+      const int bin = i * 64 + 63 - std::countl_zero(bitmap_[i]);
+      for (const Block* block = heads_[bin]; block; block = block->list_next) {
+        largest = std::max(largest, block->size);
+      }
+      return largest;
+    }
+    return 0;
+  }
+
   size_t count() const { return count_; }
   size_t bytes() const { return bytes_; }
 
   template <class F>
   void for_each(F&& visit) const {
-    for (const Block* head : heads_) {
-      for (const Block* block = head; block; block = block->list_next) visit(*block);
+    for (int bin = next_bin(0); bin >= 0; bin = next_bin(bin + 1)) {
+      for (const Block* block = heads_[bin]; block; block = block->list_next) visit(*block);
     }
   }
 

@@ -20,7 +20,8 @@ std::string StreamPool::check_invariants() const {
   for (const FreeIndex& index : index_) {
     std::string wrong;
     index.for_each([&](const Block& block) {
-      if (block.state != BlockState::Free) wrong = str("a block in the index is not free", at(&block));
+      if (block.state != BlockState::Free)
+        wrong = str("a block in the index is not free", at(&block));
       if (&index != &index_[static_cast<int>(block.kind)]) {
         wrong = str("a block is in the index of the other kind", at(&block));
       }

@@ -97,8 +97,8 @@ MemoryStats CachingAllocator::stats() {
     fill(stats.active_bytes, sum.allocated_bytes, sum.allocated_bytes - active_bytes.current);
     inactive_peaks_[k] = std::max(inactive_peaks_[k], count);
     inactive_byte_peaks_[k] = std::max(inactive_byte_peaks_[k], bytes);
-    stats.inactive_split.*member = {count, inactive_peaks_[k], count + sum.split_frees,
-                                    sum.split_frees};
+    stats.inactive_split.*
+        member = {count, inactive_peaks_[k], count + sum.split_frees, sum.split_frees};
     stats.inactive_split_bytes.*member = {bytes, inactive_byte_peaks_[k],
                                           bytes + sum.split_freed_bytes, sum.split_freed_bytes};
   }
@@ -154,14 +154,13 @@ std::vector<PoolUsage> CachingAllocator::usage() {
     const auto held = private_pools_.find(key.first);
     usage.use_count = held == private_pools_.end() ? 0 : held->second.use_count;
     const std::lock_guard pool_lock(pool->lock);
-    for (const auto& segment : pool->segments()) {
-      for (const Block* block = segment->first; block; block = block->next) {
-        if (block->state == BlockState::Allocated) usage.allocated += block->size;
-        if (block->state == BlockState::Pending) usage.pending += block->size;
-      }
+    for (const PoolCounters::PerKind& counter : pool->counters.kinds) {
+      usage.allocated += static_cast<size_t>(counter.allocated_bytes - counter.freed_bytes);
     }
     usage.cached = pool->cached_bytes();
-    usage.reserved = pool->mapped_bytes();
+    const bool segmented = core_->settings.backend == Backend::Native;
+    usage.reserved = segmented ? pool->mapped_bytes() : usage.allocated;
+    usage.pending = usage.reserved - usage.allocated - usage.cached;
     usage.largest_free = pool->largest_free();
     usage.blocks = pool->live_blocks;
   }

@@ -48,13 +48,13 @@ std::string CachingAllocator::out_of_memory_report(size_t nbytes, const ApiStatu
   const auto pending = static_cast<size_t>(core_->gauges.pending_bytes());
   const size_t reserved = core_->claimed();
   const size_t limit = core_->limit.load();
-  std::string out = str("CUDA out of memory. Tried to allocate ", bytes_text(nbytes), " on cuda:",
-                        core_->device_index, ", which has ", bytes_text(total), " of which ",
-                        bytes_text(free), " is free. ", bytes_text(allocated),
-                        " is allocated by vibetensor, ", bytes_text(pending),
-                        " waits for other streams, and ",
-                        bytes_text(reserved - std::min(reserved, allocated + pending)),
-                        " is reserved but not allocated.");
+  std::string out =
+      str("CUDA out of memory. Tried to allocate ", bytes_text(nbytes),
+          " on cuda:", core_->device_index, ", which has ", bytes_text(total), " of which ",
+          bytes_text(free), " is free. ", bytes_text(allocated), " is allocated by vibetensor, ",
+          bytes_text(pending), " waits for other streams, and ",
+          bytes_text(reserved - std::min(reserved, allocated + pending)),
+          " is reserved but not allocated.");
   if (limit != AllocatorSettings::kNoLimit) {
     out += str(" The memory limit is ", bytes_text(limit), ".");
   }
@@ -69,9 +69,9 @@ std::string CachingAllocator::out_of_memory_report(size_t nbytes, const ApiStatu
   for (size_t i = 0; i < pools.size() && i < kMostRows; ++i) {
     char stream[24];
     std::snprintf(stream, sizeof stream, "%#zx", reinterpret_cast<size_t>(pools[i].stream));
-    out += row(pool_label(pools[i]), pools[i].stream ? stream : "0",
-               bytes_text(pools[i].allocated), bytes_text(pools[i].pending),
-               bytes_text(pools[i].cached), bytes_text(pools[i].largest_free));
+    out += row(pool_label(pools[i]), pools[i].stream ? stream : "0", bytes_text(pools[i].allocated),
+               bytes_text(pools[i].pending), bytes_text(pools[i].cached),
+               bytes_text(pools[i].largest_free));
   }
   if (pools.size() > kMostRows) out += str("\n  and ", pools.size() - kMostRows, " more");
 

@@ -27,8 +27,8 @@ class PendingFrees {
   size_t count() const { return waiting_; }
 
   /// Moves the blocks that nothing waits for any longer to `done`. `own` is the stream they will
-  /// be used on; null: the host uses them. With `wait`, waits for the others, save those of streams being captured. A
-  /// failing driver call leaves its block waiting, and is returned.
+  /// be used on; null: the host uses them. With `wait`, waits for the others, save those of streams
+  /// being captured. A failing driver call leaves its block waiting, and is returned.
   ApiStatus process(const StreamHandle* own, bool wait, std::vector<Block*>& done);
   /// Destroys the events kept for reuse.
   void destroy_events() noexcept;

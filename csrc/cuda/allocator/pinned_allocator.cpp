@@ -152,8 +152,9 @@ size_t PinnedAllocator::block_size(size_t nbytes) { return size_class(nbytes).nb
 Allocation PinnedAllocator::allocate(size_t nbytes) {
   if (nbytes == 0) return {};
   if (in_forked_child()) {
-    fail("pinned memory cannot be allocated in a forked child process; start it with the 'spawn' "
-         "or 'forkserver' method of multiprocessing");
+    fail(
+        "pinned memory cannot be allocated in a forked child process; start it with the 'spawn' "
+        "or 'forkserver' method of multiprocessing");
   }
   Impl& impl = *impl_;
   ApiStatus status{ApiCode::OutOfMemory, 0, "the request is too large"};
@@ -192,8 +193,9 @@ Allocation PinnedAllocator::allocate(size_t nbytes) {
   }
   const PinnedStats now = stats();
   if (status.code == ApiCode::OutOfMemory) {
-    fail(ErrorKind::OutOfMemory, "cannot allocate ", nbytes, " bytes of pinned host memory: ",
-         status.message, " (", now.allocated_bytes, " bytes are allocated, ", now.pending_bytes,
+    fail(ErrorKind::OutOfMemory, "cannot allocate ", nbytes,
+         " bytes of pinned host memory: ", status.message, " (", now.allocated_bytes,
+         " bytes are allocated, ", now.pending_bytes,
          " wait for copies). Free pinned tensors, or pin fewer batches at a time.");
   }
   fail("cannot allocate ", nbytes, " bytes of pinned host memory: ",

@@ -26,8 +26,9 @@ MempoolId CachingAllocator::create_pool() { return new_pool(false); }
 MempoolId CachingAllocator::create_user_pool() { return new_pool(true); }
 
 void CachingAllocator::check_exists(MempoolId pool, const char* function) const {
-  check_value(private_pools_.contains(pool), function, ": ", pool_name(pool), " of cuda:",
-              core_->device_index, pool.is_default() ? " is the default pool" : " does not exist",
+  check_value(private_pools_.contains(pool), function, ": ", pool_name(pool),
+              " of cuda:", core_->device_index,
+              pool.is_default() ? " is the default pool" : " does not exist",
               "; a pool lives from create_pool until its last use is released");
 }
 

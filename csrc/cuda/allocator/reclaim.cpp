@@ -8,9 +8,8 @@
 
 namespace vt::cuda {
 
-Block* CachingAllocator::try_allocate(const Resolved& target, Kind kind, size_t size,
-                                      size_t nbytes, AllocationContext& context, ApiStatus* status,
-                                      bool* stale) {
+Block* CachingAllocator::try_allocate(const Resolved& target, Kind kind, size_t size, size_t nbytes,
+                                      AllocationContext& context, ApiStatus* status, bool* stale) {
   StreamPool& pool = *target.pool;
   const std::lock_guard lock(pool.lock);
   *stale = pool.serial != target.serial;
@@ -26,8 +25,8 @@ Block* CachingAllocator::try_allocate(const Resolved& target, Kind kind, size_t 
   }
   if (block && context) {
     block->context = context;
-    core_->history.record(TraceAction::Alloc, block->address, block->size, pool.stream(),
-                          pool.id(), context);
+    core_->history.record(TraceAction::Alloc, block->address, block->size, pool.stream(), pool.id(),
+                          context);
   }
   return block;
 }
@@ -54,8 +53,8 @@ Allocation CachingAllocator::allocate_slowly(size_t nbytes, size_t size, StreamH
     if (block) return hand_over(block, nbytes);
     if (stale) continue;
     if (status.code != ApiCode::OutOfMemory) {
-      fail("cuda:", core_->device_index, ": cannot allocate ", nbytes, " bytes: ",
-           status.code == ApiCode::Dead ? "the CUDA context is gone" : status.message);
+      fail("cuda:", core_->device_index, ": cannot allocate ", nbytes,
+           " bytes: ", status.code == ApiCode::Dead ? "the CUDA context is gone" : status.message);
     }
     if (rung == Grow) {
       core_->alloc_retries.fetch_add(1, std::memory_order_relaxed);

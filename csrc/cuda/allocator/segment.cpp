@@ -39,8 +39,13 @@ ApiStatus StreamPool::grow_plain(Kind kind, size_t size, const AllocationContext
   core_.reserved_bytes.add(kind, static_cast<int64_t>(total));
   if (total > core_.settings.max_split_size) core_.oversize_segments.add(1);
   Block* block = new_block();
-  *segment = {.pool = this, .kind = kind, .address = address, .size = total, .mapped = total,
-              .first = block, .context = context};
+  *segment = {.pool = this,
+              .kind = kind,
+              .address = address,
+              .size = total,
+              .mapped = total,
+              .first = block,
+              .context = context};
   block->address = address;
   block->size = total;
   block->kind = kind;

@@ -13,8 +13,9 @@ namespace {
 
 constexpr size_t kMiB = size_t{1} << 20;
 constexpr std::string_view kNames =
-    "backend, expandable_segments, garbage_collection_threshold, max_split_size_mb, "
-    "memory_fraction, memory_limit_mb, pinned_cache_limit_mb, roundup_power2_divisions";
+    "backend, expandable_page_mb, expandable_segments, garbage_collection_threshold, "
+    "max_split_size_mb, memory_fraction, memory_limit_mb, pinned_cache_limit_mb, "
+    "roundup_power2_divisions";
 
 std::string_view trim(std::string_view text) {
   const auto blank = [](char c) { return c == ' ' || c == '\t' || c == '\n'; };
@@ -71,10 +72,10 @@ uint32_t parse_divisions(std::string_view name, std::string_view value, std::str
 int roundup_class(size_t nbytes) {
   const int log2 = 63 - std::countl_zero(static_cast<uint64_t>(nbytes | 1));
   const int index = log2 - 20;
-  return index < 0 ? 0
-                   : (index >= AllocatorSettings::kRoundupClasses
-                          ? AllocatorSettings::kRoundupClasses - 1
-                          : index);
+  return index < 0
+             ? 0
+             : (index >= AllocatorSettings::kRoundupClasses ? AllocatorSettings::kRoundupClasses - 1
+                                                            : index);
 }
 
 void parse_roundup(std::string_view name, std::string_view value, AllocatorSettings& settings) {
@@ -121,6 +122,9 @@ void apply(std::string_view name, std::string_view value, AllocatorSettings& set
     }
   } else if (name == "expandable_segments") {
     settings.expandable_segments = parse_bool(name, value);
+  } else if (name == "expandable_page_mb") {
+    settings.expandable_page = parse_mib(name, value, 2);
+    if (settings.expandable_page > size_t{1} << 30) refuse(name, value, "2 to 1024 MiB");
   } else if (name == "max_split_size_mb") {
     settings.max_split_size = align_up(parse_mib(name, value, 20), kLargeRounding);
   } else if (name == "garbage_collection_threshold") {
@@ -204,7 +208,8 @@ AllocatorSettings settings_from_environment() {
 
 std::string format_settings(const AllocatorSettings& settings) {
   std::string out = str("backend:", settings.backend == Backend::Native ? "native" : "async",
-                        ",expandable_segments:", settings.expandable_segments ? "true" : "false");
+                        ",expandable_segments:", settings.expandable_segments ? "true" : "false",
+                        ",expandable_page_mb:", settings.expandable_page / kMiB);
   const auto limit = [&](std::string_view name, size_t nbytes) {
     if (nbytes != AllocatorSettings::kNoLimit) out += str(",", name, ":", nbytes / kMiB);
   };

@@ -24,6 +24,9 @@ struct AllocatorSettings {
   Backend backend = Backend::Native;
   /// Segments over virtual memory that grow in place. Ignored where the device has none.
   bool expandable_segments = true;
+  /// Bytes that such a segment of large blocks maps and unmaps at a time. Smaller pages leave less
+  /// memory stranded beside live blocks and take more driver calls to grow.
+  size_t expandable_page = size_t{8} << 20;
   /// Blocks above it are never split, and serve only requests above it.
   size_t max_split_size = kNoLimit;
   /// Share of the memory limit above which idle cached blocks are given back; 0: never.

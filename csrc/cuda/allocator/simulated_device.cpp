@@ -9,13 +9,30 @@ namespace vt::cuda {
 namespace {
 
 constexpr size_t kTraceLines = 64;
-constexpr const char* kCallNames[] = {
-    "memory_info",     "reserve_range",   "free_range",         "create_physical",
-    "release_physical", "map",            "unmap",              "set_access",
-    "allocate",        "free",            "allocate_async",     "free_async",
-    "create_event",    "destroy_event",   "record_event",       "query_event",
-    "synchronize_event", "wait_event",    "synchronize_stream", "synchronize_device",
-    "capture_id",      "allocate_host",   "free_host",          "launch"};
+constexpr const char* kCallNames[] = {"memory_info",
+                                      "reserve_range",
+                                      "free_range",
+                                      "create_physical",
+                                      "release_physical",
+                                      "map",
+                                      "unmap",
+                                      "set_access",
+                                      "allocate",
+                                      "free",
+                                      "allocate_async",
+                                      "free_async",
+                                      "create_event",
+                                      "destroy_event",
+                                      "record_event",
+                                      "query_event",
+                                      "synchronize_event",
+                                      "wait_event",
+                                      "synchronize_stream",
+                                      "synchronize_device",
+                                      "capture_id",
+                                      "allocate_host",
+                                      "free_host",
+                                      "launch"};
 static_assert(std::size(kCallNames) == kSimulatedCalls);
 constexpr const char* kCodeNames[] = {"ok",        "not ready", "out of memory", "not supported",
                                       "capturing", "dead",      "failed"};
@@ -173,11 +190,10 @@ ApiStatus SimulatedDevice::misused(const std::string& what) {
     misuse_ = what + "\nthe last calls:";
     for (const TraceLine& line : trace_) {
       char text[120];
-      std::snprintf(text, sizeof text, "\n  %s(%#llx, %#llx) -> %s",
-                    kCallNames[static_cast<int>(line.call)],
-                    static_cast<unsigned long long>(line.a),
-                    static_cast<unsigned long long>(line.b),
-                    kCodeNames[static_cast<int>(line.result)]);
+      std::snprintf(
+          text, sizeof text, "\n  %s(%#llx, %#llx) -> %s", kCallNames[static_cast<int>(line.call)],
+          static_cast<unsigned long long>(line.a), static_cast<unsigned long long>(line.b),
+          kCodeNames[static_cast<int>(line.result)]);
       misuse_ += text;
     }
   } else if (misuse_.size() < 20000) {
@@ -335,7 +351,8 @@ ApiStatus SimulatedDevice::map(uintptr_t address, size_t nbytes, PhysicalHandle 
   if (next != mappings_.end() && next->first < address + nbytes) {
     return misused("memory is mapped over a mapping");
   }
-  if (next != mappings_.begin() && std::prev(next)->first + std::prev(next)->second.nbytes > address) {
+  if (next != mappings_.begin() &&
+      std::prev(next)->first + std::prev(next)->second.nbytes > address) {
     return misused("memory is mapped over a mapping");
   }
   if (handle == 0 || handle > physical_.size() || physical_[handle - 1].released ||
@@ -431,8 +448,7 @@ ApiStatus SimulatedDevice::allocate_host(size_t nbytes, void** data) {
   const ApiStatus status = enter(SimulatedCall::AllocateHost, nbytes);
   if (!status.ok()) return status;
   uintptr_t address = 0;
-  const ApiStatus made =
-      new_area(Kind::Host, nbytes, &host_used_, options_.host_memory, &address);
+  const ApiStatus made = new_area(Kind::Host, nbytes, &host_used_, options_.host_memory, &address);
   if (made.ok()) *data = reinterpret_cast<void*>(address);
   return made;
 }

@@ -171,10 +171,7 @@ uint64_t StreamPool::average_free_clock() const {
 }
 
 size_t StreamPool::largest_free() const {
-  size_t largest = 0;
-  for (const FreeIndex& index : index_) {
-    index.for_each([&](const Block& block) { largest = std::max(largest, block.size); });
-  }
+  size_t largest = std::max(index_[0].largest(), index_[1].largest());
   for (size_t i = 0; i <= kQuickLimit / kBlockAlignment; ++i) {
     if (quick_[i]) largest = std::max(largest, i * kBlockAlignment);
   }
