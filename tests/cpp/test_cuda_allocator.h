@@ -13,6 +13,8 @@
 namespace vt::cuda::testing {
 
 inline int failures = 0;
+/// Line by line, so that what a crashing test said is not lost.
+inline const int buffering = std::setvbuf(stdout, nullptr, _IOLBF, 0);
 
 inline void expect(bool ok, const char* what, const char* file, int line) {
   if (ok) return;

@@ -106,9 +106,12 @@ Attempt attempt(const char* settings, int64_t fail_at, ApiCode code, bool until_
     device.clear_faults();
     // Whatever happened, the device is usable in full.
     allocator.empty_cache();
-    const Allocation all = allocator.allocate(120 * MiB, nullptr);
-    device.launch(nullptr, {{address_of(all), all.nbytes, true}});
-    give_back(all);
+    const auto [kind, message] = error_of([&] {
+      const Allocation all = allocator.allocate(120 * MiB, nullptr);
+      device.launch(nullptr, {{address_of(all), all.nbytes, true}});
+      give_back(all);
+    });
+    CHECK_EMPTY(message);
     allocator.empty_cache();
     CHECK_EMPTY(allocator.check_invariants());
     CHECK(device.memory_in_use() == 0);

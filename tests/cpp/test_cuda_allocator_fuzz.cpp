@@ -3,7 +3,7 @@
 // misused, inconsistent or leaked, and no two live allocations overlap at any time.
 //
 //   VT_FUZZ_SEED=n      the first seed (default: fixed)
-//   VT_FUZZ_OPS=n       operations in all (default 1,200,000)
+//   VT_FUZZ_OPS=n       operations in all (default 1,000,000)
 #include "test_cuda_allocator.h"
 
 #include <algorithm>
@@ -383,7 +383,7 @@ bool run_pinned(uint64_t seed, int64_t operations) {
 
 int main() {
   uint64_t seed = environment_number("VT_FUZZ_SEED", 20260101);
-  const auto total = static_cast<int64_t>(environment_number("VT_FUZZ_OPS", 1200000));
+  const auto total = static_cast<int64_t>(environment_number("VT_FUZZ_OPS", 1000000));
   constexpr int64_t kProgram = 10000;
   const auto start = std::chrono::steady_clock::now();
   std::printf("first seed %llu\n", static_cast<unsigned long long>(seed));

@@ -32,6 +32,7 @@ Allocation CachingAllocator::allocate_async(size_t nbytes, size_t size, StreamHa
       core_->alloc_retries.fetch_add(1, std::memory_order_relaxed);
       core_->sync_all_streams.fetch_add(1, std::memory_order_relaxed);
       core_->device.synchronize_device();
+      core_->retry_orphans();
     } else if (rung == AfterCallback || !call_out_of_memory_callback(nbytes)) {
       throw_out_of_memory(nbytes, status, stream, std::move(context));
     }
@@ -61,20 +62,20 @@ void CachingAllocator::release_async(StreamPool* pool, Block* block) noexcept {
   AllocatorCore& core = pool->core();
   DeviceApi& device = core.device;
   const StreamHandle own = pool->stream();
-  for (const StreamHandle stream : block->uses) {
-    // The free must come after what the other streams do with the memory.
-    EventHandle event = nullptr;
-    bool ordered = device.create_event(&event).ok();
-    if (ordered) {
-      ordered = device.record_event(event, stream).ok() && device.wait_event(own, event).ok();
-      if (!device.destroy_event(event).gone()) device.destroy_event(event);
+  // The free must come after what the other streams do with the memory. Those that cannot be
+  // ordered before it, as one of the two is captured or a call fails, stay in `uses`.
+  std::erase_if(block->uses, [&](StreamHandle stream) {
+    uint64_t capture = 0, own_capture = 0;
+    if (!device.capture_id(stream, &capture).ok() || !device.capture_id(own, &own_capture).ok() ||
+        capture != own_capture) {
+      return false;
     }
-    if (!ordered) device.synchronize_stream(stream);
+    return pool->pending.order_after(own, stream);
+  });
+  if (!block->uses.empty() || !device.free_async(block->address, own).gone()) {
+    core.add_orphan(block->address, own, std::move(block->uses));
   }
   block->uses.clear();
-  if (!device.free_async(block->address, own).gone()) {
-    device.free_async(block->address, own);
-  }
   core.device_frees.fetch_add(1, std::memory_order_relaxed);
   core.reserved_bytes.subtract(block->kind, static_cast<int64_t>(block->size));
   core.unclaim(block->size);

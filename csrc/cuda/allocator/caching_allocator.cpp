@@ -70,10 +70,11 @@ CachingAllocator::~CachingAllocator() {
       const bool used = pool->serial != 0;
       pool->process_pending(true);
       pool->serial = 0;  // late releases find this and do nothing
-      if (!used) continue;
       // Twice: a driver call that failed once may work now.
-      for (int turn = 0; turn < 2; ++turn) pool->release_cached();
-      pool->pending.destroy_events();
+      for (int turn = 0; turn < 2; ++turn) {
+        pool->pending.destroy_events();
+        if (used) pool->release_cached();
+      }
       alive = alive || pool->live_blocks > 0 || pool->has_memory();
     }
     core_->retry_orphans();

@@ -84,6 +84,15 @@ struct AllocatorCore {
     } catch (const std::bad_alloc&) {
     }
   }
+  /// Memory of backend:async whose free failed, or could not be ordered after work of `uses`.
+  void add_orphan(uintptr_t address, StreamHandle stream,
+                  std::vector<StreamHandle> uses) noexcept {
+    const std::lock_guard lock(orphans_mutex_);
+    try {
+      orphan_frees_.push_back({address, stream, std::move(uses)});
+    } catch (const std::bad_alloc&) {
+    }
+  }
   void retry_orphans() noexcept {
     const std::lock_guard lock(orphans_mutex_);
     std::erase_if(orphan_handles_,
@@ -91,13 +100,28 @@ struct AllocatorCore {
     std::erase_if(orphan_ranges_, [&](const std::pair<uintptr_t, size_t>& range) {
       return device.free_range(range.first, range.second).gone();
     });
+    std::erase_if(orphan_frees_, [&](const OrphanFree& orphan) {
+      for (const StreamHandle stream : orphan.uses) {
+        uint64_t capture = 0;
+        if (!device.capture_id(stream, &capture).gone() || capture != 0) return false;
+        if (!device.synchronize_stream(stream).gone()) return false;
+      }
+      return device.free_async(orphan.address, orphan.stream).gone();
+    });
   }
 
  private:
+  struct OrphanFree {
+    uintptr_t address;
+    StreamHandle stream;
+    std::vector<StreamHandle> uses;
+  };
+
   std::atomic<size_t> claimed_{0};
   std::mutex orphans_mutex_;
   std::vector<PhysicalHandle> orphan_handles_;
   std::vector<std::pair<uintptr_t, size_t>> orphan_ranges_;
+  std::vector<OrphanFree> orphan_frees_;
 };
 
 }  // namespace vt::cuda

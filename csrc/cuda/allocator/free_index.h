@@ -103,7 +103,7 @@ class FreeIndex {
     if (from >= kBins) return -1;
     uint64_t word = bitmap_[from / 64] & (~uint64_t{0} << (from % 64));
     for (int i = from / 64;; word = bitmap_[i]) {
-      if (word) return i * 64 + std::countr_zero(word);
+      if (word) return i * 64 + __builtin_ctzll(word);
       if (++i == kBins / 64) return -1;
     }
   }

@@ -51,6 +51,15 @@ void PendingFrees::record(Entry& entry, StreamHandle stream) noexcept {
   entry.capture_id = capture;
 }
 
+bool PendingFrees::order_after(StreamHandle waiter, StreamHandle other) noexcept {
+  Entry entry{nullptr, 0, nullptr};
+  record(entry, other);
+  if (!entry.event) return false;
+  const bool ordered = device_.wait_event(waiter, entry.event).ok();
+  keep_event(entry.event);
+  return ordered;
+}
+
 void PendingFrees::keep_event(EventHandle event) noexcept {
   try {
     events_.push_back(event);
@@ -111,10 +120,7 @@ ApiStatus PendingFrees::process(const StreamHandle* own, bool wait, std::vector<
 }
 
 void PendingFrees::destroy_events() noexcept {
-  for (const EventHandle event : events_) {
-    if (!device_.destroy_event(event).gone()) device_.destroy_event(event);
-  }
-  events_.clear();
+  std::erase_if(events_, [&](EventHandle event) { return device_.destroy_event(event).gone(); });
 }
 
 }  // namespace vt::cuda

@@ -23,6 +23,8 @@ class PendingFrees {
   /// Records an event on each stream of `block->uses`. An event that cannot be made or recorded is
   /// made up for later. Throws bad_alloc, then with nothing done.
   void add(Block* block);
+  /// Makes `waiter` wait for what `other` has been given; false if a call fails.
+  bool order_after(StreamHandle waiter, StreamHandle other) noexcept;
   bool empty() const { return waiting_ == 0; }
   size_t count() const { return waiting_; }
 
@@ -30,7 +32,7 @@ class PendingFrees {
   /// be used on; null: the host uses them. With `wait`, waits for the others, save those of streams
   /// being captured. A failing driver call leaves its block waiting, and is returned.
   ApiStatus process(const StreamHandle* own, bool wait, std::vector<Block*>& done);
-  /// Destroys the events kept for reuse.
+  /// Destroys the events kept for reuse; those that fail stay for another try.
   void destroy_events() noexcept;
 
  private:

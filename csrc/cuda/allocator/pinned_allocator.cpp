@@ -14,7 +14,7 @@ namespace {
 constexpr size_t kSmallest = 4096;
 constexpr int kSteps = 4;
 constexpr int kClasses = kSteps * 40;
-constexpr size_t kLargestRequest = size_t{1} << 46;
+constexpr size_t kLargestPinned = size_t{1} << 46;
 
 struct SizeClass {
   int index;
@@ -140,8 +140,11 @@ PinnedAllocator::~PinnedAllocator() {
       impl_->process_pending(true);
       impl_->closed = true;
     }
-    for (int turn = 0; turn < 2; ++turn) impl_->release_cached();
-    impl_->pending.destroy_events();
+    // Twice: a driver call that failed once may work now.
+    for (int turn = 0; turn < 2; ++turn) {
+      impl_->release_cached();
+      impl_->pending.destroy_events();
+    }
     alive = impl_->stats.allocated_bytes > 0 || !impl_->pending.empty();
   }
   if (alive) static_cast<void>(impl_.release());  // allocations point into it
@@ -159,7 +162,7 @@ Allocation PinnedAllocator::allocate(size_t nbytes) {
   Impl& impl = *impl_;
   ApiStatus status{ApiCode::OutOfMemory, 0, "the request is too large"};
   const SizeClass wanted = size_class(nbytes);
-  for (int turn = 0; turn < 2 && nbytes <= kLargestRequest; ++turn) {
+  for (int turn = 0; turn < 2 && nbytes <= kLargestPinned; ++turn) {
     std::unique_lock guard(impl.lock);
     Block* block = impl.pop_free(wanted.index);
     if (!block) {

@@ -15,7 +15,7 @@ Block* CachingAllocator::try_allocate(const Resolved& target, Kind kind, size_t 
   *stale = pool.serial != target.serial;
   if (*stale) return nullptr;
   pool.process_pending(false);  // what fails here stays pending
-  pool.flush_quick();
+  if (kind == Kind::Small) pool.flush_quick();
   Block* block = pool.take(kind, size, nbytes);
   if (!block) {
     collect_garbage(pool, size);
