@@ -40,6 +40,14 @@ std::atomic<uint64_t> last_serial{0};
 
 }  // namespace
 
+void keep_for_late_releases(std::shared_ptr<void> state) {
+  static std::mutex mutex;
+  // Never destroyed: objects with static storage may release after it.
+  static auto* kept = new std::vector<std::shared_ptr<void>>;
+  const std::lock_guard lock(mutex);
+  kept->push_back(std::move(state));
+}
+
 bool in_forked_child() { return forked.load(std::memory_order_relaxed); }
 
 CachingAllocator::CachingAllocator(DeviceApi& device, int device_index,
@@ -80,9 +88,8 @@ CachingAllocator::~CachingAllocator() {
     core_->retry_orphans();
   }
   if (alive) {
-    // Allocations point into the pools: both stay.
-    for (auto& pool : all_pools_) static_cast<void>(pool.release());
-    static_cast<void>(core_.release());
+    for (auto& pool : all_pools_) keep_for_late_releases(std::move(pool));
+    keep_for_late_releases(std::move(core_));
   }
 }
 

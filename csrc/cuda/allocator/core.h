@@ -14,6 +14,10 @@
 
 namespace vt::cuda {
 
+/// Keeps the state of an allocator that is gone while its memory is still in use, for releases that
+/// come later; until the process ends.
+void keep_for_late_releases(std::shared_ptr<void> state);
+
 struct KindGauges {
   Gauge all;
   std::array<Gauge, kKinds> kinds;

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "cuda/allocator/caching_allocator.h"
+#include "cuda/allocator/core.h"
 
 namespace vt::cuda {
 namespace {
@@ -147,7 +148,7 @@ PinnedAllocator::~PinnedAllocator() {
     }
     alive = impl_->stats.allocated_bytes > 0 || !impl_->pending.empty();
   }
-  if (alive) static_cast<void>(impl_.release());  // allocations point into it
+  if (alive) keep_for_late_releases(std::move(impl_));
 }
 
 size_t PinnedAllocator::block_size(size_t nbytes) { return size_class(nbytes).nbytes; }
