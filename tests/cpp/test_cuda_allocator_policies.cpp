@@ -254,6 +254,29 @@ void a_block_used_by_an_unrelated_capture_waits_for_its_end() {
   give_back(most);
 }
 
+void eager_work_before_a_capture_delays_reuse() {
+  Fixture f;
+  f.device.set_progress(0);
+  const StreamHandle owner = f.device.create_stream(), side = f.device.create_stream();
+  const Allocation a = f.get(3 * MiB, owner);
+  f.write(a, owner);
+  f.device.wait_stream(side, owner);
+  f.device.launch(side, {{address_of(a), a.nbytes, false}});
+  f.allocator->record_stream(a.context, side);
+  f.device.begin_capture(side);
+  give_back(a);  // an event recorded now would be one of the capture, and say nothing of the read
+  f.device.end_capture(side);
+  const Allocation b = f.get(3 * MiB, owner);
+  CHECK(b.data != a.data);
+  f.write(b, owner);
+  CHECK(f.device.synchronize_stream(side).ok());
+  const Allocation c = f.get(15 * MiB, owner);
+  const Allocation d = f.get(3 * MiB, owner);
+  CHECK(d.data == a.data);
+  f.write(d, owner);
+  for (const Allocation& x : {b, c, d}) give_back(x);
+}
+
 void the_ladder_frees_in_order() {
   SimulatedOptions options;
   options.memory = 128 * MiB;
@@ -412,6 +435,7 @@ int main() {
   other_streams_delay_reuse();
   a_capture_reuses_what_its_side_streams_used();
   a_block_used_by_an_unrelated_capture_waits_for_its_end();
+  eager_work_before_a_capture_delays_reuse();
   the_ladder_frees_in_order();
   limits_hold();
   large_blocks_above_the_split_limit_stay_whole();

@@ -64,14 +64,8 @@ void CachingAllocator::release_async(StreamPool* pool, Block* block) noexcept {
   const StreamHandle own = pool->stream();
   // The free must come after what the other streams do with the memory. Those that cannot be
   // ordered before it, as one of the two is captured or a call fails, stay in `uses`.
-  std::erase_if(block->uses, [&](StreamHandle stream) {
-    uint64_t capture = 0, own_capture = 0;
-    if (!device.capture_id(stream, &capture).ok() || !device.capture_id(own, &own_capture).ok() ||
-        capture != own_capture) {
-      return false;
-    }
-    return pool->pending.order_after(own, stream);
-  });
+  std::erase_if(block->uses,
+                [&](const StreamUse& use) { return pool->pending.order_after(own, use); });
   if (!block->uses.empty() || !device.free_async(block->address, own).gone()) {
     core.add_orphan(block->address, own, std::move(block->uses));
   }

@@ -41,6 +41,13 @@ enum class BlockState : uint8_t {
   Pending,    // given back; work on other streams may still use it
 };
 
+/// Work of another stream that a block's memory takes part in.
+struct StreamUse {
+  StreamHandle stream = nullptr;
+  uint64_t capture = 0;  // the stream's capture when it was told of; 0: eager work
+  friend bool operator==(const StreamUse&, const StreamUse&) = default;
+};
+
 struct Block {
   uintptr_t address = 0;
   size_t size = 0;
@@ -55,7 +62,7 @@ struct Block {
   Block* next = nullptr;
   Segment* segment = nullptr;
   uint64_t freed_at = 0;             // the pool's clock, for garbage collection
-  std::vector<StreamHandle> uses{};  // other streams that use it, from record_stream
+  std::vector<StreamUse> uses{};  // from record_stream
   AllocationContext context{};
 
   uintptr_t end() const { return address + size; }

@@ -2,7 +2,8 @@
 
 #include <pthread.h>
 
-#include <limits>
+#include <algorithm>
+
 #include <mutex>
 
 #include "core/error.h"
@@ -222,10 +223,10 @@ void CachingAllocator::record_stream(void* context, StreamHandle stream) {
   auto* block = static_cast<Block*>(context);
   const std::lock_guard lock(block->pool->lock);
   if (stream == block->pool->stream()) return;
-  for (const StreamHandle known : block->uses) {
-    if (known == stream) return;
+  const StreamUse use = AllocatorCore::use_by(block->pool->core().device, stream);
+  if (std::find(block->uses.begin(), block->uses.end(), use) == block->uses.end()) {
+    block->uses.push_back(use);
   }
-  block->uses.push_back(stream);
 }
 
 StreamHandle CachingAllocator::stream_of(void* context) {

@@ -73,6 +73,13 @@ struct AllocatorCore {
     return align_up(kind == Kind::Small ? kSmallSegment : settings.expandable_page, granularity);
   }
 
+  /// The use by work that `stream` has just been given or is about to be.
+  static StreamUse use_by(DeviceApi& device, StreamHandle stream) {
+    uint64_t capture = 0;
+    if (!device.capture_id(stream, &capture).ok()) capture = 0;
+    return {stream, capture};
+  }
+
   /// Handles and ranges that the driver refused to take back; tried again at every release.
   void add_orphan(PhysicalHandle handle) noexcept {
     const std::lock_guard lock(orphans_mutex_);
@@ -89,8 +96,7 @@ struct AllocatorCore {
     }
   }
   /// Memory of backend:async whose free failed, or could not be ordered after work of `uses`.
-  void add_orphan(uintptr_t address, StreamHandle stream,
-                  std::vector<StreamHandle> uses) noexcept {
+  void add_orphan(uintptr_t address, StreamHandle stream, std::vector<StreamUse> uses) noexcept {
     const std::lock_guard lock(orphans_mutex_);
     try {
       orphan_frees_.push_back({address, stream, std::move(uses)});
@@ -105,10 +111,10 @@ struct AllocatorCore {
       return device.free_range(range.first, range.second).gone();
     });
     std::erase_if(orphan_frees_, [&](const OrphanFree& orphan) {
-      for (const StreamHandle stream : orphan.uses) {
+      for (const StreamUse& use : orphan.uses) {
         uint64_t capture = 0;
-        if (!device.capture_id(stream, &capture).gone() || capture != 0) return false;
-        if (!device.synchronize_stream(stream).gone()) return false;
+        if (!device.capture_id(use.stream, &capture).gone() || capture != 0) return false;
+        if (!device.synchronize_stream(use.stream).gone()) return false;
       }
       return device.free_async(orphan.address, orphan.stream).gone();
     });
@@ -118,7 +124,7 @@ struct AllocatorCore {
   struct OrphanFree {
     uintptr_t address;
     StreamHandle stream;
-    std::vector<StreamHandle> uses;
+    std::vector<StreamUse> uses;
   };
 
   std::atomic<size_t> claimed_{0};

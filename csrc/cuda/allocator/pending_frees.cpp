@@ -8,33 +8,39 @@ ApiStatus not_ready() { return {ApiCode::NotReady, 0, "the work before the event
 }  // namespace
 
 void PendingFrees::add(Block* block) {
-  size_t added = 0;
   try {
-    for (const StreamHandle stream : block->uses) {
+    for (const StreamUse& use : block->uses) {
       Queue* queue = nullptr;
       for (Queue& candidate : queues_) {
-        if (candidate.stream == stream) queue = &candidate;
+        if (candidate.stream == use.stream) queue = &candidate;
       }
-      if (!queue) queue = &queues_.emplace_back(Queue{stream, {}});
-      queue->entries.push_back({nullptr, 0, block});
-      ++added;
+      if (!queue) queue = &queues_.emplace_back(Queue{use.stream, {}});
+      queue->entries.push_back({nullptr, use.capture, block});
     }
   } catch (...) {
     for (Queue& queue : queues_) {
-      if (!queue.entries.empty() && queue.entries.back().block == block) queue.entries.pop_back();
+      while (!queue.entries.empty() && queue.entries.back().block == block) {
+        queue.entries.pop_back();
+      }
     }
     throw;
   }
   for (Queue& queue : queues_) {
-    if (!queue.entries.empty() && queue.entries.back().block == block) {
-      record(queue.entries.back(), queue.stream);
+    for (size_t i = queue.entries.size(); i-- > 0 && queue.entries[i].block == block;) {
+      record(queue.entries[i], queue.stream);
     }
   }
-  block->outstanding = static_cast<uint32_t>(added);
+  block->outstanding = static_cast<uint32_t>(block->uses.size());
   ++waiting_;
 }
 
 void PendingFrees::record(Entry& entry, StreamHandle stream) noexcept {
+  uint64_t capture = 0;
+  if (!device_.capture_id(stream, &capture).ok()) return;
+  if (capture != entry.capture) {
+    if (capture != 0) return;  // an event of this capture would not stand for the use
+    entry.capture = 0;         // the use's capture is over
+  }
   EventHandle event = nullptr;
   if (!events_.empty()) {
     event = events_.back();
@@ -42,20 +48,20 @@ void PendingFrees::record(Entry& entry, StreamHandle stream) noexcept {
   } else if (!device_.create_event(&event).ok()) {
     return;
   }
-  uint64_t capture = 0;
-  if (!device_.capture_id(stream, &capture).ok() || !device_.record_event(event, stream).ok()) {
+  if (device_.record_event(event, stream).ok()) {
+    entry.event = event;
+  } else {
     keep_event(event);
-    return;
   }
-  entry.event = event;
-  entry.capture_id = capture;
 }
 
-bool PendingFrees::order_after(StreamHandle waiter, StreamHandle other) noexcept {
-  Entry entry{nullptr, 0, nullptr};
-  record(entry, other);
+bool PendingFrees::order_after(StreamHandle waiter, const StreamUse& use) noexcept {
+  uint64_t capture = 0;
+  if (!device_.capture_id(waiter, &capture).ok() || capture != use.capture) return false;
+  Entry entry{nullptr, use.capture, nullptr};
+  record(entry, use.stream);
   if (!entry.event) return false;
-  const bool ordered = device_.wait_event(waiter, entry.event).ok();
+  const bool ordered = entry.capture == capture && device_.wait_event(waiter, entry.event).ok();
   keep_event(entry.event);
   return ordered;
 }
@@ -81,12 +87,12 @@ ApiStatus PendingFrees::resolve(Queue& queue, const StreamHandle* own, uint64_t 
       return wait && capture == 0 ? device_.synchronize_stream(queue.stream) : not_ready();
     }
   }
-  if (entry.capture_id != 0) {
+  if (entry.capture != 0) {
     uint64_t now = 0;
     const ApiStatus status = device_.capture_id(queue.stream, &now);
     if (!status.ok()) return status;
-    if (now != entry.capture_id) return {};  // that capture is over; its work runs in replays
-    if (own_capture == entry.capture_id) return device_.wait_event(*own, entry.event);
+    if (now != entry.capture) return {};  // that capture is over; its work runs in replays
+    if (own_capture == entry.capture) return device_.wait_event(*own, entry.event);
     return not_ready();
   }
   if (own_capture != 0) return not_ready();

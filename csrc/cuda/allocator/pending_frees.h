@@ -1,9 +1,10 @@
 // Blocks that were given back while other streams may still use them. Each waits for one event a
 // stream. Guarded by the lock of the pool that owns it.
 //
-// While a stream is captured its events cannot be queried. A block whose other streams belong to
-// the same capture as its own is reused by making the capture wait: an edge of the graph, and no
-// memory is held back until the capture ends.
+// While a stream is captured its events cannot be queried. A block that another stream used in the
+// same capture as its own stream is in is reused by making the capture wait: an edge of the graph,
+// and no memory is held back until the capture ends. Eager work from before the capture is another
+// matter: an event for it can only be recorded, and waited for, after the capture.
 #pragma once
 
 #include <deque>
@@ -23,8 +24,9 @@ class PendingFrees {
   /// Records an event on each stream of `block->uses`. An event that cannot be made or recorded is
   /// made up for later. Throws bad_alloc, then with nothing done.
   void add(Block* block);
-  /// Makes `waiter` wait for what `other` has been given; false if a call fails.
-  bool order_after(StreamHandle waiter, StreamHandle other) noexcept;
+  /// Makes `waiter` wait for `use`; false if that takes more than a wait between the streams: as
+  /// one of them is in a capture that the other or the use is not in, or a call fails.
+  bool order_after(StreamHandle waiter, const StreamUse& use) noexcept;
   bool empty() const { return waiting_ == 0; }
   size_t count() const { return waiting_; }
 
@@ -37,8 +39,8 @@ class PendingFrees {
 
  private:
   struct Entry {
-    EventHandle event;    // null: none could be recorded
-    uint64_t capture_id;  // of the stream as the event was recorded; 0: not captured
+    EventHandle event;  // null: none could be recorded yet
+    uint64_t capture;   // the capture that the use and its event are part of; 0: eager
     Block* block;
   };
   struct Queue {

@@ -220,7 +220,7 @@ void PinnedAllocator::release(void* context, void*, size_t) noexcept {
       impl.stats.pending_bytes += static_cast<int64_t>(block->size);
       return;
     } catch (const std::bad_alloc&) {
-      for (const StreamHandle stream : block->uses) impl.device.synchronize_stream(stream);
+      for (const StreamUse& use : block->uses) impl.device.synchronize_stream(use.stream);
     }
   }
   if (static_cast<size_t>(impl.stats.cached_bytes) + block->size > impl.cache_limit) {
@@ -241,10 +241,10 @@ void PinnedAllocator::record_stream(void* context, StreamHandle stream) {
   if (!context || in_forked_child()) return;
   auto* block = static_cast<Block*>(context);
   const std::lock_guard guard(Impl::of(block)->lock);
-  for (const StreamHandle known : block->uses) {
-    if (known == stream) return;
+  const StreamUse use = AllocatorCore::use_by(Impl::of(block)->device, stream);
+  if (std::find(block->uses.begin(), block->uses.end(), use) == block->uses.end()) {
+    block->uses.push_back(use);
   }
-  block->uses.push_back(stream);
 }
 
 size_t PinnedAllocator::empty_cache() { return in_forked_child() ? 0 : impl_->release_cached(); }

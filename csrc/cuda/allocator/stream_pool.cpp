@@ -117,7 +117,7 @@ void StreamPool::put_pending(Block* block) noexcept {
     pending.add(block);
   } catch (...) {
     // No memory to note it: wait for the other streams here and now.
-    for (const StreamHandle stream : block->uses) core_.device.synchronize_stream(stream);
+    for (const StreamUse& use : block->uses) core_.device.synchronize_stream(use.stream);
     block->uses.clear();
     put(block);
     return;
