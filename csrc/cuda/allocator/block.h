@@ -61,7 +61,7 @@ struct Block {
   Block* prev = nullptr;  // neighbours by address
   Block* next = nullptr;
   Segment* segment = nullptr;
-  uint64_t freed_at = 0;             // the pool's clock, for garbage collection
+  uint64_t freed_at = 0;          // the pool's clock, for garbage collection
   std::vector<StreamUse> uses{};  // from record_stream
   AllocationContext context{};
 
