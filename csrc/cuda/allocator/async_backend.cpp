@@ -38,7 +38,7 @@ Allocation CachingAllocator::allocate_async(size_t nbytes, size_t size, StreamHa
     }
   }
   core_->device_allocs.fetch_add(1, std::memory_order_relaxed);
-  const Kind kind = size <= kSmallLimit ? Kind::Small : Kind::Large;
+  const BlockKind kind = size <= kSmallLimit ? BlockKind::Small : BlockKind::Large;
   core_->reserved_bytes.add(kind, static_cast<int64_t>(size));
   std::unique_lock lock(pool.lock);
   try {

@@ -29,7 +29,7 @@ struct Segment;
 /// locked, so it must neither block nor call the allocator.
 using AllocationContext = std::shared_ptr<void>;
 
-enum class Kind : uint8_t { Small, Large };
+enum class BlockKind : uint8_t { Small, Large };
 inline constexpr int kKinds = 2;
 
 enum class BlockState : uint8_t {
@@ -54,7 +54,7 @@ struct Block {
   size_t requested = 0;
   StreamPool* pool = nullptr;
   BlockState state = BlockState::Spare;
-  Kind kind = Kind::Small;
+  BlockKind kind = BlockKind::Small;
   uint32_t outstanding = 0;  // events that a Pending block waits for
   Block* list_next = nullptr;
   Block* list_prev = nullptr;
@@ -72,7 +72,7 @@ struct Block {
 
 struct Segment {
   StreamPool* pool = nullptr;
-  Kind kind = Kind::Small;
+  BlockKind kind = BlockKind::Small;
   bool expandable = false;
   uintptr_t address = 0;
   size_t size = 0;    // of the range

@@ -163,7 +163,7 @@ Allocation CachingAllocator::allocate(size_t nbytes, StreamHandle stream) {
   if (core_->settings.backend == Backend::Async) [[unlikely]] {
     return allocate_async(nbytes, size, stream, std::move(context));
   }
-  const Kind kind = size <= kSmallLimit ? Kind::Small : Kind::Large;
+  const BlockKind kind = size <= kSmallLimit ? BlockKind::Small : BlockKind::Large;
   const Resolved target = route(stream);
   Block* block = nullptr;
   {

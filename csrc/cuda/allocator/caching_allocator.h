@@ -119,7 +119,7 @@ class CachingAllocator {
   Allocation hand_over(Block* block, size_t nbytes);
   Allocation allocate_slowly(size_t nbytes, size_t size, StreamHandle stream,
                              AllocationContext context);
-  Block* try_allocate(const Resolved& target, Kind kind, size_t size, size_t nbytes,
+  Block* try_allocate(const Resolved& target, BlockKind kind, size_t size, size_t nbytes,
                       AllocationContext& context, ApiStatus* status, bool* stale);
   Allocation allocate_async(size_t nbytes, size_t size, StreamHandle stream,
                             AllocationContext context);

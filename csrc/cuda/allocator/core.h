@@ -22,11 +22,11 @@ struct KindGauges {
   Gauge all;
   std::array<Gauge, kKinds> kinds;
 
-  void add(Kind kind, int64_t n) {
+  void add(BlockKind kind, int64_t n) {
     kinds[static_cast<int>(kind)].add(n);
     all.add(n);
   }
-  void subtract(Kind kind, int64_t n) {
+  void subtract(BlockKind kind, int64_t n) {
     kinds[static_cast<int>(kind)].subtract(n);
     all.subtract(n);
   }
@@ -69,8 +69,9 @@ struct AllocatorCore {
   void unclaim(size_t nbytes) { claimed_.fetch_sub(nbytes, std::memory_order_relaxed); }
   size_t claimed() const { return claimed_.load(std::memory_order_relaxed); }
 
-  size_t page_size(Kind kind) const {
-    return align_up(kind == Kind::Small ? kSmallSegment : settings.expandable_page, granularity);
+  size_t page_size(BlockKind kind) const {
+    return align_up(kind == BlockKind::Small ? kSmallSegment : settings.expandable_page,
+                    granularity);
   }
 
   /// The use by work that `stream` has just been given or is about to be.

@@ -8,14 +8,15 @@
 
 namespace vt::cuda {
 
-Block* CachingAllocator::try_allocate(const Resolved& target, Kind kind, size_t size, size_t nbytes,
-                                      AllocationContext& context, ApiStatus* status, bool* stale) {
+Block* CachingAllocator::try_allocate(const Resolved& target, BlockKind kind, size_t size,
+                                      size_t nbytes, AllocationContext& context, ApiStatus* status,
+                                      bool* stale) {
   StreamPool& pool = *target.pool;
   const std::lock_guard lock(pool.lock);
   *stale = pool.serial != target.serial;
   if (*stale) return nullptr;
   pool.process_pending(false);  // what fails here stays pending
-  if (kind == Kind::Small) pool.flush_quick();
+  if (kind == BlockKind::Small) pool.flush_quick();
   Block* block = pool.take(kind, size, nbytes);
   if (!block) {
     collect_garbage(pool, size);
@@ -43,7 +44,7 @@ void CachingAllocator::collect_garbage(StreamPool& pool, size_t size) {
 
 Allocation CachingAllocator::allocate_slowly(size_t nbytes, size_t size, StreamHandle stream,
                                              AllocationContext context) {
-  const Kind kind = size <= kSmallLimit ? Kind::Small : Kind::Large;
+  const BlockKind kind = size <= kSmallLimit ? BlockKind::Small : BlockKind::Large;
   enum Rung { Grow, WaitForEvents, ReleaseCached, CollectPools, AskUser, GiveUp };
   std::unique_lock ladder(ladder_mutex_, std::defer_lock);
   ApiStatus status;

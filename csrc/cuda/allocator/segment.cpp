@@ -11,19 +11,19 @@ namespace {
 
 ApiStatus over_limit() { return {ApiCode::OutOfMemory, 0, "the memory limit is reached"}; }
 
-size_t plain_segment_size(Kind kind, size_t size) {
-  if (kind == Kind::Small) return kSmallSegment;
+size_t plain_segment_size(BlockKind kind, size_t size) {
+  if (kind == BlockKind::Small) return kSmallSegment;
   return size < kLargeSegmentLimit ? kLargeSegment : align_up(size, kLargeRounding);
 }
 
 }  // namespace
 
-ApiStatus StreamPool::grow(Kind kind, size_t size, const AllocationContext& context) {
+ApiStatus StreamPool::grow(BlockKind kind, size_t size, const AllocationContext& context) {
   reserve_spares(4);
   return core_.expandable ? grow_expandable(kind, size, context) : grow_plain(kind, size, context);
 }
 
-ApiStatus StreamPool::grow_plain(Kind kind, size_t size, const AllocationContext& context) {
+ApiStatus StreamPool::grow_plain(BlockKind kind, size_t size, const AllocationContext& context) {
   segments_.reserve(segments_.size() + 1);
   auto segment = std::make_unique<Segment>();
   const size_t total = plain_segment_size(kind, size);
@@ -77,7 +77,8 @@ void StreamPool::erase_segment(Segment* segment) noexcept {
   std::erase_if(segments_, [&](const auto& owned) { return owned.get() == segment; });
 }
 
-ApiStatus StreamPool::reserve_segment(Kind kind, size_t size, const AllocationContext& context) {
+ApiStatus StreamPool::reserve_segment(BlockKind kind, size_t size,
+                                      const AllocationContext& context) {
   segments_.reserve(segments_.size() + 1);
   auto segment = std::make_unique<Segment>();
   const size_t page = core_.page_size(kind);
@@ -117,7 +118,8 @@ ApiStatus StreamPool::reserve_segment(Kind kind, size_t size, const AllocationCo
   return {};
 }
 
-ApiStatus StreamPool::grow_expandable(Kind kind, size_t size, const AllocationContext& context) {
+ApiStatus StreamPool::grow_expandable(BlockKind kind, size_t size,
+                                      const AllocationContext& context) {
   const auto free_bytes = [](const Block* block) {
     return block && block->state == BlockState::Free ? block->size : 0;
   };

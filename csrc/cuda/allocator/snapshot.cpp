@@ -28,7 +28,7 @@ void append_segments(const StreamPool& pool, std::vector<SegmentInfo>& out) {
         info->device = pool.core().device_index;
         info->address = block->address;
         info->stream = pool.stream();
-        info->is_large = segment->kind == Kind::Large;
+        info->is_large = segment->kind == BlockKind::Large;
         info->is_expandable = segment->expandable;
         info->pool = pool.id();
         info->context = segment->context;

@@ -89,7 +89,7 @@ class Gauge {
 /// one word holds the count (low half) and the 512-byte units (high half).
 class DeviceGauges {
  public:
-  void on_allocate(Kind kind, size_t size, size_t requested) {
+  void on_allocate(BlockKind kind, size_t size, size_t requested) {
     const int k = static_cast<int>(kind);
     const uint64_t mine = live_[k].fetch_add(pack(size), std::memory_order_relaxed) + pack(size);
     const uint64_t all = mine + live_[1 - k].load(std::memory_order_relaxed);
@@ -107,15 +107,15 @@ class DeviceGauges {
       raise(active_peaks_[2], all + all_pending);
     }
   }
-  void on_free(Kind kind, size_t size, size_t requested) {
+  void on_free(BlockKind kind, size_t size, size_t requested) {
     live_[static_cast<int>(kind)].fetch_sub(pack(size), std::memory_order_relaxed);
     requested_[static_cast<int>(kind)].fetch_sub(static_cast<int64_t>(requested),
                                                  std::memory_order_relaxed);
   }
-  void on_pending(Kind kind, size_t size) {
+  void on_pending(BlockKind kind, size_t size) {
     pending_[static_cast<int>(kind)].fetch_add(pack(size), std::memory_order_relaxed);
   }
-  void on_pending_done(Kind kind, size_t size) {
+  void on_pending_done(BlockKind kind, size_t size) {
     pending_[static_cast<int>(kind)].fetch_sub(pack(size), std::memory_order_relaxed);
   }
 

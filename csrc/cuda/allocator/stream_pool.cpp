@@ -65,15 +65,15 @@ void StreamPool::absorb_next(Block* block) noexcept {
   recycle(next);
 }
 
-Block* StreamPool::take_from_index(Kind kind, size_t size, size_t requested) {
+Block* StreamPool::take_from_index(BlockKind kind, size_t size, size_t requested) {
   FreeIndex& index = index_[static_cast<int>(kind)];
   size_t largest = SIZE_MAX;
   const size_t max_split = core_.settings.max_split_size;
-  const bool bounded = kind == Kind::Large && !core_.expandable && max_split != SIZE_MAX;
+  const bool bounded = kind == BlockKind::Large && !core_.expandable && max_split != SIZE_MAX;
   if (bounded) largest = size <= max_split ? max_split : size + kLargeSegment;
   Block* block = index.find(size, largest);
   if (!block) return nullptr;
-  const size_t least = kind == Kind::Small ? kBlockAlignment : kLargeRemainder;
+  const size_t least = kind == BlockKind::Small ? kBlockAlignment : kLargeRemainder;
   const bool cut = block->size - size >= least && !(bounded && block->size > max_split);
   if (cut) reserve_spares(1);
   index.remove(block);
@@ -198,7 +198,7 @@ Block* StreamPool::make_unsegmented(uintptr_t address, size_t size, size_t reque
   Block* block = new_block();
   block->address = address;
   block->size = size;
-  block->kind = size <= kSmallLimit ? Kind::Small : Kind::Large;
+  block->kind = size <= kSmallLimit ? BlockKind::Small : BlockKind::Large;
   hand_out(block, requested);
   return block;
 }

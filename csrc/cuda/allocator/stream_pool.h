@@ -37,7 +37,7 @@ class StreamPool {
   AllocatorCore& core() const { return core_; }
 
   /// A block for the request from what is free here; null if there is none.
-  Block* take(Kind kind, size_t size, size_t requested) {
+  Block* take(BlockKind kind, size_t size, size_t requested) {
     if (size <= kQuickLimit) {
       Block*& head = quick_[size / kBlockAlignment];
       if (Block* block = head) {
@@ -69,7 +69,7 @@ class StreamPool {
   /// Merges the blocks of the quick lists with their neighbours.
   void flush_quick() noexcept;
   /// Gets memory from the driver so that `take` finds a block of `size`.
-  ApiStatus grow(Kind kind, size_t size, const AllocationContext& context);
+  ApiStatus grow(BlockKind kind, size_t size, const AllocationContext& context);
   /// Gives free memory back to the driver, at most about `most` bytes, that of blocks freed before
   /// `older_than` only. Waits for the stream first; does nothing while it is being captured.
   /// Returns the bytes released.
@@ -125,7 +125,7 @@ class StreamPool {
     }
     merge_free(block);
   }
-  Block* take_from_index(Kind kind, size_t size, size_t requested);
+  Block* take_from_index(BlockKind kind, size_t size, size_t requested);
   /// Marks the block Free, merges it with free neighbours and puts it into the index.
   void merge_free(Block* block) noexcept;
   /// Cuts `block` at `size`; returns the rest, in no list and in the state of `block`.
@@ -137,10 +137,10 @@ class StreamPool {
   void recycle(Block* block) noexcept;
 
   // segment.cpp
-  ApiStatus grow_plain(Kind kind, size_t size, const AllocationContext& context);
-  ApiStatus grow_expandable(Kind kind, size_t size, const AllocationContext& context);
+  ApiStatus grow_plain(BlockKind kind, size_t size, const AllocationContext& context);
+  ApiStatus grow_expandable(BlockKind kind, size_t size, const AllocationContext& context);
   ApiStatus map_front(Block* unmapped, size_t nbytes, const AllocationContext& context);
-  ApiStatus reserve_segment(Kind kind, size_t size, const AllocationContext& context);
+  ApiStatus reserve_segment(BlockKind kind, size_t size, const AllocationContext& context);
   size_t unmap_pages(Block* block, size_t most) noexcept;
   bool unmap_page(Segment& segment, size_t page, bool stuck) noexcept;
   void unmap_stuck(Segment& segment) noexcept;
