@@ -270,7 +270,7 @@ void eager_work_before_a_capture_delays_reuse() {
   CHECK(b.data != a.data);
   f.write(b, owner);
   CHECK(f.device.synchronize_stream(side).ok());
-  const Allocation c = f.get(15 * MiB, owner);
+  const Allocation c = f.get(17 * MiB, owner);
   const Allocation d = f.get(3 * MiB, owner);
   CHECK(d.data == a.data);
   f.write(d, owner);
