@@ -1,0 +1,59 @@
+// Page-locked host memory, cached by size class: the driver takes milliseconds to lock pages, so
+// freed blocks are kept. A block that copies on some streams still read or write is reused once
+// an event on each of them has passed.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "core/allocator.h"
+#include "cuda/allocator/block.h"
+#include "cuda/allocator/pending_frees.h"
+#include "cuda/allocator/pool_lock.h"
+#include "cuda/allocator/settings.h"
+
+namespace vt::cuda {
+
+struct PinnedStats {
+  int64_t allocated_bytes = 0;  // handed out, as blocks
+  int64_t peak_allocated_bytes = 0;
+  int64_t pending_bytes = 0;  // given back; copies still use them
+  int64_t cached_bytes = 0;
+  int64_t num_host_alloc = 0;  // driver calls
+  int64_t num_host_free = 0;
+};
+
+class PinnedAllocator {
+ public:
+  /// `device` must outlive the allocator.
+  PinnedAllocator(DeviceApi& device, const AllocatorSettings& settings);
+  /// Waits for the copies and gives everything back. Allocations still alive keep their memory
+  /// until the process ends, and may be released later without harm.
+  ~PinnedAllocator();
+  PinnedAllocator(const PinnedAllocator&) = delete;
+  PinnedAllocator& operator=(const PinnedAllocator&) = delete;
+
+  /// At least `nbytes`, aligned to 4096. Zero bytes: a null pointer. Throws OutOfMemory.
+  Allocation allocate(size_t nbytes);
+  /// Tells that a copy on `stream` uses the allocation (its `context`): once it is released its
+  /// memory is not reused before that copy is done. Call after issuing the copy or before.
+  void record_stream(void* context, StreamHandle stream);
+  /// Gives cached memory back; returns its bytes.
+  size_t empty_cache();
+  PinnedStats stats();
+  /// What is inconsistent, for tests; empty when all is well.
+  std::string check_invariants();
+
+  /// The bytes of the block that serves a request: four steps between two powers of two.
+  static size_t block_size(size_t nbytes);
+
+ private:
+  struct Impl;
+  static void release(void* context, void* data, size_t nbytes) noexcept;
+
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace vt::cuda
