@@ -1,7 +1,7 @@
 // C is computed in tiles of kTileRows x kPanel that stay in registers over a stretch of k. B is
 // first packed, once for all threads, into panels of kPanel columns, so that a step of k is one
-// contiguous load; A is read where it lies if its rows are dense, else packed the same way. The
-// scheme is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication",
+// contiguous load; A is read where it lies if its rows or columns are dense, else packed the same
+// way. The scheme is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication",
 // ACM TOMS 2008; packing one operand only pays here because training has tall, narrow products.
 #include "cpu/kernels/gemm_tiles.h"
 
@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kLanes = VectorOf<float>::lanes;
 constexpr int64_t kPanel = 2 * kLanes;
 constexpr int64_t kTileRows = kLanes == 16 ? 12 : 6;  // accumulators fill the register file
-constexpr int64_t kDepth = 256;                       // k of one pass: a panel of B fits into L1
+constexpr int64_t kDepth = 512;                       // k of one pass: a panel of B is 64 KB
 // What is packed at a time: at most 16 MB of either operand.
 constexpr int64_t kMaxDepth = 4096, kMaxRows = 1024 / kTileRows * kTileRows, kMaxColumns = 1024;
 
@@ -98,18 +98,23 @@ inline void finish(float* c, const Lanes& sum, const Epilogue& e, int64_t column
   store(c + column, value);
 }
 
-/// One tile of kRows rows. A is read at a + row·row_stride + k·k_stride.
-template <int kRows, bool kPacked>
-void tile(const float* a, int64_t row_stride, const float* b, int64_t depth, float* c, int64_t ldc,
+/// One tile of kRows rows. A's rows (or with kColumns its columns) are dense, `stride` apart.
+template <int kRows, bool kColumns>
+void tile(const float* a, int64_t stride, const float* b, int64_t depth, float* c, int64_t ldc,
           int64_t columns, const Epilogue& e) {
+#pragma GCC unroll 12
+  for (int i = 0; i < kRows; ++i) {
+    __builtin_prefetch(c + i * ldc, 1);
+    __builtin_prefetch(c + i * ldc + kPanel - 1, 1);
+  }
   Lanes sums[kRows][2] = {};
   const float* group[(kRows + 2) / 3];  // a pointer for three rows: fewer addresses to keep
-  for (int g = 0; g < (kRows + 2) / 3; ++g) group[g] = a + 3 * g * row_stride;
+  for (int g = 0; g < (kRows + 2) / 3; ++g) group[g] = a + 3 * g * stride;
   for (int64_t k = 0; k < depth; ++k) {
     const Lanes left = load(b + k * kPanel), right = load(b + k * kPanel + kLanes);
 #pragma GCC unroll 12
     for (int i = 0; i < kRows; ++i) {
-      const float x = kPacked ? a[k * kTileRows + i] : group[i / 3][(i % 3) * row_stride + k];
+      const float x = kColumns ? a[k * stride + i] : group[i / 3][(i % 3) * stride + k];
       sums[i][0] += x * left;
       sums[i][1] += x * right;
     }
@@ -139,12 +144,12 @@ void tile(const float* a, int64_t row_stride, const float* b, int64_t depth, flo
 }
 
 /// A whole tile, or the rows that are left as smaller ones.
-template <bool kPacked>
-void tile_rows(int64_t rows, const float* a, int64_t row_stride, const float* b, int64_t depth,
+template <bool kColumns>
+void tile_rows(int64_t rows, const float* a, int64_t stride, const float* b, int64_t depth,
                float* c, int64_t ldc, int64_t columns, const Epilogue& e) {
   const auto next = [&]<int kRows>() {
-    tile<kRows, kPacked>(a, row_stride, b, depth, c, ldc, columns, e);
-    a += kPacked ? kRows : kRows * row_stride;
+    tile<kRows, kColumns>(a, stride, b, depth, c, ldc, columns, e);
+    a += kColumns ? kRows : kRows * stride;
     c += kRows * ldc;
     rows -= kRows;
   };
@@ -164,9 +169,10 @@ struct Operands {
   int64_t a_row, a_k, b_k, b_column;
 };
 
-/// Rows that lie 4 KB apart share one set of the first-level cache: twelve of them push each other
-/// out.
-bool readable_in_place(const Operands& p) { return p.a_k == 1 && p.a_row * 4 % 4096 != 0; }
+/// Rows that lie 4 KB apart share one set of the first-level cache and push each other out.
+bool readable_in_place(const Operands& p) {
+  return (p.a_k == 1 && p.a_row % 1024 != 0) || (p.a_row == 1 && p.a_k % 1024 != 0);
+}
 
 /// The part of a product whose operands fit the packing buffers.
 void product(GemmShape s, const Operands& p, Epilogue e, float* c, int64_t ldc) {
@@ -207,11 +213,14 @@ void product(GemmShape s, const Operands& p, Epilogue e, float* c, int64_t ldc) 
           const int64_t row = i * kTileRows, rows = std::min(kTileRows, s.m - row);
           float* target = c + row * ldc + column;
           if (packed) {
-            tile_rows<true>(rows, packed_a + (tiles * k0 + i * depth) * kTileRows, 0, b, depth,
-                            target, ldc, columns, end);
-          } else {
+            tile_rows<true>(rows, packed_a + (tiles * k0 + i * depth) * kTileRows, kTileRows, b,
+                            depth, target, ldc, columns, end);
+          } else if (p.a_k == 1) {
             tile_rows<false>(rows, p.a + row * p.a_row + k0, p.a_row, b, depth, target, ldc,
                              columns, end);
+          } else {
+            tile_rows<true>(rows, p.a + row + k0 * p.a_k, p.a_k, b, depth, target, ldc, columns,
+                            end);
           }
         }
       }
