@@ -1,8 +1,9 @@
 // C is computed in tiles of kTileRows x kPanel that stay in registers over a stretch of k. B is
 // first packed, once for all threads, into panels of kPanel columns, so that a step of k is one
 // contiguous load; A is read where it lies if its rows or columns are dense, else packed the same
-// way. The scheme is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication",
-// ACM TOMS 2008; packing one operand only pays here because training has tall, narrow products.
+// way. The scheme is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix
+// Multiplication", ACM TOMS 2008; packing one operand only pays here because training has tall,
+// narrow products.
 #include "cpu/kernels/gemm_tiles.h"
 
 #include <algorithm>
@@ -80,8 +81,7 @@ void pack(float* out, const float* in, int64_t line_stride, int64_t k_stride, in
     }
   }
   for (int64_t j = first; j < width; ++j) {
-    for (int64_t k = 0; k < depth; ++k)
-      out[k * kWidth + j] = in[j * line_stride + k * k_stride];
+    for (int64_t k = 0; k < depth; ++k) out[k * kWidth + j] = in[j * line_stride + k * k_stride];
   }
 }
 
@@ -251,8 +251,12 @@ bool gemm_tiled(GemmShape s, float alpha, const MatrixRef& a, const MatrixRef& b
   if (kLanes < 8 || s.m < 2 * kTileRows || s.n < kPanel || s.k < 16 || alpha == 0 ||
       static_cast<double>(s.m) * static_cast<double>(s.n) * static_cast<double>(s.k) < kWorthwhile)
     return false;
-  const Operands all{static_cast<const float*>(a.data), static_cast<const float*>(b.data),
-                     a.row_stride, a.col_stride, b.row_stride, b.col_stride};
+  const Operands all{static_cast<const float*>(a.data),
+                     static_cast<const float*>(b.data),
+                     a.row_stride,
+                     a.col_stride,
+                     b.row_stride,
+                     b.col_stride};
   const int64_t row_block = readable_in_place(all) ? s.m : kMaxRows;
   for (int64_t j = 0; j < s.n; j += kMaxColumns) {
     for (int64_t k = 0; k < s.k; k += kMaxDepth) {
@@ -263,7 +267,8 @@ bool gemm_tiled(GemmShape s, float alpha, const MatrixRef& a, const MatrixRef& b
         const bool first = k == 0;
         product({std::min(row_block, s.m - i), std::min(kMaxColumns, s.n - j),
                  std::min(kMaxDepth, s.k - k)},
-                part, {alpha, first ? (bias ? 0.0f : beta) : 1.0f, first && bias ? bias + j : nullptr},
+                part,
+                {alpha, first ? (bias ? 0.0f : beta) : 1.0f, first && bias ? bias + j : nullptr},
                 c + i * ldc + j, ldc);
       }
     }

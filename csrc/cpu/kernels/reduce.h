@@ -210,6 +210,11 @@ inline uint64_t dim_mask(std::optional<IntSpan> dims, int64_t ndim) {
   return mask & all;
 }
 
+/// The mask of one dimension, which may be negative; a 0-d tensor has none.
+inline uint64_t one_dim(int64_t dim, int64_t ndim) {
+  return ndim == 0 ? 0 : uint64_t{1} << wrap_dim(dim, ndim);
+}
+
 /// As visit_all, with bool seen as uint8: std::vector<bool> is no array.
 template <class F>
 void visit_values(DType dtype, F&& f) {
