@@ -2,6 +2,7 @@
 
 #include "autograd/front.h"
 #include "core/overlap.h"
+#include "vt/nodes.h"
 #include "vt/ops.h"
 
 namespace vt::autograd {
@@ -11,6 +12,25 @@ class IdentityBackward final : public Node {
  public:
   TensorVec apply(TensorVec grads) override { return grads; }
   std::string name() const override { return "AliasBackward0"; }
+};
+
+/// Backward of cutting a tensor into pieces along a dimension.
+class PiecesBackward final : public Node {
+ public:
+  PiecesBackward(int64_t dim, bool selected) : dim_(dim), selected_(selected) {}
+  TensorVec apply(TensorVec grads) override {
+    for (size_t i = 0; i < grads.size(); ++i) {
+      if (grads[i].defined()) continue;
+      const Tensor zero = ops::zeros(Dims{}, inputs[i].dtype, inputs[i].device);
+      grads[i] = ops::expand(zero, inputs[i].sizes, false);
+    }
+    return {selected_ ? ops::stack(grads, dim_) : ops::cat(grads, dim_)};
+  }
+  std::string name() const override { return selected_ ? "UnbindBackward0" : "SplitBackward0"; }
+
+ private:
+  int64_t dim_;
+  bool selected_;
 };
 
 bool overlapping(IntSpan sizes, IntSpan strides) {
@@ -93,6 +113,19 @@ TensorVec CopySlices::apply(TensorVec grads) {
                        : inner[0];
   result[0] = ops::as_strided_scatter(base_grad, written, view_sizes_, view_strides_, view_offset_);
   return result;
+}
+
+void join_pieces(TensorSpan pieces, const Tensor& self, int64_t dim, bool selected) {
+  if (pieces.size() < 2 || !should_record(self)) return;
+  for (const Tensor& piece : pieces) {
+    const Node* node = grad_fn(piece).get();
+    const bool cut = selected ? dynamic_cast<const SelectBackward*>(node) != nullptr
+                              : dynamic_cast<const SliceBackward*>(node) != nullptr;
+    if (!cut || node->edges[0].fn.get() != gradient_edge(self).fn.get()) return;
+  }
+  const auto joined = make_node<PiecesBackward>(dim, selected);
+  add_edges(*joined, self);
+  set_history(pieces, joined);
 }
 
 Tensor identity_view(const Tensor& t) {

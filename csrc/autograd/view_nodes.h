@@ -31,6 +31,11 @@ class CopySlices final : public Node {
   Ref<Node> fn_;
 };
 
+/// Gives `pieces`, which together are all of `self` along `dim`, one node in place of a slice (or,
+/// if `selected`, select) node each: their gradients are joined in one pass, not each spread out
+/// to the size of `self` and added. Pieces that an override made are left as they are.
+void join_pieces(TensorSpan pieces, const Tensor& self, int64_t dim, bool selected);
+
 /// A non-leaf alias of `t` with history, to differentiate with respect to.
 Tensor identity_view(const Tensor& t);
 

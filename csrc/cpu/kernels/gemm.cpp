@@ -1,10 +1,11 @@
 // GEMM over OpenBLAS, run on one thread a call: the blocks of C are spread over our own pool, so
-// the two libraries' threads never compete.
+// the two libraries' threads never compete. Larger float products take gemm_tiles.h instead.
 #include "cpu/kernels/gemm.h"
 
 #include <cblas.h>
 
 #include "cpu/kernels/dense_rows.h"
+#include "cpu/kernels/gemm_tiles.h"
 
 namespace vt::cpu::VT_ISA {
 namespace {
@@ -163,6 +164,10 @@ void gemm_serial(DType dtype, GemmShape s, double alpha, MatrixRef a, MatrixRef 
 
 void gemm(DType dtype, GemmShape s, double alpha, MatrixRef a, MatrixRef b, double beta, void* c,
           int64_t ldc, const void* bias) {
+  if (dtype == DType::Float32 &&
+      gemm_tiled(s, static_cast<float>(alpha), a, b, static_cast<float>(beta),
+                 static_cast<float*>(c), std::max(ldc, s.n), static_cast<const float*>(bias)))
+    return;
   const double flops = 2.0 * static_cast<double>(s.m) * static_cast<double>(s.n) *
                        static_cast<double>(std::max<int64_t>(s.k, 1));
   const double per_block = is_floating(dtype) ? kBlockFlops : 1e6;

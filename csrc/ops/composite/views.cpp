@@ -1,4 +1,6 @@
 // View-like ops made of views, their gradients, and functional writes into views.
+#include "autograd/front.h"
+#include "autograd/view_nodes.h"
 #include "core/tensor_iterator.h"
 #include "core/view_geometry.h"
 #include "vt/meta_decls.h"
@@ -23,6 +25,7 @@ std::vector<Tensor> unbind(const Tensor& self, int64_t dim) {
   check(self.dim() > 0, "Dimension specified as ", dim, " but tensor has no dimensions");
   std::vector<Tensor> out;
   for (int64_t i = 0; i < self.sizes()[d]; ++i) out.push_back(ops::select(self, d, i));
+  autograd::join_pieces(out, self, d, true);
   return out;
 }
 
@@ -45,6 +48,7 @@ std::vector<Tensor> split_with_sizes(const Tensor& self, IntSpan split_sizes, in
     out.push_back(ops::slice(self, dim, start, start + length, 1));
     start += length;
   }
+  autograd::join_pieces(out, self, dim, false);
   return out;
 }
 std::vector<Tensor> split_sizes(const Tensor& self, IntSpan split_size, int64_t dim) {
@@ -65,6 +69,7 @@ std::vector<Tensor> split(const Tensor& self, int64_t split_size, int64_t dim) {
     out.push_back(ops::slice(self, dim, start, end, 1));
     start = end;
   } while (start < size);
+  autograd::join_pieces(out, self, dim, false);
   return out;
 }
 
@@ -146,19 +151,38 @@ Tensor expand_as(const Tensor& self, const Tensor& other) {
 Tensor ravel(const Tensor& self) { return ops::reshape(self, Dims{-1}); }
 Tensor adjoint(const Tensor& self) { return ops::transpose(self, -2, -1); }
 
+namespace {
+
+/// `grad` in the part of a zero tensor that `part` picks. Without a graph to build it is written
+/// there directly; `scatter` is the functional form.
+template <class Part, class Scatter>
+Tensor spread(const Tensor& grad, IntSpan sizes, const Part& part, const Scatter& scatter) {
+  const Tensor zeros = ops::zeros(sizes, grad.dtype(), grad.device());
+  if (autograd::should_record(grad)) return scatter(zeros);
+  ops::copy_(part(zeros), grad, false);
+  return zeros;
+}
+
+}  // namespace
+
 Tensor select_backward(const Tensor& grad, IntSpan input_sizes, int64_t dim, int64_t index) {
-  return ops::select_scatter(ops::zeros(input_sizes, grad.dtype(), grad.device()), grad, dim,
-                             index);
+  return spread(
+      grad, input_sizes, [&](const Tensor& zeros) { return ops::select(zeros, dim, index); },
+      [&](const Tensor& zeros) { return ops::select_scatter(zeros, grad, dim, index); });
 }
 Tensor slice_backward(const Tensor& grad, IntSpan input_sizes, int64_t dim,
                       std::optional<int64_t> start, std::optional<int64_t> end, int64_t step) {
-  return ops::slice_scatter(ops::zeros(input_sizes, grad.dtype(), grad.device()), grad, dim, start,
-                            end, step);
+  return spread(
+      grad, input_sizes,
+      [&](const Tensor& zeros) { return ops::slice(zeros, dim, start, end, step); },
+      [&](const Tensor& zeros) { return ops::slice_scatter(zeros, grad, dim, start, end, step); });
 }
 Tensor diagonal_backward(const Tensor& grad, IntSpan input_sizes, int64_t offset, int64_t dim1,
                          int64_t dim2) {
-  return ops::diagonal_scatter(ops::zeros(input_sizes, grad.dtype(), grad.device()), grad, offset,
-                               dim1, dim2);
+  return spread(
+      grad, input_sizes,
+      [&](const Tensor& zeros) { return ops::diagonal(zeros, offset, dim1, dim2); },
+      [&](const Tensor& zeros) { return ops::diagonal_scatter(zeros, grad, offset, dim1, dim2); });
 }
 Tensor unfold_backward(const Tensor& grad, IntSpan input_sizes, int64_t dimension, int64_t size,
                        int64_t step) {
