@@ -70,7 +70,7 @@ class FunctionNode final : public Node {
       PyObject* item = PyTuple_GetItem(items.get(), i);
       if (i >= expected || !is_tensor_input[static_cast<size_t>(i)]) {
         check(item == Py_None, "function ", name(),
-              " returned a gradient different from None at position ", int64_t{i + 1},
+              " returned a gradient different than None at position ", int64_t{i + 1},
               ", but the corresponding forward input was not a Variable");
         continue;
       }
