@@ -74,8 +74,8 @@ class FunctionNode final : public Node {
               ", but the corresponding forward input was not a Variable");
         continue;
       }
-      check_type(item == Py_None || is_tensor(item), "function ", name(),
-                 " returned a gradient that is not a Tensor at position ", int64_t{i + 1});
+      check(item == Py_None || is_tensor(item), "function ", name(),
+            " returned a gradient that is not a Tensor at position ", int64_t{i + 1});
       out.push_back(item == Py_None ? Tensor() : tensor_of(item));
     }
     return out;

@@ -198,7 +198,7 @@ def test_backward_inside_no_grad(api) -> None:
 
 
 def test_integers_cannot_require_grad(api) -> None:
-    with pytest.raises(RuntimeError, match="[Oo]nly Tensors of floating point"):
+    with pytest.raises(RuntimeError, match="Tensors of floating point"):
         api.ones(2, dtype=api.int64, requires_grad=True)
     with pytest.raises(RuntimeError, match="floating point"):
         api.ones(2, dtype=api.int64).requires_grad_()

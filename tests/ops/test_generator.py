@@ -47,7 +47,7 @@ BAD_ROWS = [
     ({"output": "float8"}, "thing: output must be one of .*, got 'float8'"),
     ({"autocast": "higher"}, "thing: autocast must be one of .*, got 'higher'"),
     ({"variants": "function"}, "thing: variants must be a list of names, got 'function'"),
-    ({"variants": ["functoin"]}, "thing: variants must be of .*functoin"),
+    ({"variants": ["faster"]}, "thing: variants must be of .*faster"),
     ({"aliases": "other"}, "thing: aliases must be a list of names"),
     ({"samples": "unarry"}, "thing: samples must be a list or one of .*'unarry'"),
     ({"schema": "Tensor self -> Tensor"}, r"thing: schema must read '\(args\) -> returns'"),

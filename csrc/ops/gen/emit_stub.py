@@ -137,7 +137,9 @@ def signatures(op: Op, suffix: str, method: bool) -> list[str]:
 def definitions(binding: Binding, method: bool) -> list[str]:
     lines = []
     for op, suffix in binding.overloads:
-        if method and not (op.schema.args and op.schema.args[0].is_tensor):
+        # Where self is not first, the method is written by hand.
+        names = [a.name for a in op.schema.args]
+        if method and ("self" in names[1:] or not op.schema.args[0].is_tensor):
             continue
         lines += signatures(op, suffix, method)
     lines = list(dict.fromkeys(lines))
