@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,3 +31,48 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             needs[module] = any(value is real_torch for value in vars(module).values())
         if needs[module]:
             item.add_marker(pytest.mark.torch)
+
+
+@pytest.fixture
+def start_python(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """start_python(source, *arguments, **options of Popen): a child with its output piped.
+
+    It imports the vibetensor that is tested here, from a checkout or installed, and runs in
+    `tmp_path`: `python -c` puts its working directory first on its path, and the package of a
+    checkout may have no libraries.
+    """
+    import vibetensor
+
+    package = str(Path(vibetensor.__file__).parents[1])
+
+    def start(source: str, *arguments: Any, **options: Any) -> subprocess.Popen[str]:
+        settings: dict[str, Any] = {
+            "stdout": subprocess.PIPE,
+            "text": True,
+            "cwd": tmp_path,
+            **options,
+        }
+        settings["env"] = {**os.environ, "PYTHONPATH": package, **options.get("env", {})}
+        return subprocess.Popen([sys.executable, "-c", source, *map(str, arguments)], **settings)
+
+    return start
+
+
+@pytest.fixture
+def run_python(
+    start_python: Callable[..., subprocess.Popen[str]],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """run_python(source, *arguments, timeout=120, **options of Popen): waits for such a child."""
+
+    def run(
+        source: str, *arguments: Any, timeout: float = 120, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        with start_python(source, *arguments, **{"stderr": subprocess.PIPE, **options}) as child:
+            try:
+                out, err = child.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                raise
+        return subprocess.CompletedProcess(child.args, child.returncode, out, err)
+
+    return run

@@ -54,8 +54,10 @@ class GraphTask {
  public:
   explicit GraphTask(const BackwardOptions& options) : options_(options) {}
 
-  /// Wanted inputs: capture[i] receives the gradient that arrives at edge i.
-  void capture(const std::vector<Edge>& wanted) {
+  /// Wanted inputs: capture[i] receives the gradient that arrives at edge i. With `accumulate`,
+  /// leaves take theirs as in any backward, and their capture[i] stays undefined.
+  void capture(const std::vector<Edge>& wanted, bool accumulate) {
+    accumulate_ = accumulate;
     captured_.resize(wanted.size());
     for (size_t i = 0; i < wanted.size(); ++i) {
       if (wanted[i].valid()) captures_[wanted[i].fn.get()].push_back({wanted[i].nr, i});
@@ -137,6 +139,13 @@ class GraphTask {
     run_input_hooks(*node, grads);
     if (limited_) {
       if (const auto found = captures_.find(node); found != captures_.end()) {
+        if (auto* leaf = dynamic_cast<AccumulateGrad*>(node)) {
+          if (accumulate_) {
+            call(*node, std::move(grads));
+            return;
+          }
+          leaf->call_hooks(grads[0]);
+        }
         for (const CaptureAt& at : found->second) captured_[at.index] = grads[at.nr];
         bool any = false;
         for (const Edge& edge : node->edges) any |= edge.valid() && pending_[edge.fn.get()].needed;
@@ -160,8 +169,9 @@ class GraphTask {
 
   void run_input_hooks(Node& node, TensorVec& grads) {
     if (!node.extras) return;
-    for (const auto& hook : node.extras->pre_hooks) hook->call(grads, nullptr);
-    for (const auto& [nr, hook] : node.extras->tensor_hooks) {
+    // By value: a hook may remove itself, or register another.
+    for (const auto& hook : std::vector(node.extras->pre_hooks)) hook->call(grads, nullptr);
+    for (const auto& [nr, hook] : std::vector(node.extras->tensor_hooks)) {
       if (!grads[nr].defined()) continue;
       if (Tensor changed = hook->call(grads[nr]); changed.defined()) grads[nr] = std::move(changed);
     }
@@ -182,12 +192,13 @@ class GraphTask {
     try {
       result = node.apply(std::move(grads));
     } catch (const Error& error) {
-      if (!anomaly) throw;
+      if (!anomaly || (note_foreign_error && note_foreign_error(forward_note(node)))) throw;
       throw Error(error.kind(), error.message() + forward_note(node));
     }
     if (!options_.retain_graph) node.release_saved();
     if (node.extras) {
-      for (const auto& hook : node.extras->post_hooks) hook->call(result, &outputs_for_hooks);
+      for (const auto& hook : std::vector(node.extras->post_hooks))
+        hook->call(result, &outputs_for_hooks);
     }
     check(result.size() >= node.edges.size() || result.empty(), "Function ", node.name(),
           " returned an incorrect number of gradients (expected ", node.edges.size(), ", got ",
@@ -229,6 +240,7 @@ class GraphTask {
 
   const BackwardOptions options_;
   bool limited_ = false;
+  bool accumulate_ = false;
   std::unordered_map<Node*, Pending> pending_;
   std::unordered_map<Node*, std::vector<CaptureAt>> captures_;
   std::unordered_map<Node*, bool> queued_;
@@ -294,13 +306,15 @@ void backward(TensorSpan roots, TensorSpan gradients, TensorSpan inputs,
     check(edge.valid(), "One of the differentiated Tensors does not require grad");
     wanted.push_back(std::move(edge));
   }
-  task.capture(wanted);
+  task.capture(wanted, true);
   const std::vector<Tensor> found = task.run(edges, grads);
   const GradMode grad_mode(options.create_graph);
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!found[i].defined()) continue;
+    // A copy: the gradient may be the caller's tensor, or another input's.
     Tensor& grad = ensure_meta(inputs[i]).grad;
-    grad = grad.defined() ? ops::add(grad, found[i], Scalar(1)) : found[i];
+    grad =
+        grad.defined() ? ops::add(grad, found[i], Scalar(1)) : ops::clone(found[i], std::nullopt);
   }
 }
 
@@ -316,7 +330,7 @@ std::vector<Tensor> grad(TensorSpan roots, TensorSpan gradients, TensorSpan inpu
     wanted.push_back(std::move(edge));
   }
   GraphTask task(options);
-  task.capture(wanted);
+  task.capture(wanted, false);
   std::vector<Tensor> found = task.run(edges, grads);
   for (const Tensor& g : found) {
     check(g.defined() || options.allow_unused,

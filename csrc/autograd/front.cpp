@@ -6,6 +6,7 @@
 namespace vt::autograd {
 
 std::string (*forward_trace)() = nullptr;
+bool (*note_foreign_error)(const std::string& note) = nullptr;
 
 void note_forward(Node& node) {
   if (forward_trace) node.ensure_extras().forward_trace = forward_trace();
@@ -71,10 +72,9 @@ void check_inplace(const Tensor& self, bool records, std::string_view op) {
         ": the tensor views read-only memory (a read-only NumPy array or "
         "DLPack buffer); clone() it before changing it in place");
   if (impl->inference && !thread_state.inference_mode) [[unlikely]] {
-    check(
-        !thread_state.grad_enabled || !records,
-        "Inplace update to inference tensor outside InferenceMode "
-        "is not allowed. You can make a clone to get a normal tensor before doing inplace update.");
+    fail(op,
+         ": Inplace update to inference tensor outside InferenceMode is not allowed; clone() it to "
+         "get a normal tensor");
   }
   if (!thread_state.grad_enabled) return;
   if (impl->requires_grad && (!impl->autograd || !impl->autograd->grad_fn)) {
@@ -95,14 +95,9 @@ void check_inplace(const Tensor& self, bool records, std::string_view op) {
         "A view was created in no_grad mode and is being modified inplace with grad mode enabled (",
         op, " on ", self, "). Clone it, or make the view outside no_grad.");
   }
-  if (meta->created == AutogradMeta::Created::MultiView) {
-    fail(
-        "Output 0 of UnbindBackward0 is a view and is being modified inplace. This view is the "
-        "output of a "
-        "function that returns multiple views. Such functions do not allow the output views to be "
-        "modified "
-        "inplace. You should replace the inplace operation by an out-of-place one. (",
-        op, ")");
+  if (meta->created == AutogradMeta::Created::Inference) {
+    fail("A view was created in inference mode and is being modified inplace in normal mode (", op,
+         " on ", self, "). Clone it, or make the view outside inference_mode.");
   }
 }
 
@@ -130,16 +125,19 @@ void rebase_history(const Tensor& self, const Ref<Node>& node) {
   grad_fn(self);
 }
 
-void set_view(const Tensor& view, const Tensor& base, AutogradMeta::Created created) {
-  if (view.is_same(base) || thread_state.inference_mode) return;
+void set_view(const Tensor& view, const Tensor& base) {
+  using Created = AutogradMeta::Created;
+  if (view.is_same(base)) return;
+  // Under inference_mode only what a later error needs is kept.
+  if (thread_state.inference_mode && (base.impl()->inference || !any_requires_grad(base))) return;
   AutogradMeta& meta = ensure_meta(view);
   const AutogradMeta* base_meta = base.impl()->autograd.get();
   const bool of_view = base_meta && base_meta->base.defined();
   meta.base = of_view ? base_meta->base : base;
-  meta.created =
-      of_view && base_meta->created != AutogradMeta::Created::Normal ? base_meta->created : created;
-  if (!thread_state.grad_enabled && created == AutogradMeta::Created::Normal) {
-    meta.created = AutogradMeta::Created::NoGrad;
+  if (of_view && base_meta->created != Created::Normal) {
+    meta.created = base_meta->created;
+  } else if (!thread_state.grad_enabled) {
+    meta.created = thread_state.inference_mode ? Created::Inference : Created::NoGrad;
   }
   meta.view_version = view.version();
 }

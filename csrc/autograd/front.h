@@ -56,8 +56,7 @@ void check_inplace(const Tensor& self, bool records, std::string_view op);
 /// (null when not recorded).
 void rebase_history(const Tensor& self, const Ref<Node>& node);
 /// Ties a fresh view to its base.
-void set_view(const Tensor& view, const Tensor& base,
-              AutogradMeta::Created created = AutogradMeta::Created::Normal);
+void set_view(const Tensor& view, const Tensor& base);
 /// Outputs made under inference_mode are marked.
 inline void mark_inference(const Tensor& t) {
   if (thread_state.inference_mode) [[unlikely]]
@@ -66,6 +65,9 @@ inline void mark_inference(const Tensor& t) {
 
 /// Called when anomaly mode wants the line that built a node; set by the Python layer.
 extern std::string (*forward_trace)();
+/// Adds a note to the exception being handled if it is one of the Python layer's own (raised in a
+/// hook or a Function), which must keep its class; false for others.
+extern bool (*note_foreign_error)(const std::string& note);
 void note_forward(Node& node);
 template <class T, class... A>
 Ref<T> make_node(A&&... args) {

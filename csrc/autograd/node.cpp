@@ -79,13 +79,19 @@ Ref<Node> grad_accumulator(const Tensor& leaf) {
   return node;
 }
 
+void AccumulateGrad::call_hooks(Tensor& grad) {
+  const AutogradMeta& meta = ensure_meta(variable);
+  if (!grad.defined() || meta.hooks.empty()) return;
+  for (const auto& hook : std::vector(meta.hooks)) {
+    if (Tensor changed = hook->call(grad); changed.defined()) grad = std::move(changed);
+  }
+}
+
 TensorVec AccumulateGrad::apply(TensorVec grads) {
   if (!grads[0].defined()) return {};
   AutogradMeta& meta = ensure_meta(variable);
   Tensor grad = std::move(grads[0]);
-  for (const auto& hook : meta.hooks) {
-    if (Tensor changed = hook->call(grad); changed.defined()) grad = std::move(changed);
-  }
+  call_hooks(grad);
   if (!meta.grad.defined()) {
     // A gradient nobody else holds is taken over; the layout then is the one it was computed in.
     const bool stealable = !thread_state.grad_enabled && grad.ref()->use_count() == 1 &&
@@ -106,7 +112,9 @@ TensorVec AccumulateGrad::apply(TensorVec grads) {
   } else {
     ops::add_(meta.grad, grad, Scalar(1));
   }
-  for (const auto& hook : meta.post_accumulate_hooks) hook->call(variable);
+  if (!meta.post_accumulate_hooks.empty()) {
+    for (const auto& hook : std::vector(meta.post_accumulate_hooks)) hook->call(variable);
+  }
   return {};
 }
 

@@ -90,6 +90,8 @@ class AccumulateGrad final : public Node {
  public:
   explicit AccumulateGrad(Tensor leaf);
   TensorVec apply(TensorVec grads) override;
+  /// The leaf's own hooks, in order; each may replace `grad`.
+  void call_hooks(Tensor& grad);
   std::string name() const override { return "AccumulateGrad"; }
   Tensor variable;
 
@@ -114,7 +116,7 @@ struct AutogradMeta {
   TensorImpl* owner = nullptr;  // set with retains_grad
   bool retains_grad = false;
   // Views: the tensor whose history this one belongs to.
-  enum class Created : uint8_t { Normal, NoGrad, MultiView, Inference };
+  enum class Created : uint8_t { Normal, NoGrad, Inference };
   Tensor base;  // defined for views; itself never a view
   Created created = Created::Normal;
   uint32_t view_version = 0;  // version at which grad_fn was made

@@ -7,6 +7,9 @@ namespace vt::autograd {
 void SavedTensor::save(const Tensor& tensor, bool is_output) {
   released_ = false;
   if (!tensor.defined()) return;
+  check(!tensor.impl()->inference || is_output,
+        "Inference tensors cannot be saved for backward. To work around you can make a clone to "
+        "get a normal tensor and use it in autograd.");
   version_ = tensor.version();
   is_output_ = is_output;
   if (is_output) {

@@ -372,8 +372,15 @@ PyObject* method_is_inference(PyObject* self, PyObject*) {
 PyObject* method_requires_grad_(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
                                 PyObject* kwnames) {
   return guarded([&]() -> PyObject* {
-    const Py_ssize_t total = nargs + (kwnames ? PyTuple_Size(kwnames) : 0);
-    set_requires_grad(tensor_of(self), total > 0 ? bool_arg(args[0]) : true);
+    const Py_ssize_t named = kwnames ? PyTuple_Size(kwnames) : 0;
+    check_type(nargs + named <= 1, "requires_grad_() takes at most 1 argument, got ",
+               int64_t{nargs + named});
+    if (named == 1) {
+      const std::string_view name = str_arg(PyTuple_GetItem(kwnames, 0));
+      check_type(name == "requires_grad", "requires_grad_() got an unexpected keyword argument '",
+                 name, "'");
+    }
+    set_requires_grad(tensor_of(self), nargs + named == 1 ? bool_arg(args[0]) : true);
     return new_reference(self);
   });
 }
@@ -629,6 +636,7 @@ void add_autograd(PyObject* module) {
     throw PythonError();
   if (PyModule_AddFunctions(module, functions) < 0) throw PythonError();
   autograd::forward_trace = python_trace;
+  autograd::note_foreign_error = add_note_to_python_error;
 }
 
 }  // namespace vt::python

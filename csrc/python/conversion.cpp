@@ -223,11 +223,17 @@ struct DataOptions {
 /// `copy`: torch.tensor always copies, as_tensor shares where it can.
 Tensor make_tensor(PyObject* data, const DataOptions& options, bool copy) {
   Tensor out;
+  if (!copy && is_tensor(data)) {  // as_tensor keeps the history
+    out = tensor_of(data);
+    if (options.dtype && out.dtype() != *options.dtype) out = ops::_to_dtype(out, *options.dtype);
+    if (options.device && !(out.device() == *options.device))
+      out = ops::copy_(empty(out.sizes(), out.dtype(), *options.device), out, false);
+    return out;
+  }
   {
     const NoGrad no_grad;
     if (is_tensor(data)) {
-      out = tensor_of(data);
-      if (copy) out = copy_of(ops::detach(out));
+      out = copy_of(ops::detach(tensor_of(data)));
     } else if (!is_sequence(data) && !PyLong_Check(data) && !PyFloat_Check(data) &&
                has_array_interface(data)) {
       out = from_array_interface(data);
@@ -251,6 +257,7 @@ Tensor make_tensor(PyObject* data, const DataOptions& options, bool copy) {
       out = moved;
     }
   }
+  autograd::mark_inference(out);
   if (options.requires_grad) {
     check(is_floating(out.dtype()),
           "Only Tensors of floating point and complex dtype can require gradients");

@@ -17,6 +17,12 @@ class CarriedPythonError : public Error {
   CarriedPythonError(PyObject* type, PyObject* value, PyObject* traceback, std::string message)
       : Error(ErrorKind::Runtime, std::move(message)), parts_(new Parts{type, value, traceback}) {}
   CarriedPythonError(const CarriedPythonError&) = default;
+  void add_note(const std::string& note) const {
+    const AcquireGil gil;
+    // Python 3.10 has no notes; there the exception stays as it was raised.
+    const Object added(PyObject_CallMethod(parts_->value, "add_note", "s", note.c_str()));
+    if (!added) PyErr_Clear();
+  }
   void restore() const {
     Py_XINCREF(parts_->type);
     Py_XINCREF(parts_->value);
@@ -84,6 +90,17 @@ PyObject* raise_current() noexcept {
     PyErr_SetString(PyExc_RuntimeError, "unknown C++ exception");
   }
   return nullptr;
+}
+
+bool add_note_to_python_error(const std::string& note) {
+  try {
+    throw;
+  } catch (const CarriedPythonError& error) {
+    error.add_note(note);
+    return true;
+  } catch (...) {
+    return false;
+  }
 }
 
 void throw_python_error() {

@@ -70,12 +70,12 @@ class FunctionNode final : public Node {
       PyObject* item = PyTuple_GetItem(items.get(), i);
       if (i >= expected || !is_tensor_input[static_cast<size_t>(i)]) {
         check(item == Py_None, "function ", name(),
-              " returned a gradient different from None at position ", int64_t{i + 1},
+              " returned a gradient different than None at position ", int64_t{i + 1},
               ", but the corresponding forward input was not a Variable");
         continue;
       }
-      check_type(item == Py_None || is_tensor(item), "function ", name(),
-                 " returned a gradient that is not a Tensor at position ", int64_t{i + 1});
+      check(item == Py_None || is_tensor(item), "function ", name(),
+            " returned a gradient that is not a Tensor at position ", int64_t{i + 1});
       out.push_back(item == Py_None ? Tensor() : tensor_of(item));
     }
     return out;

@@ -49,6 +49,8 @@ PyObject* raise_current() noexcept;
 /// The Python error in flight as a C++ exception that can cross threads and the engine; the
 /// original exception object is kept and raised again by raise_current.
 [[noreturn]] void throw_python_error();
+/// Adds a note to the Python exception in flight (inside a catch block); false if it is another.
+bool add_note_to_python_error(const std::string& note);
 
 template <class F>
 PyObject* guarded(F&& f) noexcept {

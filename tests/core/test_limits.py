@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 import vibetensor.torch as vt
@@ -81,9 +77,6 @@ print("usable")
 """
 
 
-def test_out_of_memory_names_the_bytes_and_leaves_the_process_usable() -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, env=environment
-    )
+def test_out_of_memory_names_the_bytes_and_leaves_the_process_usable(run_python) -> None:
+    done = run_python(OUT_OF_MEMORY)
     assert (done.returncode, done.stdout) == (0, "usable\n"), done.stderr

@@ -6,11 +6,8 @@ import os
 import random
 import signal
 import subprocess
-import sys
-import tempfile
 import textwrap
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -429,16 +426,19 @@ def test_early_break_ends_the_workers():
 # Whole programs
 
 
-def run_program(source, *, interrupt_after=None, kill=None):
-    """Runs a program that prints its workers' pids; returns (exit code, output, live workers)."""
-    program = textwrap.dedent(source)
-    package = str(Path(vt.__file__).parents[2])  # the one tested here, from a checkout or installed
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=tempfile.gettempdir(),  # not the checkout: its package may have no libraries
-        env={**os.environ, "PYTHONPATH": package},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+@pytest.fixture
+def run_program(start_python):
+    """run_program(source, interrupt_after=None, kill=None): runs a program that prints its
+    workers' pids; returns (exit code, output, live workers)."""
+
+    def run(source, *, interrupt_after=None, kill=None):
+        process = start_python(source, stderr=subprocess.STDOUT, start_new_session=True)
+        return watch(process, interrupt_after, kill)
+
+    return run
+
+
+def watch(process, interrupt_after, kill):
     lines = []
     try:
         for line in process.stdout:
@@ -502,7 +502,7 @@ def program(rest):
 
 
 @pytest.mark.parametrize("rest", ["for _ in iterator: pass", "time.sleep(60)"])
-def test_ctrl_c(rest):
+def test_ctrl_c(run_program, rest):
     """While it waits for a batch, and between batches."""
     code, output, alive = run_program(program(rest), interrupt_after="running")
     assert alive == []
@@ -511,13 +511,13 @@ def test_ctrl_c(rest):
     assert code != 0
 
 
-def test_workers_leave_when_the_loader_is_killed():
+def test_workers_leave_when_the_loader_is_killed(run_program):
     rest = "for _ in iterator: pass"
     _, _, alive = run_program(program(rest), interrupt_after="running", kill=signal.SIGKILL)
     assert alive == []
 
 
-def test_leaving_the_program_in_the_middle_is_quiet():
+def test_leaving_the_program_in_the_middle_is_quiet(run_program):
     code, output, alive = run_program(program("sys.exit(0)"))
     assert alive == []
     assert code == 0
@@ -525,7 +525,7 @@ def test_leaving_the_program_in_the_middle_is_quiet():
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_other_start_methods(method, tmp_path):
+def test_other_start_methods(run_python, method, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
         textwrap.dedent(
@@ -543,10 +543,7 @@ def test_other_start_methods(method, tmp_path):
             """
         )
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    result = subprocess.run(
-        [sys.executable, str(script), method],
-        capture_output=True, text=True, timeout=60, env=environment, check=False,
-    )  # fmt: skip
+    run_script = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    result = run_python(run_script, script, method)
     expected = [([i, i + 1], 100000.0) for i in (0, 2, 4)]
     assert result.stdout.strip() == str(expected), result.stderr

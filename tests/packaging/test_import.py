@@ -2,48 +2,46 @@
 
 from __future__ import annotations
 
-import statistics
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-import vibetensor
+
+@pytest.fixture
+def python(run_python) -> Callable[[str], str]:
+    """python(code): what a fresh interpreter that sees the same package prints."""
+
+    def run(code: str) -> str:
+        done = run_python(code)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run
 
 
-def python(code: str) -> str:
-    """What a fresh interpreter that sees the same package prints."""
-    prelude = f"import sys; sys.path.insert(0, {str(Path(vibetensor.__file__).parents[1])!r})\n"
-    done = subprocess.run(
-        [sys.executable, "-c", prelude + code], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def test_import_takes_at_most_150_ms() -> None:
-    code = "import time; t = time.perf_counter(); import vibetensor; print(time.perf_counter() - t)"
+def test_import_takes_at_most_150_ms(python) -> None:
+    # Processor time, and the best of some: on a busy machine the wall clock tells of others.
+    code = "import time; t = time.process_time(); import vibetensor; print(time.process_time() - t)"
     python(code)  # fills the caches of byte code and of the disk
-    assert statistics.median(float(python(code)) for _ in range(5)) <= 0.15
+    assert min(float(python(code)) for _ in range(7)) <= 0.15
 
 
-def test_import_loads_no_heavy_module() -> None:
+def test_import_loads_no_heavy_module(python) -> None:
     heavy = "numpy multiprocessing inspect tempfile asyncio dataclasses torch scipy_openblas32"
-    code = f"import vibetensor; print(*sorted(set({heavy.split()!r}) & set(sys.modules)))"
+    code = f"import sys, vibetensor; print(*sorted(set({heavy.split()!r}) & set(sys.modules)))"
     assert python(code) == ""
 
 
-def test_both_names_are_one_api() -> None:
+def test_both_names_are_one_api(python) -> None:
     code = (
-        "import vibetensor as vt; import vibetensor.torch as torch\n"
+        "import sys, vibetensor as vt, vibetensor.torch as torch\n"
         "print(vt.Tensor is torch.Tensor, vt.nn is torch.nn, 'torch' in sys.modules)"
     )
     assert python(code) == "True True False"
 
 
 @pytest.mark.parametrize("first", ["vibetensor", "torch"])
-def test_works_beside_torch(first: str) -> None:
+def test_works_beside_torch(python, first: str) -> None:
     """Two runtimes in one process, loaded in either order, both still multiply matrices."""
     pytest.importorskip("torch")
     second = {"vibetensor": "torch", "torch": "vibetensor"}[first]
@@ -58,7 +56,7 @@ def test_works_beside_torch(first: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ["base", "v3", "v4"])
-def test_every_kernel_library_loads(isa: str) -> None:
+def test_every_kernel_library_loads(python, isa: str) -> None:
     """VT_CPU_ISA caps the level; a processor below it takes the best one it has."""
     code = (
         f"import os; os.environ['VT_CPU_ISA'] = {isa!r}\n"

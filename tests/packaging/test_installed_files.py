@@ -47,6 +47,13 @@ def test_libraries_travel_with_their_licences() -> None:
     assert {"LICENSE", "LICENSE.openblas.txt"} <= licences
 
 
+def test_types_of_the_ops_ship() -> None:
+    distribution()
+    golden = Path(__file__).parents[1] / "ops" / "golden" / "_ops.pyi"
+    assert (PACKAGE / "_ops.pyi").read_text() == golden.read_text()
+    assert (PACKAGE / "py.typed").exists()
+
+
 def test_build_leftovers_stay_out() -> None:
     suffixes = {Path(str(path)).suffix for path in distribution().files or []}
     assert not suffixes & {".cpp", ".h", ".a", ".o", ".cmake", ".yaml"}

@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import textwrap
 import time
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as torch
+from vibetensor.io import safetensors
 from vibetensor.torch import nn
 from vibetensor.train.checkpoint import (
     find_checkpoint,
@@ -108,6 +110,27 @@ def test_unknown_format_is_refused(tmp_path):
         load_checkpoint(path, model, optimizer)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("state.json", b"", ValueError),
+        ("state.json", b'{"format": 1', ValueError),
+        ("state.json", b"[1]", ValueError),
+        ("state.json", b"\xff\xfe", ValueError),
+        ("optimizer.safetensors", b"\x02\0\0\0\0\0\0\0{}", ValueError),
+        ("optimizer.safetensors", b"", safetensors.HeaderTooSmall),
+        ("model.safetensors", b"\x02\0\0\0\0\0\0\0{", safetensors.InvalidHeaderLength),
+        ("model.safetensors", b"\x02\0\0\0\0\0\0\0{}", RuntimeError),
+    ],
+)
+def test_damaged_checkpoint_is_refused_by_name(tmp_path, name, content, error):
+    model, optimizer = small_setup()
+    path = save_checkpoint(tmp_path, 5, model, optimizer, config={})
+    (tmp_path / "step_5" / name).write_bytes(content)
+    with pytest.raises(error):
+        load_checkpoint(path, model, optimizer)
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -156,3 +179,121 @@ def test_killed_saver_leaves_a_checkpoint_that_loads(tmp_path, start_python):
         child.stdout.close()
         for _, path in list_checkpoints(tmp_path)[-2:]:
             load_checkpoint(path, model, optimizer)
+
+
+def save_and_die(run, step, model, optimizer, fatal):
+    """The exit code of a child that saves, and is killed before its `fatal`-th change of the disk:
+    a rename, a removal, a new folder, an opened file."""
+    pid = os.fork()
+    if pid == 0:
+        events = 0
+
+        def count(event, arguments):
+            nonlocal events
+            if event in ("os.rename", "os.mkdir", "os.rmdir", "os.remove") or (
+                event == "open" and str(run) in str(arguments[0])
+            ):
+                events += 1
+                if events == fatal:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.addaudithook(count)
+            fill(model, 7.0)
+            save_checkpoint(run, step, model, optimizer, config={"new": True}, keep=1)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def fill(model, value):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+
+
+@pytest.mark.parametrize("step", [5, 6], ids=["same step", "next step"])
+def test_saver_killed_before_each_change_of_the_disk(tmp_path, step):
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def is_new(run):
+        state = load_checkpoint(find_checkpoint(run), model, optimizer)
+        expected = 7.0 if state["config"]["new"] else 3.0
+        assert all((p == expected).all() for p in model.parameters())
+        return state["config"]["new"]
+
+    outcomes = []
+    for fatal in range(1, 100):
+        run = tmp_path / str(fatal)
+        run.mkdir()
+        fill(model, 3.0)
+        save_checkpoint(run, 5, model, optimizer, config={"new": False})
+        code = save_and_die(run, step, model, optimizer, fatal)
+        outcomes.append(is_new(run))
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        for again in range(1, 6):  # killed again while it mends what the first kill left
+            save_and_die(run, step, model, optimizer, again)
+            is_new(run)
+        assert save_and_die(run, step, model, optimizer, 0) == 0
+        assert [path.name for path in run.iterdir()] == [f"step_{step}"]
+    assert outcomes[0] is False and outcomes[-1] is True
+    assert outcomes == sorted(outcomes) and len(outcomes) > 5
+
+
+FILL_THE_DISK = """
+    import errno, os, sys
+    import vibetensor.torch as torch
+    from vibetensor.torch import nn
+    from vibetensor.train.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+    run = sys.argv[1]
+    model = nn.Linear(64, 64)
+    optimizer = torch.optim.AdamW(model.parameters())
+    save_checkpoint(run, 1, model, optimizer, config={})
+    filler = os.path.join(run, "filler")
+    for left in (40_000, 20_000, 17_000, 8_000, 1_000, 0):
+        space = os.statvfs(run)
+        with open(filler, "wb") as file:
+            try:
+                file.write(bytes(max(0, space.f_bavail * space.f_frsize - left)))
+                file.flush()
+            except OSError:
+                pass
+        for step in (1, 2):
+            try:
+                save_checkpoint(run, step, model, optimizer, config={}, keep=1)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC, error
+                assert "No space left" in str(error), error
+                print("refused")
+            load_checkpoint(find_checkpoint(run), model, optimizer)
+        assert not [n for n in os.listdir(run) if "tmp" in n]
+        os.remove(filler)
+    save_checkpoint(run, 3, model, optimizer, config={}, keep=1)
+    print(*os.listdir(run))
+"""
+
+
+def test_full_file_system(tmp_path, run_python):
+    """A real one: a small tmpfs of its own mount namespace, where that is permitted."""
+    prelude = """
+    import ctypes, os, sys
+    libc = ctypes.CDLL(None, use_errno=True)
+    CLONE_NEWNS, MS_REC_PRIVATE = 0x20000, 0x44000
+    mounted = (
+        libc.unshare(CLONE_NEWNS) == 0
+        and libc.mount(None, b"/", None, MS_REC_PRIVATE, None) == 0
+        and libc.mount(b"tmpfs", sys.argv[1].encode(), b"tmpfs", 0, b"size=160k") == 0
+    )
+    if not mounted:
+        raise SystemExit(77)
+    """
+    done = run_python(textwrap.dedent(prelude) + textwrap.dedent(FILL_THE_DISK), tmp_path)
+    if done.returncode == 77:
+        pytest.skip("may not mount a file system")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.split("\n")
+    assert lines.count("refused") >= 3 and lines[-2] == "step_3"

@@ -48,6 +48,9 @@ def new_folder(path: str | os.PathLike[str]):
     """
     final = os.fspath(path)
     temporary, displaced = final + ".tmp", final + ".old"
+    if os.path.isdir(displaced) and not os.path.isdir(final):
+        # A process was killed between the two renames below: this is the good one.
+        os.rename(displaced, final)
     for leftover in (temporary, displaced):
         shutil.rmtree(leftover, ignore_errors=True)
     os.makedirs(temporary)

@@ -2,6 +2,7 @@
 has no arithmetic of its own."""
 
 import math as _math
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from vibetensor import _C
@@ -32,6 +33,8 @@ newaxis = None
 
 _OPS = {name: getattr(_C._ops, name) for name in dir(_C._ops) if not name.startswith("__")}
 globals().update(_OPS)
+if _TYPE_CHECKING:  # generated, in the wheel only
+    from vibetensor._ops import *  # noqa: F403
 
 _CONSTANTS = (
     "bool",

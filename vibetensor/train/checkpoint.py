@@ -10,6 +10,7 @@ process or a full disk leaves the last good checkpoint as it was.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -63,10 +64,20 @@ def save_checkpoint(
         _save_optimizer(optimizer, os.path.join(folder, "optimizer.safetensors"))
         write_json(os.path.join(folder, "state.json"), state)
     if keep is not None:
-        for _, path in list_checkpoints(run)[:-keep]:
-            if path != final:
-                shutil.rmtree(path, ignore_errors=True)
+        _prune(os.fspath(run), keep, final)
     return final
+
+
+def _prune(run: str, keep: int, final: str) -> None:
+    """Removes all but the `keep` newest checkpoints, and what killed processes left half done."""
+    for _, path in list_checkpoints(run)[:-keep]:
+        if path != final:
+            # Renamed first: one that is removed in part must not be taken for a checkpoint.
+            with contextlib.suppress(OSError):
+                os.rename(path, f"{path}.tmp")
+    for name in os.listdir(run):
+        if re.fullmatch(r"step_\d+(\.old)?\.tmp", name):
+            shutil.rmtree(os.path.join(run, name), ignore_errors=True)
 
 
 def load_checkpoint(
@@ -95,8 +106,14 @@ def load_checkpoint(
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The state.json of a `step_N` folder."""
-    with open(os.path.join(os.fspath(path), "state.json"), encoding="utf-8") as file:
-        state = json.load(file)
+    name = os.path.join(os.fspath(path), "state.json")
+    with open(name, encoding="utf-8") as file:
+        try:
+            state = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"'{name}' is damaged: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"'{name}' is damaged: it does not hold a JSON object")
     if state.get("format") != _FORMAT:
         raise ValueError(
             f"{os.fspath(path)} is a checkpoint of format {state.get('format')}; this version "
@@ -143,7 +160,10 @@ def _save_optimizer(optimizer: Any, path: str) -> None:
 
 def _load_optimizer(optimizer: Any, path: str) -> None:
     with safetensors.safe_open(path) as file:
-        rest = json.loads((file.metadata() or {})["optimizer"])
+        try:
+            rest = json.loads((file.metadata() or {})["optimizer"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"'{path}' is not the optimizer file of a checkpoint") from error
         values = {name: file.get_tensor(name) for name in file} | rest["scalars"]
     state: dict[int, dict[str, Any]] = {}
     for key in values:

@@ -20,6 +20,7 @@ def info_lines() -> list[str]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "CPU": f"{_cpu_name()}, {os.cpu_count()} cores",
         "CPU kernels": _C._cpu_capability(),
+        "BLAS": _blas(),
         "threads": str(torch.get_num_threads()),
     }
     facts["CUDA"] = "available" if torch.cuda.is_available() else "not available"
@@ -38,6 +39,20 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or "unknown"
+
+
+def _blas() -> str:
+    """What the OpenBLAS of the package says of itself: its version and the kernels it chose."""
+    import ctypes
+
+    folder = os.path.join(os.path.dirname(os.path.abspath(_C.__file__)), "lib")
+    try:
+        library = ctypes.CDLL(os.path.join(folder, "libscipy_openblas.so"))
+        config = library.scipy_openblas_get_config
+    except (OSError, AttributeError) as error:
+        return f"unknown ({error})"
+    config.restype = ctypes.c_char_p
+    return config().decode().strip()
 
 
 def _version(package: str) -> str:

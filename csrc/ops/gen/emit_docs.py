@@ -44,6 +44,6 @@ def ops_md(ops: list[Op]) -> str:
             doc += f" Also `{'`, `'.join(aliases)}`."
         if not public:
             doc += " (internal)"
-        schema = op.row["schema"].replace("|", "\\|")
+        schema, doc = op.row["schema"].replace("|", "\\|"), doc.replace("|", "\\|")
         lines.append(f"| `{op.name}` | `{schema}` | {forms} | {gradient} | {doc} |")
     return "\n".join(lines) + "\n"

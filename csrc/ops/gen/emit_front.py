@@ -321,20 +321,25 @@ def front(op: Op) -> str:
     code = ""
     if op.kind == "composite":
         code += f"{ret} {op.id}({params}) {{\n{_slow_branch(op, op.id, ret)}"
-        code += f"  return composite::{op.id}({call});\n}}\n"
+        if ret == "Tensor" and op.is_factory:
+            code += f"  Tensor result = composite::{op.id}({call});\n"
+            code += "  autograd::mark_inference(result);\n  return result;\n}\n"
+        else:
+            code += f"  return composite::{op.id}({call});\n}}\n"
         return code
     from emit_nodes import save_outputs_code
 
     if op.kind == "view":
         many = ret == "std::vector<Tensor>"
-        created = ", autograd::AutogradMeta::Created::MultiView" if many else ""
         base = op.tensor_args[0].name
         code += f"{ret} {op.id}({params}) {{\n{_slow_branch(op, op.id, ret)}"
         code += f"  {ret} out = views::{op.id}({call});\n"
-        set_view = f"autograd::set_view(out, {base}{created});"
+        set_view = f"autograd::set_view(out, {base});"
         if many:
-            set_view = f"for (const Tensor& t : out) autograd::set_view(t, {base}{created});"
-        code += f"  {set_view}\n"
+            set_view = f"for (const Tensor& t : out) autograd::set_view(t, {base});"
+        # A view without a gradient (detach) has no history to follow its base's.
+        if op.differentiable:
+            code += f"  {set_view}\n"
         code += (
             "  if (thread_state.consumer) [[unlikely]] {\n"
             f"    const Value args[] = {{{_boxed_args(op, False)}}};\n    const std::vector<Tensor> results = collect(out);\n"

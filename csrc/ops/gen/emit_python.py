@@ -79,12 +79,6 @@ def collect(ops: list[Op]) -> list[Binding]:
     return list(bindings.values())
 
 
-def is_factory(op: Op) -> bool:
-    kwonly = {a.name for a in op.schema.args if a.kwonly}
-    returns_tensor = [k for k, _ in op.schema.returns] == ["Tensor"]
-    return returns_tensor and {"dtype", "device"} <= kwonly
-
-
 def _signature_text(op: Op, suffix: str) -> str:
     parts, star = [], False
     for a in op.schema.args:
@@ -115,19 +109,21 @@ def _flags(op: Op, a: Arg, varargs: bool) -> str:
 EXTRA_FACTORY = ("requires_grad", "layout", "pin_memory")
 
 
-def _specs(op: Op, suffix: str) -> list[str]:
+def varargs_position(op: Op) -> int | None:
+    """Which argument also takes its numbers spread, as in `x.view(2, 3)`: a list of ints that is
+    the only positional argument after self."""
     positional = [a for a in op.schema.args if not a.kwonly]
-    first_after_self = 1 if positional and positional[0].is_tensor else 0
+    at = 1 if positional and positional[0].is_tensor else 0
+    lists = at == len(positional) - 1 and positional[at].type in ("int[]", "int[]?")
+    return at if lists else None
+
+
+def _specs(op: Op, suffix: str) -> list[str]:
+    varargs = varargs_position(op)
     out = []
     for i, a in enumerate(op.schema.args):
-        varargs = (
-            a.type in ("int[]", "int[]?")
-            and not a.kwonly
-            and i == first_after_self
-            and i == len(positional) - 1
-        )
-        out.append(f'{{"{a.name}", ArgKind::{KINDS[a.type]}, {_flags(op, a, varargs)}}}')
-    if is_factory(op):
+        out.append(f'{{"{a.name}", ArgKind::{KINDS[a.type]}, {_flags(op, a, i == varargs)}}}')
+    if op.is_factory:
         for name in EXTRA_FACTORY:
             if name not in {a.name for a in op.schema.args}:
                 out.append(f'{{"{name}", ArgKind::Any, kKeywordOnly | kHasDefault | kNullable}}')
@@ -265,12 +261,12 @@ def _call(op: Op, suffix: str) -> str:
     n = len(op.schema.args)
     heavy = [a.name for a in op.schema.args if a.is_tensor or a.is_list]
     gil = f"      ReleaseGil gil(work_size({', '.join(heavy)}));\n" if heavy else ""
-    if op.row.get("capture") == "creation" or (is_factory(op) and not heavy):
+    if op.row.get("capture") == "creation" or (op.is_factory and not heavy):
         gil = ""
     names = ", ".join(a.name for a in op.schema.args)
     call = f"ops::{op.id}{suffix}({names})"
     ret = "Tensor" if suffix else op.schema.cpp_return
-    factory = is_factory(op)
+    factory = op.is_factory
     extra = n
     if factory:
         offset = {

@@ -17,6 +17,7 @@ import emit_docs
 import emit_front
 import emit_nodes
 import emit_python
+import emit_stub
 import table
 from schema import SchemaError
 
@@ -34,6 +35,7 @@ def outputs(ops: list[table.Op], formulas: Path) -> dict[str, str]:
         "vt/nodes.h": emit_nodes.nodes_h(ops),
         "vt/boxed.h": emit_front.boxed_h(ops),
         "ops.md": emit_docs.ops_md(ops),
+        "_ops.pyi": emit_stub.stub(ops),
     }
     for i in range(FRONT_FILES):
         files[f"front_{i}.cpp"] = emit_front.front_file(ops[i::FRONT_FILES])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import dataclass
 
@@ -200,7 +201,17 @@ def parse_arg(op: str, text: str, kwonly: bool) -> Arg:
         )
     if name in CPP_KEYWORDS:
         raise SchemaError(f"{op}: argument name '{name}' is a C++ keyword")
-    return Arg(kind, name, default.strip() or None, kwonly, repeat)
+    default = default.strip()
+    if default:
+        try:
+            value = ast.literal_eval(default)
+        except (ValueError, SyntaxError) as error:
+            raise SchemaError(
+                f"{op}: argument '{name}' has a default that is not a literal: '{default}'"
+            ) from error
+        if value is None and not kind.endswith("?"):
+            raise SchemaError(f"{op}: argument '{name}' of type '{kind}' cannot default to None")
+    return Arg(kind, name, default or None, kwonly, repeat)
 
 
 def parse(op: str, text: str) -> Schema:

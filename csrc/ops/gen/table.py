@@ -37,7 +37,6 @@ FIELDS = {
     "variants",
     "random",
     "random_numel",
-    "dunder",
     "aliases",
     "python",
     "autocast",
@@ -49,17 +48,26 @@ FIELDS = {
     "torch",
     "doc",
     "out",
-    "factory",
     "method_aliases",
-    "errors",
-    "notes",
-    "gradcheck",
     "tolerance",
     "skip_grad",
-    "reads",
-    "writes",
     "device",
     "host_scalars",
+}
+VARIANTS = {"function", "method", "inplace"}
+AUTOCAST = {"lower", "float32", "promote"}
+SAMPLE_SETS = {
+    "unary",
+    "unary_positive",
+    "unary_unit",
+    "binary",
+    "binary_nonzero",
+    "compare",
+    "reduce",
+}
+DTYPES = {
+    *("bool", "uint8", "int8", "int16", "int32", "int64"),
+    *("float16", "bfloat16", "float32", "float64"),
 }
 DTYPE_CLASSES = {"all", "numeric", "float", "integral", "bits", "float_or_int"}
 
@@ -121,6 +129,13 @@ class Op:
         return [name or f"result{i}" for i, (_, name) in enumerate(returns)]
 
     @property
+    def is_factory(self) -> bool:
+        """Whether it makes a tensor from nothing: keyword-only dtype and device."""
+        keywords = {a.name for a in self.schema.args if a.kwonly}
+        returns_tensor = [kind for kind, _ in self.schema.returns] == ["Tensor"]
+        return returns_tensor and {"dtype", "device"} <= keywords
+
+    @property
     def random(self) -> bool:
         return bool(self.row.get("random"))
 
@@ -130,6 +145,8 @@ def _fail(name: str, what: str) -> None:
 
 
 def make_op(row: dict, file: str) -> Op:
+    if not isinstance(row, dict):
+        raise SchemaError(f"{file}: a row must be a mapping, got {row!r}")
     name = row.get("op")
     if not isinstance(name, str) or not re.fullmatch(
         r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_0-9]+)?", name
@@ -149,7 +166,22 @@ def make_op(row: dict, file: str) -> Op:
         _fail(name, f"promote must be one of {sorted(PROMOTIONS)}, got '{row['promote']}'")
     if row.get("dtypes", "all") not in DTYPE_CLASSES:
         _fail(name, f"dtypes must be one of {sorted(DTYPE_CLASSES)}, got '{row['dtypes']}'")
-    schema = parse(name, row["schema"])
+    if not isinstance(row["doc"], str) or not row["doc"].strip():
+        _fail(name, "doc must say what the op does")
+    if row.get("output", "bool") not in DTYPES:
+        _fail(name, f"output must be one of {sorted(DTYPES)}, got '{row['output']}'")
+    if row.get("autocast", "lower") not in AUTOCAST:
+        _fail(name, f"autocast must be one of {sorted(AUTOCAST)}, got '{row['autocast']}'")
+    for key, known in (("variants", VARIANTS), ("aliases", None), ("method_aliases", None)):
+        items = row.get(key, [])
+        if not isinstance(items, list) or not all(isinstance(i, str) for i in items):
+            _fail(name, f"{key} must be a list of names, got {items!r}")
+        if known and not set(items) <= known:
+            _fail(name, f"{key} must be of {sorted(known)}, got {items}")
+    samples = row.get("samples", [])
+    if not isinstance(samples, list) and samples not in SAMPLE_SETS:
+        _fail(name, f"samples must be a list or one of {sorted(SAMPLE_SETS)}, got {samples!r}")
+    schema = parse(name, str(row["schema"]))
     op = Op(name, schema, row["kind"], row, file)
     if op.kind == "pointwise":
         bad = [a.name for a in schema.args if a.is_list or a.mutated]
@@ -196,6 +228,8 @@ def load(folder: Path) -> list[Op]:
             rows = yaml.load(path.read_text(), Loader=loader) or []
         except yaml.YAMLError as error:
             raise SchemaError(f"{path.name}: {error}") from error
+        if not isinstance(rows, list):
+            raise SchemaError(f"{path.name}: expected a list of rows")
         for row in rows:
             op = make_op(row, path.name)
             if op.id in seen:

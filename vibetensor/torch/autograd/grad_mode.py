@@ -127,7 +127,7 @@ class inference_mode(_Decorates):
     def __enter__(self) -> None:
         self._before = (_C.is_inference_mode_enabled(), _C.is_grad_enabled())
         _C._set_inference_mode(self.mode)
-        _C._set_grad_enabled(not self.mode and self._before[1])
+        _C._set_grad_enabled(not self.mode)
 
     def __exit__(self, *exc: object) -> None:
         _C._set_inference_mode(self._before[0])

@@ -1,0 +1,239 @@
+"""Views and in-place ops: histories are rebased, and stale saved values are refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+import vibetensor.torch as vt
+
+MODIFIED = "modified by an inplace operation"
+
+
+def leaf(api):
+    return api.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
+
+
+def test_inplace_on_an_intermediate(api) -> None:
+    x = leaf(api)
+    y = x * 2
+    y.add_(1)
+    y *= 3
+    y.sum().backward()
+    assert x.grad.tolist() == [6.0] * 4
+
+
+def test_a_view_sees_its_base_change_and_so_does_its_gradient(api) -> None:
+    x = leaf(api)
+    y = x * 1
+    view = y[1:3]
+    y.mul_(10)
+    assert view.tolist() == [20.0, 30.0]
+    view.sum().backward()
+    assert x.grad.tolist() == [0.0, 10.0, 10.0, 0.0]
+
+
+def test_writing_a_view_changes_the_base_history(api) -> None:
+    x = leaf(api)
+    y = x * 1
+    y[1:3].mul_(10)
+    assert "CopySlices" in type(y.grad_fn).__name__ or "CopySlices" in y.grad_fn.name()
+    y.sum().backward()
+    assert x.grad.tolist() == [1.0, 10.0, 10.0, 1.0]
+
+
+def test_writing_a_view_of_a_view(api) -> None:
+    x = api.ones(2, 6, requires_grad=True)
+    y = x * 1
+    part = y.view(3, 4)[1].reshape(2, 2).t()
+    part[0].fill_(7)
+    y.t()[0].mul_(3)
+    y.sum().backward()
+    # Elements 4..7 are part; part[0] is 4 and 6. Column 0 of y is 0 and 6.
+    expected = [3.0, 1, 1, 1, 0, 1, 0, 1, 1, 1, 1, 1]
+    assert x.grad.flatten().tolist() == expected
+
+
+def test_assignment_through_indices(api) -> None:
+    x, values = leaf(api), api.tensor([5.0, 6.0], requires_grad=True)
+    y = x * 2
+    y[api.tensor([0, 3])] = values
+    y[y > 100] = 0
+    y[1] = 9.0
+    y.sum().backward()
+    assert x.grad.tolist() == [0.0, 0.0, 2.0, 0.0]
+    assert values.grad.tolist() == [1.0, 1.0]
+
+
+def test_copy_into_a_buffer_tracks_the_source(api) -> None:
+    x = leaf(api)
+    buffer = api.zeros(2, 4)
+    buffer[0] = x
+    buffer[1].copy_(x * 3)
+    assert buffer.requires_grad
+    buffer.sum().backward()
+    assert x.grad.tolist() == [4.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        (lambda api, y: y.exp(), "ExpBackward"),
+        (lambda api, y: y * y, "MulBackward"),
+        (lambda api, y: y.sigmoid(), "SigmoidBackward"),
+        (lambda api, y: api.nn.functional.softmax(y, 0), "SoftmaxBackward"),
+        (lambda api, y: y.sqrt(), "SqrtBackward"),
+    ],
+)
+def test_changed_saved_value_is_refused_by_name(api, op, name) -> None:
+    x = leaf(api)
+    y = x * 1
+    out = op(api, y)
+    (y if name == "MulBackward" else out).add_(1)
+    with pytest.raises(RuntimeError, match=MODIFIED) as caught:
+        out.sum().backward()
+    if api.__name__ == "vibetensor.torch":
+        assert name in str(caught.value)
+        assert "version" in str(caught.value)
+    assert x.grad is None
+
+
+def test_versions_are_shared_by_views_and_count_changes(api) -> None:
+    x = api.zeros(4)
+    view = x[1:]
+    before = x._version
+    view.add_(1)
+    x[0] = 3
+    assert x._version == view._version == before + 2
+    assert x.detach()._version == x._version
+    x.detach().zero_()
+    assert x._version == before + 3
+    x.data.zero_()
+    assert x._version == before + 3
+
+
+def test_change_through_detach_is_noticed(api) -> None:
+    x = leaf(api)
+    y = x * 1
+    out = (y * y).sum()
+    y.detach().zero_()
+    with pytest.raises(RuntimeError, match=MODIFIED):
+        out.backward()
+
+
+def test_change_through_data_is_not(api) -> None:
+    x = leaf(api)
+    y = x * 1
+    out = (y * y).sum()
+    y.data.zero_()
+    out.backward()
+    assert x.grad.tolist() == [0.0] * 4
+
+
+def test_leaf_that_requires_grad_is_not_changed_in_place(api) -> None:
+    x = leaf(api)
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
+        x.add_(1)
+    with pytest.raises(RuntimeError, match="a view of a leaf Variable that requires grad"):
+        x[0] = 1
+    assert x.tolist() == [1.0, 2.0, 3.0, 4.0]
+    with api.no_grad():
+        x.add_(1)
+        x[0] = 0
+    assert x.tolist() == [0.0, 3.0, 4.0, 5.0] and x.is_leaf
+
+
+def test_expanded_tensor_is_not_changed_in_place(api) -> None:
+    x = api.zeros(1).expand(3)
+    with pytest.raises(RuntimeError, match="more than one element of the written-to tensor"):
+        x.add_(1)
+
+
+def test_one_of_several_views_changed_in_place() -> None:
+    """Here, not in torch: split, chunk and unbind are slices, whose changes autograd can follow."""
+    x = leaf(vt)
+    y = x * 1
+    a, b = y.split(2)
+    a.mul_(10)
+    b[0] = 7
+    assert y.tolist() == [10.0, 20.0, 7.0, 4.0]
+    (y + 0).sum().backward()
+    assert x.grad.tolist() == [10.0, 10.0, 0.0, 1.0]
+
+
+def test_view_made_in_no_grad_is_not_changed_in_place(api) -> None:
+    y = leaf(api) * 1
+    with api.no_grad():
+        view = y[:2]
+    with pytest.raises(RuntimeError, match="no_grad"):
+        view.mul_(2)
+
+
+def test_detach_shares_memory_and_cuts_history(api) -> None:
+    x = leaf(api)
+    y = (x * 2).detach()
+    assert not y.requires_grad and y.grad_fn is None and y.is_leaf
+    z = x.detach()
+    z[0] = 9
+    assert x[0].item() == 9.0
+    (x * y).sum().backward()
+    assert x.grad.tolist() == y.tolist()
+
+
+def test_a_detached_tensor_stays_detached(api) -> None:
+    """Also when what it was cut from is changed, or it is itself."""
+    x = leaf(api)
+    y = x * 1
+    cut = y.detach()
+    part = cut[:2]
+    y.mul_(2)
+    cut[0] = 9
+    part.add_(1)
+    assert y.tolist() == [10.0, 5.0, 6.0, 8.0] and y.requires_grad
+    for tensor in (cut, part):
+        assert not tensor.requires_grad and tensor.grad_fn is None and tensor.is_leaf
+    assert not cut._is_view()
+
+
+def test_detach_in_place(api) -> None:
+    x = leaf(api)
+    y = x * 2
+    y.detach_()
+    assert y.is_leaf and not y.requires_grad
+    view = (x * 2)[:2]
+    with pytest.raises(RuntimeError, match="Can't detach views in-place"):
+        view.detach_()
+
+
+def test_requires_grad_in_place(api) -> None:
+    x = api.ones(2)
+    assert x.requires_grad_() is x and x.requires_grad
+    assert not x.requires_grad_(False).requires_grad
+    assert x.requires_grad_(requires_grad=True).requires_grad
+    y = x * 2
+    with pytest.raises(RuntimeError, match="you can only change requires_grad flags of leaf"):
+        y.requires_grad_(False)
+    y.requires_grad_(True)
+    with pytest.raises(TypeError):
+        x.requires_grad_(1, 2)
+    with pytest.raises(TypeError):
+        x.requires_grad_(wrong=True)
+
+
+def test_inplace_of_a_tensor_that_needs_no_grad_with_one_that_does(api) -> None:
+    x = leaf(api)
+    total = api.zeros(4)
+    for i in range(3):
+        total += x * i
+    assert total.requires_grad and not total.is_leaf
+    total.sum().backward()
+    assert x.grad.tolist() == [3.0] * 4
+
+
+def test_inplace_result_must_fit(api) -> None:
+    x = api.ones(3)
+    with pytest.raises(RuntimeError, match="doesn't match the broadcast shape"):
+        x.add_(api.ones(2, 3))
+    counts = api.ones(3, dtype=api.int64)
+    with pytest.raises(RuntimeError, match="can't be cast"):
+        counts.add_(0.5)
+    assert counts.tolist() == [1, 1, 1]
