@@ -59,9 +59,15 @@ class Case:
         variant = self.info.variant_test_name
         return f"{self.info.name}.{variant}" if variant else self.info.name
 
-    @property
-    def random(self) -> bool:
-        return self.info.name in RANDOM
+    def is_random(self, sample: Any) -> bool:
+        """Whether the result of the sample depends on random numbers or uninitialised memory."""
+        if self.info.name in RANDOM:
+            return True
+        if self.info.name == "nn.functional.scaled_dot_product_attention":
+            return sample.kwargs.get("dropout_p", 0.0) > 0
+        if self.info.name == "nn.functional.multi_head_attention_forward":
+            return sample.args[9] > 0 and sample.kwargs["training"]
+        return False
 
     def callable(self, library: Any) -> Callable[..., Any]:
         return _resolve(library, self.path)
@@ -175,6 +181,8 @@ class Translator:
     def _copy(self, source: Any) -> tuple[Any, Any]:
         if source.layout is not torch.strided or source.is_quantized:
             raise Untranslatable(str(source.layout))
+        if source.dim() > 64:
+            raise Untranslatable("a tensor has at most 64 dimensions")
         name = str(source.dtype).removeprefix("torch.")
         if not hasattr(vt, name) or source.device.type != "cpu":
             raise Untranslatable(f"{name} on {source.device}")
@@ -256,6 +264,31 @@ def compare(ours: Any, theirs: Any, scale: float = 1, values: bool = True) -> No
     atol, rtol = TOLERANCE.get(str(theirs.dtype).removeprefix("torch."), (0.0, 0.0))
     mine, expected = array(ours), array(theirs)
     np.testing.assert_allclose(mine, expected, atol=atol * scale, rtol=rtol * scale, equal_nan=True)
+
+
+_POSITIONAL = {
+    "argsort": ("dim", "descending"),
+    "kthvalue": ("k", "dim", "keepdim"),
+    "sort": ("dim", "descending"),
+    "topk": ("k", "dim", "largest", "sorted"),
+}
+
+
+def same_order(case: Case, sample: Any, ours: list[Any], theirs: list[Any]) -> None:
+    """Makes indices of equal elements comparable: replaces them by the elements they name.
+
+    Which of several equal elements an index names is not defined for these operators.
+    """
+    if case.info.name not in _POSITIONAL or sample.input.dim() == 0 or sample.kwargs.get("stable"):
+        return
+    for library, results in ((vt, ours), (torch, theirs)):
+        at = 0 if case.info.name == "argsort" else 1
+        given = dict(zip(_POSITIONAL[case.info.name], sample.args)) | sample.kwargs
+        dim, index = given.get("dim", -1), results[at]
+        if case.info.name == "kthvalue" and not given.get("keepdim", False):
+            index = index.unsqueeze(dim)
+        values = Translator().tensor(sample.input)[0 if library is torch else 1]
+        results[at] = values.gather(dim, index)
 
 
 def _storage(value: Any) -> int:

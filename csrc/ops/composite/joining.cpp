@@ -74,9 +74,13 @@ Tensor tile(const Tensor& self, IntSpan dims) {
   while (static_cast<int64_t>(repeats.size()) < self.dim()) repeats.insert(0, 1);
   return ops::repeat(self, repeats);
 }
-Tensor repeat_interleave(const Tensor& self, int64_t repeats, std::optional<int64_t> dim) {
+Tensor repeat_interleave(const Tensor& self, int64_t repeats, std::optional<int64_t> dim,
+                         std::optional<int64_t> output_size) {
   check(repeats >= 0, "repeats can not be negative");
   const Tensor x = dim ? self : ops::reshape(self, Dims{-1});
+  check(!output_size || *output_size == x.size(dim.value_or(0)) * repeats,
+        "repeat_interleave: Invalid output_size, expected ", x.size(dim.value_or(0)) * repeats,
+        " but got ", output_size.value_or(0));
   const int64_t d = wrap_dim(dim.value_or(0), x.dim());
   Dims expanded(x.sizes()), merged(x.sizes());
   expanded.insert(d + 1, repeats);
@@ -85,9 +89,13 @@ Tensor repeat_interleave(const Tensor& self, int64_t repeats, std::optional<int6
   return ops::reshape(ops::clone(view, MemoryFormat::Contiguous), merged);
 }
 Tensor repeat_interleave_Tensor(const Tensor& self, const Tensor& repeats,
-                                std::optional<int64_t> dim) {
-  if (repeats.numel() == 1)
-    return ops::repeat_interleave(self, ops::reshape(repeats, Dims{}).item().to_int(), dim);
+                                std::optional<int64_t> dim, std::optional<int64_t> output_size) {
+  check(repeats.dtype() == DType::Int64 || repeats.dtype() == DType::Int32,
+        "repeats has to be Long or Int tensor, got ", repeats.dtype());
+  if (repeats.numel() == 1) {
+    return ops::repeat_interleave(self, ops::reshape(repeats, Dims{}).item().to_int(), dim,
+                                  output_size);
+  }
   const Tensor x = dim ? self : ops::reshape(self, Dims{-1});
   const int64_t d = dim.value_or(0);
   check(repeats.dim() == 1 && repeats.numel() == x.size(d),
@@ -100,6 +108,9 @@ Tensor repeat_interleave_Tensor(const Tensor& self, const Tensor& repeats,
     check(n >= 0, "repeats can not be negative");
     positions.insert(positions.end(), static_cast<size_t>(n), i);
   }
+  check(!output_size || *output_size == static_cast<int64_t>(positions.size()),
+        "allocated size does not match required size: output_size is ", output_size.value_or(0),
+        ", the repeats add up to ", positions.size());
   const Tensor index = vt::empty(Dims{static_cast<int64_t>(positions.size())}, DType::Int64);
   std::copy(positions.begin(), positions.end(), index.data_as<int64_t>());
   return ops::index_select(x, d, index);
@@ -110,6 +121,7 @@ Tensor roll(const Tensor& self, IntSpan shifts, IntSpan dims) {
     check(shifts.size() == 1, "`shifts` required with one entry when no dims are given");
     return ops::reshape(roll(ops::reshape(self, Dims{-1}), shifts, Dims{0}), self.sizes());
   }
+  if (self.dim() == 0) check_index(dims.empty(), "Dimension specified as ", dims[0], " but tensor has no dimensions");
   check(shifts.size() == dims.size(), "shifts and dimensions must align. shifts: ", shifts.size(),
         ", dims:", dims.size());
   Tensor out = self;
@@ -192,13 +204,16 @@ Tensor pad(const Tensor& self, IntSpan widths, std::string_view mode, std::optio
     const int64_t size = self.sizes()[d], before = widths[2 * i], after = widths[2 * i + 1];
     if (before == 0 && after == 0) continue;
     std::vector<int64_t> positions;
+    // A circular border repeats what is left after negative widths have cut.
+    const int64_t cut = std::max<int64_t>(-before, 0), kept = size - cut - std::max<int64_t>(-after, 0);
     for (int64_t k = -before; k < size + after; ++k) {
       if (mode == "replicate") {
         positions.push_back(std::clamp<int64_t>(k, 0, size - 1));
       } else if (mode == "circular") {
         check(before <= size && after <= size,
               "Padding value causes wrapping around more than once.");
-        positions.push_back((k % size + size) % size);
+        check(kept > 0, "Negative padding value is resulting in an empty dimension");
+        positions.push_back(cut + ((k - cut) % kept + kept) % kept);
       } else {
         check_value(mode == "reflect", "Unrecognised padding mode ", mode);
         check(before < size && after < size,

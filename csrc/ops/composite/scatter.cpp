@@ -1,4 +1,5 @@
 // Scattering with a reduction, and writes at flat indices.
+#include "core/tensor_iterator.h"
 #include "vt/meta_decls.h"
 #include "vt/ops.h"
 
@@ -71,7 +72,11 @@ Tensor put(const Tensor& self, const Tensor& index, const Tensor& source, bool a
   return ops::put_(ops::clone(self, std::nullopt), index, source, accumulate);
 }
 Tensor masked_scatter(const Tensor& self, const Tensor& mask, const Tensor& source) {
-  return ops::masked_scatter_(ops::clone(self, std::nullopt), mask, source);
+  const Dims shape = broadcast_shapes(self.sizes(), mask.sizes());
+  const Tensor whole = vt::equal(shape, self.sizes()) ? ops::clone(self, std::nullopt)
+                                                      : ops::clone(ops::expand(self, shape, false),
+                                                                   MemoryFormat::Contiguous);
+  return ops::masked_scatter_(whole, mask, source);
 }
 
 }  // namespace vt::composite
