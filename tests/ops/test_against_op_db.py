@@ -130,6 +130,17 @@ def _gradients(library: Any, result: Any, inputs: list[Any], second: bool) -> li
     return [*first, *library.autograd.grad(score, inputs, allow_unused=True)]
 
 
+def _compare_gradient(ours: Any, theirs: Any, scale: float) -> None:
+    """No gradient at all and one of zeros mean the same."""
+    if ours is not None and theirs is not None:
+        compare(ours, theirs, scale)
+        return
+    known = ours if theirs is None else theirs
+    assert known is None or not (known != 0).any(), (
+        f"{'no gradient' if ours is None else 'a gradient'}, unlike torch"
+    )
+
+
 def gradient_failures(case: Case) -> Iterator[Outcome]:
     for index, (number, sample) in enumerate(samples(case, "float64", requires_grad=True)):
         both = _both(case, sample, grad=True)
@@ -159,13 +170,7 @@ def gradient_failures(case: Case) -> Iterator[Outcome]:
             actual = _gradients(vt, mine, inputs, second)
             for place, (a, b) in enumerate(zip(actual, expected)):
                 try:
-                    if a is None or b is None:
-                        known = a if b is None else b
-                        assert known is None or not (known != 0).any(), (
-                            f"{'no gradient' if a is None else 'a gradient'}, unlike torch"
-                        )
-                    else:
-                        compare(a, b, 10 * _scale(case))
+                    _compare_gradient(a, b, 10 * _scale(case))
                 except AssertionError as error:
                     order, which = divmod(place, len(inputs))
                     raise AssertionError(f"d{order + 1} of input {which}: {error}") from None
@@ -232,6 +237,35 @@ def inplace_failures(case: Case) -> Iterator[Outcome]:
         yield from _form_failures(case, "in place", ("float32", "int64", "bool"), call)
 
 
+def inplace_gradient_failures(case: Case) -> Iterator[Outcome]:
+    """The in-place form on a copy of each input, through which the gradient must find its way."""
+    name = getattr(case.info.inplace_variant, "__name__", None)
+    if not name or not hasattr(torch.Tensor, name):
+        return
+    for number, sample in samples(case, "float64", requires_grad=True, count=6):
+        both = _both(case, sample, grad=True)
+        if both is None or case.is_random(sample) or not isinstance(sample.input, torch.Tensor):
+            continue
+        theirs, ours, translate = both
+
+        def run(library: Any, args: Any, inputs: Any) -> list[Any]:
+            copy = args[0].clone()
+            result = _call(getattr(library.Tensor, name), (copy, *args[1:]))
+            assert result is copy
+            return [result.detach(), *_gradients(library, result, inputs, False)]
+
+        try:
+            expected = run(torch, theirs, translate.theirs)
+        except Exception:  # results that do not fit are compared by inplace_failures
+            continue
+
+        def check(ours: Any = ours, expected: Any = expected, inputs: Any = translate.ours) -> None:
+            for a, b in zip(run(vt, ours, inputs), expected):
+                _compare_gradient(a, b, 10 * _scale(case))
+
+        yield from _outcome(number, check)
+
+
 def out_failures(case: Case) -> Iterator[Outcome]:
     def call(library: Any, args: Any, expected: Any) -> Any:
         plain = _call(case.callable(library), args)
@@ -294,6 +328,7 @@ CHECKS: dict[str, Callable[[Case], Iterator[Outcome]]] = {
     "gradients": gradient_failures,
     "method": method_failures,
     "inplace": inplace_failures,
+    "inplace gradients": inplace_gradient_failures,
     "out": out_failures,
     "errors": error_failures,
 }
@@ -304,7 +339,7 @@ def _plan() -> list[tuple[Case, str]]:
     for case in CASES:
         plan += [(case, d) for d in DTYPES if getattr(torch, d) in case.info.dtypes]
         if case.info.supports_autograd and case.info.name not in RANDOM:
-            plan.append((case, "gradients"))
+            plan += [(case, "gradients"), (case, "inplace gradients")]
         plan += [(case, form) for form in ("method", "inplace", "out")]
         if case.info.error_inputs_func is not None:
             plan.append((case, "errors"))

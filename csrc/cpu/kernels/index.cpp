@@ -98,8 +98,8 @@ void check_slices(const Tensor& self, int64_t dim, const Tensor& index, const Te
 /// As check_slices for gather's and scatter's element-wise indices.
 void check_elements(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src,
                     std::string_view op) {
-  check(index.dtype() == DType::Int64 || index.dtype() == DType::Int32, op,
-        "(): Expected dtype int32/int64 for index, got ", index.dtype());
+  check(is_integral(index.dtype()), op, "(): Expected an integer dtype for index, got ",
+        index.dtype());
   check(self.dtype() == src.dtype(), op, "(): Expected self.dtype to be equal to src.dtype, got ",
         self.dtype(), " and ", src.dtype());
   check_no_internal_overlap(self);

@@ -35,6 +35,9 @@ void check_conv(const Tensor& input, const Tensor& weight, const Tensor& bias, i
         "Given weight of size ", weight.sizes(), ", expected bias to be 1-dimensional with ",
         out_channels, " elements, but got bias of size ", bias.defined() ? bias.sizes() : IntSpan(),
         " instead");
+  check(!bias.defined() || bias.dtype() == weight.dtype(), op, ": weight type (", weight.dtype(),
+        ") and bias type (", bias.defined() ? bias.dtype() : weight.dtype(),
+        ") should be the same");
   check(input.dtype() == weight.dtype(), "Input type (", input.dtype(), ") and weight type (",
         weight.dtype(), ") should be the same");
 }

@@ -15,6 +15,13 @@ Tensor write(const Tensor& self, const Tensor& result, std::string_view op) {
   return ops::copy_(self, result, false);
 }
 
+/// What an op may save for its gradient: a copy, if `self` is about to be overwritten.
+Tensor before(const Tensor& self) {
+  return thread_state.grad_enabled && autograd::any_requires_grad(self)
+             ? ops::clone(self, std::nullopt)
+             : self;
+}
+
 /// Gives the handle `self` the geometry and the history of `view`, a view of it. Other views of the
 /// storage keep theirs. Nothing is written, so no version changes.
 Tensor become(const Tensor& self, const Tensor& view, std::string_view op) {
@@ -71,13 +78,13 @@ Tensor logical_not_(const Tensor& self) {
   return write(self, ops::logical_not(self), "logical_not_");
 }
 Tensor logit_(const Tensor& self, std::optional<double> eps) {
-  return write(self, ops::logit(self, eps), "logit_");
+  return write(self, ops::logit(before(self), eps), "logit_");
 }
 Tensor cumsum_(const Tensor& self, int64_t dim, std::optional<DType> dtype) {
   return write(self, ops::cumsum(self, dim, dtype.value_or(self.dtype())), "cumsum_");
 }
 Tensor cumprod_(const Tensor& self, int64_t dim, std::optional<DType> dtype) {
-  return write(self, ops::cumprod(self, dim, dtype.value_or(self.dtype())), "cumprod_");
+  return write(self, ops::cumprod(before(self), dim, dtype.value_or(self.dtype())), "cumprod_");
 }
 Tensor addmm_(const Tensor& self, const Tensor& mat1, const Tensor& mat2, const Scalar& beta,
               const Scalar& alpha) {

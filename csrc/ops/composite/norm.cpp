@@ -111,6 +111,8 @@ Tensor group_norm(const Tensor& input, int64_t num_groups, const Tensor& weight,
 Tensor batch_norm(const Tensor& input, const Tensor& weight, const Tensor& bias,
                   const Tensor& running_mean, const Tensor& running_var, bool training,
                   double momentum, double eps, bool) {
+  // torch takes a vector of no elements as a batch of nothing.
+  if (input.dim() == 1 && input.numel() == 0) return ops::clone(input, std::nullopt);
   check(input.dim() >= 2, "batch_norm: expected (N, C, *), got shape ", input.sizes());
   const int64_t c = input.sizes()[1], ndim = input.dim();
   const std::pair<const Tensor*, const char*> vectors[] = {{&weight, "weight"},

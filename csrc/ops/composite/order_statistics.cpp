@@ -18,9 +18,6 @@ std::tuple<Tensor, Tensor> pick(const Tensor& values, const Tensor& indices, int
 std::tuple<Tensor, Tensor> aminmax(const Tensor& self, std::optional<int64_t> dim, bool keepdim) {
   if (dim) {
     const int64_t one[] = {*dim};
-    check(self.dim() == 0 || self.size(*dim) > 0,
-          "aminmax(): cannot compute aminmax over an empty dimension as the operation has no "
-          "identity.");
     return {ops::amin(self, one, keepdim), ops::amax(self, one, keepdim)};
   }
   check(self.numel() > 0,

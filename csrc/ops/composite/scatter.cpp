@@ -1,4 +1,5 @@
 // Scattering with a reduction, and writes at flat indices.
+#include "autograd/front.h"
 #include "core/tensor_iterator.h"
 #include "vt/meta_decls.h"
 #include "vt/ops.h"
@@ -10,6 +11,11 @@ namespace {
 Tensor spread(const Tensor& src, const Tensor& index, DType dtype) {
   const Tensor typed = src.dtype() == dtype ? src : ops::_to_dtype(src, dtype);
   return src.dim() == 0 && index.dim() != 0 ? ops::expand(typed, index.sizes(), false) : typed;
+}
+
+/// What an op may save for its gradient: a copy, if `self` is about to be overwritten.
+Tensor before(const Tensor& self, const Tensor& src) {
+  return autograd::should_record(self, src) ? ops::clone(self, std::nullopt) : self;
 }
 
 }  // namespace
@@ -38,13 +44,14 @@ Tensor scatter_reduce(const Tensor& self, int64_t dim, const Tensor& index, cons
 }
 Tensor scatter_reduce_(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src,
                        std::string_view reduce, bool include_self) {
-  return ops::copy_(self, ops::scatter_reduce(self, dim, index, src, reduce, include_self), false);
+  return ops::copy_(
+      self, ops::scatter_reduce(before(self, src), dim, index, src, reduce, include_self), false);
 }
 
 // The rows scatter.reduce and scatter_.reduce (reduce= of scatter).
 Tensor scatter__by(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src,
                    std::string_view reduce) {
-  return ops::copy_(self, ops::scatter_by(self, dim, index, src, reduce), false);
+  return ops::copy_(self, ops::scatter_by(before(self, src), dim, index, src, reduce), false);
 }
 Tensor scatter_by(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src,
                   std::string_view reduce) {

@@ -247,7 +247,7 @@ Tensor sum_to_size(const Tensor& self, IntSpan size) {
           "}.");
     if (want == 1 && have != 1) reduced.push_back(d);
   }
-  if (reduced.empty()) return lead > 0 ? ops::view(self, size) : self;
+  if (reduced.empty()) return self.dim() > 0 ? self : ops::sum(self, std::nullopt);
   Tensor out = ops::sum_dim(self, IntSpan(reduced), true, std::nullopt);
   return lead > 0 ? ops::view(out, size) : out;
 }

@@ -18,8 +18,8 @@ Tensor index_select(const Tensor& self, int64_t dim, const Tensor& index) {
 }
 
 Tensor gather(const Tensor& self, int64_t dim, const Tensor& index, bool) {
-  check(index.dtype() == DType::Int64 || index.dtype() == DType::Int32,
-        "gather(): Expected dtype int32/int64 for index, got ", index.dtype());
+  check(is_integral(index.dtype()), "gather(): Expected an integer dtype for index, got ",
+        index.dtype());
   const int64_t d = wrap_dim(dim, self.dim());
   check(index.numel() == 0 || std::max<int64_t>(index.dim(), 1) == std::max<int64_t>(self.dim(), 1),
         "Index tensor must have the same number of dimensions as input tensor (shapes ",
