@@ -74,7 +74,9 @@ class Case:
 
 
 def _walk(library: Any, path: str) -> Any:
-    return functools.reduce(lambda found, name: getattr(found, name, None), path.split("."), library)
+    return functools.reduce(
+        lambda found, name: getattr(found, name, None), path.split("."), library
+    )
 
 
 def _resolve(library: Any, path: str) -> Any:

@@ -270,9 +270,7 @@ def out_failures(case: Case) -> Iterator[Outcome]:
     def call(library: Any, args: Any, expected: Any) -> Any:
         plain = _call(case.callable(library), args)
         several = isinstance(plain, tuple)
-        made = [
-            library.empty(0, dtype=leaf.dtype) for leaf in (plain if several else [plain])
-        ]
+        made = [library.empty(0, dtype=leaf.dtype) for leaf in (plain if several else [plain])]
         out = tuple(made) if several else made[0]
         result = _call(case.callable(library), (args[0], args[1], {**args[2], "out": out}))
         assert all(a is b for a, b in zip(leaves(result), made))

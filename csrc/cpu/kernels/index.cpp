@@ -39,8 +39,8 @@ Tensor checked_indices(const Tensor& index, int64_t length, int64_t dim, bool wr
     const int64_t v = values[i];
     if (v >= 0 && v < length) continue;
     if (!(wrap && v < 0 && v >= -length)) {
-      fail(kind, "index ", v, " is out of bounds for dimension ", dim, " with size ",
-           length, " (", op, ")");
+      fail(kind, "index ", v, " is out of bounds for dimension ", dim, " with size ", length, " (",
+           op, ")");
     }
     if (out.is_same(index)) {
       out = empty(index.sizes(), DType::Int64);
@@ -90,8 +90,7 @@ void check_slices(const Tensor& self, int64_t dim, const Tensor& index, const Te
   const bool fits = equal(source.sizes(), expected) ||
                     (self.dim() <= 1 && source.numel() == index.numel() && source.dim() <= 1);
   check(fits, op, ": source of shape ", source.sizes(), " does not fit self ", self.sizes(),
-              " indexed by ", index.numel(), " positions along dimension ", dim, "; expected ",
-              expected);
+        " indexed by ", index.numel(), " positions along dimension ", dim, "; expected ", expected);
   check_no_internal_overlap(self);
 }
 
@@ -113,9 +112,9 @@ void check_elements(const Tensor& self, int64_t dim, const Tensor& index, const 
   const int64_t d = self.dim() == 0 ? 0 : wrap_dim(dim, self.dim());
   for (int64_t k = 0; k < index.dim(); ++k) {
     const int64_t extent = index.sizes()[k], room = src.dim() == 0 ? 1 : src.sizes()[k];
-    check(extent <= room && (k == d || self.dim() == 0 || extent <= self.sizes()[k]), "Expected index ",
-          index.sizes(), " to be no larger than self ", self.sizes(), " apart from dimension ", d,
-          " and to be no larger size than src ", src.sizes());
+    check(extent <= room && (k == d || self.dim() == 0 || extent <= self.sizes()[k]),
+          "Expected index ", index.sizes(), " to be no larger than self ", self.sizes(),
+          " apart from dimension ", d, " and to be no larger size than src ", src.sizes());
   }
 }
 
@@ -232,8 +231,8 @@ int64_t length_of(const Tensor& t, int64_t dim) { return t.dim() == 0 ? 1 : t.si
 
 void gather(const Tensor& out, const Tensor& self, int64_t dim, const Tensor& index, bool) {
   const Tensor input = dense(self, self.dtype());
-  const Tensor indices = checked_indices(index, length_of(self, dim), dim, false, "gather",
-                                         ErrorKind::Runtime);
+  const Tensor indices =
+      checked_indices(index, length_of(self, dim), dim, false, "gather", ErrorKind::Runtime);
   by_size(out.itemsize(), [&]<class T>() {
     const auto* from = input.data_as<T>();
     auto* to = out.data_as<T>();
@@ -253,8 +252,8 @@ void scatter(const Tensor& self, int64_t dim, const Tensor& index, const Tensor&
   check_elements(self, dim, index, src, "scatter");
   if (index.numel() == 0) return;
   const Tensor values = covered(src, index, self.dtype());
-  const Tensor indices = checked_indices(index, length_of(self, dim), dim, false, "scatter_",
-                                         ErrorKind::Runtime);
+  const Tensor indices =
+      checked_indices(index, length_of(self, dim), dim, false, "scatter_", ErrorKind::Runtime);
   on_dense(self, [&](const Tensor& work) {
     by_size(work.itemsize(), [&]<class T>() {
       const auto* from = values.data_as<T>();
@@ -269,8 +268,8 @@ void scatter_add(const Tensor& self, int64_t dim, const Tensor& index, const Ten
   check_elements(self, dim, index, src, "scatter_add");
   if (index.numel() == 0) return;
   const Tensor values = covered(src, index, self.dtype());
-  const Tensor indices = checked_indices(index, length_of(self, dim), dim, false,
-                                         "scatter_add_", ErrorKind::Runtime);
+  const Tensor indices =
+      checked_indices(index, length_of(self, dim), dim, false, "scatter_add_", ErrorKind::Runtime);
   on_dense(self, [&](const Tensor& work) {
     const int64_t size = work.itemsize();
     visit_all(work.dtype(), [&]<class T>() {

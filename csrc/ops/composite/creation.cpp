@@ -152,9 +152,9 @@ Tensor logspace(const Tensor& start_at, const Tensor& end_at, int64_t steps, dou
   const NoGrad no_grad;
   const DType type = dtype.value_or(default_dtype());
   const bool whole = !is_floating(type);
-  const Tensor powers =
-      ops::linspace(wrapped_scalar(whole ? Scalar(start.to_int()) : start),
-                    wrapped_scalar(whole ? Scalar(end.to_int()) : end), steps, DType::Float64, device);
+  const Tensor powers = ops::linspace(wrapped_scalar(whole ? Scalar(start.to_int()) : start),
+                                      wrapped_scalar(whole ? Scalar(end.to_int()) : end), steps,
+                                      DType::Float64, device);
   return ops::_to_dtype(ops::pow(wrapped_scalar(Scalar(base)), powers), type);
 }
 

@@ -253,9 +253,9 @@ Tensor take_along_dim(const Tensor& self, const Tensor& indices, std::optional<i
   check(is_integral(indices.dtype()),
         "torch.take_along_dim(): dtype of indices should be Long but got ", indices.dtype());
   // Negative positions count from the end.
-  const Tensor positions = ops::where(ops::lt(indices, wrapped_scalar(Scalar(0))),
-                                      ops::add(indices, wrapped_scalar(Scalar(self.size(d))), Scalar(1)),
-                                      indices);
+  const Tensor positions =
+      ops::where(ops::lt(indices, wrapped_scalar(Scalar(0))),
+                 ops::add(indices, wrapped_scalar(Scalar(self.size(d))), Scalar(1)), indices);
   return ops::gather(ops::expand(self, self_shape, false), d,
                      ops::contiguous(ops::expand(positions, index_shape, false), std::nullopt),
                      false);
@@ -263,12 +263,10 @@ Tensor take_along_dim(const Tensor& self, const Tensor& indices, std::optional<i
 Tensor take(const Tensor& self, const Tensor& index) {
   check(index.dtype() == DType::Int64, "take(): Expected a long tensor for index, but got ",
         index.dtype());
-  check_index(self.numel() > 0 || index.numel() == 0,
-              "take(): tried to take from an empty tensor");
+  check_index(self.numel() > 0 || index.numel() == 0, "take(): tried to take from an empty tensor");
   const Tensor at = ops::reshape(index, Dims{-1});
-  const Tensor flat =
-      ops::where(ops::lt(at, wrapped_scalar(Scalar(0))),
-                 ops::add(at, wrapped_scalar(Scalar(self.numel())), Scalar(1)), at);
+  const Tensor flat = ops::where(ops::lt(at, wrapped_scalar(Scalar(0))),
+                                 ops::add(at, wrapped_scalar(Scalar(self.numel())), Scalar(1)), at);
   return ops::reshape(ops::index_select(ops::reshape(self, Dims{-1}), 0, flat), index.sizes());
 }
 

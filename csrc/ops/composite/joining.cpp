@@ -121,7 +121,8 @@ Tensor roll(const Tensor& self, IntSpan shifts, IntSpan dims) {
     check(shifts.size() == 1, "`shifts` required with one entry when no dims are given");
     return ops::reshape(roll(ops::reshape(self, Dims{-1}), shifts, Dims{0}), self.sizes());
   }
-  if (self.dim() == 0) check_index(dims.empty(), "Dimension specified as ", dims[0], " but tensor has no dimensions");
+  if (self.dim() == 0)
+    check_index(dims.empty(), "Dimension specified as ", dims[0], " but tensor has no dimensions");
   check(shifts.size() == dims.size(), "shifts and dimensions must align. shifts: ", shifts.size(),
         ", dims:", dims.size());
   Tensor out = self;
@@ -205,7 +206,8 @@ Tensor pad(const Tensor& self, IntSpan widths, std::string_view mode, std::optio
     if (before == 0 && after == 0) continue;
     std::vector<int64_t> positions;
     // A circular border repeats what is left after negative widths have cut.
-    const int64_t cut = std::max<int64_t>(-before, 0), kept = size - cut - std::max<int64_t>(-after, 0);
+    const int64_t cut = std::max<int64_t>(-before, 0),
+                  kept = size - cut - std::max<int64_t>(-after, 0);
     for (int64_t k = -before; k < size + after; ++k) {
       if (mode == "replicate") {
         positions.push_back(std::clamp<int64_t>(k, 0, size - 1));

@@ -23,9 +23,8 @@ Tensor scale(const Tensor& t, const Scalar& factor) {
 }
 /// beta · self + product; self counts for nothing, nan included, where beta is 0.
 Tensor plus_scaled(const Tensor& self, const Scalar& beta, const Tensor& product) {
-  return as_element(self, beta).to_double() == 0
-             ? product
-             : ops::add(scale(self, beta), product, Scalar(1));
+  return as_element(self, beta).to_double() == 0 ? product
+                                                 : ops::add(scale(self, beta), product, Scalar(1));
 }
 
 }  // namespace
@@ -133,14 +132,11 @@ Tensor tensordot(const Tensor& self, const Tensor& other, IntSpan dims_self, Int
   for (size_t i = 0; i < dims_self.size(); ++i) {
     const int64_t d = wrap_dim(dims_self[i], a), e = wrap_dim(dims_other[i], b);
     // An extent of 1 is summed over the other's whole extent.
-    if (self.sizes()[d] != other.sizes()[e] &&
-        (self.sizes()[d] == 1 || other.sizes()[e] == 1)) {
-      const Tensor a1 = other.sizes()[e] == 1
-                            ? ops::sum_dim(self, IntSpan(Dims{d}), true, self.dtype())
-                            : self;
-      const Tensor b1 = self.sizes()[d] == 1
-                            ? ops::sum_dim(other, IntSpan(Dims{e}), true, other.dtype())
-                            : other;
+    if (self.sizes()[d] != other.sizes()[e] && (self.sizes()[d] == 1 || other.sizes()[e] == 1)) {
+      const Tensor a1 =
+          other.sizes()[e] == 1 ? ops::sum_dim(self, IntSpan(Dims{d}), true, self.dtype()) : self;
+      const Tensor b1 =
+          self.sizes()[d] == 1 ? ops::sum_dim(other, IntSpan(Dims{e}), true, other.dtype()) : other;
       return ops::tensordot(a1, b1, dims_self, dims_other);
     }
     check(self.sizes()[d] == other.sizes()[e],

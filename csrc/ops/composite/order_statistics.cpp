@@ -63,8 +63,8 @@ Tensor diff(const Tensor& self, int64_t n, int64_t dim, const Tensor& prepend,
 
 std::tuple<Tensor, Tensor> kthvalue(const Tensor& self, int64_t k, int64_t dim, bool keepdim) {
   const int64_t size = self.dim() == 0 ? 1 : self.size(dim);
-  check(size > 0 || self.numel() > 0,
-        "kthvalue(): Expected reduction dim ", dim, " to have non-zero size.");
+  check(size > 0 || self.numel() > 0, "kthvalue(): Expected reduction dim ", dim,
+        " to have non-zero size.");
   check(k >= 1 && k <= size, "kthvalue(): selected number k out of range for dimension ", dim);
   const auto [values, indices] = ops::sort(self, dim, false, true);
   if (self.dim() == 0) return {values, indices};

@@ -80,9 +80,9 @@ Tensor put(const Tensor& self, const Tensor& index, const Tensor& source, bool a
 }
 Tensor masked_scatter(const Tensor& self, const Tensor& mask, const Tensor& source) {
   const Dims shape = broadcast_shapes(self.sizes(), mask.sizes());
-  const Tensor whole = vt::equal(shape, self.sizes()) ? ops::clone(self, std::nullopt)
-                                                      : ops::clone(ops::expand(self, shape, false),
-                                                                   MemoryFormat::Contiguous);
+  const Tensor whole = vt::equal(shape, self.sizes())
+                           ? ops::clone(self, std::nullopt)
+                           : ops::clone(ops::expand(self, shape, false), MemoryFormat::Contiguous);
   return ops::masked_scatter_(whole, mask, source);
 }
 
