@@ -151,7 +151,7 @@ Tensor searchsorted(const Tensor& sorted_sequence, const Tensor& self, bool out_
   }
   check(!out_int32 || sorted_sequence.size(-1) < (int64_t{1} << 31),
         "torch.searchsorted(): the size of boundaries' last dimension should be less than 2^31");
-  return empty(self.sizes(), out_int32 ? DType::Int32 : DType::Int64, self.device());
+  return empty(self.sizes(), out_int32 ? DType::Int32 : DType::Int64, sorted_sequence.device());
 }
 std::tuple<Tensor, Tensor> cummin(const Tensor& self, int64_t dim) { return cummax(self, dim); }
 
