@@ -347,6 +347,17 @@ def _plan() -> list[tuple[Case, str]]:
 PLAN = _plan()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_each() -> Iterator[None]:
+    """The samples are small: threads would only wait for each other."""
+    before = torch.get_num_threads(), vt.get_num_threads()
+    torch.set_num_threads(1)
+    vt.set_num_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    vt.set_num_threads(before[1])
+
+
 @pytest.mark.parametrize(
     ("case", "what"), [pytest.param(c, w, id=f"{c.name}-{w}") for c, w in PLAN]
 )
