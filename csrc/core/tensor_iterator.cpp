@@ -175,6 +175,7 @@ void TensorIterator::add(Tensor* tensor, bool is_output) {
   op.dtype = tensor->dtype();
   op.is_output = is_output;
   op.on_host = device_.is_cuda() && tensor->device().is_cpu();
+  op.is_number = tensor->impl()->wrapped_number;
   op.strides = strides_[num_operands_];
   if (is_output) op.compute_dtype = output_dtype_;
   needs_cast_ |= op.dtype != op.compute_dtype;

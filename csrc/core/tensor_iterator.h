@@ -42,6 +42,7 @@ class TensorIterator {
     DType compute_dtype;  // as the kernel sees it; differs where a cast on the fly is needed
     bool is_output;
     bool on_host;      // a number in host memory beside operands on a device
+    bool is_number;    // a Python number
     int64_t* strides;  // bytes, per iterator dimension, fastest dimension first
   };
 

@@ -106,7 +106,11 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def _cast(name: str, dtype: Any) -> None:
     def cast(self: Tensor, memory_format: Any = None) -> Tensor:
         result = self if self.dtype is dtype else _ops._to_dtype(self, dtype)
-        return result if memory_format is None else result.contiguous(memory_format=memory_format)
+        if memory_format is None or memory_format is _C.preserve_format:
+            return result
+        if result is self and memory_format is _C.contiguous_format:
+            return result  # nothing to convert: the tensor itself, whatever its strides
+        return result.contiguous(memory_format=memory_format)
 
     cast.__name__ = name
     cast.__doc__ = f"This tensor as {dtype}; self if it is already."

@@ -41,21 +41,31 @@ def unique(
 
 def _unique_slices(input: Tensor, dim: int, return_inverse: bool, return_counts: bool) -> Any:
     """The distinct slices along `dim`, in lexicographic order."""
-    moved = input.movedim(dim, 0)
-    rows = moved.reshape(moved.shape[0], -1)
+    rows = _rows(input, dim)
     # A stable sort by each column, last to first, sorts the rows.
     order = _ops.arange(rows.shape[0])
     for column in range(rows.shape[1] - 1, -1, -1):
         order = order[rows[order, column].argsort(stable=True)]
-    ranked = rows[order]
-    fresh = _ops.ones(rows.shape[0], dtype=_C.bool)
-    if rows.shape[0] > 1:
-        fresh[1:] = (ranked[1:] != ranked[:-1]).any(1)
+    fresh = _starts(rows[order])
     labels = fresh.cumsum(0) - 1
     inverse = _ops.zeros(rows.shape[0], dtype=_C.int64)
     inverse[order] = labels
     values = input.index_select(dim, order[fresh])
     return _results(values, inverse, _ops.bincount(labels), (return_inverse, return_counts))
+
+
+def _rows(input: Tensor, dim: int) -> Tensor:
+    """The slices along `dim` as the rows of a matrix."""
+    moved = input.movedim(dim, 0)
+    return moved.reshape(moved.shape[0], moved[:1].numel())
+
+
+def _starts(rows: Tensor) -> Tensor:
+    """Which rows differ from the one before (the first does)."""
+    fresh = _ops.ones(rows.shape[0], dtype=_C.bool)
+    if rows.shape[0] > 1:
+        fresh[1:] = (rows[1:] != rows[:-1]).any(1)
+    return fresh
 
 
 def unique_consecutive(
@@ -65,19 +75,19 @@ def unique_consecutive(
     dim: int | None = None,
 ) -> Any:
     """As `unique`, but only neighbours are compared and the order is kept."""
-    if dim is not None and not (input.dim() == 1 and dim in (0, -1)):
-        raise ValueError(
-            f"unique_consecutive: dim={dim} is supported for 1-d input only, got shape "
-            f"{tuple(input.shape)}; leave dim out to compare elements"
-        )
+    if dim is not None:
+        fresh = _starts(_rows(input, dim))
+        labels = fresh.cumsum(0) - 1
+        values = input.index_select(dim, fresh.nonzero().reshape(-1))
+        return _results(values, labels, _ops.bincount(labels), (return_inverse, return_counts))
     values, inverse, counts = _ops._unique_consecutive(input)
     return _results(values, inverse, counts, (return_inverse, return_counts))
 
 
-def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
+def nonzero(input: Tensor, *, out: Tensor | None = None, as_tuple: bool = False) -> Any:
     """Positions of the elements that are not zero: int64 [n, ndim], or one [n] per dimension."""
     if not as_tuple:
-        return _ops._nonzero(input)
+        return _ops._nonzero(input) if out is None else _ops._nonzero(input, out=out)
     return _ops._nonzero(input.unsqueeze(0) if input.dim() == 0 else input).unbind(1)
 
 

@@ -205,7 +205,7 @@ void pow(TensorIterator& it) {
   const DType dtype = it.common_dtype();
   if (!is_floating(dtype)) {
     const auto e = fixed_exponent(it);
-    check(!e || *e >= 0 || it.dtype(2) == DType::Bool,
+    check(!it.operand(2).is_number || !e || *e >= 0,
           "Integers to negative integer powers are not allowed.");
     visit_integral(dtype, [&]<class T>() {
       map_kernel(it, [](T a, T b) -> T { return integer_power(a, b); });

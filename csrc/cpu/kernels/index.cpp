@@ -30,16 +30,17 @@ Extents extents_of(IntSpan sizes, int64_t dim) {
 }
 
 /// Indices as dense int64, each in [0, length). Negative ones count from the end where allowed.
+/// gather and scatter raise RuntimeError, the others IndexError.
 Tensor checked_indices(const Tensor& index, int64_t length, int64_t dim, bool wrap,
-                       std::string_view op) {
+                       std::string_view op, ErrorKind kind = ErrorKind::Index) {
   Tensor out = dense(index, DType::Int64);
   auto* values = out.data_as<int64_t>();
   for (int64_t i = 0; i < out.numel(); ++i) {
     const int64_t v = values[i];
     if (v >= 0 && v < length) continue;
     if (!(wrap && v < 0 && v >= -length)) {
-      fail(ErrorKind::Index, "index ", v, " is out of bounds for dimension ", dim, " with size ",
-           length, " (", op, ")");
+      fail(kind, "index ", v, " is out of bounds for dimension ", dim, " with size ", length, " (",
+           op, ")");
     }
     if (out.is_same(index)) {
       out = empty(index.sizes(), DType::Int64);
@@ -88,31 +89,32 @@ void check_slices(const Tensor& self, int64_t dim, const Tensor& index, const Te
   if (!expected.empty()) expected[wrap_dim(dim, self.dim())] = index.numel();
   const bool fits = equal(source.sizes(), expected) ||
                     (self.dim() <= 1 && source.numel() == index.numel() && source.dim() <= 1);
-  check_index(fits, op, ": source of shape ", source.sizes(), " does not fit self ", self.sizes(),
-              " indexed by ", index.numel(), " positions along dimension ", dim, "; expected ",
-              expected);
+  check(fits, op, ": source of shape ", source.sizes(), " does not fit self ", self.sizes(),
+        " indexed by ", index.numel(), " positions along dimension ", dim, "; expected ", expected);
   check_no_internal_overlap(self);
 }
 
 /// As check_slices for gather's and scatter's element-wise indices.
 void check_elements(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src,
                     std::string_view op) {
-  check(index.dtype() == DType::Int64, op, "(): Expected dtype int64 for index, got ",
+  check(is_integral(index.dtype()), op, "(): Expected an integer dtype for index, got ",
         index.dtype());
   check(self.dtype() == src.dtype(), op, "(): Expected self.dtype to be equal to src.dtype, got ",
         self.dtype(), " and ", src.dtype());
   check_no_internal_overlap(self);
   if (index.numel() == 0) return;
-  check(index.dim() == self.dim() && index.dim() == src.dim(),
+  // 0-d tensors count as one element of a dimension.
+  const auto rank = [](const Tensor& t) { return std::max<int64_t>(t.dim(), 1); };
+  check(rank(index) == rank(self) && rank(index) == rank(src),
         "Index tensor must have the same number of dimensions as ",
         index.dim() == self.dim() ? "src" : "self", " tensor (", op, ": index ", index.sizes(),
         ", self ", self.sizes(), ", src ", src.sizes(), ")");
   const int64_t d = self.dim() == 0 ? 0 : wrap_dim(dim, self.dim());
   for (int64_t k = 0; k < index.dim(); ++k) {
-    const int64_t extent = index.sizes()[k];
-    check(extent <= src.sizes()[k] && (k == d || extent <= self.sizes()[k]), "Expected index ",
-          index.sizes(), " to be no larger than self ", self.sizes(), " apart from dimension ", d,
-          " and to be no larger size than src ", src.sizes());
+    const int64_t extent = index.sizes()[k], room = src.dim() == 0 ? 1 : src.sizes()[k];
+    check(extent <= room && (k == d || self.dim() == 0 || extent <= self.sizes()[k]),
+          "Expected index ", index.sizes(), " to be no larger than self ", self.sizes(),
+          " apart from dimension ", d, " and to be no larger size than src ", src.sizes());
   }
 }
 
@@ -229,7 +231,8 @@ int64_t length_of(const Tensor& t, int64_t dim) { return t.dim() == 0 ? 1 : t.si
 
 void gather(const Tensor& out, const Tensor& self, int64_t dim, const Tensor& index, bool) {
   const Tensor input = dense(self, self.dtype());
-  const Tensor indices = checked_indices(index, length_of(self, dim), dim, false, "gather");
+  const Tensor indices =
+      checked_indices(index, length_of(self, dim), dim, false, "gather", ErrorKind::Runtime);
   by_size(out.itemsize(), [&]<class T>() {
     const auto* from = input.data_as<T>();
     auto* to = out.data_as<T>();
@@ -249,7 +252,8 @@ void scatter(const Tensor& self, int64_t dim, const Tensor& index, const Tensor&
   check_elements(self, dim, index, src, "scatter");
   if (index.numel() == 0) return;
   const Tensor values = covered(src, index, self.dtype());
-  const Tensor indices = checked_indices(index, length_of(self, dim), dim, false, "scatter_");
+  const Tensor indices =
+      checked_indices(index, length_of(self, dim), dim, false, "scatter_", ErrorKind::Runtime);
   on_dense(self, [&](const Tensor& work) {
     by_size(work.itemsize(), [&]<class T>() {
       const auto* from = values.data_as<T>();
@@ -264,7 +268,8 @@ void scatter_add(const Tensor& self, int64_t dim, const Tensor& index, const Ten
   check_elements(self, dim, index, src, "scatter_add");
   if (index.numel() == 0) return;
   const Tensor values = covered(src, index, self.dtype());
-  const Tensor indices = checked_indices(index, length_of(self, dim), dim, false, "scatter_add_");
+  const Tensor indices =
+      checked_indices(index, length_of(self, dim), dim, false, "scatter_add_", ErrorKind::Runtime);
   on_dense(self, [&](const Tensor& work) {
     const int64_t size = work.itemsize();
     visit_all(work.dtype(), [&]<class T>() {

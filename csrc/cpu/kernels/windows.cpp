@@ -9,6 +9,11 @@ namespace {
 
 int64_t at(IntSpan values, size_t i) { return values[values.size() == 1 ? 0 : i]; }
 
+template <class T>
+void add_to(T& sum, T value) {
+  sum = static_cast<T>(sum + value);  // small integers are added as int
+}
+
 struct Windows {
   int64_t in[2], out[2], kernel[2], stride[2], padding[2], dilation[2];
 
@@ -30,15 +35,40 @@ struct Windows {
   }
 };
 
-/// Runs `body` on operands in their compute type, then rounds the result.
+template <class T, class F>
+void as_type(const Tensor& out, const Tensor& in, const F& body) {
+  const Tensor x = dense_as(in, DTypeOf<T>::value);
+  const Tensor y = out.dtype() == DTypeOf<T>::value ? out : empty(out.sizes(), DTypeOf<T>::value);
+  body.template operator()<T>(y.data_as<T>(), x.data_as<T>());
+  if (!y.is_same(out)) kernels_for(DeviceType::CPU).copy_(out, y, false);
+}
+/// Runs `body` on floating operands in their compute type, then rounds the result.
 template <class F>
 void in_compute_type(const Tensor& out, const Tensor& in, const F& body) {
-  visit_float(in.dtype(), [&]<class T>() {
-    const Tensor x = dense_as(in, DTypeOf<T>::value);
-    const Tensor y = out.dtype() == DTypeOf<T>::value ? out : empty(out.sizes(), DTypeOf<T>::value);
-    body.template operator()<T>(y.data_as<T>(), x.data_as<T>());
-    if (!y.is_same(out)) kernels_for(DeviceType::CPU).copy_(out, y, false);
-  });
+  visit_float(in.dtype(), [&]<class T>() { as_type<T>(out, in, body); });
+}
+/// As in_compute_type, for integers too.
+template <class F>
+void in_numeric_type(const Tensor& out, const Tensor& in, const F& body) {
+  visit_numeric(in.dtype(), [&]<class T>() { as_type<T>(out, in, body); });
+}
+/// Runs `body` on the bits of the elements: it only moves them, and 0 is all zeros in every dtype.
+template <class F>
+void on_bits(const Tensor& out, const Tensor& in, const F& body) {
+  const Tensor source = dense(in);
+  const auto run = [&]<class T>() {
+    body.template operator()<T>(static_cast<T*>(out.data()), static_cast<const T*>(source.data()));
+  };
+  switch (in.itemsize()) {
+    case 1:
+      return run.template operator()<uint8_t>();
+    case 2:
+      return run.template operator()<uint16_t>();
+    case 4:
+      return run.template operator()<uint32_t>();
+    default:
+      return run.template operator()<uint64_t>();
+  }
 }
 
 void im2col(const Tensor& out, const Tensor& self, IntSpan kernel, IntSpan dilation,
@@ -54,7 +84,7 @@ void im2col(const Tensor& out, const Tensor& self, IntSpan kernel, IntSpan dilat
           1};
   const Windows w(s, extents, kernel, stride, padding, dilation);
   const int64_t taps = w.kernel[0] * w.kernel[1];
-  in_compute_type(out, self, [&]<class T>(T* y, const T* x) {
+  on_bits(out, self, [&]<class T>(T* y, const T* x) {
     parallel_for(0, self.numel() / w.in_area() * taps, row_grain(w.out_area()),
                  [&](int64_t begin, int64_t end) {
                    for (int64_t row = begin; row < end; ++row) {
@@ -91,7 +121,7 @@ void col2im(const Tensor& out, const Tensor& self, IntSpan output_size, IntSpan 
   }
   const Windows w(out.sizes(), extents, kernel, stride, padding, dilation);
   const int64_t taps = w.kernel[0] * w.kernel[1];
-  in_compute_type(out, self, [&]<class T>(T* y, const T* x) {
+  in_numeric_type(out, self, [&]<class T>(T* y, const T* x) {
     parallel_for(0, out.numel() / w.in_area(), row_grain(w.out_area() * taps),
                  [&](int64_t begin, int64_t end) {
                    for (int64_t plane = begin; plane < end; ++plane) {
@@ -105,7 +135,7 @@ void col2im(const Tensor& out, const Tensor& self, IntSpan output_size, IntSpan 
                          for (int64_t ox = 0; ox < w.out[1]; ++ox) {
                            const int64_t ix = w.place(1, ox, tap % w.kernel[1]);
                            if (ix >= 0 && ix < w.in[1])
-                             target[iy * w.in[1] + ix] += source[oy * w.out[1] + ox];
+                             add_to(target[iy * w.in[1] + ix], source[oy * w.out[1] + ox]);
                          }
                        }
                      }
@@ -199,7 +229,7 @@ void avg_pool(const Tensor& out, const Tensor& self, IntSpan kernel, IntSpan str
               IntSpan padding, bool, bool count_padding, std::optional<int64_t> divisor) {
   if (out.numel() == 0) return;
   const Windows w(self.sizes(), out.sizes(), kernel, stride, padding, Dims{1, 1});
-  in_compute_type(out, self, [&]<class T>(T* y, const T* x) {
+  in_numeric_type(out, self, [&]<class T>(T* y, const T* x) {
     parallel_for(0, out.numel(), row_grain(w.kernel[0] * w.kernel[1]),
                  [&](int64_t begin, int64_t end) {
                    for (int64_t i = begin; i < end; ++i) {
@@ -209,9 +239,9 @@ void avg_pool(const Tensor& out, const Tensor& self, IntSpan kernel, IntSpan str
                                       T total = 0;
                                       for (int64_t r = y0; r < y1; ++r) {
                                         for (int64_t c = x0; c < x1; ++c)
-                                          total += plane[r * w.in[1] + c];
+                                          total = static_cast<T>(total + plane[r * w.in[1] + c]);
                                       }
-                                      y[i] = total / static_cast<T>(n);
+                                      y[i] = static_cast<T>(total / static_cast<T>(n));
                                     });
                    }
                  });

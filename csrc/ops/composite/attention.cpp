@@ -39,6 +39,17 @@ Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, cons
                                     const Tensor& attn_mask, double dropout_p, bool is_causal,
                                     std::optional<double> scale, bool enable_gqa) {
   const int64_t n = query.dim();
+  const int64_t rank = std::max({n, key.dim(), value.dim()});
+  if (n >= 2 && key.dim() >= 2 && value.dim() >= 2 &&
+      (n != rank || key.dim() != rank || value.dim() != rank)) {
+    // Missing leading dimensions broadcast.
+    const auto lift = [rank](Tensor t) {
+      while (t.dim() < rank) t = ops::unsqueeze(t, 0);
+      return t;
+    };
+    return ops::scaled_dot_product_attention(lift(query), lift(key), lift(value), attn_mask,
+                                             dropout_p, is_causal, scale, enable_gqa);
+  }
   check(n >= 2 && key.dim() == n && value.dim() == n,
         "scaled_dot_product_attention: query, key and value must have the same "
         "number of dimensions, at least 2; got shapes ",

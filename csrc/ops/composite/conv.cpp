@@ -35,6 +35,9 @@ void check_conv(const Tensor& input, const Tensor& weight, const Tensor& bias, i
         "Given weight of size ", weight.sizes(), ", expected bias to be 1-dimensional with ",
         out_channels, " elements, but got bias of size ", bias.defined() ? bias.sizes() : IntSpan(),
         " instead");
+  check(!bias.defined() || bias.dtype() == weight.dtype(), op, ": weight type (", weight.dtype(),
+        ") and bias type (", bias.defined() ? bias.dtype() : weight.dtype(),
+        ") should be the same");
   check(input.dtype() == weight.dtype(), "Input type (", input.dtype(), ") and weight type (",
         weight.dtype(), ") should be the same");
 }
@@ -125,7 +128,19 @@ Tensor conv_transpose2d(const Tensor& input, const Tensor& weight, const Tensor&
   } else {
     columns = grouped_product(filters, flat);
   }
-  return with_bias(ops::col2im(columns, size, kernel, d, p, s), bias);
+  if (extra[0] < s[0] && extra[1] < s[1])
+    return with_bias(ops::col2im(columns, size, kernel, d, p, s), bias);
+  // So much output padding has room for another window, which col2im would miss in the columns:
+  // they are added up without padding, which is cut off (or grown) afterwards.
+  Dims full{0, 0}, border;
+  for (size_t i = 0; i < 2; ++i)
+    full[i] = (input.sizes()[2 + i] - 1) * s[i] + d[i] * (kernel[i] - 1) + 1;
+  for (const size_t i : {size_t{1}, size_t{0}}) {
+    border.push_back(-p[i]);
+    border.push_back(extra[i] - p[i]);
+  }
+  const Tensor whole = ops::col2im(columns, full, kernel, d, Dims{0, 0}, s);
+  return with_bias(ops::constant_pad_nd(whole, border, Scalar(0)), bias);
 }
 
 Tensor conv_transpose1d(const Tensor& input, const Tensor& weight, const Tensor& bias,
@@ -144,6 +159,11 @@ Tensor max_pool2d(const Tensor& self, IntSpan kernel_size, IntSpan stride, IntSp
 }
 Tensor max_pool1d(const Tensor& self, IntSpan kernel_size, IntSpan stride, IntSpan padding,
                   IntSpan dilation, bool ceil_mode) {
+  check((self.dim() == 2 && self.numel() > 0) ||
+            (self.dim() == 3 && self.sizes()[1] > 0 && self.sizes()[2] > 0),
+        "max_pool1d: Expected 2D or 3D (batch mode) tensor with optional 0 dim batch size for "
+        "input, but got ",
+        self.sizes());
   const Tensor out =
       ops::max_pool2d(ops::unsqueeze(self, -2), row_pair(kernel_size, 1), row_pair(stride, 1),
                       row_pair(padding, 0), row_pair(dilation, 1), ceil_mode);
@@ -157,6 +177,8 @@ Tensor avg_pool1d(const Tensor& self, IntSpan kernel_size, IntSpan stride, IntSp
   return ops::squeeze_dim(out, Dims{-2});
 }
 Tensor adaptive_avg_pool1d(const Tensor& self, IntSpan output_size) {
+  check(output_size.size() == 1, "adaptive_avg_pool1d: 'output_size' should contain one int, got ",
+        output_size);
   return ops::squeeze_dim(
       ops::adaptive_avg_pool2d(ops::unsqueeze(self, -2), row_pair(output_size, 1)), Dims{-2});
 }

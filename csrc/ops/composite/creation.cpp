@@ -117,8 +117,14 @@ Tensor arange_start(const Scalar& start, const Scalar& end, const Scalar& step,
       vt::empty(Dims{std::max<int64_t>(count, 0)}, type, device.value_or(Device{})), start, step);
 }
 
-Tensor linspace(const Scalar& start, const Scalar& end, int64_t steps, std::optional<DType> dtype,
-                std::optional<Device> device) {
+static Scalar end_value(const Tensor& t, std::string_view op) {
+  check(t.dim() == 0, op, " only supports 0-dimensional start and end tensors, got shape ",
+        t.sizes());
+  return t.item();
+}
+Tensor linspace(const Tensor& start_at, const Tensor& end_at, int64_t steps,
+                std::optional<DType> dtype, std::optional<Device> device) {
+  const Scalar start = end_value(start_at, "linspace"), end = end_value(end_at, "linspace");
   check(steps >= 0, "number of steps must be non-negative");
   const NoGrad no_grad;
   const DType type = dtype.value_or(default_dtype());
@@ -140,14 +146,15 @@ Tensor linspace(const Scalar& start, const Scalar& end, int64_t steps, std::opti
   }
   return type == DType::Float64 ? out : ops::_to_dtype(out, type);
 }
-Tensor logspace(const Scalar& start, const Scalar& end, int64_t steps, double base,
+Tensor logspace(const Tensor& start_at, const Tensor& end_at, int64_t steps, double base,
                 std::optional<DType> dtype, std::optional<Device> device) {
+  const Scalar start = end_value(start_at, "logspace"), end = end_value(end_at, "logspace");
   const NoGrad no_grad;
   const DType type = dtype.value_or(default_dtype());
   const bool whole = !is_floating(type);
-  const Tensor powers =
-      ops::linspace(whole ? Scalar(start.to_int()) : start, whole ? Scalar(end.to_int()) : end,
-                    steps, DType::Float64, device);
+  const Tensor powers = ops::linspace(wrapped_scalar(whole ? Scalar(start.to_int()) : start),
+                                      wrapped_scalar(whole ? Scalar(end.to_int()) : end), steps,
+                                      DType::Float64, device);
   return ops::_to_dtype(ops::pow(wrapped_scalar(Scalar(base)), powers), type);
 }
 

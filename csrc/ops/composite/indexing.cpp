@@ -1,5 +1,6 @@
 // Advanced indexing: masks become positions, several index tensors become one flat index, and the
 // work is an index_select, index_copy_ or index_add_ over one dimension.
+#include "autograd/front.h"
 #include "core/tensor_iterator.h"
 #include "dispatch/thread_state.h"
 #include "ops/composite/placement.h"
@@ -197,7 +198,20 @@ Tensor index_copy(const Tensor& self, int64_t dim, const Tensor& index, const Te
 Tensor index_fill_(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& value) {
   Dims sizes(self.sizes());
   if (!sizes.empty()) sizes[wrap_dim(dim, self.dim())] = index.numel();
+  check(value.dim() == 0,
+        "index_fill_ only supports a 0-dimensional value tensor, but got tensor with ", value.dim(),
+        " dimension(s).");
   const Tensor typed = value.dtype() == self.dtype() ? value : ops::_to_dtype(value, self.dtype());
+  if (thread_state.grad_enabled && autograd::any_requires_grad(value) && self.dim() > 0) {
+    // A position that index names twice counts once in the gradient of the value.
+    const int64_t d = wrap_dim(dim, self.dim());
+    Dims along(static_cast<size_t>(self.dim()), 1);
+    along[d] = self.sizes()[d];
+    const Tensor named =
+        ops::index_copy(ops::zeros(Dims{along[d]}, DType::Bool, self.device()), 0, index,
+                        ops::ones(Dims{index.numel()}, DType::Bool, self.device()));
+    return ops::masked_fill_(self, ops::reshape(named, along), typed);
+  }
   return ops::index_copy_(self, dim, index,
                           ops::expand(number_on(typed, self.device()), sizes, false));
 }
@@ -239,11 +253,20 @@ Tensor take_along_dim(const Tensor& self, const Tensor& indices, std::optional<i
   Dims self_shape(shape), index_shape(shape);
   self_shape[d] = self.sizes()[d];
   index_shape[d] = indices.sizes()[d];
+  check(is_integral(indices.dtype()),
+        "torch.take_along_dim(): dtype of indices should be Long but got ", indices.dtype());
+  // Negative positions count from the end.
+  const Tensor positions =
+      ops::where(ops::lt(indices, wrapped_scalar(Scalar(0))),
+                 ops::add(indices, wrapped_scalar(Scalar(self.size(d))), Scalar(1)), indices);
   return ops::gather(ops::expand(self, self_shape, false), d,
-                     ops::contiguous(ops::expand(indices, index_shape, false), std::nullopt),
+                     ops::contiguous(ops::expand(positions, index_shape, false), std::nullopt),
                      false);
 }
 Tensor take(const Tensor& self, const Tensor& index) {
+  check(index.dtype() == DType::Int64, "take(): Expected a long tensor for index, but got ",
+        index.dtype());
+  check_index(self.numel() > 0 || index.numel() == 0, "take(): tried to take from an empty tensor");
   const Tensor flat = ops::_wrap_index(ops::reshape(index, Dims{-1}), 0, self.numel());
   return ops::reshape(ops::index_select(ops::reshape(self, Dims{-1}), 0, flat), index.sizes());
 }

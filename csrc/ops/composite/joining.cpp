@@ -77,9 +77,13 @@ Tensor tile(const Tensor& self, IntSpan dims) {
   while (static_cast<int64_t>(repeats.size()) < self.dim()) repeats.insert(0, 1);
   return ops::repeat(self, repeats);
 }
-Tensor repeat_interleave(const Tensor& self, int64_t repeats, std::optional<int64_t> dim) {
+Tensor repeat_interleave(const Tensor& self, int64_t repeats, std::optional<int64_t> dim,
+                         std::optional<int64_t> output_size) {
   check(repeats >= 0, "repeats can not be negative");
   const Tensor x = dim ? self : ops::reshape(self, Dims{-1});
+  check(!output_size || *output_size == x.size(dim.value_or(0)) * repeats,
+        "repeat_interleave: Invalid output_size, expected ", x.size(dim.value_or(0)) * repeats,
+        " but got ", output_size.value_or(0));
   const int64_t d = wrap_dim(dim.value_or(0), x.dim());
   Dims expanded(x.sizes()), merged(x.sizes());
   expanded.insert(d + 1, repeats);
@@ -88,9 +92,13 @@ Tensor repeat_interleave(const Tensor& self, int64_t repeats, std::optional<int6
   return ops::reshape(ops::clone(view, MemoryFormat::Contiguous), merged);
 }
 Tensor repeat_interleave_Tensor(const Tensor& self, const Tensor& repeats,
-                                std::optional<int64_t> dim) {
-  if (repeats.numel() == 1)
-    return ops::repeat_interleave(self, ops::reshape(repeats, Dims{}).item().to_int(), dim);
+                                std::optional<int64_t> dim, std::optional<int64_t> output_size) {
+  check(repeats.dtype() == DType::Int64 || repeats.dtype() == DType::Int32,
+        "repeats has to be Long or Int tensor, got ", repeats.dtype());
+  if (repeats.numel() == 1) {
+    return ops::repeat_interleave(self, ops::reshape(repeats, Dims{}).item().to_int(), dim,
+                                  output_size);
+  }
   const Tensor x = dim ? self : ops::reshape(self, Dims{-1});
   const int64_t d = dim.value_or(0);
   check(repeats.dim() == 1 && repeats.numel() == x.size(d),
@@ -106,6 +114,9 @@ Tensor repeat_interleave_Tensor(const Tensor& self, const Tensor& repeats,
     // too high. The extra place takes the marks of entries without a copy at the end.
     const Tensor ends = ops::cumsum(counts, 0, std::nullopt);
     const int64_t total = ops::select(ends, 0, -1).item().to_int();
+    check(!output_size || *output_size == total,
+          "allocated size does not match required size: output_size is ", output_size.value_or(0),
+          ", the repeats add up to ", total);
     const Tensor marks = ops::index_add_(
         ops::zeros(Dims{total + 1}, DType::Int64, x.device()), 0, ops::sub(ends, counts, Scalar(1)),
         ops::ones(counts.sizes(), DType::Int64, x.device()), Scalar(1));
@@ -121,6 +132,8 @@ Tensor roll(const Tensor& self, IntSpan shifts, IntSpan dims) {
     check(shifts.size() == 1, "`shifts` required with one entry when no dims are given");
     return ops::reshape(roll(ops::reshape(self, Dims{-1}), shifts, Dims{0}), self.sizes());
   }
+  if (self.dim() == 0)
+    check_index(dims.empty(), "Dimension specified as ", dims[0], " but tensor has no dimensions");
   check(shifts.size() == dims.size(), "shifts and dimensions must align. shifts: ", shifts.size(),
         ", dims:", dims.size());
   Tensor out = self;
@@ -202,13 +215,18 @@ Tensor pad(const Tensor& self, IntSpan widths, std::string_view mode, std::optio
     const int64_t d = self.dim() - 1 - static_cast<int64_t>(i);
     const int64_t size = self.sizes()[d], before = widths[2 * i], after = widths[2 * i + 1];
     if (before == 0 && after == 0) continue;
+    // A circular border repeats what is left after negative widths have cut.
+    const int64_t cut = std::max<int64_t>(-before, 0),
+                  kept = size - cut - std::max<int64_t>(-after, 0);
     Tensor index = range(-before, size + after, 1, self.device());
     if (mode == "replicate") {
       index = ops::clamp(index, number(0), number(size - 1));
     } else if (mode == "circular") {
       check(before <= size && after <= size,
             "Padding value causes wrapping around more than once.");
-      index = ops::remainder(index, number(size));
+      check(kept > 0, "Negative padding value is resulting in an empty dimension");
+      index = ops::add(ops::remainder(ops::sub(index, number(cut), Scalar(1)), number(kept)),
+                       number(cut), Scalar(1));
     } else {
       check_value(mode == "reflect", "Unrecognised padding mode ", mode);
       check(before < size && after < size,

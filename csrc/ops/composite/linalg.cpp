@@ -12,8 +12,19 @@ int64_t product_of(IntSpan sizes) {
   return n;
 }
 Tensor number(const Scalar& s) { return wrapped_scalar(s); }
-Tensor scale(const Tensor& t, const Scalar& s) {
+/// A factor as an element of `t`: integers are scaled by integers, as the fused kernels do.
+Scalar as_element(const Tensor& t, const Scalar& s) {
+  if (t.dtype() == DType::Bool) return s.to_bool();
+  return is_integral(t.dtype()) ? Scalar(s.to_int()) : s;
+}
+Tensor scale(const Tensor& t, const Scalar& factor) {
+  const Scalar s = as_element(t, factor);
   return s.to_double() == 1 ? t : ops::mul(t, number(s));
+}
+/// beta · self + product; self counts for nothing, nan included, where beta is 0.
+Tensor plus_scaled(const Tensor& self, const Scalar& beta, const Tensor& product) {
+  return as_element(self, beta).to_double() == 0 ? product
+                                                 : ops::add(scale(self, beta), product, Scalar(1));
 }
 
 }  // namespace
@@ -36,15 +47,22 @@ Tensor inner(const Tensor& self, const Tensor& other) {
 
 Tensor addr(const Tensor& self, const Tensor& vec1, const Tensor& vec2, const Scalar& beta,
             const Scalar& alpha) {
-  const Tensor product = scale(ops::outer(vec1, vec2), alpha);
-  return beta.to_double() == 0 ? product : ops::add(scale(self, beta), product, Scalar(1));
+  return plus_scaled(self, beta, scale(ops::outer(vec1, vec2), alpha));
 }
 
 Tensor addbmm(const Tensor& self, const Tensor& batch1, const Tensor& batch2, const Scalar& beta,
               const Scalar& alpha) {
-  const Tensor product =
-      scale(ops::sum_dim(ops::bmm(batch1, batch2), IntSpan(Dims{0}), false, std::nullopt), alpha);
-  return beta.to_double() == 0 ? product : ops::add(scale(self, beta), product, Scalar(1));
+  // One matrix product over batch and inner dimension together: sums are rounded once.
+  check(batch1.dim() == 3 && batch2.dim() == 3,
+        "addbmm: batch1 and batch2 must be 3-D tensors, got ", batch1.sizes(), " and ",
+        batch2.sizes());
+  const int64_t b = batch1.sizes()[0], n = batch1.sizes()[1], k = batch1.sizes()[2];
+  check(batch2.sizes()[0] == b && batch2.sizes()[1] == k,
+        "addbmm: Incompatible matrix sizes for bmm (", batch1.sizes(), " and ", batch2.sizes(),
+        ")");
+  const Tensor left = ops::reshape(ops::permute(batch1, Dims{1, 0, 2}), Dims{n, b * k});
+  const Tensor right = ops::reshape(batch2, Dims{b * k, batch2.sizes()[2]});
+  return plus_scaled(self, beta, scale(ops::mm(left, right), alpha));
 }
 
 Tensor matmul(const Tensor& self, const Tensor& other) {
@@ -113,6 +131,14 @@ Tensor tensordot(const Tensor& self, const Tensor& other, IntSpan dims_self, Int
   int64_t contracted = 1;
   for (size_t i = 0; i < dims_self.size(); ++i) {
     const int64_t d = wrap_dim(dims_self[i], a), e = wrap_dim(dims_other[i], b);
+    // An extent of 1 is summed over the other's whole extent.
+    if (self.sizes()[d] != other.sizes()[e] && (self.sizes()[d] == 1 || other.sizes()[e] == 1)) {
+      const Tensor a1 =
+          other.sizes()[e] == 1 ? ops::sum_dim(self, IntSpan(Dims{d}), true, self.dtype()) : self;
+      const Tensor b1 =
+          self.sizes()[d] == 1 ? ops::sum_dim(other, IntSpan(Dims{e}), true, other.dtype()) : other;
+      return ops::tensordot(a1, b1, dims_self, dims_other);
+    }
     check(self.sizes()[d] == other.sizes()[e],
           "contracted dimensions need to match, but first has size ", self.sizes()[d], " in dim ",
           d, " and second has size ", other.sizes()[e], " in dim ", e);

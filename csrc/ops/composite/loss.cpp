@@ -182,7 +182,9 @@ Tensor cosine_similarity(const Tensor& x1, const Tensor& x2, int64_t dim, double
     const Tensor squares = sum(x * x, Dims{dim}, true);
     return ops::sqrt(ops::clamp_min(squares, number(eps * eps)));
   };
-  return sum((x1 / length(x1)) * (x2 / length(x2)), Dims{dim}, false);
+  const Tensor both[] = {x1, x2};
+  const std::vector<Tensor> wide = ops::broadcast_tensors(both);
+  return sum((wide[0] / length(wide[0])) * (wide[1] / length(wide[1])), Dims{dim}, false);
 }
 
 Tensor margin_ranking_loss(const Tensor& input1, const Tensor& input2, const Tensor& target,

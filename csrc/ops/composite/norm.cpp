@@ -111,6 +111,8 @@ Tensor group_norm(const Tensor& input, int64_t num_groups, const Tensor& weight,
 Tensor batch_norm(const Tensor& input, const Tensor& weight, const Tensor& bias,
                   const Tensor& running_mean, const Tensor& running_var, bool training,
                   double momentum, double eps, bool) {
+  // torch takes a vector of no elements as a batch of nothing.
+  if (input.dim() == 1 && input.numel() == 0) return ops::clone(input, std::nullopt);
   check(input.dim() >= 2, "batch_norm: expected (N, C, *), got shape ", input.sizes());
   const int64_t c = input.sizes()[1], ndim = input.dim();
   const std::pair<const Tensor*, const char*> vectors[] = {{&weight, "weight"},
@@ -156,15 +158,27 @@ Tensor instance_norm(const Tensor& input, const Tensor& weight, const Tensor& bi
                      const Tensor& running_mean, const Tensor& running_var, bool use_input_stats,
                      double momentum, double eps, bool cudnn_enabled) {
   check(input.dim() >= 3, "instance_norm: expected (N, C, *), got shape ", input.sizes());
+  check(use_input_stats || (running_mean.defined() && running_var.defined()),
+        "Expected running_mean and running_var to be defined when use_input_stats is false");
+  const int64_t n = input.sizes()[0], c = input.sizes()[1];
   if (!use_input_stats) {
     return ops::batch_norm(input, weight, bias, running_mean, running_var, false, momentum, eps,
                            cudnn_enabled);
   }
-  check(!running_mean.defined() && !running_var.defined(),
-        "instance_norm: running statistics from input statistics are not kept; use "
-        "track_running_stats=False");
-  const int64_t c = input.sizes()[1];
-  return ops::group_norm(input, c, weight, bias, eps, cudnn_enabled);
+  const Tensor y = ops::group_norm(input, c, weight, bias, eps, cudnn_enabled);
+  if (!running_mean.defined() && !running_var.defined()) return y;
+  // The running statistics follow the mean over the batch of each instance's.
+  const Scoped<bool> no_grad(thread_state.grad_enabled, false);
+  const int64_t row = n * c == 0 ? 0 : input.numel() / (n * c);
+  const Tensor rows = widened(ops::reshape(ops::detach(input), Dims{n, c, row}));
+  const auto follow = [&](const Tensor& running, const Tensor& instances) {
+    if (!running.defined()) return;
+    const Tensor batch = mean(instances, Dims{0}, false);
+    ops::copy_(running, running * (1 - momentum) + batch * momentum, false);
+  };
+  follow(running_mean, mean(rows, Dims{2}, false));
+  follow(running_var, ops::var_dim(rows, Dims{2}, true, false));
+  return y;
 }
 
 }  // namespace vt::composite

@@ -50,9 +50,9 @@ Tensor diff(const Tensor& self, int64_t n, int64_t dim, const Tensor& prepend,
   parts.push_back(self);
   if (append.defined()) parts.push_back(append);
   Tensor out = parts.size() == 1 ? self : ops::cat(parts, d);
-  for (int64_t i = 0; i < std::min(n, self.size(d) + static_cast<int64_t>(parts.size())); ++i) {
+  if (n == 0) return ops::clone(self, std::nullopt);
+  for (int64_t i = 0, length = out.size(d); i < std::min(n, length); ++i) {
     const int64_t size = out.size(d);
-    if (size == 0) break;
     const Tensor later = ops::slice(out, d, 1, size, 1),
                  earlier = ops::slice(out, d, 0, size - 1, 1);
     out = out.dtype() == DType::Bool ? ops::logical_xor(later, earlier)
@@ -63,6 +63,8 @@ Tensor diff(const Tensor& self, int64_t n, int64_t dim, const Tensor& prepend,
 
 std::tuple<Tensor, Tensor> kthvalue(const Tensor& self, int64_t k, int64_t dim, bool keepdim) {
   const int64_t size = self.dim() == 0 ? 1 : self.size(dim);
+  check(size > 0 || self.numel() > 0, "kthvalue(): Expected reduction dim ", dim,
+        " to have non-zero size.");
   check(k >= 1 && k <= size, "kthvalue(): selected number k out of range for dimension ", dim);
   const auto [values, indices] = ops::sort(self, dim, false, true);
   if (self.dim() == 0) return {values, indices};
@@ -97,7 +99,9 @@ Tensor median(const Tensor& self) {
 }
 
 Tensor bucketize(const Tensor& self, const Tensor& boundaries, bool out_int32, bool right) {
-  return ops::searchsorted(boundaries, self, out_int32, right);
+  check(boundaries.dim() == 1, "bucketize: boundaries tensor must be 1 dimension, but got dim(",
+        boundaries.dim(), ")");
+  return ops::searchsorted(boundaries, self, out_int32, right, std::nullopt, Tensor());
 }
 
 }  // namespace vt::composite
@@ -108,6 +112,46 @@ std::tuple<Tensor, Tensor> cummax(const Tensor& self, int64_t dim) {
   wrap_dim(dim, self.dim());
   return {empty(self.sizes(), self.dtype(), self.device()),
           empty(self.sizes(), DType::Int64, self.device())};
+}
+Tensor searchsorted(const Tensor& sorted_sequence, const Tensor& self, bool out_int32, bool right,
+                    std::optional<std::string_view> side, const Tensor& sorter) {
+  check(!side || *side == "left" || *side == "right",
+        "torch.searchsorted(): side can only be 'left' or 'right' but got ", side.value_or(""));
+  check(!(right && side == "left"),
+        "torch.searchsorted(): side and right can't be set to opposites, got side of left while "
+        "right was True");
+  check(sorted_sequence.dim() > 0,
+        "torch.searchsorted(): the boundaries tensor should have positive dimension, but got a "
+        "0-d tensor");
+  check(self.impl()->wrapped_number || self.dtype() == sorted_sequence.dtype(),
+        "torch.searchsorted(): boundary tensor and input value tensor should have same dtype, but "
+        "got boundary tensor dtype ",
+        sorted_sequence.dtype(), " and input value tensor dtype ", self.dtype());
+  check(self.dim() > 0 || sorted_sequence.dim() == 1,
+        "torch.searchsorted(): input value can be a scalar only when boundaries tensor dimension "
+        "is 1, but got ",
+        sorted_sequence.sizes());
+  if (sorted_sequence.dim() > 1) {
+    const auto lead = sorted_sequence.sizes().first(sorted_sequence.sizes().size() - 1);
+    check(self.dim() == sorted_sequence.dim() &&
+              vt::equal(lead, self.sizes().first(self.sizes().size() - 1)),
+          "torch.searchsorted(): boundaries tensor should be 1 dimension or the first N-1 "
+          "dimensions of boundaries tensor and input value tensor must match, but we got "
+          "boundaries tensor ",
+          sorted_sequence.sizes(), " and input value tensor ", self.sizes());
+  }
+  if (sorter.defined()) {
+    check(vt::equal(sorter.sizes(), sorted_sequence.sizes()),
+          "torch.searchsorted(): boundary and sorter must have the same size, but got boundary "
+          "tensor ",
+          sorted_sequence.sizes(), " and got sorter tensor ", sorter.sizes());
+    check(sorter.dtype() == DType::Int64,
+          "torch.searchsorted(): sorter must be a tensor of long dtype but got dtype ",
+          sorter.dtype());
+  }
+  check(!out_int32 || sorted_sequence.size(-1) < (int64_t{1} << 31),
+        "torch.searchsorted(): the size of boundaries' last dimension should be less than 2^31");
+  return empty(self.sizes(), out_int32 ? DType::Int32 : DType::Int64, sorted_sequence.device());
 }
 std::tuple<Tensor, Tensor> cummin(const Tensor& self, int64_t dim) { return cummax(self, dim); }
 

@@ -92,6 +92,21 @@ std::tuple<Tensor, Tensor> std_mean(const Tensor& self, std::optional<IntSpan> d
           ops::mean_dim(self, dim, keepdim, std::nullopt)};
 }
 
+std::tuple<Tensor, Tensor> var_mean_unbiased(const Tensor& self, bool unbiased) {
+  return {ops::var(self, unbiased), ops::mean(self, std::nullopt)};
+}
+std::tuple<Tensor, Tensor> var_mean_dim(const Tensor& self, std::optional<IntSpan> dim,
+                                        bool unbiased, bool keepdim) {
+  return ops::var_mean(self, dim, Scalar(unbiased ? 1 : 0), keepdim);
+}
+std::tuple<Tensor, Tensor> std_mean_unbiased(const Tensor& self, bool unbiased) {
+  return {ops::std(self, unbiased), ops::mean(self, std::nullopt)};
+}
+std::tuple<Tensor, Tensor> std_mean_dim(const Tensor& self, std::optional<IntSpan> dim,
+                                        bool unbiased, bool keepdim) {
+  return ops::std_mean(self, dim, Scalar(unbiased ? 1 : 0), keepdim);
+}
+
 Tensor logsumexp(const Tensor& self, IntSpan dim, bool keepdim) {
   const Tensor x = is_floating(self.dtype()) ? self : ops::_to_dtype(self, default_dtype());
   // The shift only guards the range; it carries no gradient.
@@ -114,9 +129,12 @@ Tensor linalg_vector_norm(const Tensor& self, const Scalar& ord, std::optional<I
     return p > 0 ? ops::amax(magnitude, dim.value_or(IntSpan()), keepdim)
                  : ops::amin(magnitude, dim.value_or(IntSpan()), keepdim);
   }
-  if (p == 0)
-    return ops::sum_dim(ops::_to_dtype(ops::ne(x, number(0)), x.dtype()), dim, keepdim,
-                        std::nullopt);
+  if (p == 0) {
+    // A count: its gradient is 0 everywhere, which _where has for the value it never takes.
+    const Tensor always = ops::ones(x.sizes(), DType::Bool, x.device());
+    const Tensor counted = ops::_where(always, ops::_to_dtype(ops::ne(x, number(0)), x.dtype()), x);
+    return ops::sum_dim(counted, dim, keepdim, std::nullopt);
+  }
   if (p == 1) return ops::sum_dim(ops::abs(x), dim, keepdim, std::nullopt);
   if (p == 2) return root(ops::sum_dim(ops::mul(x, x), dim, keepdim, std::nullopt));
   return ops::pow(ops::sum_dim(ops::pow(ops::abs(x), number(p)), dim, keepdim, std::nullopt),
@@ -125,6 +143,16 @@ Tensor linalg_vector_norm(const Tensor& self, const Scalar& ord, std::optional<I
 Tensor norm(const Tensor& self, std::optional<Scalar> p, std::optional<IntSpan> dim, bool keepdim,
             std::optional<DType> dtype) {
   return ops::linalg_vector_norm(self, p.value_or(Scalar(2)), dim, keepdim, dtype);
+}
+Tensor norm_named(const Tensor& self, std::string_view p, std::optional<IntSpan> dim, bool keepdim,
+                  std::optional<DType> dtype) {
+  if (p == "nuc") {
+    fail(ErrorKind::NotImplemented,
+         "norm: the nuclear norm needs singular values, which are not here; use p='fro' or a "
+         "number");
+  }
+  check_value(p == "fro", "norm: p must be 'fro' or a number, got '", p, "'");
+  return ops::linalg_vector_norm(self, Scalar(2), dim, keepdim, dtype);
 }
 Tensor nansum(const Tensor& self, std::optional<IntSpan> dim, bool keepdim,
               std::optional<DType> dtype) {
@@ -182,19 +210,13 @@ Tensor bincount(const Tensor& self, const Tensor& weights, int64_t minlength) {
         "bincount only supports 1-d non-negative integral inputs.");
   const int64_t bins = std::max(ops::max(self).item().to_int() + 1, minlength);
   const Tensor index = ops::_to_dtype(self, DType::Int64);
-  const Tensor ones =
-      weights.defined() ? weights : ops::ones(self.sizes(), DType::Int64, self.device());
+  Tensor ones = weights.defined() ? weights : ops::ones(self.sizes(), DType::Int64, self.device());
+  check(vt::equal(ones.sizes(), self.sizes()), "bincount: weights of shape ", ones.sizes(),
+        " should have the shape of the input, ", self.sizes());
+  // Weights are summed as float32 or, of any other dtype, as float64.
+  if (weights.defined() && ones.dtype() != DType::Float32)
+    ones = ops::_to_dtype(ones, DType::Float64);
   return ops::index_add(ops::zeros(Dims{bins}, ones.dtype(), self.device()), 0, index, ones,
                         Scalar(1));
 }
-Tensor searchsorted(const Tensor& sorted_sequence, const Tensor& self, bool out_int32, bool right) {
-  check(sorted_sequence.dim() == 1,
-        "searchsorted: a 1-dimensional sorted_sequence is supported, got ", sorted_sequence.sizes(),
-        "; call it once per row");
-  const Tensor values = ops::unsqueeze(self, -1);
-  const Tensor before = right ? ops::le(sorted_sequence, values) : ops::lt(sorted_sequence, values);
-  const Tensor out = ops::sum_dim(before, IntSpan(Dims{-1}), false, DType::Int64);
-  return out_int32 ? ops::_to_dtype(out, DType::Int32) : out;
-}
-
 }  // namespace vt::composite

@@ -1,4 +1,6 @@
 // Scattering with a reduction, and writes at flat indices.
+#include "autograd/front.h"
+#include "core/tensor_iterator.h"
 #include "ops/composite/placement.h"
 #include "vt/meta_decls.h"
 #include "vt/ops.h"
@@ -11,6 +13,11 @@ Tensor spread(const Tensor& src, const Tensor& index, DType dtype) {
   const Tensor typed = src.dtype() == dtype ? src : ops::_to_dtype(src, dtype);
   const Tensor value = number_on(typed, index.device());
   return src.dim() == 0 && index.dim() != 0 ? ops::expand(value, index.sizes(), false) : value;
+}
+
+/// What an op may save for its gradient: a copy, if `self` is about to be overwritten.
+Tensor before(const Tensor& self, const Tensor& src) {
+  return autograd::should_record(self, src) ? ops::clone(self, std::nullopt) : self;
 }
 
 }  // namespace
@@ -39,13 +46,14 @@ Tensor scatter_reduce(const Tensor& self, int64_t dim, const Tensor& index, cons
 }
 Tensor scatter_reduce_(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src,
                        std::string_view reduce, bool include_self) {
-  return ops::copy_(self, ops::scatter_reduce(self, dim, index, src, reduce, include_self), false);
+  return ops::copy_(
+      self, ops::scatter_reduce(before(self, src), dim, index, src, reduce, include_self), false);
 }
 
 // The rows scatter.reduce and scatter_.reduce (reduce= of scatter).
 Tensor scatter__by(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src,
                    std::string_view reduce) {
-  return ops::copy_(self, ops::scatter_by(self, dim, index, src, reduce), false);
+  return ops::copy_(self, ops::scatter_by(before(self, src), dim, index, src, reduce), false);
 }
 Tensor scatter_by(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src,
                   std::string_view reduce) {
@@ -73,7 +81,11 @@ Tensor put(const Tensor& self, const Tensor& index, const Tensor& source, bool a
   return ops::put_(ops::clone(self, std::nullopt), index, source, accumulate);
 }
 Tensor masked_scatter(const Tensor& self, const Tensor& mask, const Tensor& source) {
-  return ops::masked_scatter_(ops::clone(self, std::nullopt), mask, source);
+  const Dims shape = broadcast_shapes(self.sizes(), mask.sizes());
+  const Tensor whole = vt::equal(shape, self.sizes())
+                           ? ops::clone(self, std::nullopt)
+                           : ops::clone(ops::expand(self, shape, false), MemoryFormat::Contiguous);
+  return ops::masked_scatter_(whole, mask, source);
 }
 
 }  // namespace vt::composite

@@ -40,6 +40,17 @@ std::vector<Tensor> tensor_split_indices(const Tensor& self, IntSpan indices, in
   return out;
 }
 
+std::vector<Tensor> tensor_split_tensor(const Tensor& self, const Tensor& at, int64_t dim) {
+  check(at.dtype() == DType::Int64 && at.dim() <= 1,
+        "tensor_split expected tensor_indices_or_sections to be a zero-dimensional or "
+        "one-dimensional int64 tensor, but got ",
+        at);
+  if (at.dim() == 0) return ops::tensor_split(self, at.item().to_int(), dim);
+  const Tensor dense = ops::contiguous(at, std::nullopt);
+  const IntSpan indices(dense.data_as<int64_t>(), static_cast<size_t>(dense.numel()));
+  return ops::tensor_split_indices(self, indices, dim);
+}
+
 std::vector<Tensor> hsplit(const Tensor& self, int64_t sections) {
   check(self.dim() >= 1,
         "torch.hsplit requires a tensor with at least 1 dimension, but got a tensor with 0 "

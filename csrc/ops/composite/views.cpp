@@ -20,9 +20,15 @@ Tensor narrow(const Tensor& self, int64_t dim, int64_t start, int64_t length) {
   return ops::slice(self, dim, start, start + length, 1);
 }
 
+Tensor narrow_tensor(const Tensor& self, int64_t dim, const Tensor& start, int64_t length) {
+  check(start.dim() == 0 && is_integral(start.dtype()),
+        "start must be an 0-dim integral Tensor, got ", start);
+  return ops::narrow(self, dim, start.item().to_int(), length);
+}
+
 std::vector<Tensor> unbind(const Tensor& self, int64_t dim) {
   const int64_t d = wrap_dim(dim, self.dim());
-  check(self.dim() > 0, "Dimension specified as ", dim, " but tensor has no dimensions");
+  check_index(self.dim() > 0, "Dimension specified as ", dim, " but tensor has no dimensions");
   std::vector<Tensor> out;
   for (int64_t i = 0; i < self.sizes()[d]; ++i) out.push_back(ops::select(self, d, i));
   autograd::join_pieces(out, self, d, true);
@@ -148,7 +154,9 @@ Tensor view_as(const Tensor& self, const Tensor& other) { return ops::view(self,
 Tensor expand_as(const Tensor& self, const Tensor& other) {
   return ops::expand(self, other.sizes(), false);
 }
-Tensor ravel(const Tensor& self) { return ops::reshape(self, Dims{-1}); }
+Tensor ravel(const Tensor& self) {
+  return ops::view(ops::contiguous(self, std::nullopt), Dims{-1});
+}
 Tensor adjoint(const Tensor& self) { return ops::transpose(self, -2, -1); }
 
 namespace {
@@ -196,9 +204,20 @@ Tensor unfold_backward(const Tensor& grad, IntSpan input_sizes, int64_t dimensio
                         Scalar(1));
 }
 
+/// A copy of self and all of its storage, with self's strides and offset.
+static Tensor storage_clone(const Tensor& self) {
+  if (self.storage_offset() == 0 && self.is_non_overlapping_and_dense())
+    return ops::clone(self, std::nullopt);
+  const Dims sizes(self.sizes()), strides(self.strides());
+  const int64_t whole = static_cast<int64_t>(self.storage()->nbytes()) / self.itemsize();
+  const Tensor flat = ops::clone(ops::as_strided(self, Dims{whole}, Dims{1}, 0), std::nullopt);
+  return ops::as_strided(flat, sizes, strides, self.storage_offset());
+}
+
 Tensor as_strided_scatter(const Tensor& self, const Tensor& src, IntSpan size, IntSpan stride,
                           std::optional<int64_t> storage_offset) {
-  Tensor out = ops::clone(self, std::nullopt);
+  // Strides and offset are those of self's own storage, of which the result has a copy.
+  Tensor out = storage_clone(self);
   const Tensor target = ops::as_strided(out, size, stride, storage_offset);
   ops::copy_(target, src, false);
   return out;
@@ -252,7 +271,7 @@ Tensor sum_to_size(const Tensor& self, IntSpan size) {
           "}.");
     if (want == 1 && have != 1) reduced.push_back(d);
   }
-  if (reduced.empty()) return self;
+  if (reduced.empty()) return self.dim() > 0 ? self : ops::sum(self, std::nullopt);
   Tensor out = ops::sum_dim(self, IntSpan(reduced), true, std::nullopt);
   return lead > 0 ? ops::view(out, size) : out;
 }

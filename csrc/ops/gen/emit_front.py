@@ -402,7 +402,14 @@ def front(op: Op) -> str:
         code += _edges(op) + _save_inputs(op)
         code += bind.replace("  ", "    ", 1)
         for n in names:
-            code += f"    autograd::set_history({n}, node);\n"
+            # An output that no formula has a gradient for (a mean kept for the backward) stays
+            # outside the graph, though it keeps its place among the node's.
+            tracked = not multi or not op.backward or any(f"grad_{n}" in e for _, e in op.backward)
+            code += (
+                f"    autograd::set_history({n}, node);\n"
+                if tracked
+                else f"    node->add_input({n});\n"
+            )
         code += save_outputs_code(op)
         code += (
             tail.replace("  return", "    return").replace("}\n", "", 1)

@@ -106,6 +106,8 @@ def _flags(op: Op, a: Arg, varargs: bool) -> str:
     return " | ".join(flags) or "0"
 
 
+# Pointwise ops that torch computes for two Python numbers as well.
+NUMBERS_ALONE = {"add", "sub", "mul", "div", "floor_divide"}
 EXTRA_FACTORY = ("requires_grad", "layout", "pin_memory")
 
 
@@ -256,8 +258,22 @@ def _read_arg(op: Op, a: Arg, slot: int) -> str:
     return f"      const {ctype} {a.name} = {reader};\n"
 
 
+def _needs_a_tensor(op: Op) -> str:
+    """Refuses a pointwise op over numbers alone: there is nothing to take a dtype from."""
+    either = [i for i, a in enumerate(op.schema.args) if a.type == "Tensor|Scalar"]
+    has_tensor = any(a.is_tensor and a.type == "Tensor" for a in op.schema.args)
+    if op.kind != "pointwise" or has_tensor or not either or op.name in NUMBERS_ALONE:
+        return ""
+    found = " || ".join(f"is_tensor(slots[{i}])" for i in either)
+    return (
+        f'      check_type({found}, "{op.python_name}(): at least one argument must be a Tensor, "\n'
+        '                 "not only Numbers");\n'
+    )
+
+
 def _call(op: Op, suffix: str) -> str:
-    code = "".join(_read_arg(op, a, i) for i, a in enumerate(op.schema.args))
+    code = _needs_a_tensor(op)
+    code += "".join(_read_arg(op, a, i) for i, a in enumerate(op.schema.args))
     n = len(op.schema.args)
     heavy = [a.name for a in op.schema.args if a.is_tensor or a.is_list]
     gil = f"      ReleaseGil gil(work_size({', '.join(heavy)}));\n" if heavy else ""

@@ -43,8 +43,6 @@ Tensor pooled(const Tensor& self, IntSpan kernel, IntSpan stride_or_none, IntSpa
 Tensor im2col(const Tensor& self, IntSpan kernel_size, IntSpan dilation, IntSpan padding,
               IntSpan stride) {
   check_windows(self, kernel_size, stride, padding, dilation, "im2col");
-  if (!is_floating(self.dtype()))
-    fail(ErrorKind::NotImplemented, "\"im2col_out_cpu\" not implemented for '", self.dtype(), "'");
   const size_t n = self.sizes().size();
   int64_t windows = 1;
   for (size_t i = 0; i < 2; ++i) {
@@ -65,8 +63,8 @@ Tensor col2im(const Tensor& self, IntSpan output_size, IntSpan kernel_size, IntS
               IntSpan padding, IntSpan stride) {
   check(self.dim() == 2 || self.dim() == 3,
         "col2im: Expected 2D or 3D (batch mode) tensor for input, but got ", self.sizes());
-  if (!is_floating(self.dtype()))
-    fail(ErrorKind::NotImplemented, "\"col2im_out_cpu\" not implemented for '", self.dtype(), "'");
+  if (self.dtype() == DType::Bool)
+    fail(ErrorKind::NotImplemented, "\"col2im_out_cpu\" not implemented for 'Bool'");
   const int64_t area = at(kernel_size, 0) * at(kernel_size, 1), rows = self.size(-2);
   check(area > 0 && rows % area == 0,
         "Expected size of input's dimension 1 to be divisible by the product of kernel_size, but "
@@ -102,8 +100,6 @@ Tensor max_pool2d_backward(const Tensor& grad, const Tensor&, IntSpan input_size
 Tensor avg_pool2d(const Tensor& self, IntSpan kernel_size, IntSpan stride, IntSpan padding,
                   bool ceil_mode, bool, std::optional<int64_t> divisor_override) {
   check(!divisor_override || *divisor_override != 0, "divisor must be not zero");
-  if (!is_floating(self.dtype()))
-    fail(ErrorKind::NotImplemented, "\"avg_pool2d\" not implemented for '", self.dtype(), "'");
   return pooled(self, kernel_size, stride, padding, Dims{1, 1}, ceil_mode, "avg_pool2d");
 }
 Tensor avg_pool2d_backward(const Tensor& grad, IntSpan input_sizes, IntSpan, IntSpan, IntSpan, bool,

@@ -11,6 +11,8 @@ Tensor index_select(const Tensor& self, int64_t dim, const Tensor& index) {
         "index_select(): Expected dtype int32 or int64 for index");
   Dims sizes(self.sizes());
   const int64_t d = wrap_dim(dim, self.dim());
+  check(self.dim() > 0 || index.numel() == 1,
+        "index_select(): Index to scalar can have only 1 value, got ", index.numel(), " value(s)");
   if (!sizes.empty()) sizes[d] = index.numel();
   return empty(sizes, self.dtype(), self.device());
 }
@@ -22,7 +24,8 @@ Tensor _wrap_index(const Tensor& self, int64_t, int64_t) {
 }
 
 Tensor gather(const Tensor& self, int64_t dim, const Tensor& index, bool) {
-  check(index.dtype() == DType::Int64, "gather(): Expected dtype int64 for index");
+  check(is_integral(index.dtype()), "gather(): Expected an integer dtype for index, got ",
+        index.dtype());
   const int64_t d = wrap_dim(dim, self.dim());
   check(index.numel() == 0 || std::max<int64_t>(index.dim(), 1) == std::max<int64_t>(self.dim(), 1),
         "Index tensor must have the same number of dimensions as input tensor (shapes ",

@@ -34,10 +34,11 @@ DType sum_dtype(const Tensor& self, std::optional<DType> dtype) {
   return dtype.value_or(is_integral(self.dtype(), true) ? DType::Int64 : self.dtype());
 }
 /// Extremes of nothing have no value.
-void check_not_empty(const Tensor& self, uint64_t mask, std::string_view op) {
+void check_not_empty(const Tensor& self, uint64_t mask, std::string_view op,
+                     ErrorKind kind = ErrorKind::Index) {
   for (int64_t d = 0; d < self.dim(); ++d) {
-    check_index(!(mask >> d & 1) || self.sizes()[d] > 0, op, "(): Expected reduction dim ", d,
-                " to have non-zero size.");
+    if ((mask >> d & 1) && self.sizes()[d] == 0)
+      fail(kind, op, "(): Expected reduction dim ", d, " to have non-zero size.");
   }
 }
 uint64_t one(int64_t dim, const Tensor& self) { return uint64_t{1} << wrap_dim(dim, self.dim()); }
@@ -82,12 +83,12 @@ Tensor prod_dim(const Tensor& self, int64_t dim, bool keepdim, std::optional<DTy
 }
 Tensor amax(const Tensor& self, IntSpan dim, bool keepdim) {
   const uint64_t mask = mask_of(dim, self.dim(), "amax");
-  check_not_empty(self, mask, "amax");
+  check_not_empty(self, mask, "amax", dim.empty() ? ErrorKind::Runtime : ErrorKind::Index);
   return reduced(self, mask, keepdim, self.dtype());
 }
 Tensor amin(const Tensor& self, IntSpan dim, bool keepdim) {
   const uint64_t mask = mask_of(dim, self.dim(), "amin");
-  check_not_empty(self, mask, "amin");
+  check_not_empty(self, mask, "amin", dim.empty() ? ErrorKind::Runtime : ErrorKind::Index);
   return reduced(self, mask, keepdim, self.dtype());
 }
 std::tuple<Tensor, Tensor> max_dim(const Tensor& self, int64_t dim, bool keepdim) {

@@ -21,9 +21,9 @@ def relu_(input: Tensor) -> Tensor:
     return _ops.relu_(input)
 
 
-def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
+def gelu(input: Tensor, *, approximate: str = "none", out: Tensor | None = None) -> Tensor:
     """x * Phi(x), exact or with ``approximate="tanh"``."""
-    return _ops.gelu(input, approximate=approximate)
+    return _written(_ops.gelu(input, approximate=approximate), out)
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -36,9 +36,11 @@ def mish(input: Tensor, inplace: bool = False) -> Tensor:
     return _ops.mish_(input) if inplace else _ops.mish(input)
 
 
-def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+def softplus(
+    input: Tensor, beta: float = 1, threshold: float = 20, *, out: Tensor | None = None
+) -> Tensor:
     """log(1 + exp(beta x)) / beta; the identity where beta x > threshold."""
-    return _ops.softplus(input, beta, threshold)
+    return _written(_ops.softplus(input, beta, threshold), out)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -111,16 +113,16 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
     return _ops.threshold(input, threshold, value)
 
 
-def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+def hardshrink(input: Tensor, lambd: float = 0.5, *, out: Tensor | None = None) -> Tensor:
     """x where |x| > lambd, else 0."""
-    return input.masked_fill(input.abs() <= lambd, 0.0)
+    return _written(input.masked_fill(input.abs() <= lambd, 0.0), out)
 
 
-def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+def softshrink(input: Tensor, lambd: float = 0.5, *, out: Tensor | None = None) -> Tensor:
     """x moved towards 0 by lambd, and 0 where it would cross."""
     if lambd < 0:
         raise RuntimeError(f"lambda must be greater or equal to 0, but found to be {lambd}.")
-    return input - hardtanh(input, -lambd, lambd)
+    return _written(input - hardtanh(input, -lambd, lambd), out)
 
 
 def tanhshrink(input: Tensor) -> Tensor:
@@ -133,9 +135,9 @@ def softsign(input: Tensor) -> Tensor:
     return _ops.softsign(input)
 
 
-def logsigmoid(input: Tensor) -> Tensor:
+def logsigmoid(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     """log(sigmoid(x)), without overflow."""
-    return _ops.log_sigmoid(input)
+    return _written(_ops.log_sigmoid(input), out)
 
 
 def tanh(input: Tensor) -> Tensor:
@@ -161,6 +163,10 @@ def rrelu(
     inplace: bool = False,
 ) -> Tensor:
     """leaky_relu whose slope is uniform in [lower, upper] while training, else their mean."""
+    if lower > upper:
+        raise RuntimeError(
+            f"rrelu: Lower bound should be less than or equal to the upper bound, got {lower} and {upper}"
+        )
     if not training:
         return leaky_relu(input, (lower + upper) / 2, inplace)
     slope = _ops.empty_like(input).uniform_(lower, upper)
@@ -214,6 +220,15 @@ def gumbel_softmax(
     index = soft.argmax(dim, keepdim=True)
     one_hot = _ops.zeros_like(logits).scatter_(dim, index, 1.0)
     return one_hot - soft.detach() + soft
+
+
+def _written(result: Tensor, out: Tensor | None) -> Tensor:
+    """``out=``: the result in a given tensor, which is resized if need be."""
+    if out is None:
+        return result
+    if out.requires_grad or result.requires_grad:
+        raise RuntimeError("out=... arguments don't support automatic differentiation")
+    return out.resize_(tuple(result.shape)).copy_(result)
 
 
 def _place(input: Tensor, result: Tensor, inplace: bool) -> Tensor:

@@ -36,7 +36,7 @@ def _channels(input: Tensor, p: float, training: bool, inplace: bool, ndim: int)
         raise RuntimeError(
             f"dropout{ndim}d: expected {ndim + 1}-d or {ndim + 2}-d input, got {tuple(input.shape)}"
         )
-    if not training:
+    if not training or p == 0.0:
         return input
     kept = tuple(input.shape[:-ndim]) + (1,) * ndim
     mask = _ops.dropout(_ops.ones(kept, dtype=input.dtype, device=input.device), p, True)

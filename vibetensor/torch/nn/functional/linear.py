@@ -8,8 +8,12 @@ from vibetensor._C import Tensor
 _ops = _C._ops
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None
+) -> Tensor:
     """x Wᵀ + b: input (*, in), weight (out, in) or (in,), bias (out,) or (), result (*, out)."""
+    if out is not None:
+        return _ops.linear(input, weight, bias, out=out)
     return _ops.linear(input, weight, bias)
 
 

@@ -106,7 +106,9 @@ def normalize(
 ) -> Tensor:
     """x / max(norm_p(x), eps) along ``dim``."""
     result = input / input.norm(p, dim, True).clamp_min(eps).expand_as(input)
-    return result if out is None else out.copy_(result)
+    if out is None:
+        return result
+    return out.resize_(tuple(result.shape)).copy_(result)
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:

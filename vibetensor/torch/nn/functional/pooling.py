@@ -65,12 +65,14 @@ def avg_pool2d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The mean of each window of (N, C, H, W) or (C, H, W).
 
     ``divisor_override`` replaces the number of elements that the sum is divided by.
     """
-    return _ops.avg_pool2d(
+    arguments = (
         input,
         kernel_size,
         kernel_size if stride is None else stride,
@@ -79,6 +81,7 @@ def avg_pool2d(
         count_include_pad,
         divisor_override,
     )
+    return _ops.avg_pool2d(*arguments) if out is None else _ops.avg_pool2d(*arguments, out=out)
 
 
 def avg_pool1d(
@@ -97,6 +100,10 @@ def avg_pool1d(
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     """Means over windows chosen so that the result is (…, H', W'); None keeps an extent."""
+    if input.dim() < 3:
+        raise ValueError(
+            f"Input dimension should be at least 3, got {input.dim()} (shape {tuple(input.shape)})"
+        )
     if isinstance(output_size, int):
         size = (output_size, output_size)
     else:
