@@ -21,6 +21,11 @@ Tensor extremum_backward(const Tensor& grad, const Tensor& won, const Tensor& ti
   return ops::_where(won, grad, ops::_where(tied, half, zero));
 }
 
+Tensor moved_to(const Tensor& grad, Device device) {
+  if (grad.device() == device) return grad;
+  return ops::copy_(empty(grad.sizes(), grad.dtype(), device), grad, false);
+}
+
 Tensor pow_backward_self(const Tensor& grad, const Tensor& self, const Tensor& exponent) {
   if (exponent.dim() == 0 && exponent.impl()->wrapped_number) {
     const double e = exponent.item().to_double();

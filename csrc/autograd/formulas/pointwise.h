@@ -9,6 +9,8 @@ namespace vt::autograd {
 
 /// A 0-d zero of `like`'s dtype and device.
 Tensor wrapped_zero_like(const Tensor& like);
+/// `grad` on `device`: the way back of a copy between devices.
+Tensor moved_to(const Tensor& grad, Device device);
 /// maximum/minimum: all of the gradient where this side won, half where both are equal.
 Tensor extremum_backward(const Tensor& grad, const Tensor& won, const Tensor& tied);
 Tensor pow_backward_self(const Tensor& grad, const Tensor& self, const Tensor& exponent);
