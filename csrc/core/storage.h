@@ -21,6 +21,8 @@ class Storage final : public RefCounted {
 
   void* data() const { return allocation_.data; }
   size_t nbytes() const { return allocation_.nbytes; }
+  /// Where the bytes came from: allocators know their own by `release`.
+  const Allocation& allocation() const { return allocation_; }
   Device device() const { return device_; }
   /// The counter of tensors made directly on this storage; `.data` and friends get their own.
   std::atomic<uint32_t>& version() { return version_; }

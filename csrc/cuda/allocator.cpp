@@ -1,72 +1,72 @@
 #include "cuda/allocator.h"
 
-#include <cstdint>
+#include <array>
+#include <atomic>
 #include <mutex>
 
+#include "cuda/driver_device.h"
 #include "cuda/error.h"
 #include "cuda/stream.h"
 
 namespace vt::cuda {
 namespace {
 
-/// The driver gives a pool's memory back at every synchronization unless told to keep it.
-void keep_memory(int device) {
-  static std::once_flag once[kMaxDevices];
-  std::call_once(once[device], [device] {
-    cudaMemPool_t pool;
-    check_cuda(cudaDeviceGetDefaultMemPool(&pool, device), "getting the memory pool");
-    uint64_t keep = UINT64_MAX;
-    check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep),
-               "setting up the memory pool");
-  });
+std::array<std::atomic<CachingAllocator*>, kMaxDevices> allocators{};
+
+CachingAllocator& make_device_allocator(int device) {
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  CachingAllocator* made = allocators[static_cast<size_t>(device)].load();
+  if (!made) {
+    made = new CachingAllocator(*new DriverDevice(device), device, settings_from_environment());
+    allocators[static_cast<size_t>(device)].store(made, std::memory_order_release);
+  }
+  return *made;
 }
 
-void release_async(void* context, void* data, size_t) noexcept {
-  cudaFreeAsync(data, static_cast<cudaStream_t>(context));
-}
-
-class AsyncAllocator final : public Allocator {
+class CudaAllocator final : public Allocator {
  public:
-  Allocation allocate(size_t nbytes, Device device) override {
-    if (nbytes == 0) return {};
-    const DeviceGuard guard(device.index);
-    keep_memory(device.index);
-    const Stream stream = current_stream(device.index);
-    void* data = nullptr;
-    const cudaError_t error = cudaMallocAsync(&data, nbytes, stream.handle);
-    if (error != cudaSuccess) {
-      cudaGetLastError();
-      size_t free = 0, total = 0;
-      cudaMemGetInfo(&free, &total);
-      fail(ErrorKind::OutOfMemory, "CUDA out of memory. Tried to allocate ", nbytes, " bytes on ",
-           device, "; ", free, " of ", total, " bytes are free.");
-    }
-    return {data, nbytes, stream.handle, release_async};
+  Allocation allocate(size_t nbytes, Device where) override {
+    return device_allocator(where.index).allocate(nbytes, current_stream(where.index).handle);
   }
 };
-
-void release_pinned(void*, void* data, size_t) noexcept { cudaFreeHost(data); }
 
 }  // namespace
 
 void install_allocator() {
-  static AsyncAllocator* allocator = new AsyncAllocator;  // outlives every tensor
+  static auto* allocator = new CudaAllocator;  // outlives every tensor
   set_allocator(DeviceType::CUDA, allocator);
+}
+
+CachingAllocator& device_allocator(int device) {
+  check(device >= 0 && device < kMaxDevices, "CUDA error: invalid device ordinal ", device);
+  CachingAllocator* made = device_allocator_if_used(device);
+  return made ? *made : make_device_allocator(device);
+}
+
+CachingAllocator* device_allocator_if_used(int device) {
+  return allocators[static_cast<size_t>(device)].load(std::memory_order_acquire);
+}
+
+PinnedAllocator& pinned_allocator() {
+  static auto* instance =
+      new PinnedAllocator(*new DriverDevice(current_device()), settings_from_environment());
+  return *instance;
+}
+
+void record_stream(const Storage& storage, cudaStream_t stream) {
+  const Allocation& allocation = storage.allocation();
+  if (CachingAllocator::made(allocation.release))
+    device_allocator(storage.device().index).record_stream(allocation.context, stream);
+  else if (PinnedAllocator::made(allocation.release))
+    pinned_allocator().record_stream(allocation.context, stream);
 }
 
 void empty_cache() {
   for (int device = 0; device < device_count(); ++device) {
-    cudaMemPool_t pool;
-    check_cuda(cudaDeviceGetDefaultMemPool(&pool, device), "getting the memory pool");
-    check_cuda(cudaMemPoolTrimTo(pool, 0), "releasing cached memory");
+    if (CachingAllocator* allocator = device_allocator_if_used(device)) allocator->empty_cache();
   }
-}
-
-Allocation allocate_pinned(size_t nbytes) {
-  if (nbytes == 0) return {};
-  void* data = nullptr;
-  check_cuda(cudaHostAlloc(&data, nbytes, cudaHostAllocPortable), "allocating page-locked memory");
-  return {data, nbytes, nullptr, release_pinned};
+  pinned_allocator().empty_cache();
 }
 
 bool is_pinned(const void* pointer) {

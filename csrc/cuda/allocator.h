@@ -1,16 +1,28 @@
-// Device memory from the driver's stream-ordered pool (cudaMallocAsync): the backend
-// VT_CUDA_ALLOC=backend:async chooses, and page-locked host memory.
+// The allocators in use: one caching allocator a device, made at the device's first allocation, and
+// one of page-locked host memory. docs/allocator.md tells how they work.
 #pragma once
 
-#include "core/allocator.h"
+#include <cuda_runtime_api.h>
+
+#include "core/storage.h"
+#include "cuda/allocator/caching_allocator.h"
+#include "cuda/allocator/pinned_allocator.h"
 
 namespace vt::cuda {
 
 /// Registers the allocator of CUDA storages.
 void install_allocator();
-/// Gives memory that no tensor uses back to the driver.
+/// The allocator of a device. Never destroyed.
+CachingAllocator& device_allocator(int device);
+/// The allocator of a device, or null where nothing has been allocated yet.
+CachingAllocator* device_allocator_if_used(int device);
+PinnedAllocator& pinned_allocator();
+
+/// Work on `stream` uses the storage: its bytes are not handed out again before that work is done.
+/// Nothing for memory that other code owns.
+void record_stream(const Storage& storage, cudaStream_t stream);
+/// Gives memory that no tensor uses back to the driver, on all devices and the host.
 void empty_cache();
-Allocation allocate_pinned(size_t nbytes);
 bool is_pinned(const void* pointer);
 
 }  // namespace vt::cuda

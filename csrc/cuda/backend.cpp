@@ -1,5 +1,6 @@
 // Registers the CUDA backend as the library loads. Loading needs no driver: calls that do say so.
 #include "core/device_backend.h"
+#include "core/storage.h"
 #include "cuda/allocator.h"
 #include "cuda/device.h"
 
@@ -12,7 +13,10 @@ class Backend final : public DeviceBackend {
   std::string problem() const override { return device_problem(); }
   int current() const override { return current_device(); }
   void synchronize(int device) override { synchronize_device(device); }
-  Allocation allocate_pinned(size_t nbytes) override { return cuda::allocate_pinned(nbytes); }
+  Allocation allocate_pinned(size_t nbytes) override { return pinned_allocator().allocate(nbytes); }
+  void record_stream(const Storage& storage, uintptr_t stream) override {
+    cuda::record_stream(storage, reinterpret_cast<cudaStream_t>(stream));
+  }
   bool is_pinned(const void* pointer) const override { return cuda::is_pinned(pointer); }
 };
 

@@ -148,6 +148,14 @@ def pin_memory(self: Tensor, device: Any = None) -> Tensor:
 
 
 @_method
+def record_stream(self: Tensor, stream: Any) -> None:
+    """Tells that work on `stream` uses this CUDA tensor: its memory waits for that work when freed."""
+    from vibetensor.torch.cuda.streams import as_stream
+
+    _C._record_stream(self, as_stream(stream, self.device).cuda_stream)
+
+
+@_method
 def is_pinned(self: Tensor, device: Any = None) -> bool:
     """Whether this tensor is in page-locked host memory."""
     del device

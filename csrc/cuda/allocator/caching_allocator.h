@@ -51,6 +51,11 @@ class CachingAllocator {
   /// At least `nbytes`, aligned to 512, for work on `stream`. Zero bytes: a null pointer, of no
   /// stream. Throws OutOfMemory with a table of who holds what, Runtime when the driver fails.
   Allocation allocate(size_t nbytes, StreamHandle stream);
+  /// Whether an allocation with this release function is one of ours, so that its `context` may be
+  /// given to the functions below.
+  static bool made(decltype(Allocation::release) release_function) {
+    return release_function == &release;
+  }
   /// Tells that work on `stream` uses the allocation (its `context`) too: when it is released, its
   /// memory is not reused before that work is done.
   void record_stream(void* context, StreamHandle stream);

@@ -37,6 +37,11 @@ class PinnedAllocator {
 
   /// At least `nbytes`, aligned to 4096. Zero bytes: a null pointer. Throws OutOfMemory.
   Allocation allocate(size_t nbytes);
+  /// Whether an allocation with this release function is one of ours, so that its `context` may be
+  /// given to the functions below.
+  static bool made(decltype(Allocation::release) release_function) {
+    return release_function == &release;
+  }
   /// Tells that a copy on `stream` uses the allocation (its `context`): once it is released its
   /// memory is not reused before that copy is done. Call after issuing the copy or before.
   void record_stream(void* context, StreamHandle stream);

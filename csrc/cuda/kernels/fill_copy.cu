@@ -111,7 +111,9 @@ void copy_bytes(const Tensor& self, const Tensor& src, bool non_blocking) {
       cudaMemcpyAsync(self.data(), src.data(), bytes,
                       to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice, launch.stream()),
       to_host ? "copying to the host" : "copying to the device");
-  if (!(non_blocking && is_pinned(host.data())))
+  if (non_blocking && is_pinned(host.data()))
+    record_stream(*host.storage(), launch.stream());
+  else
     wait_for_result(launch.stream(),
                     to_host ? "copying to the host" : "copying from pageable memory");
 }

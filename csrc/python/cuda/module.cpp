@@ -72,10 +72,72 @@ void bind_devices(nb::module_& m) {
   });
   m.def("runtime_version", &runtime_version);
   m.def("driver_version", &driver_version);
-  m.def("empty_cache", &empty_cache);
   m.def("memory_info", [](int device) {
     const MemoryInfo info = memory_info(checked_device(device));
     return std::pair(info.free, info.total);
+  });
+}
+
+nb::tuple pool_tuple(MempoolId pool) { return nb::make_tuple(pool.first, pool.second); }
+
+void bind_memory(nb::module_& m) {
+  m.def("empty_cache", &empty_cache);
+  m.def("memory_stats", [](int device) {
+    nb::dict out;
+    if (CachingAllocator* allocator = device_allocator_if_used(checked_device(device))) {
+      for (const auto& [name, value] : flatten(allocator->stats())) out[name.c_str()] = value;
+    }
+    return out;
+  });
+  m.def("reset_peak_stats", [](int device) {
+    if (CachingAllocator* allocator = device_allocator_if_used(checked_device(device)))
+      allocator->reset_peak_stats();
+  });
+  m.def("reset_accumulated_stats", [](int device) {
+    if (CachingAllocator* allocator = device_allocator_if_used(checked_device(device)))
+      allocator->reset_accumulated_stats();
+  });
+  m.def("set_memory_fraction", [](double fraction, int device) {
+    device_allocator(checked_device(device)).set_memory_fraction(fraction);
+  });
+  m.def("set_memory_limit", [](size_t nbytes, int device) {
+    device_allocator(checked_device(device)).set_memory_limit(nbytes);
+  });
+  m.def("memory_report", [](int device) {
+    return device_allocator(checked_device(device)).out_of_memory_report(0, {});
+  });
+  m.def("check_memory", [](int device) {
+    return device_allocator(checked_device(device)).check_invariants();
+  });
+  m.def("memory_usage", [](int device) {
+    nb::list out;
+    if (CachingAllocator* allocator = device_allocator_if_used(checked_device(device))) {
+      for (const PoolUsage& u : allocator->usage()) {
+        nb::dict row;
+        row["pool"] = pool_tuple(u.pool);
+        row["stream"] = reinterpret_cast<uintptr_t>(u.stream);
+        row["use_count"] = u.use_count;
+        row["allocated"] = u.allocated;
+        row["pending"] = u.pending;
+        row["cached"] = u.cached;
+        row["reserved"] = u.reserved;
+        row["largest_free"] = u.largest_free;
+        row["blocks"] = u.blocks;
+        out.append(row);
+      }
+    }
+    return out;
+  });
+  m.def("host_memory_stats", [] {
+    const PinnedStats stats = pinned_allocator().stats();
+    nb::dict out;
+    out["allocated_bytes.current"] = stats.allocated_bytes;
+    out["allocated_bytes.peak"] = stats.peak_allocated_bytes;
+    out["pending_bytes.current"] = stats.pending_bytes;
+    out["cached_bytes.current"] = stats.cached_bytes;
+    out["num_host_alloc"] = stats.num_host_alloc;
+    out["num_host_free"] = stats.num_host_free;
+    return out;
   });
 }
 
@@ -136,6 +198,7 @@ NB_MODULE(_cuda, m) {
     }
   }, nb::object(nb::module_::import_("vibetensor._C").attr("OutOfMemoryError")).release().ptr());
   cuda::bind_devices(m);
+  cuda::bind_memory(m);
   cuda::bind_streams(m);
   m.def("set_library_finder", [](nb::object f) {
     cuda::finder = std::move(f);

@@ -8,15 +8,20 @@ from __future__ import annotations
 from typing import Any
 
 from vibetensor.torch.cuda import _backend
-from vibetensor.torch.cuda.memory import (
-    OutOfMemoryError as OutOfMemoryError,
-)
-from vibetensor.torch.cuda.memory import (
-    empty_cache as empty_cache,
-)
-from vibetensor.torch.cuda.memory import (
-    mem_get_info as mem_get_info,
-)
+from vibetensor.torch.cuda import memory as memory
+from vibetensor.torch.cuda.memory import OutOfMemoryError as OutOfMemoryError
+from vibetensor.torch.cuda.memory import empty_cache as empty_cache
+from vibetensor.torch.cuda.memory import host_memory_stats as host_memory_stats
+from vibetensor.torch.cuda.memory import max_memory_allocated as max_memory_allocated
+from vibetensor.torch.cuda.memory import max_memory_reserved as max_memory_reserved
+from vibetensor.torch.cuda.memory import mem_get_info as mem_get_info
+from vibetensor.torch.cuda.memory import memory_allocated as memory_allocated
+from vibetensor.torch.cuda.memory import memory_reserved as memory_reserved
+from vibetensor.torch.cuda.memory import memory_stats as memory_stats
+from vibetensor.torch.cuda.memory import memory_summary as memory_summary
+from vibetensor.torch.cuda.memory import reset_accumulated_memory_stats as reset_accumulated_memory_stats
+from vibetensor.torch.cuda.memory import reset_peak_memory_stats as reset_peak_memory_stats
+from vibetensor.torch.cuda.memory import set_per_process_memory_fraction as set_per_process_memory_fraction
 from vibetensor.torch.cuda.streams import (
     Event as Event,
 )
