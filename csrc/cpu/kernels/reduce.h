@@ -103,15 +103,6 @@ typename Op::Acc reduce_row(const Op& op, const char* data, int64_t n, DType dty
   return total;
 }
 
-/// Whether this pass over `bytes` runs from the end. Inputs larger than the caches are read in
-/// alternating directions: what the last pass read last is still there. The order of combining
-/// pieces stays, so the direction does not show in the result.
-inline bool runs_backwards(int64_t bytes) {
-  static thread_local bool backwards = false;
-  if (bytes < int64_t{8} << 20) return false;
-  return backwards = !backwards;
-}
-
 /// result(index of the kept element, accumulator) for every kept element.
 template <class T, class Op, class Result>
 void reduce(const ReducePlan& plan, const Op& op, Result&& result) {
@@ -121,12 +112,10 @@ void reduce(const ReducePlan& plan, const Op& op, Result&& result) {
   const int64_t size = item_size(dtype);
   if (plan.outer * plan.inner == 0) return;
   if (plan.inner == 1) {
-    const bool backwards = runs_backwards(plan.outer * plan.reduced * size);
     if (plan.outer > 1 && plan.outer * 4 >= num_threads()) {
       parallel_for(0, plan.outer, std::max<int64_t>(1, kChunk / (plan.reduced + 1)),
                    [&](int64_t b, int64_t e) {
-                     for (int64_t i = b; i < e; ++i) {
-                       const int64_t o = backwards ? plan.outer - 1 - i : i;
+                     for (int64_t o = b; o < e; ++o) {
                        // Long rows are summed piece by piece here too, so that the result is the
                        // same however many rows there are.
                        Acc total = op.start();
@@ -142,8 +131,8 @@ void reduce(const ReducePlan& plan, const Op& op, Result&& result) {
     const int64_t pieces = (plan.reduced + kChunk - 1) / kChunk;
     std::vector<Acc> partial(static_cast<size_t>(pieces));
     for (int64_t o = 0; o < plan.outer; ++o) {
-      parallel_chunks(pieces, [&](int64_t i) {
-        const int64_t p = backwards ? pieces - 1 - i : i, at = p * kChunk;
+      parallel_chunks(pieces, [&](int64_t p) {
+        const int64_t at = p * kChunk;
         partial[static_cast<size_t>(p)] = reduce_row<T>(op, data + (o * plan.reduced + at) * size,
                                                         std::min(kChunk, plan.reduced - at), dtype);
       });
