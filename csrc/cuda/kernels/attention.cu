@@ -1,8 +1,9 @@
 // Scaled dot-product attention, forward: a block owns 64 queries of one head and walks over tiles
 // of 64 keys with a running softmax, so no L x S matrix is kept; one log-sum-exp a query is saved
-// for backward. Arithmetic is in float (double for doubles) for every dtype, stride and mask.
+// for backward. Arithmetic is in float (double for doubles) for every dtype, stride and mask; 16-bit
+// heads that are laid out for it go to tensor cores (attention_mma.cu).
 // Source: Dao et al., "FlashAttention", NeurIPS 2022, and its second part.
-#include "cuda/kernels/attention.cuh"
+#include "cuda/kernels/attention_mma.cuh"
 
 namespace vt::cuda {
 namespace {
@@ -98,6 +99,9 @@ void forward(const Tensor& out, const Tensor& lse, const Tensor& rng_state, cons
     launch(store_rng_state, dim3(1), dim3(1), 0, rng_state.data_as<int64_t>(), rng);
     return;
   }
+  if (mma_forward(launch, out, lse, rng_state, query, key, value, mask, dropout_p, is_causal, scale,
+                  rng))
+    return;
   const int64_t value_width = value.sizes()[3];
   visit_widths(query.dtype(), value_width, [&]<class S, int D>() {
     Problem<S> p(query, key, value, mask, dropout_p, is_causal, scale);

@@ -2,7 +2,7 @@
 // log-sum-exp. One kernel owns tiles of queries (their gradient), another tiles of keys (the
 // gradients of key and value, over all query heads that share them), so every sum has one owner and
 // a fixed order.
-#include "cuda/kernels/attention.cuh"
+#include "cuda/kernels/attention_mma.cuh"
 
 namespace vt::cuda {
 namespace {
@@ -174,6 +174,11 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
     launch(gradient_along_output<S>, tile_grid(ceil_div<int64_t>(rows, kRows), 1, 1),
            dim3(kWarp, kRows), 0, along.data<T>(), saved.grad, Operand<S>(o), p.heads, p.queries,
            rows, value_width);
+    if constexpr (sizeof(S) == 2) {
+      if (mma_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, mask,
+                       saved.lse, saved.along, rng_state, dropout_p, is_causal, scale))
+        return;
+    }
     constexpr int kBytes = Shared<T, D>::kBytes;
     const int64_t query_tiles = ceil_div<int64_t>(p.queries, kTile);
     const int64_t query_parts = ceil_div<int64_t>(width, D);
