@@ -130,7 +130,8 @@ def as_stream(stream: Any, device: Any = None) -> Stream:
         return stream
     protocol = getattr(stream, "__cuda_stream__", None)
     if protocol is not None:
-        version, handle = protocol() if callable(protocol) else protocol
+        pair: Any = protocol() if callable(protocol) else protocol
+        version, handle = pair
         if version != 0:
             raise RuntimeError(f"__cuda_stream__ version {version} is not understood; expected 0")
         return Stream._of(_backend.device_index(device), int(handle), stream)
