@@ -96,7 +96,7 @@ def test_gradient_of_embedding(
     table, index, grad = floats(rows, width), ints(rows, n), floats(n, width)
     results = []
     for device in ("cpu", "cuda"):
-        weight = table.to(device).requires_grad_()
+        weight = table.clone().to(device).requires_grad_()
         out = torch.nn.functional.embedding(
             index.to(device), weight, padding_idx, scale_grad_by_freq=by_frequency
         )

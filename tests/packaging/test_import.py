@@ -20,10 +20,10 @@ def python(run_python) -> Callable[[str], str]:
 
 
 def test_import_takes_at_most_150_ms(python) -> None:
-    # Processor time, and the best of some: on a busy machine the wall clock tells of others.
-    code = "import time; t = time.process_time(); import vibetensor; print(time.process_time() - t)"
+    # The best of some: on a busy machine the clock tells of others too.
+    code = "import time; t = time.perf_counter(); import vibetensor; print(time.perf_counter() - t)"
     python(code)  # fills the caches of byte code and of the disk
-    assert min(float(python(code)) for _ in range(7)) <= 0.15
+    assert min(float(python(code)) for _ in range(10)) <= 0.15
 
 
 def test_import_loads_no_heavy_module(python) -> None:
