@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+SETTLE = 0.02  # seconds in which the threads of the library timed before go to sleep
 
 
 def median_times(
@@ -26,8 +27,8 @@ def median_times(
 ) -> tuple[float, float]:
     """Median seconds a call of both, measured in alternating rounds of `calls` calls.
 
-    The first call of a round is not timed: it still shares the cores with the other's threads,
-    which spin for a while after their last call. `sync` empties a device's queue before a round;
+    A round starts with a pause and a call that is not timed: the other's threads spin for a while
+    after their last call, on the cores that this round needs. `sync` empties a device's queue before a round;
     with `through` the round's time includes the device's work, else the calls alone.
     """
     samples: tuple[list[float], list[float]] = ([], [])
@@ -37,6 +38,7 @@ def median_times(
             theirs()
     for _ in range(rounds):
         for function, sink in zip((ours, theirs), samples):
+            time.sleep(SETTLE)
             function()
             if sync:
                 sync()

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import torch
-from side_by_side import median_times, report
+from side_by_side import SETTLE, median_times, report
 
 import vibetensor.torch as vt
 
@@ -90,11 +90,12 @@ def train_rows(steps: int) -> list[dict[str, Any]]:
         first = [(a().item(), b().item()) for _ in range(3)]
         for mine, other in first:  # both are known to do the same work
             assert abs(mine - other) <= 1e-3 * abs(other), first
-        # In turns of a few steps: in training a step follows one of its own, and the first step of
-        # a turn, which still meets the other library's spinning threads, is not timed.
+        # In turns of a few steps: in training a step follows one of its own. A turn starts with a
+        # pause and a step that is not timed, as the other library's threads spin for a while.
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(0, steps, TURN):
             for function, sink in zip((a, b), times):
+                time.sleep(SETTLE)
                 function()
                 for _ in range(TURN):
                     start = time.perf_counter()
@@ -137,7 +138,7 @@ def op_rows() -> list[dict[str, Any]]:
     }
     for name, make in cases.items():
         theirs, ours = make(*pairs[0]), make(*pairs[1])
-        a, b = median_times(ours, theirs, 4, 11)
+        a, b = median_times(ours, theirs, 20, 11)
         rows.append(
             {"case": name, "vibetensor": a * 1e3, "torch": b * 1e3, "unit": "ms", "goal": 1.0}
         )
