@@ -67,7 +67,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--save", action="store_true", help="write bench/results/overhead[_DEVICE].json")
+    parser.add_argument(
+        "--save", action="store_true", help="write bench/results/overhead[_DEVICE].json"
+    )
     parser.add_argument("--device", default="cpu", help="where the tensors are")
     parser.add_argument("--calls", type=int, default=20000, help="calls a round")
     options = parser.parse_args()

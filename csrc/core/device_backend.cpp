@@ -50,7 +50,8 @@ Device resolve_device(Device device) {
   const int count = backend ? backend->count() : 0;
   check(count > 0, "no CUDA device can be used: ", backend_problem(device.type));
   if (device.index < 0) device.index = static_cast<int8_t>(backend->current());
-  check(device.index < count, "CUDA error: invalid device ordinal: ", device, " was asked for, but ",
+  check(device.index < count, "CUDA error: invalid device ordinal: ", device,
+        " was asked for, but ",
         count == 1 ? "there is one device" : str("there are ", count, " devices"));
   return device;
 }

@@ -22,8 +22,8 @@ class DeviceBackend {
   virtual int current() const = 0;
   /// Waits for all work on the device. Throws what that work failed with.
   virtual void synchronize(int device) = 0;
-  /// Tells that work on `stream` (a driver handle) uses the storage: if its bytes are ours, they are
-  /// not handed out again before that work is done.
+  /// Tells that work on `stream` (a driver handle) uses the storage: if its bytes are ours, they
+  /// are not handed out again before that work is done.
   virtual void record_stream(const Storage& storage, uintptr_t stream) = 0;
   /// Page-locked host memory.
   virtual Allocation allocate_pinned(size_t nbytes) = 0;

@@ -211,9 +211,8 @@ void make_plan(Plan& plan, const Key& key) {
     api().preference_set(preference, kPreferAlignmentA + operand, &alignment, sizeof alignment);
   Heuristic result{};
   int found = 0;
-  const Status status =
-      api().heuristic(handle_of(key.device), plan.op, plan.b, plan.a, plan.c, plan.c, preference,
-                      1, &result, &found);
+  const Status status = api().heuristic(handle_of(key.device), plan.op, plan.b, plan.a, plan.c,
+                                        plan.c, preference, 1, &result, &found);
   api().preference_destroy(preference);
   plan.usable = status == 0 && found > 0 && result.state == 0;
   plan.algorithm = result.algorithm;

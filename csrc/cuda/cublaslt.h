@@ -19,11 +19,11 @@ struct GemmOperand {
 struct GemmProblem {
   DType dtype = DType::Float32;  // a floating dtype; 16-bit ones accumulate in float
   int64_t batch = 1, m = 0, n = 0, k = 0;
-  GemmOperand a, b;             // a: m x k, b: k x n
-  void* c = nullptr;            // m x n, dense rows `ldc` apart
+  GemmOperand a, b;   // a: m x k, b: k x n
+  void* c = nullptr;  // m x n, dense rows `ldc` apart
   int64_t ldc = 0, step_c = 0;
   double alpha = 1, beta = 0;
-  const void* bias = nullptr;   // n elements added to every row, or null
+  const void* bias = nullptr;  // n elements added to every row, or null
 };
 
 /// c = alpha * a @ b + beta * c + bias. False if the library has no algorithm for the problem.

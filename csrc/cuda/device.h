@@ -17,9 +17,9 @@ struct DeviceProperties {
   std::string name;
   int major = 0, minor = 0;
   int multiprocessors = 0;
-  int64_t total_memory = 0;          // bytes
-  int64_t l2_cache = 0;              // bytes
-  int shared_memory_per_block = 0;   // bytes, the opt-in limit
+  int64_t total_memory = 0;         // bytes
+  int64_t l2_cache = 0;             // bytes
+  int shared_memory_per_block = 0;  // bytes, the opt-in limit
   int max_threads_per_sm = 0;
   int warp_size = 32;
   int pci_bus = 0, pci_device = 0, pci_domain = 0;

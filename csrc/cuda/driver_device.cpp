@@ -39,8 +39,8 @@ struct Driver {
   void find(F& function, const char* name) {
     void* address = nullptr;
     cudaDriverEntryPointQueryResult result{};
-    const cudaError_t error = cudaGetDriverEntryPointByVersion(
-        name, &address, CUDART_VERSION, cudaEnableDefault, &result);
+    const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &address, CUDART_VERSION,
+                                                               cudaEnableDefault, &result);
     if (error != cudaSuccess || result != cudaDriverEntryPointSuccess) {
       cudaGetLastError();
       complete = false;
@@ -87,12 +87,12 @@ ApiStatus status(CUresult result) {
   if (result == CUDA_SUCCESS) return {};
   const char* message = "unknown driver error";
   if (driver().error_string) driver().error_string(result, &message);
-  const ApiCode code = result == CUDA_ERROR_OUT_OF_MEMORY ? ApiCode::OutOfMemory
-                       : result == CUDA_ERROR_NOT_SUPPORTED ? ApiCode::NotSupported
-                       : result == CUDA_ERROR_DEINITIALIZED ||
-                               result == CUDA_ERROR_CONTEXT_IS_DESTROYED
-                           ? ApiCode::Dead
-                           : ApiCode::Failed;
+  const ApiCode code =
+      result == CUDA_ERROR_OUT_OF_MEMORY   ? ApiCode::OutOfMemory
+      : result == CUDA_ERROR_NOT_SUPPORTED ? ApiCode::NotSupported
+      : result == CUDA_ERROR_DEINITIALIZED || result == CUDA_ERROR_CONTEXT_IS_DESTROYED
+          ? ApiCode::Dead
+          : ApiCode::Failed;
   return {code, static_cast<int>(result), message};
 }
 
@@ -194,8 +194,7 @@ ApiStatus DriverDevice::set_access(uintptr_t address, size_t nbytes) {
     int peer = other == device_;
     if (!peer) cudaDeviceCanAccessPeer(&peer, other, device_);
     if (peer)
-      open.push_back(
-          {{CU_MEM_LOCATION_TYPE_DEVICE, {other}}, CU_MEM_ACCESS_FLAGS_PROT_READWRITE});
+      open.push_back({{CU_MEM_LOCATION_TYPE_DEVICE, {other}}, CU_MEM_ACCESS_FLAGS_PROT_READWRITE});
   }
   return status(driver().set_access(address, nbytes, open.data(), open.size()));
 }

@@ -18,7 +18,8 @@ void cuda_failed(cudaError_t error, std::string_view what) {
           "set VT_CUDA_LAUNCH_BLOCKING=1 to have the error reported at the op that failed";
       break;
     case cudaErrorNoKernelImageForDevice:
-      advice = ". This build has no code for this GPU; `vibetensor info` lists what it was built for";
+      advice =
+          ". This build has no code for this GPU; `vibetensor info` lists what it was built for";
       break;
     default:
       break;

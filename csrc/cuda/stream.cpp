@@ -91,8 +91,8 @@ void Event::record(Stream stream) {
     check_cuda(cudaEventCreateWithFlags(&event_, flags_), "creating an event");
     device_ = stream.device;
   }
-  check(device_ == stream.device, "Event device ", device_, " does not match recording stream's device ",
-        stream.device, ".");
+  check(device_ == stream.device, "Event device ", device_,
+        " does not match recording stream's device ", stream.device, ".");
   check_cuda(cudaEventRecord(event_, stream.handle), "recording an event");
 }
 

@@ -17,8 +17,7 @@ void no_kernel(OpId id, Device device) {
        "backends");
 }
 
-void wrong_device(Device device, const Tensor& tensor, std::string_view op,
-                  std::string_view name) {
+void wrong_device(Device device, const Tensor& tensor, std::string_view op, std::string_view name) {
   fail(op, ": Expected all tensors to be on the same device, but found at least two devices, ",
        device, " and ", tensor.device(), "! Argument '", name, "' has shape ", tensor.sizes(),
        "; move it with .to('", device, "').");

@@ -51,8 +51,8 @@ void add_ops(nb::module_& m) {
 Tensor pinned_copy(const Tensor& t) {
   check(t.device().is_cpu(), "cannot pin '", t.device(), "' only dense CPU tensors can be pinned");
   DeviceBackend* backend = backend_for(DeviceType::CUDA);
-  check(backend && backend->count() > 0, "Cannot pin memory: no CUDA device can be used: ",
-        backend_problem(DeviceType::CUDA));
+  check(backend && backend->count() > 0,
+        "Cannot pin memory: no CUDA device can be used: ", backend_problem(DeviceType::CUDA));
   if (t.numel() > 0 && backend->is_pinned(t.data())) return t;
   const Tensor like = empty_like(t);
   auto storage = make_ref<Storage>(backend->allocate_pinned(like.storage()->nbytes()), Device{});
@@ -94,9 +94,8 @@ NB_MODULE(_C, m) {
         return nb::steal(wrap_generator(default_generator(where)));
       },
       nb::arg("device") = nb::none());
-  m.def("_pin_memory", [](nb::object tensor) {
-    return nb::steal(wrap(pinned_copy(tensor_of(tensor.ptr()))));
-  });
+  m.def("_pin_memory",
+        [](nb::object tensor) { return nb::steal(wrap(pinned_copy(tensor_of(tensor.ptr())))); });
   m.def("_record_stream", [](nb::object tensor, uintptr_t stream) {
     const Tensor& t = tensor_of(tensor.ptr());
     check(t.device().is_cuda(), "record_stream: expected a CUDA tensor, got one on ", t.device());

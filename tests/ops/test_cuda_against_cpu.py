@@ -88,9 +88,9 @@ def _moved(value: Any, device: str) -> Any:
 def _run(op: Any, sample: str, dtype: str, device: str, grad: bool, widen: bool = False) -> Any:
     converter = _Converter(device, grad, widen)
     args, kwargs = Makers(dtype, seed=7).arguments(sample, converter)
-    if not any(isinstance(a, vt.Tensor) for a in flatten([*args, *kwargs.values()])):
-        if "device" in {a.name for a in op.schema.args}:
-            kwargs = {**kwargs, "device": device}
+    made = any(isinstance(a, vt.Tensor) for a in flatten([*args, *kwargs.values()]))
+    if not made and "device" in {a.name for a in op.schema.args}:
+        kwargs = {**kwargs, "device": device}
     # Some samples make index tensors by themselves; they go where the others are.
     if op.name not in HOST_INDICES:
         args = tuple(_moved(a, device) for a in args)

@@ -42,8 +42,8 @@ std::vector<Tensor> tensor_split_indices(const Tensor& self, IntSpan indices, in
 
 std::vector<Tensor> tensor_split_tensor(const Tensor& self, const Tensor& at, int64_t dim) {
   // Shapes follow from the numbers, so they must be where they can be read without waiting.
-  check(at.device().is_cpu(), "tensor_split expected tensor_indices_or_sections to be on cpu, but it's on ",
-        at.device());
+  check(at.device().is_cpu(),
+        "tensor_split expected tensor_indices_or_sections to be on cpu, but it's on ", at.device());
   check(at.dtype() == DType::Int64 && at.dim() <= 1,
         "tensor_split expected tensor_indices_or_sections to be a zero-dimensional or "
         "one-dimensional int64 tensor, but got ",

@@ -190,7 +190,9 @@ def _device_check(op: Op) -> str:
     code = ""
     for a in op.schema.args:
         if (a.is_tensor or a.is_list) and a.name not in free:
-            code += f'  check_on_device(device, {a.name}, "{op.python_name or op.name}", "{a.name}");\n'
+            code += (
+                f'  check_on_device(device, {a.name}, "{op.python_name or op.name}", "{a.name}");\n'
+            )
     for name in free:
         code += f'  check_host_scalar(device, {name}, "{op.python_name or op.name}", "{name}");\n'
     return code

@@ -53,9 +53,10 @@ void bind_devices(nb::module_& m) {
       .def_ro("pci_device_id", &DeviceProperties::pci_device)
       .def_ro("pci_domain_id", &DeviceProperties::pci_domain)
       .def("__repr__", [](const DeviceProperties& p) {
-        return str("_CudaDeviceProperties(name='", p.name, "', major=", p.major, ", minor=", p.minor,
-                   ", total_memory=", p.total_memory / (1 << 20), "MB, multi_processor_count=",
-                   p.multiprocessors, ", L2_cache_size=", p.l2_cache / (1 << 20), "MB)");
+        return str("_CudaDeviceProperties(name='", p.name, "', major=", p.major,
+                   ", minor=", p.minor, ", total_memory=", p.total_memory / (1 << 20),
+                   "MB, multi_processor_count=", p.multiprocessors,
+                   ", L2_cache_size=", p.l2_cache / (1 << 20), "MB)");
       });
   m.def("device_count", &device_count);
   m.def("device_problem", &device_problem);
@@ -106,9 +107,8 @@ void bind_memory(nb::module_& m) {
   m.def("memory_report", [](int device) {
     return device_allocator(checked_device(device)).out_of_memory_report(0, {});
   });
-  m.def("check_memory", [](int device) {
-    return device_allocator(checked_device(device)).check_invariants();
-  });
+  m.def("check_memory",
+        [](int device) { return device_allocator(checked_device(device)).check_invariants(); });
   m.def("memory_usage", [](int device) {
     nb::list out;
     if (CachingAllocator* allocator = device_allocator_if_used(checked_device(device))) {
@@ -142,7 +142,8 @@ void bind_memory(nb::module_& m) {
 }
 
 void bind_streams(nb::module_& m) {
-  m.def("current_stream", [](int device) { return number(current_stream(checked_device(device))); });
+  m.def("current_stream",
+        [](int device) { return number(current_stream(checked_device(device))); });
   m.def("set_current_stream", [](int device, uintptr_t handle) {
     set_current_stream(stream_of(checked_device(device), handle));
   });
@@ -165,7 +166,8 @@ void bind_streams(nb::module_& m) {
   nb::class_<Event>(m, "Event")
       .def(nb::init<bool, bool, bool>(), nb::arg("timing"), nb::arg("blocking"),
            nb::arg("interprocess"))
-      .def("record", [](Event& e, int device, uintptr_t handle) { e.record(stream_of(device, handle)); })
+      .def("record",
+           [](Event& e, int device, uintptr_t handle) { e.record(stream_of(device, handle)); })
       .def("wait",
            [](const Event& e, int device, uintptr_t handle) { e.wait(stream_of(device, handle)); })
       .def("query", &Event::query)
@@ -175,8 +177,7 @@ void bind_streams(nb::module_& m) {
              e.synchronize();
            })
       .def("elapsed_time", &Event::elapsed)
-      .def_prop_ro("handle",
-                   [](const Event& e) { return reinterpret_cast<uintptr_t>(e.handle()); })
+      .def_prop_ro("handle", [](const Event& e) { return reinterpret_cast<uintptr_t>(e.handle()); })
       .def_prop_ro("device", &Event::device);
 }
 
@@ -185,25 +186,30 @@ void bind_streams(nb::module_& m) {
 
 NB_MODULE(_cuda, m) {
   using namespace vt;
-  nb::register_exception_translator([](const std::exception_ptr& p, void* type) {
-    try {
-      std::rethrow_exception(p);
-    } catch (const Error& error) {
-      auto* out_of_memory = static_cast<PyObject*>(type);
-      PyErr_SetString(error.kind() == ErrorKind::OutOfMemory ? out_of_memory
-                      : error.kind() == ErrorKind::Value     ? PyExc_ValueError
-                      : error.kind() == ErrorKind::Type      ? PyExc_TypeError
-                                                             : PyExc_RuntimeError,
-                      error.what());
-    }
-  }, nb::object(nb::module_::import_("vibetensor._C").attr("OutOfMemoryError")).release().ptr());
+  nb::register_exception_translator(
+      [](const std::exception_ptr& p, void* type) {
+        try {
+          std::rethrow_exception(p);
+        } catch (const Error& error) {
+          auto* out_of_memory = static_cast<PyObject*>(type);
+          PyErr_SetString(error.kind() == ErrorKind::OutOfMemory ? out_of_memory
+                          : error.kind() == ErrorKind::Value     ? PyExc_ValueError
+                          : error.kind() == ErrorKind::Type      ? PyExc_TypeError
+                                                                 : PyExc_RuntimeError,
+                          error.what());
+        }
+      },
+      nb::object(nb::module_::import_("vibetensor._C").attr("OutOfMemoryError")).release().ptr());
   cuda::bind_devices(m);
   cuda::bind_memory(m);
   cuda::bind_streams(m);
-  m.def("set_library_finder", [](nb::object f) {
-    cuda::finder = std::move(f);
-    cuda::set_library_finder(cuda::finder.is_none() ? nullptr : &cuda::find_library);
-  }, nb::arg().none());
+  m.def(
+      "set_library_finder",
+      [](nb::object f) {
+        cuda::finder = std::move(f);
+        cuda::set_library_finder(cuda::finder.is_none() ? nullptr : &cuda::find_library);
+      },
+      nb::arg().none());
   // The module outlives every call of the finder, but not the interpreter.
   nb::module_::import_("atexit").attr("register")(nb::cpp_function([] {
     cuda::set_library_finder(nullptr);

@@ -19,9 +19,13 @@ from vibetensor.torch.cuda.memory import memory_allocated as memory_allocated
 from vibetensor.torch.cuda.memory import memory_reserved as memory_reserved
 from vibetensor.torch.cuda.memory import memory_stats as memory_stats
 from vibetensor.torch.cuda.memory import memory_summary as memory_summary
-from vibetensor.torch.cuda.memory import reset_accumulated_memory_stats as reset_accumulated_memory_stats
+from vibetensor.torch.cuda.memory import (
+    reset_accumulated_memory_stats as reset_accumulated_memory_stats,
+)
 from vibetensor.torch.cuda.memory import reset_peak_memory_stats as reset_peak_memory_stats
-from vibetensor.torch.cuda.memory import set_per_process_memory_fraction as set_per_process_memory_fraction
+from vibetensor.torch.cuda.memory import (
+    set_per_process_memory_fraction as set_per_process_memory_fraction,
+)
 from vibetensor.torch.cuda.streams import (
     Event as Event,
 )

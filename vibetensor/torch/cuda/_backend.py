@@ -20,7 +20,7 @@ def _find_library(name: str) -> str | None:
     else:
         try:
             return load_nvidia_dynamic_lib(name).abs_path
-        except Exception:  # noqa: BLE001  # Each version raises its own class; the scan follows.
+        except Exception:  # Each version raises its own class; the scan follows.
             pass
     for folder in sys.path:
         for parent in ("nvidia/cu13/lib", "nvidia/cudnn/lib", "nvidia/nccl/lib"):
