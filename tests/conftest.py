@@ -52,7 +52,9 @@ def start_python(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
             "cwd": tmp_path,
             **options,
         }
-        settings["env"] = {**os.environ, "PYTHONPATH": package, **options.get("env", {})}
+        # What the surrounding path adds (packages installed elsewhere) comes after the package.
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        settings["env"] = {**os.environ, "PYTHONPATH": path, **options.get("env", {})}
         return subprocess.Popen([sys.executable, "-c", source, *map(str, arguments)], **settings)
 
     return start

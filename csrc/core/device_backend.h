@@ -25,6 +25,11 @@ class DeviceBackend {
   /// Tells that work on `stream` (a driver handle) uses the storage: if its bytes are ours, they
   /// are not handed out again before that work is done.
   virtual void record_stream(const Storage& storage, uintptr_t stream) = 0;
+  /// The calling thread's current stream on a device, as a driver handle; 0 is the default stream.
+  virtual uintptr_t current_stream(int device) const = 0;
+  /// Work given to `stream` from now on waits for what the current stream has been given, and with
+  /// `after` the other way round. Both handles are of `device`.
+  virtual void order_streams(int device, uintptr_t stream, bool after) = 0;
   /// Page-locked host memory.
   virtual Allocation allocate_pinned(size_t nbytes) = 0;
   virtual bool is_pinned(const void* pointer) const = 0;

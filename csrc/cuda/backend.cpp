@@ -3,6 +3,7 @@
 #include "core/storage.h"
 #include "cuda/allocator.h"
 #include "cuda/device.h"
+#include "cuda/stream.h"
 
 namespace vt::cuda {
 namespace {
@@ -16,6 +17,17 @@ class Backend final : public DeviceBackend {
   Allocation allocate_pinned(size_t nbytes) override { return pinned_allocator().allocate(nbytes); }
   void record_stream(const Storage& storage, uintptr_t stream) override {
     cuda::record_stream(storage, reinterpret_cast<cudaStream_t>(stream));
+  }
+  uintptr_t current_stream(int device) const override {
+    return reinterpret_cast<uintptr_t>(cuda::current_stream(device).handle);
+  }
+  void order_streams(int device, uintptr_t stream, bool after) override {
+    const Stream other{reinterpret_cast<cudaStream_t>(stream), device};
+    const Stream current = cuda::current_stream(device);
+    if (other == current) return;
+    Event event;
+    event.record(after ? other : current);
+    event.wait(after ? current : other);
   }
   bool is_pinned(const void* pointer) const override { return cuda::is_pinned(pointer); }
 };

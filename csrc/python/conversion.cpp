@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "autograd/front.h"
+#include "core/device_backend.h"
 #include "io/dlpack.h"
 #include "python/arguments.h"
 #include "python/tensor_type.h"
@@ -385,6 +386,21 @@ PyObject* method_tolist(PyObject* self, PyObject*) {
   });
 }
 
+/// The consumer's stream as the array API writes it for CUDA: None and 1 mean the default stream, 2
+/// the per-thread one, -1 that no ordering is wanted; anything else is a driver handle.
+void order_consumer(const Tensor& t, PyObject* stream) {
+  if (t.device().is_cpu()) {
+    check_value(!stream || stream == Py_None, "__dlpack__: stream must be None for a CPU tensor");
+    return;
+  }
+  const int64_t number = !stream || stream == Py_None ? 1 : int_arg(stream);
+  if (number == -1) return;
+  check_value(number != 0, "__dlpack__: stream 0 is ambiguous; pass 1 for the default stream");
+  check_value(number > 0, "__dlpack__: invalid stream ", number);
+  const auto handle = number == 1 ? uintptr_t{0} : static_cast<uintptr_t>(number);
+  backend_for(t.device().type)->order_streams(t.device().index, handle, false);
+}
+
 PyObject* method_dlpack(PyObject* self, PyObject* args, PyObject* kwargs) {
   return guarded([&]() -> PyObject* {
     static const char* names[] = {"stream", "max_version", "dl_device", "copy", nullptr};
@@ -401,7 +417,9 @@ PyObject* method_dlpack(PyObject* self, PyObject* args, PyObject* kwargs) {
     }
     if (device && device != Py_None) {
       const IntListHolder wanted = int_list_arg(device, 0);
-      if (wanted.size() != 2 || wanted[0] != 1 || !t.device().is_cpu()) {
+      const bool cpu = t.device().is_cpu();
+      if (wanted.size() != 2 || wanted[0] != (cpu ? 1 : 2) ||
+          wanted[1] != (cpu ? 0 : t.device().index)) {
         PyErr_SetString(PyExc_BufferError,
                         "__dlpack__: only the tensor's own device can be exported to");
         return nullptr;
@@ -410,6 +428,7 @@ PyObject* method_dlpack(PyObject* self, PyObject* args, PyObject* kwargs) {
     const bool versioned =
         max_version && max_version != Py_None && int_list_arg(max_version, 0)[0] >= 1;
     if (copy == Py_True) t = copy_of(t);
+    order_consumer(t, stream);
     if (!versioned && !t.storage()->writable()) {
       PyErr_SetString(
           PyExc_BufferError,
@@ -422,6 +441,18 @@ PyObject* method_dlpack(PyObject* self, PyObject* args, PyObject* kwargs) {
 PyObject* method_dlpack_device(PyObject* self, PyObject*) {
   const Device d = tensor_of(self).device();
   return Py_BuildValue("(ii)", d.is_cpu() ? 1 : 2, d.is_cpu() ? 0 : int{d.index});
+}
+
+/// What a producer's __dlpack__ is to be told of our stream; null for memory of the host.
+Object consumer_stream(PyObject* source) {
+  if (!PyObject_HasAttrString(source, "__dlpack_device__")) return {};
+  const Object place = own(PyObject_CallMethod(source, "__dlpack_device__", nullptr));
+  long kind = 0, index = 0;
+  if (!PyArg_ParseTuple(place.get(), "ll", &kind, &index)) throw PythonError();
+  if (kind != 2 && kind != 13) return {};
+  const Device device = resolve_device({DeviceType::CUDA, static_cast<int8_t>(index)});
+  const uintptr_t handle = backend_for(device.type)->current_stream(device.index);
+  return own(PyLong_FromUnsignedLongLong(handle ? handle : 1));
 }
 
 PyObject* from_dlpack_function(PyObject*, PyObject* args, PyObject* kwargs) {
@@ -438,6 +469,8 @@ PyObject* from_dlpack_function(PyObject*, PyObject* args, PyObject* kwargs) {
       const Object method = own(PyObject_GetAttrString(source, "__dlpack__"));
       const Object empty_args = own(PyTuple_New(0));
       const Object options = own(Py_BuildValue("{s:(ii)}", "max_version", 1, 0));
+      const Object stream = consumer_stream(source);
+      if (stream && PyDict_SetItemString(options.get(), "stream", stream.get()) < 0) return nullptr;
       if (copy && copy != Py_None && PyDict_SetItemString(options.get(), "copy", copy) < 0)
         return nullptr;
       capsule = Object(PyObject_Call(method.get(), empty_args.get(), options.get()));
@@ -445,7 +478,8 @@ PyObject* from_dlpack_function(PyObject*, PyObject* args, PyObject* kwargs) {
         // Producers older than DLPack 1.0 take no max_version.
         if (!PyErr_ExceptionMatches(PyExc_TypeError)) return nullptr;
         PyErr_Clear();
-        capsule = own(PyObject_Call(method.get(), empty_args.get(), nullptr));
+        if (PyDict_DelItemString(options.get(), "max_version") < 0) return nullptr;
+        capsule = own(PyObject_Call(method.get(), empty_args.get(), options.get()));
       }
     }
     Tensor out = io::from_dlpack_capsule(capsule.get());

@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "core/device_backend.h"
 #include "python/python.h"
 
 namespace vt::io {
@@ -40,6 +41,8 @@ struct DLManagedTensorVersioned {
   DLTensor dl_tensor;
 };
 constexpr uint64_t kReadOnly = 1, kCopied = 2;
+// Device types of the specification: memory of the host, of CUDA, page-locked, and managed.
+enum DeviceKind : int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3, kCudaManaged = 13 };
 enum Code : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kBool = 6 };
 
 DLDataType to_dl(DType dtype) {
@@ -82,7 +85,7 @@ Managed* export_tensor(const Tensor& t) {
   m.manager_ctx = owner;
   m.deleter = [](Managed* self) { delete static_cast<Export<Managed>*>(self->manager_ctx); };
   m.dl_tensor = {t.numel() ? t.data() : nullptr,
-                 {t.device().is_cpu() ? 1 : 2, t.device().is_cpu() ? 0 : t.device().index},
+                 {t.device().is_cpu() ? kCpu : kCuda, t.device().is_cpu() ? 0 : t.device().index},
                  static_cast<int32_t>(t.dim()),
                  to_dl(t.dtype()),
                  owner->shape.data(),
@@ -108,8 +111,12 @@ Tensor import_tensor(Managed* m, bool writable) {
     }
   } drop{m};
   const DLTensor& t = m->dl_tensor;
-  check(t.device.device_type == 1, "from_dlpack: device type ", t.device.device_type,
+  const bool cuda = t.device.device_type == kCuda || t.device.device_type == kCudaManaged;
+  check(cuda || t.device.device_type == kCpu || t.device.device_type == kCudaHost,
+        "from_dlpack: device type ", t.device.device_type,
         " is not supported here; move the data to the CPU first");
+  const Device device =
+      cuda ? resolve_device({DeviceType::CUDA, static_cast<int8_t>(t.device.device_id)}) : Device{};
   const DType dtype = from_dl(t.dtype);
   check_value(t.ndim >= 0 && t.ndim <= kMaxDims, "from_dlpack: ", t.ndim, " dimensions");
   const IntSpan sizes(t.shape, static_cast<size_t>(t.ndim));
@@ -123,10 +130,10 @@ Tensor import_tensor(Managed* m, bool writable) {
     auto* held = static_cast<Managed*>(context);
     if (held->deleter) held->deleter(held);
   };
-  auto storage = make_ref<Storage>(Allocation{data, nbytes, m, release}, Device{});
+  auto storage = make_ref<Storage>(Allocation{data, nbytes, m, release}, device);
   drop.m = nullptr;
   storage->set_writable(writable);
-  auto impl = make_ref<TensorImpl>(std::move(storage), dtype, Device{});
+  auto impl = make_ref<TensorImpl>(std::move(storage), dtype, device);
   impl->set_geometry(sizes, strides, 0);
   return Tensor(std::move(impl));
 }

@@ -256,6 +256,51 @@ def __array__(self: Tensor, dtype: Any = None, copy: bool | None = None) -> Any:
     return array.copy() if copy else array
 
 
+def _cuda_array_interface(self: Tensor) -> dict[str, Any]:
+    """The device memory as Numba, CuPy and others read it (version 3 of the protocol)."""
+    if not self.is_cuda:
+        raise AttributeError(
+            f"__cuda_array_interface__ is for CUDA tensors, this one is on {self.device}"
+        )
+    if self.requires_grad or self.grad_fn is not None:
+        raise RuntimeError(
+            "Can't get __cuda_array_interface__ on Variable that requires grad. "
+            "If gradients aren't required, use var.detach() to get Variable that doesn't require grad."
+        )
+    kinds = {
+        _C.bool: "|b1",
+        _C.uint8: "|u1",
+        _C.int8: "|i1",
+        _C.int16: "<i2",
+        _C.int32: "<i4",
+        _C.int64: "<i8",
+        _C.float16: "<f2",
+        _C.float32: "<f4",
+        _C.float64: "<f8",
+    }
+    if self.dtype not in kinds:
+        raise TypeError(f"__cuda_array_interface__ has no type for {self.dtype}; convert it first")
+    size = self.element_size()
+    contiguous = self.is_contiguous()
+    return {
+        "shape": tuple(self.shape),
+        "typestr": kinds[self.dtype],
+        "data": (self.data_ptr() if self.numel() else 0, False),
+        "strides": None if contiguous else tuple(size * step for step in self.stride()),
+        "version": 3,
+        "stream": _current_stream_number(self.get_device()),
+    }
+
+
+def _current_stream_number(index: int) -> int:
+    from vibetensor.torch.cuda import _backend
+
+    return _backend.required().current_stream(index) or 1  # 1: the default stream
+
+
+_C.Tensor.__cuda_array_interface__ = property(_cuda_array_interface)
+
+
 # --- Python protocols
 
 
