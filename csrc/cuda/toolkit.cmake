@@ -23,3 +23,14 @@ nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl nvidia-nvv
     )
   endif()
 endif()
+
+# The packages have lib where nvcc looks for lib64.
+set(VT_CUDA_LIB_DIR "")
+if(CMAKE_CUDA_COMPILER)
+  get_filename_component(VT_CUDA_ROOT ${CMAKE_CUDA_COMPILER} DIRECTORY)
+  get_filename_component(VT_CUDA_ROOT ${VT_CUDA_ROOT} DIRECTORY)
+  if(EXISTS ${VT_CUDA_ROOT}/lib/libcudart_static.a AND NOT EXISTS ${VT_CUDA_ROOT}/lib64)
+    set(VT_CUDA_LIB_DIR ${VT_CUDA_ROOT}/lib)
+    set(ENV{LIBRARY_PATH} "${VT_CUDA_LIB_DIR}:$ENV{LIBRARY_PATH}") # for the test of the compiler
+  endif()
+endif()

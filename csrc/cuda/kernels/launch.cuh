@@ -8,8 +8,7 @@
 #include <utility>
 
 #include "cuda/error.h"
-#include "cuda/stream.h"
-#include "cuda/sync.h"
+#include "cuda/launch.h"
 #include "dispatch/kernels.h"
 
 namespace vt::cuda {
@@ -48,11 +47,8 @@ class Launch {
   void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
               Params... params) const {
     void* pointers[] = {static_cast<void*>(&params)..., nullptr};
-    const cudaError_t error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block,
-                                               pointers, shared_bytes, stream_.handle);
-    check_cuda(error, "launching a kernel");
-    if (launch_blocking) [[unlikely]]
-      check_cuda(cudaStreamSynchronize(stream_.handle), "running the kernel just launched");
+    launch_kernel(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, pointers,
+                  stream_);
   }
 
   DeviceGuard guard_;
