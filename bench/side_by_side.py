@@ -114,7 +114,7 @@ def report(name: str, rows: list[dict[str, Any]], threads: int, save: bool) -> b
         limit = r.get("limit")
         ok = (goal is None or r["ratio"] <= goal) and (limit is None or r["vibetensor"] <= limit)
         met &= ok
-        asked = f"{goal}x" if limit is None else f"{limit} {r['unit']}"
+        asked = f"{goal}x" if limit is None else f"{limit:.3g} {r['unit']}"
         note = "" if goal is limit is None else f"  goal ≤ {asked} {'met' if ok else 'MISSED'}"
         print(
             f"{r['case']:<{width}}  {r['vibetensor']:>10.4g}  torch {r['torch']:>10.4g} {r['unit']}  {r['ratio']:.2f}x{note}"

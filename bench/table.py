@@ -36,7 +36,7 @@ def page() -> str:
             asked = "" if goal is None else f"≤ {goal}x"
             met = goal is None or row["ratio"] <= goal
             if limit is not None:
-                asked, met = f"≤ {limit} {row['unit']}", row["vibetensor"] <= limit
+                asked, met = f"≤ {limit:.3g} {row['unit']}", row["vibetensor"] <= limit
             verdict = "" if not asked else "met" if met else "**missed**"
             lines.append(
                 f"| {row['case']} | {row['vibetensor']:.3g} {row['unit']} | {row['torch']:.3g} {row['unit']} | "

@@ -52,10 +52,10 @@ cudaFunction_t function_of(const void* kernel, int device) {
 
 void launch_kernel(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void** arguments,
                    Stream stream) {
-  const CUresult result = driver_launch()(
-      reinterpret_cast<CUfunction>(function_of(kernel, stream.device)), grid.x, grid.y, grid.z,
-      block.x, block.y, block.z, static_cast<unsigned>(shared_bytes), stream.handle, arguments,
-      nullptr);
+  const CUresult result =
+      driver_launch()(reinterpret_cast<CUfunction>(function_of(kernel, stream.device)), grid.x,
+                      grid.y, grid.z, block.x, block.y, block.z,
+                      static_cast<unsigned>(shared_bytes), stream.handle, arguments, nullptr);
   if (result != CUDA_SUCCESS) [[unlikely]] {
     // The runtime tells the same failure in its own words, and works where the thread's context
     // was changed behind our back.
