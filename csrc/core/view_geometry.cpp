@@ -72,4 +72,17 @@ Dims inverse_permutation(IntSpan dims) {
   return inverse;
 }
 
+Tensor broadcast_to(const Tensor& src, IntSpan sizes) {
+  const int64_t lead = static_cast<int64_t>(sizes.size()) - src.dim();
+  bool fits = lead >= 0;
+  Dims strides(sizes.size(), int64_t{0});
+  for (int64_t d = 0; fits && d < src.dim(); ++d) {
+    const int64_t extent = src.sizes()[d];
+    fits = extent == sizes[lead + d] || extent == 1;
+    if (extent != 1) strides[lead + d] = src.strides()[d];
+  }
+  check(fits, "copy_: a source of shape ", src.sizes(), " cannot be broadcast to shape ", sizes);
+  return make_view(src, sizes, strides, src.storage_offset());
+}
+
 }  // namespace vt

@@ -12,6 +12,8 @@ namespace vt {
 Dims infer_shape(IntSpan size, int64_t numel);
 /// Strides that show `sizes`/`strides` as `shape` without moving anything, if there are any.
 std::optional<Dims> view_strides(IntSpan sizes, IntSpan strides, IntSpan shape);
+/// `src` seen with the sizes of the tensor it is copied to; missing and unit dimensions repeat.
+Tensor broadcast_to(const Tensor& src, IntSpan sizes);
 Dims inverse_permutation(IntSpan dims);
 
 }  // namespace vt

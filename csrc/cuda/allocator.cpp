@@ -1,9 +1,9 @@
 #include "cuda/allocator.h"
 
-#include <array>
 #include <atomic>
 #include <mutex>
 
+#include "cuda/allocator/cuda_allocator.h"
 #include "cuda/driver_device.h"
 #include "cuda/error.h"
 #include "cuda/stream.h"
@@ -11,46 +11,44 @@
 namespace vt::cuda {
 namespace {
 
-std::array<std::atomic<CachingAllocator*>, kMaxDevices> allocators{};
+CachingAllocator* make_device_allocator(int device);
 
-CachingAllocator& make_device_allocator(int device) {
-  static std::mutex mutex;
-  const std::lock_guard lock(mutex);
-  CachingAllocator* made = allocators[static_cast<size_t>(device)].load();
-  if (!made) {
-    made = new CachingAllocator(*new DriverDevice(device), device, settings_from_environment());
-    allocators[static_cast<size_t>(device)].store(made, std::memory_order_release);
-  }
-  return *made;
+CudaAllocator& allocators() {
+  // Never destroyed: it outlives every tensor.
+  static auto* instance =
+      new CudaAllocator([](int device) -> StreamHandle { return current_stream(device).handle; },
+                        make_device_allocator);
+  return *instance;
 }
 
-class CudaAllocator final : public Allocator {
- public:
-  Allocation allocate(size_t nbytes, Device where) override {
-    return device_allocator(where.index).allocate(nbytes, current_stream(where.index).handle);
+CachingAllocator* make_device_allocator(int device) {
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  CachingAllocator* made = allocators().find(device);
+  if (!made && device >= 0 && device < device_count()) {
+    made = new CachingAllocator(*new DriverDevice(device), device, settings_from_environment());
+    allocators().add_device(made);
   }
-};
+  return made;
+}
+
+std::atomic<PinnedAllocator*> pinned_in_use{nullptr};
 
 }  // namespace
 
-void install_allocator() {
-  static auto* allocator = new CudaAllocator;  // outlives every tensor
-  set_allocator(DeviceType::CUDA, allocator);
-}
+void install_allocator() { set_allocator(DeviceType::CUDA, &allocators()); }
 
-CachingAllocator& device_allocator(int device) {
-  check(device >= 0 && device < kMaxDevices, "CUDA error: invalid device ordinal ", device);
-  CachingAllocator* made = device_allocator_if_used(device);
-  return made ? *made : make_device_allocator(device);
-}
+CachingAllocator& device_allocator(int device) { return allocators().device(device); }
 
-CachingAllocator* device_allocator_if_used(int device) {
-  return allocators[static_cast<size_t>(device)].load(std::memory_order_acquire);
-}
+CachingAllocator* device_allocator_if_used(int device) { return allocators().find(device); }
 
 PinnedAllocator& pinned_allocator() {
-  static auto* instance =
-      new PinnedAllocator(*new DriverDevice(current_device()), settings_from_environment());
+  static auto* instance = [] {
+    auto* made =
+        new PinnedAllocator(*new DriverDevice(current_device()), settings_from_environment());
+    pinned_in_use = made;
+    return made;
+  }();
   return *instance;
 }
 
@@ -66,7 +64,7 @@ void empty_cache() {
   for (int device = 0; device < device_count(); ++device) {
     if (CachingAllocator* allocator = device_allocator_if_used(device)) allocator->empty_cache();
   }
-  pinned_allocator().empty_cache();
+  if (PinnedAllocator* pinned = pinned_in_use) pinned->empty_cache();
 }
 
 bool is_pinned(const void* pointer) {

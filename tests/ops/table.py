@@ -13,6 +13,18 @@ GENERATOR = REPO / "csrc" / "ops" / "gen"
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
 
+# Their values are whatever was in memory.
+UNINITIALISED = {
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "empty_permuted",
+    "resize_",
+    "resize_as_",
+}
+
 NAMED_SAMPLES = {
     "unary": ["T(3, 4)", "T(5)", "T()", "T(0, 3)", "TT(3, 4)"],
     "unary_positive": ["P(3, 4)", "P(5)", "P()", "P(0, 3)"],

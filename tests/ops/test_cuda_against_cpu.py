@@ -13,7 +13,16 @@ import pytest
 
 import vibetensor.torch as vt
 
-from .table import FLOATS, Makers, dtypes_of, flatten, load_table, samples_of, to_numpy
+from .table import (
+    FLOATS,
+    UNINITIALISED,
+    Makers,
+    dtypes_of,
+    flatten,
+    load_table,
+    samples_of,
+    to_numpy,
+)
 
 if not vt.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -25,16 +34,6 @@ TOLERANCE = {
     "bfloat16": (2e-2, 2e-2),
 }
 HOST_INDICES = {"tensor_split.tensor"}  # reads its indices on the host, as in torch
-UNINITIALISED = {
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "new_empty",
-    "new_empty_strided",
-    "empty_permuted",
-    "resize_",
-    "resize_as_",
-}
 
 
 def _cases() -> list[Any]:

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "core/parallel.h"
+#include "core/view_geometry.h"
 #include "cpu/kernels/loops.h"
 
 namespace vt::cpu::VT_ISA {
@@ -84,20 +85,6 @@ bool copy_transposed(const TensorIterator& it) {
       break;
   }
   return true;
-}
-
-/// `src` seen with the sizes of the tensor it is written to; missing and unit dimensions repeat.
-Tensor broadcast_to(const Tensor& src, IntSpan sizes) {
-  const int64_t lead = static_cast<int64_t>(sizes.size()) - src.dim();
-  bool fits = lead >= 0;
-  Dims strides(sizes.size(), int64_t{0});
-  for (int64_t d = 0; fits && d < src.dim(); ++d) {
-    const int64_t extent = src.sizes()[d];
-    fits = extent == sizes[lead + d] || extent == 1;
-    if (extent != 1) strides[lead + d] = src.strides()[d];
-  }
-  check(fits, "copy_: a source of shape ", src.sizes(), " cannot be broadcast to shape ", sizes);
-  return make_view(src, sizes, strides, src.storage_offset());
 }
 
 void copy(const Tensor& self, const Tensor& source, bool) {

@@ -17,18 +17,27 @@ class CudaAllocator final : public Allocator {
   /// The calling thread's current stream on a device.
   using CurrentStream = StreamHandle (*)(int device_index);
 
-  explicit CudaAllocator(CurrentStream current_stream) : current_stream_(current_stream) {}
+  /// Makes a device's allocator when it is first needed, and gives it to add_device; null where
+  /// there is none. Called by any thread, also for a device that another thread is just adding.
+  using MakeDevice = CachingAllocator* (*)(int device_index);
+
+  explicit CudaAllocator(CurrentStream current_stream, MakeDevice make = nullptr)
+      : current_stream_(current_stream), make_(make) {}
 
   /// Both must outlive this.
   void add_device(CachingAllocator* allocator) {
     devices_.at(static_cast<size_t>(allocator->device_index())).store(allocator);
   }
+  /// The allocator of a device, or null where none has been added.
+  CachingAllocator* find(int index) const {
+    return index >= 0 && index < kMaxDevices
+               ? devices_[static_cast<size_t>(index)].load(std::memory_order_acquire)
+               : nullptr;
+  }
   /// Throws Value when the device is not there.
   CachingAllocator& device(int index) const {
-    CachingAllocator* allocator =
-        index >= 0 && index < kMaxDevices
-            ? devices_[static_cast<size_t>(index)].load(std::memory_order_acquire)
-            : nullptr;
+    CachingAllocator* allocator = find(index);
+    if (!allocator && make_) allocator = make_(index);
     check_value(allocator != nullptr, "cuda:", index, " is not available");
     return *allocator;
   }
@@ -39,6 +48,7 @@ class CudaAllocator final : public Allocator {
 
  private:
   CurrentStream current_stream_;
+  MakeDevice make_;
   std::array<std::atomic<CachingAllocator*>, kMaxDevices> devices_{};
 };
 

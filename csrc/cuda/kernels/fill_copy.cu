@@ -1,6 +1,7 @@
 // Fills and copies: within a device, between devices, and between host and device; joins.
 #include <cmath>
 
+#include "core/view_geometry.h"
 #include "cuda/allocator.h"
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/loops.cuh"
@@ -50,20 +51,6 @@ void fill(const Tensor& self, const Tensor& value) {
     T v = number.to<T>();
     map_kernel<T, T, 0>(it, Constant<T>{v});
   });
-}
-
-/// `src` seen with the sizes of the tensor it is written to; missing and unit dimensions repeat.
-Tensor broadcast_to(const Tensor& src, IntSpan sizes) {
-  const int64_t lead = static_cast<int64_t>(sizes.size()) - src.dim();
-  bool fits = lead >= 0;
-  Dims strides(sizes.size(), int64_t{0});
-  for (int64_t d = 0; fits && d < src.dim(); ++d) {
-    const int64_t extent = src.sizes()[d];
-    fits = extent == sizes[lead + d] || extent == 1;
-    if (extent != 1) strides[lead + d] = src.strides()[d];
-  }
-  check(fits, "copy_: a source of shape ", src.sizes(), " cannot be broadcast to shape ", sizes);
-  return make_view(src, sizes, strides, src.storage_offset());
 }
 
 void copy_on_device(const Tensor& self, const Tensor& src) {
