@@ -1,5 +1,7 @@
 #include "cpu/allocator.h"
 
+#include <sys/mman.h>
+
 #include <atomic>
 #include <cstdlib>
 #include <mutex>
@@ -16,6 +18,7 @@ namespace {
 constexpr size_t kAlignment = 64;
 constexpr size_t kTiny = 512;  // from the thread's own free list, no lock
 constexpr size_t kSmallest = size_t{1} << 10;
+constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int kStepsPerDoubling = 4;  // at most 25% of a block is slack
 constexpr int kClasses = 4 * 54;
 constexpr size_t kCacheLimit = size_t{4} << 30;  // bytes kept for reuse before blocks go back
@@ -44,6 +47,16 @@ SizeClass size_class(size_t nbytes) {
           (size_t{1} << log2) + steps * step};
 }
 
+/// New memory for a block, null if there is none. Large blocks ask for huge pages: where the system
+/// hands those out on request only, streaming through 4 KB pages is a quarter slower.
+void* new_block(size_t bytes) {
+  if (bytes < kHugePage) return std::aligned_alloc(kAlignment, bytes);
+  void* block = std::aligned_alloc(kHugePage, (bytes + kHugePage - 1) / kHugePage * kHugePage);
+  // The part that fills whole huge pages; a refusal leaves small ones, which serve too.
+  if (block) madvise(block, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+  return block;
+}
+
 class BlockPool {
  public:
   void* take(SizeClass wanted) {
@@ -57,10 +70,10 @@ class BlockPool {
         return block;
       }
     }
-    void* block = std::aligned_alloc(kAlignment, wanted.bytes);
+    void* block = new_block(wanted.bytes);
     if (!block) {
       release_all();
-      block = std::aligned_alloc(kAlignment, wanted.bytes);
+      block = new_block(wanted.bytes);
     }
     return block;
   }

@@ -39,6 +39,11 @@ enum class Scratch : int {
   Key,
   Value,
   Output,
+  QueryPanels,
+  KeyPanels,
+  KeyRows,
+  ValuePanels,
+  GradPanels,
   Extra,
   Columns,
   Count

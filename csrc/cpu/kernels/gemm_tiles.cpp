@@ -1,9 +1,9 @@
-// C is computed in tiles of kTileRows x kPanel that stay in registers over a stretch of k. B is
-// first packed, once for all threads, into panels of kPanel columns, so that a step of k is one
-// contiguous load; A is read where it lies if its rows or columns are dense, else packed the same
-// way. The scheme is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix
-// Multiplication", ACM TOMS 2008; packing one operand only pays here because training has tall,
-// narrow products.
+// C is computed in tiles of kTileRows x kPanel whose accumulators fill the register file over a
+// stretch of k. B is first packed, once for all threads, into panels of kPanel columns, so that a
+// step of k is one contiguous load; A is read where it lies if its rows or columns are dense, else
+// packed the same way. The scheme is that of Goto and van de Geijn, "Anatomy of High-Performance
+// Matrix Multiplication", ACM TOMS 2008; packing one operand only pays here because training has
+// tall, narrow products.
 #include "cpu/kernels/gemm_tiles.h"
 
 #include <algorithm>
@@ -15,9 +15,8 @@ namespace vt::cpu::VT_ISA {
 namespace {
 
 constexpr int64_t kLanes = VectorOf<float>::lanes;
-constexpr int64_t kPanel = 2 * kLanes;
-constexpr int64_t kTileRows = kLanes == 16 ? 12 : 6;  // accumulators fill the register file
-constexpr int64_t kDepth = 512;                       // k of one pass: a panel of B is 64 KB
+constexpr int64_t kPanel = kTilePanel;
+constexpr int64_t kDepth = 512;  // k of one pass: a panel of B is 64 KB
 // What is packed at a time: at most 16 MB of either operand.
 constexpr int64_t kMaxDepth = 4096, kMaxRows = 1024 / kTileRows * kTileRows, kMaxColumns = 1024;
 
@@ -248,7 +247,7 @@ void product(GemmShape s, const Operands& p, Epilogue e, float* c, int64_t ldc) 
 bool gemm_tiled(GemmShape s, float alpha, const MatrixRef& a, const MatrixRef& b, float beta,
                 float* c, int64_t ldc, const float* bias) {
   constexpr double kWorthwhile = 64.0 * 64 * 64;
-  if (kLanes < 8 || s.m < 2 * kTileRows || s.n < kPanel || s.k < 16 || alpha == 0 ||
+  if (!kHaveTiles || s.m < 2 * kTileRows || s.n < kPanel || s.k < 16 || alpha == 0 ||
       static_cast<double>(s.m) * static_cast<double>(s.n) * static_cast<double>(s.k) < kWorthwhile)
     return false;
   const Operands all{static_cast<const float*>(a.data),
@@ -274,6 +273,31 @@ bool gemm_tiled(GemmShape s, float alpha, const MatrixRef& a, const MatrixRef& b
     }
   }
   return true;
+}
+
+void pack_panels(float* out, const float* b, int64_t k_stride, int64_t column_stride, int64_t k,
+                 int64_t n) {
+  for (int64_t column = 0; column < n; column += kPanel) {
+    pack<kPanel>(out + column * k, b + column * column_stride, column_stride, k_stride,
+                 std::min(kPanel, n - column), k);
+  }
+}
+
+void multiply_panels(GemmShape s, float alpha, const float* a, int64_t a_row, int64_t a_k,
+                     const float* panels, int64_t depth, int64_t k0, float beta, float* c,
+                     int64_t ldc) {
+  const Epilogue end{alpha, beta, nullptr};
+  for (int64_t row = 0; row < s.m; row += kTileRows) {
+    const int64_t rows = std::min(kTileRows, s.m - row);
+    for (int64_t column = 0; column < s.n; column += kPanel) {
+      const float* b = panels + column * depth + k0 * kPanel;
+      float* target = c + row * ldc + column;
+      if (a_k == 1)
+        tile_rows<false>(rows, a + row * a_row, a_row, b, s.k, target, ldc, kPanel, end);
+      else
+        tile_rows<true>(rows, a + row, a_k, b, s.k, target, ldc, kPanel, end);
+    }
+  }
 }
 
 }  // namespace vt::cpu::VT_ISA

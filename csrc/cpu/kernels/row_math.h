@@ -91,20 +91,23 @@ inline T row_max(const T* x, int64_t n) {
   bool nan = false;
   if (n >= lanes) {
     Vector<T> m = load(x), odd = m - m;  // odd: NaN where an element was NaN or infinite
-    for (; i + lanes <= n; i += lanes) {
-      const Vector<T> v = load(x + i);
+    const auto take = [&](int64_t at) {
+      const Vector<T> v = load(x + at);
       m = v > m ? v : m;
       odd += v - v;
-    }
+    };
+    for (i = lanes; i + lanes <= n; i += lanes) take(i);
+    if (i < n) take(n - lanes);  // some elements twice
+    i = n;
     for (int64_t l = 0; l < lanes; ++l) {
       if (m[l] > best) best = m[l];
       nan |= odd[l] != odd[l];
     }
     if (nan) {
       nan = false;
-      for (int64_t k = 0; k < i; ++k) nan |= x[k] != x[k];
+      for (int64_t k = 0; k < n; ++k) nan |= x[k] != x[k];
       best = -std::numeric_limits<T>::infinity();
-      for (int64_t k = 0; k < i; ++k) best = x[k] > best ? x[k] : best;
+      for (int64_t k = 0; k < n; ++k) best = x[k] > best ? x[k] : best;
     }
   }
   for (; i < n; ++i) {
