@@ -44,6 +44,32 @@ def test_many_blocks(dtype: str, tolerance: float, length: int, keys: int, causa
         _close(mine.grad, other.grad, tolerance * 10)
 
 
+@pytest.mark.parametrize("seen", ["all", "causal", "mask"])
+@pytest.mark.parametrize(("width", "value_width"), [(1, 40), (32, 32), (33, 20), (100, 64)])
+@pytest.mark.parametrize(("length", "keys"), [(1, 1), (12, 13), (64, 64), (65, 257), (77, 512)])
+def test_sizes_at_the_seams_of_the_blocks(
+    length: int, keys: int, width: int, value_width: int, seen: str
+) -> None:
+    shapes = [(1, 2, length, width), (1, 2, keys, width), (1, 2, keys, value_width)]
+    pairs = [_pair(shape, i) for i, shape in enumerate(shapes)]
+    mask = np.random.default_rng(3).random((length, keys)) < 0.7
+    results = []
+    for library, inputs in (
+        (vt, [ours for ours, _ in pairs]),
+        (torch, [theirs.detach().double().requires_grad_() for _, theirs in pairs]),
+    ):
+        out = library.nn.functional.scaled_dot_product_attention(
+            *inputs,
+            attn_mask=library.tensor(mask) if seen == "mask" else None,
+            is_causal=seen == "causal",
+        )
+        weight = np.random.default_rng(4).standard_normal(tuple(out.shape))
+        grads = library.autograd.grad((out * library.tensor(weight).to(out.dtype)).sum(), inputs)
+        results.append((out, *grads))
+    for mine, other in zip(*results):
+        _close(mine, other, 3e-5)
+
+
 def test_heads_split_from_one_projection() -> None:
     ours, theirs = _pair((2, 70, 3 * 4 * 8), 0)
     results = []
