@@ -96,12 +96,13 @@ void statistics_match_a_plain_count() {
 }
 
 int contexts = 0;
-AllocationContext new_context() { return std::make_shared<int>(++contexts); }
+AllocationContext new_context() noexcept { return std::make_shared<int>(++contexts); }
 
 void snapshots_and_history_tell_the_state() {
   SimulatedDevice device;
   CachingAllocator allocator(device, 0, {});
-  allocator.record_history(HistoryMode::All, new_context, 100);
+  allocator.record_history(
+      {.mode = HistoryMode::All, .capture = new_context, .max_entries = 100});
   const StreamHandle side = device.create_stream();
   const Allocation a = allocator.allocate(1000, nullptr);
   const Allocation b = allocator.allocate(5 * MiB, side);
@@ -150,10 +151,10 @@ void snapshots_and_history_tell_the_state() {
   CHECK(std::count(actions.begin(), actions.end(), "oom") == 1);
   CHECK(std::count(actions.begin(), actions.end(), "free_completed") == 3);
   CHECK(std::count(actions.begin(), actions.end(), "segment_unmap") >= 2);
-  allocator.record_history(HistoryMode::All, nullptr, 3);
+  allocator.record_history({.mode = HistoryMode::All, .max_entries = 3});
   for (size_t n = 1; n <= 5; ++n) give_back(allocator.allocate(n * 512, nullptr));
   CHECK(allocator.snapshot().trace.size() == 3);  // the last three
-  allocator.record_history(HistoryMode::Off, nullptr, 0);
+  allocator.record_history({});
   CHECK(allocator.snapshot().trace.empty());
   CHECK_EMPTY(allocator.check_invariants());
 }
