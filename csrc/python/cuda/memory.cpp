@@ -378,6 +378,20 @@ void bind_history(nb::module_& m) {
       },
       nb::arg().none(), nb::arg());
   m.def("captured_stacks", &captured_stacks);
+  m.def(
+      "python_stack",
+      [](bool gil, bool wait) {
+        AllocationContext context;
+        if (gil) {
+          context = wait ? capture_python_stack() : capture_python_stack_if_held();
+        } else {
+          const nb::gil_scoped_release released;
+          context = wait ? capture_python_stack() : capture_python_stack_if_held();
+        }
+        return FrameLists().of(context);
+      },
+      nb::arg("gil") = true, nb::arg("wait") = true,
+      "The frames that an allocation here would be recorded with.");
 }
 
 void bind_pools(nb::module_& m) {
