@@ -101,8 +101,7 @@ AllocationContext new_context() noexcept { return std::make_shared<int>(++contex
 void snapshots_and_history_tell_the_state() {
   SimulatedDevice device;
   CachingAllocator allocator(device, 0, {});
-  allocator.record_history(
-      {.mode = HistoryMode::All, .capture = new_context, .max_entries = 100});
+  allocator.record_history({.mode = HistoryMode::All, .capture = new_context, .max_entries = 100});
   const StreamHandle side = device.create_stream();
   const Allocation a = allocator.allocate(1000, nullptr);
   const Allocation b = allocator.allocate(5 * MiB, side);

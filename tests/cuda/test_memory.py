@@ -27,9 +27,7 @@ records = pytest.mark.usefixtures("history")
 
 def events(action: str, address: int | None = None) -> list[dict[str, Any]]:
     trace = memory._snapshot()["device_traces"][torch.cuda.current_device()]
-    return [
-        e for e in trace if e["action"] == action and (address is None or e["addr"] == address)
-    ]
+    return [e for e in trace if e["action"] == action and (address is None or e["addr"] == address)]
 
 
 def names(record: dict[str, Any]) -> list[str]:

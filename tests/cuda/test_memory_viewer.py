@@ -331,9 +331,7 @@ def test_pytorch_viewer_reads_the_same_data(
     for lines in (
         viewer.memory(snapshot, format_flamegraph=str),
         viewer.segments(snapshot, format_flamegraph=str),
-        viewer.compare(
-            before.snapshot()["segments"], snapshot["segments"], format_flamegraph=str
-        ),
+        viewer.compare(before.snapshot()["segments"], snapshot["segments"], format_flamegraph=str),
     ):
         assert "active_allocated;train.py:7:<module>;model.py:" in lines or not lines
     capsys.readouterr()

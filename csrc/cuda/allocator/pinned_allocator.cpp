@@ -139,8 +139,8 @@ struct PinnedAllocator::Impl {
     while (Block* block = pop_any()) {
       guard.unlock();
       bool gone = false;
-      const int64_t us = timed(
-          [&] { gone = device.free_host(reinterpret_cast<void*>(block->address)).gone(); });
+      const int64_t us =
+          timed([&] { gone = device.free_host(reinterpret_cast<void*>(block->address)).gone(); });
       guard.lock();
       if (!gone) {
         push_free(block);
@@ -198,8 +198,7 @@ Allocation PinnedAllocator::allocate(size_t nbytes) {
       block = impl.spare();
       guard.unlock();
       void* data = nullptr;
-      const int64_t us =
-          timed([&] { status = impl.device.allocate_host(wanted.nbytes, &data); });
+      const int64_t us = timed([&] { status = impl.device.allocate_host(wanted.nbytes, &data); });
       guard.lock();
       if (!status.ok()) {
         impl.push_spare(block);
@@ -287,8 +286,8 @@ void PinnedAllocator::reset_peak_stats() {
   const std::lock_guard guard(impl_->lock);
   PinnedStats& stats = impl_->stats;
   stats.peak_allocated_bytes = stats.allocated_bytes;
-  for (Stat* stat : {&stats.owned_blocks, &stats.owned_bytes, &stats.active_blocks,
-                     &stats.active_bytes}) {
+  for (Stat* stat :
+       {&stats.owned_blocks, &stats.owned_bytes, &stats.active_blocks, &stats.active_bytes}) {
     stat->peak = stat->current;
   }
 }
@@ -298,8 +297,8 @@ void PinnedAllocator::reset_accumulated_stats() {
   PinnedStats& stats = impl_->stats;
   stats.num_host_alloc = stats.num_host_free = 0;
   stats.host_alloc_time = stats.host_free_time = {};
-  for (Stat* stat : {&stats.owned_blocks, &stats.owned_bytes, &stats.active_blocks,
-                     &stats.active_bytes}) {
+  for (Stat* stat :
+       {&stats.owned_blocks, &stats.owned_bytes, &stats.active_blocks, &stats.active_bytes}) {
     stat->allocated = stat->freed = 0;
   }
 }

@@ -97,8 +97,7 @@ std::vector<Frame> walk() {
       frames.push_back(
           {reinterpret_cast<PyObject*>(PyFrame_GetCode(view)), PyFrame_GetLineNumber(view)});
     }
-    PyObject* const back =
-        frames.size() < kMostFrames ? PyObject_GetAttr(frame, f_back) : nullptr;
+    PyObject* const back = frames.size() < kMostFrames ? PyObject_GetAttr(frame, f_back) : nullptr;
     Py_DECREF(frame);
     frame = back;
   }

@@ -343,9 +343,8 @@ void bind_limits(nb::module_& m) {
   m.def("set_memory_fraction", [](double fraction, int device) {
     device_allocator(checked_device(device)).set_memory_fraction(fraction);
   });
-  m.def("memory_fraction", [](int device) {
-    return device_allocator(checked_device(device)).memory_fraction();
-  });
+  m.def("memory_fraction",
+        [](int device) { return device_allocator(checked_device(device)).memory_fraction(); });
   m.def("set_memory_limit", [](size_t nbytes, int device) {
     device_allocator(checked_device(device)).set_memory_limit(nbytes);
   });

@@ -131,11 +131,11 @@ NB_MODULE(_cuda, m) {
           std::rethrow_exception(p);
         } catch (const Error& error) {
           auto* out_of_memory = static_cast<PyObject*>(type);
-          PyErr_SetString(error.kind() == ErrorKind::OutOfMemory ? out_of_memory
-                          : error.kind() == ErrorKind::Value     ? PyExc_ValueError
-                          : error.kind() == ErrorKind::Type      ? PyExc_TypeError
+          PyErr_SetString(error.kind() == ErrorKind::OutOfMemory      ? out_of_memory
+                          : error.kind() == ErrorKind::Value          ? PyExc_ValueError
+                          : error.kind() == ErrorKind::Type           ? PyExc_TypeError
                           : error.kind() == ErrorKind::NotImplemented ? PyExc_NotImplementedError
-                                                                 : PyExc_RuntimeError,
+                                                                      : PyExc_RuntimeError,
                           error.what());
         }
       },

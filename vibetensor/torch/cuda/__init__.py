@@ -17,9 +17,13 @@ from vibetensor.torch.cuda.memory import caching_allocator_alloc as caching_allo
 from vibetensor.torch.cuda.memory import caching_allocator_delete as caching_allocator_delete
 from vibetensor.torch.cuda.memory import empty_cache as empty_cache
 from vibetensor.torch.cuda.memory import get_allocator_backend as get_allocator_backend
-from vibetensor.torch.cuda.memory import get_per_process_memory_fraction as get_per_process_memory_fraction
+from vibetensor.torch.cuda.memory import (
+    get_per_process_memory_fraction as get_per_process_memory_fraction,
+)
 from vibetensor.torch.cuda.memory import host_memory_stats as host_memory_stats
-from vibetensor.torch.cuda.memory import host_memory_stats_as_nested_dict as host_memory_stats_as_nested_dict
+from vibetensor.torch.cuda.memory import (
+    host_memory_stats_as_nested_dict as host_memory_stats_as_nested_dict,
+)
 from vibetensor.torch.cuda.memory import max_memory_allocated as max_memory_allocated
 from vibetensor.torch.cuda.memory import max_memory_reserved as max_memory_reserved
 from vibetensor.torch.cuda.memory import mem_get_info as mem_get_info
@@ -30,13 +34,21 @@ from vibetensor.torch.cuda.memory import memory_stats as memory_stats
 from vibetensor.torch.cuda.memory import memory_stats_as_nested_dict as memory_stats_as_nested_dict
 from vibetensor.torch.cuda.memory import memory_summary as memory_summary
 from vibetensor.torch.cuda.memory import pool_stats as pool_stats
-from vibetensor.torch.cuda.memory import reset_accumulated_host_memory_stats as reset_accumulated_host_memory_stats
-from vibetensor.torch.cuda.memory import reset_accumulated_memory_stats as reset_accumulated_memory_stats
-from vibetensor.torch.cuda.memory import reset_peak_host_memory_stats as reset_peak_host_memory_stats
+from vibetensor.torch.cuda.memory import (
+    reset_accumulated_host_memory_stats as reset_accumulated_host_memory_stats,
+)
+from vibetensor.torch.cuda.memory import (
+    reset_accumulated_memory_stats as reset_accumulated_memory_stats,
+)
+from vibetensor.torch.cuda.memory import (
+    reset_peak_host_memory_stats as reset_peak_host_memory_stats,
+)
 from vibetensor.torch.cuda.memory import reset_peak_memory_stats as reset_peak_memory_stats
 from vibetensor.torch.cuda.memory import set_memory_limit as set_memory_limit
 from vibetensor.torch.cuda.memory import set_out_of_memory_callback as set_out_of_memory_callback
-from vibetensor.torch.cuda.memory import set_per_process_memory_fraction as set_per_process_memory_fraction
+from vibetensor.torch.cuda.memory import (
+    set_per_process_memory_fraction as set_per_process_memory_fraction,
+)
 from vibetensor.torch.cuda.streams import (
     Event as Event,
 )

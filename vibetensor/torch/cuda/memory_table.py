@@ -70,7 +70,10 @@ def memory_table(
 
     pieces: tuple[tuple[str, str], ...] = ((".all", ""),)
     if not abbreviated:
-        pieces += ((".large_pool", "      from large pool"), (".small_pool", "      from small pool"))
+        pieces += (
+            (".large_pool", "      from large pool"),
+            (".small_pool", "      from small pool"),
+        )
     for key, name in _BYTES:
         rows(key, name, size_text, pieces)
     for key, name in _COUNTS:
