@@ -6,6 +6,7 @@ import gc
 import pickle
 import pickletools
 import random
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -232,8 +233,7 @@ def test_pending_memory_is_seen(check_snapshot: Any) -> None:
         assert states[address] == "active_pending_free"
         assert events("free_completed", address) == []
     torch.cuda.synchronize()
-    make(3 * MiB)  # looks at what is pending when it finds nothing cached
-    torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # looks at what is pending
     assert len(events("free_completed", address)) == 1
 
 
@@ -529,6 +529,14 @@ def test_summary_shows_the_counters() -> None:
     del kept
 
 
+def test_processes_are_listed() -> None:
+    make()
+    lines = torch.cuda.list_gpu_processes().splitlines()
+    assert lines[0] == "GPU:0" and len(lines) >= 2
+    if lines[1] != "no processes are running":  # a container may hide them
+        assert all(re.fullmatch(r"process +\d+ uses .*(MB|unknown) GPU memory", n) for n in lines[1:])
+
+
 @pytest.mark.cpu_only
 @pytest.mark.torch
 @pytest.mark.parametrize("abbreviated", [False, True])
@@ -588,7 +596,7 @@ def test_memory_behaves_with_the_driver_allocator(run_python: Callable[..., Any]
     done = run_python(
         "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))",
         "-q", "-p", "no:cacheprovider", "--rootdir", root, "-c", root / "pyproject.toml", __file__,
-        env={"VT_CUDA_ALLOC": "backend:async"},
+        env={"VT_CUDA_ALLOC": "backend:async", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout

@@ -24,6 +24,7 @@ from vibetensor.torch.cuda.memory import host_memory_stats as host_memory_stats
 from vibetensor.torch.cuda.memory import (
     host_memory_stats_as_nested_dict as host_memory_stats_as_nested_dict,
 )
+from vibetensor.torch.cuda.memory import list_gpu_processes as list_gpu_processes
 from vibetensor.torch.cuda.memory import max_memory_allocated as max_memory_allocated
 from vibetensor.torch.cuda.memory import max_memory_reserved as max_memory_reserved
 from vibetensor.torch.cuda.memory import mem_get_info as mem_get_info

@@ -18,6 +18,7 @@ from vibetensor.torch.cuda.memory_history import _snapshot as _snapshot
 from vibetensor.torch.cuda.memory_history import memory_snapshot as memory_snapshot
 from vibetensor.torch.cuda.memory_history import snapshot_html as snapshot_html
 from vibetensor.torch.cuda.memory_table import memory_table
+from vibetensor.torch.cuda.nvml import list_gpu_processes as list_gpu_processes
 
 OutOfMemoryError = _C.OutOfMemoryError
 
