@@ -179,17 +179,17 @@ void history_keeps_the_contexts_asked_for() {
     give_back(allocator.allocate(1000, nullptr));
     return contexts_of(allocator);
   };
-  CHECK(one() == (Events{{"alloc", 1}, {"free_requested", 1}, {"free_completed", 1},
-                         {"snapshot", 0}}));
+  CHECK(one() ==
+        (Events{{"alloc", 1}, {"free_requested", 1}, {"free_completed", 1}, {"snapshot", 0}}));
   options.capture_free = new_context;
-  CHECK(one() == (Events{{"alloc", 1}, {"free_requested", 2}, {"free_completed", 2},
-                         {"snapshot", 0}}));
+  CHECK(one() ==
+        (Events{{"alloc", 1}, {"free_requested", 2}, {"free_completed", 2}, {"snapshot", 0}}));
   options.contexts = HistoryContexts::Alloc;
-  CHECK(one() == (Events{{"alloc", 1}, {"free_requested", 1}, {"free_completed", 1},
-                         {"snapshot", 0}}));
+  CHECK(one() ==
+        (Events{{"alloc", 1}, {"free_requested", 1}, {"free_completed", 1}, {"snapshot", 0}}));
   options.contexts = HistoryContexts::State;
-  CHECK(one() == (Events{{"alloc", 0}, {"free_requested", 0}, {"free_completed", 0},
-                         {"snapshot", 0}}));
+  CHECK(one() ==
+        (Events{{"alloc", 0}, {"free_requested", 0}, {"free_completed", 0}, {"snapshot", 0}}));
   CHECK(contexts == 1);
   options.contexts = HistoryContexts::None;
   one();

@@ -244,6 +244,22 @@ def test_no_allocation_is_corrupted(seed: int) -> None:
     check(play(seed, 20_000), 20_000)
 
 
+@pytest.mark.usefixtures("history")
+def test_no_allocation_is_corrupted_while_recorded() -> None:
+    from vibetensor import _cuda  # pyright: ignore
+
+    play(4, 100)  # makes segments, which remember who made them
+    before = _cuda.captured_stacks()
+    torch.cuda.memory._record_memory_history(max_entries=1000)
+    check(play(4, 20_000), 20_000)
+    trace = torch.cuda.memory._snapshot()["device_traces"][0]
+    assert len(trace) == 1000
+    assert all(event["frames"] for event in trace if event["action"] == "alloc")
+    torch.cuda.memory._record_memory_history(None)
+    torch.cuda.empty_cache()
+    assert _cuda.captured_stacks() - before < 50  # those of segments that are left
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -534,7 +534,9 @@ def test_processes_are_listed() -> None:
     lines = torch.cuda.list_gpu_processes().splitlines()
     assert lines[0] == "GPU:0" and len(lines) >= 2
     if lines[1] != "no processes are running":  # a container may hide them
-        assert all(re.fullmatch(r"process +\d+ uses .*(MB|unknown) GPU memory", n) for n in lines[1:])
+        assert all(
+            re.fullmatch(r"process +\d+ uses .*(MB|unknown) GPU memory", n) for n in lines[1:]
+        )
 
 
 @pytest.mark.cpu_only
