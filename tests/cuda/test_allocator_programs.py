@@ -287,9 +287,13 @@ def test_corruption_is_found(told: bool) -> None:
         pytest.skip("which memory the driver hands out next is its own affair")
     owner, reader = torch.cuda.Stream(), torch.cuda.Stream()
     load = torch.zeros(64 * MiB, device="cuda")
-    # The first launch of a kernel may wait for the device: not in the middle of what follows.
-    load += 1
-    (torch.zeros(10, dtype=torch.int32, device="cuda").fill_(1) != 1).sum().item()
+    # Loading a kernel and mapping memory may wait for the device: not in the middle of what follows.
+    for stream in (owner, reader):
+        with torch.cuda.stream(stream):
+            warm = [torch.empty(3 * MiB, dtype=torch.int32, device="cuda").fill_(1) for _ in "ab"]
+            load += 1
+            (warm[0] != 1).sum()
+            del warm
     torch.cuda.synchronize()
     with torch.cuda.stream(owner):
         tensor = torch.empty(3 * MiB, dtype=torch.int32, device="cuda").fill_(1)
