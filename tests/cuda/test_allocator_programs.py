@@ -241,7 +241,7 @@ def check(result: dict[str, Any], operations: int) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_allocation_is_corrupted(seed: int) -> None:
-    check(play(seed, 20_000), 20_000)
+    check(play(seed, 60_000), 60_000)
 
 
 @pytest.mark.usefixtures("history")

@@ -6,6 +6,7 @@
 namespace vt::cuda {
 
 void bind_memory(nanobind::module_& m);
+void bind_memory_history(nanobind::module_& m);
 /// Before the interpreter ends: Python is not called again.
 void close_memory();
 

@@ -142,6 +142,7 @@ NB_MODULE(_cuda, m) {
       nb::object(nb::module_::import_("vibetensor._C").attr("OutOfMemoryError")).release().ptr());
   cuda::bind_devices(m);
   cuda::bind_memory(m);
+  cuda::bind_memory_history(m);
   cuda::bind_streams(m);
   m.def(
       "set_library_finder",
