@@ -273,3 +273,73 @@ def test_pytorch_viewer_reads_a_real_snapshot(capsys: pytest.CaptureFixture[str]
     assert isinstance(compared, str) and "only_after" in capsys.readouterr().out
     assert "MemoryViz" in viewer.trace_plot(snapshot)
     assert "MemoryViz" in viewer.segment_plot(snapshot)
+
+
+# --- the capture itself, which needs no device
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("gil", [True, False])
+def test_stack_is_that_of_the_caller(gil: bool) -> None:
+    _cuda = pytest.importorskip("vibetensor._cuda")
+
+    def inner() -> list[dict[str, Any]]:
+        return _cuda.python_stack(gil=gil)
+
+    def recurse(n: int) -> list[dict[str, Any]]:
+        return recurse(n - 1) if n else inner()
+
+    frames = recurse(2)
+    assert [f["name"] for f in frames[:5]] == [
+        "inner", "recurse", "recurse", "recurse", "test_stack_is_that_of_the_caller"
+    ]  # fmt: skip
+    assert frames[0]["line"] == line_of(inner) and frames[1]["line"] == line_of(recurse)
+    assert Path(frames[0]["filename"]).name == Path(__file__).name
+    assert frames[2] is frames[3]  # one object a place
+    assert len(recurse(400)) == 256
+
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.extend(inner()))
+    thread.start()
+    thread.join()
+    assert [f["name"] for f in found[:3]] == ["inner", "<lambda>", "run"]
+
+
+@pytest.mark.cpu_only
+def test_capture_of_a_free_never_waits() -> None:
+    _cuda = pytest.importorskip("vibetensor._cuda")
+    assert _cuda.python_stack(wait=False)[0]["name"] == "test_capture_of_a_free_never_waits"
+    assert _cuda.python_stack(gil=False, wait=False) == []
+
+
+@pytest.mark.cpu_only
+def test_captured_code_is_let_go() -> None:
+    _cuda = pytest.importorskip("vibetensor._cuda")
+    before = _cuda.captured_stacks()
+    space: dict[str, Any] = {"stack": _cuda.python_stack}
+    code = compile("def f():\n    return stack()\nf()", "made on the fly", "exec")
+    exec(code, space)
+    assert _cuda.captured_stacks() == before  # nobody kept the frames' stack
+    held = sys.getrefcount(code)
+    for _ in range(100):
+        exec(code, space)
+    assert _cuda.captured_stacks() == before and sys.getrefcount(code) == held
+
+
+@pytest.mark.cpu_only
+def test_threads_capture_at_once() -> None:
+    _cuda = pytest.importorskip("vibetensor._cuda")
+    wrong: list[str] = []
+
+    def worker(n: int) -> None:
+        for i in range(500):
+            frames = _cuda.python_stack(gil=(i + n) % 2 == 0)
+            if frames[0]["name"] != "worker":
+                wrong.append(frames[0]["name"])
+
+    threads = [threading.Thread(target=worker, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

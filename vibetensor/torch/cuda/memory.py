@@ -18,7 +18,6 @@ from vibetensor.torch.cuda.memory_history import _snapshot as _snapshot
 from vibetensor.torch.cuda.memory_history import memory_snapshot as memory_snapshot
 from vibetensor.torch.cuda.memory_history import snapshot_html as snapshot_html
 from vibetensor.torch.cuda.memory_table import memory_table
-from vibetensor.torch.cuda.nvml import list_gpu_processes as list_gpu_processes
 
 OutOfMemoryError = _C.OutOfMemoryError
 
@@ -227,6 +226,17 @@ def reset_peak_host_memory_stats() -> None:
 def reset_accumulated_host_memory_stats() -> None:
     """Starts the counts and times of page-locked memory again from zero."""
     _backend.required().reset_accumulated_host_stats()
+
+
+def list_gpu_processes(device: Any = None) -> str:
+    """The processes that compute on a device and the memory each uses, one a line.
+
+    Raises:
+        RuntimeError: where the driver has no management library (NVML), or it refuses.
+    """
+    from vibetensor.torch.cuda.nvml import process_table
+
+    return process_table(_backend.device_index(device))
 
 
 def memory_summary(device: Any = None, abbreviated: bool = False) -> str:

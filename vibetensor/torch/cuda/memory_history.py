@@ -7,7 +7,6 @@ The structures and names are torch's, so that PyTorch's memory viewer reads them
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -106,6 +105,8 @@ def _dump_snapshot(
     filename: str | os.PathLike[str] = "dump_snapshot.pickle", augment_with_fx_traces: bool = False
 ) -> None:
     """Writes :func:`_snapshot` to a file, for a memory viewer or for later."""
+    import pickle
+
     snapshot = _snapshot(augment_with_fx_traces=augment_with_fx_traces)
     with open(filename, "wb") as file:
         pickle.dump(snapshot, file, protocol=4)

@@ -44,13 +44,8 @@ def _processes(library: Any, bus: str) -> list[tuple[int, int]]:
     raise RuntimeError("NVML: listing the processes: their number keeps growing")
 
 
-def list_gpu_processes(device: Any = None) -> str:
-    """The processes that compute on a device and the memory each uses, one a line.
-
-    Raises:
-        RuntimeError: where the driver has no management library, or it refuses.
-    """
-    index = _backend.device_index(device)
+def process_table(index: int) -> str:
+    """The text of torch.cuda.list_gpu_processes for the device of an index."""
     properties = _backend.required().properties(index)
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
