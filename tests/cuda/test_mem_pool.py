@@ -101,6 +101,8 @@ def test_handles_share_memory() -> None:
 def test_pools_are_refused_with_what_is_wrong() -> None:
     with pytest.raises(TypeError, match="expected a MemPool"), torch.cuda.use_mem_pool("x"):
         pass
+    with pytest.raises(TypeError, match="expected a MemPool"):
+        torch.cuda.memory_snapshot("x")
     with pytest.raises(ValueError, match="default pool"), torch.cuda.use_mem_pool((0, 0)):
         pass
     with pytest.raises(NotImplementedError, match="no_split"):

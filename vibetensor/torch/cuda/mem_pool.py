@@ -71,7 +71,7 @@ def use_mem_pool(pool: Any, device: Any = None) -> Iterator[None]:
     """
     native = _backend.required()
     index = _backend.device_index(device)
-    handle = _handle(pool)
+    handle = pool_handle(pool)
     if isinstance(pool, MemPool):
         pool._pool.hold(index)
     native.begin_allocate_to_pool(index, handle)
@@ -86,7 +86,8 @@ def graph_pool_handle() -> tuple[int, int]:
     return _backend.required().new_pool_handle()
 
 
-def _handle(pool: Any) -> tuple[int, int]:
+def pool_handle(pool: Any) -> tuple[int, int]:
+    """The handle of a MemPool, or a handle as it is. Raises TypeError for anything else."""
     handle = getattr(pool, "id", pool)
     if not (
         isinstance(handle, tuple) and len(handle) == 2 and all(isinstance(n, int) for n in handle)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vibetensor.torch.cuda import _backend
+from vibetensor.torch.cuda.mem_pool import pool_handle
 
 _MODES = {None: 0, "state": 1, "all": 2}
 _CONTEXTS = {None: 0, "state": 1, "alloc": 2, "all": 3}
@@ -73,6 +74,8 @@ def memory_snapshot(
     Raises:
         NotImplementedError: with ``VT_CUDA_ALLOC=backend:async``, where the driver keeps them.
     """
+    if mempool_id is not None:
+        mempool_id = pool_handle(mempool_id)
     native = _backend.native()
     if native is None or not native.device_count():
         return []
