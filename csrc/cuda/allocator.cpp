@@ -2,6 +2,8 @@
 
 #include <atomic>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #include "cuda/allocator/cuda_allocator.h"
 #include "cuda/driver_device.h"
@@ -21,12 +23,21 @@ CudaAllocator& allocators() {
   return *instance;
 }
 
+// Guards the making of allocators, and what new ones are told.
+std::mutex making;
+HistoryOptions history_options;
+std::vector<CachingAllocator::OutOfMemoryObserver>& observers() {
+  static auto* all = new std::vector<CachingAllocator::OutOfMemoryObserver>;
+  return *all;
+}
+
 CachingAllocator* make_device_allocator(int device) {
-  static std::mutex mutex;
-  const std::lock_guard lock(mutex);
+  const std::lock_guard lock(making);
   CachingAllocator* made = allocators().find(device);
   if (!made && device >= 0 && device < device_count()) {
     made = new CachingAllocator(*new DriverDevice(device), device, settings_from_environment());
+    made->record_history(history_options);
+    for (const auto& observer : observers()) made->add_out_of_memory_observer(observer);
     allocators().add_device(made);
   }
   return made;
@@ -59,6 +70,31 @@ void record_stream(const Storage& storage, cudaStream_t stream) {
   else if (PinnedAllocator::made(allocation.release))
     pinned_allocator().record_stream(allocation.context, stream);
 }
+
+void record_history(const HistoryOptions& options) {
+  const std::lock_guard lock(making);
+  history_options = options;
+  for (int device = 0; device < device_count(); ++device) {
+    if (CachingAllocator* made = allocators().find(device)) made->record_history(options);
+  }
+}
+
+void add_out_of_memory_observer(CachingAllocator::OutOfMemoryObserver observer) {
+  const std::lock_guard lock(making);
+  for (int device = 0; device < device_count(); ++device) {
+    if (CachingAllocator* made = allocators().find(device)) {
+      made->add_out_of_memory_observer(observer);
+    }
+  }
+  observers().push_back(std::move(observer));
+}
+
+PinnedStats pinned_stats() {
+  PinnedAllocator* pinned = pinned_in_use;
+  return pinned ? pinned->stats() : PinnedStats{};
+}
+
+PinnedAllocator* pinned_allocator_if_used() { return pinned_in_use; }
 
 void empty_cache() {
   for (int device = 0; device < device_count(); ++device) {

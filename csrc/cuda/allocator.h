@@ -21,6 +21,16 @@ PinnedAllocator& pinned_allocator();
 /// Work on `stream` uses the storage: its bytes are not handed out again before that work is done.
 /// Nothing for memory that other code owns.
 void record_stream(const Storage& storage, cudaStream_t stream);
+/// Records history on every device, also on those not used yet. Where it goes on with the
+/// recording (`options.clear` is false), the events stay.
+void record_history(const HistoryOptions& options);
+/// Tells `observer` of every out-of-memory error on every device, for good.
+void add_out_of_memory_observer(CachingAllocator::OutOfMemoryObserver observer);
+/// The page-locked memory's counters; zeros before its first use.
+PinnedStats pinned_stats();
+/// The allocator of page-locked memory, or null before its first use.
+PinnedAllocator* pinned_allocator_if_used();
+
 /// Gives memory that no tensor uses back to the driver, on all devices and the host.
 void empty_cache();
 bool is_pinned(const void* pointer);

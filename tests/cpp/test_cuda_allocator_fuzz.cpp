@@ -278,7 +278,9 @@ bool run(uint64_t seed, int threads, int64_t operations) {
     CachingAllocator allocator(device, 0, parse_settings(settings));
     Shared shared{device, allocator, {}, true, 0};
     if (random() % 3 == 0) {
-      allocator.record_history(HistoryMode::All, [] { return AllocationContext(); }, 100);
+      allocator.record_history({.mode = HistoryMode::All,
+                                .capture = []() noexcept { return AllocationContext(); },
+                                .max_entries = 100});
     }
     const bool faulty = random() % 3 == 0;
     if (faulty) {

@@ -96,12 +96,12 @@ void statistics_match_a_plain_count() {
 }
 
 int contexts = 0;
-AllocationContext new_context() { return std::make_shared<int>(++contexts); }
+AllocationContext new_context() noexcept { return std::make_shared<int>(++contexts); }
 
 void snapshots_and_history_tell_the_state() {
   SimulatedDevice device;
   CachingAllocator allocator(device, 0, {});
-  allocator.record_history(HistoryMode::All, new_context, 100);
+  allocator.record_history({.mode = HistoryMode::All, .capture = new_context, .max_entries = 100});
   const StreamHandle side = device.create_stream();
   const Allocation a = allocator.allocate(1000, nullptr);
   const Allocation b = allocator.allocate(5 * MiB, side);
@@ -150,12 +150,76 @@ void snapshots_and_history_tell_the_state() {
   CHECK(std::count(actions.begin(), actions.end(), "oom") == 1);
   CHECK(std::count(actions.begin(), actions.end(), "free_completed") == 3);
   CHECK(std::count(actions.begin(), actions.end(), "segment_unmap") >= 2);
-  allocator.record_history(HistoryMode::All, nullptr, 3);
+  allocator.record_history({.mode = HistoryMode::All, .max_entries = 3});
   for (size_t n = 1; n <= 5; ++n) give_back(allocator.allocate(n * 512, nullptr));
   CHECK(allocator.snapshot().trace.size() == 3);  // the last three
-  allocator.record_history(HistoryMode::Off, nullptr, 0);
+  allocator.record_history({});
   CHECK(allocator.snapshot().trace.empty());
   CHECK_EMPTY(allocator.check_invariants());
+}
+
+std::vector<std::pair<std::string, int>> contexts_of(CachingAllocator& allocator) {
+  std::vector<std::pair<std::string, int>> out;
+  for (const TraceEntry& entry : allocator.snapshot().trace) {
+    const auto context = std::static_pointer_cast<int>(entry.context);
+    out.emplace_back(trace_action_name(entry.action), context ? *context : 0);
+  }
+  return out;
+}
+
+void history_keeps_the_contexts_asked_for() {
+  SimulatedDevice device;
+  CachingAllocator allocator(device, 0, {});
+  give_back(allocator.allocate(1000, nullptr));  // maps the segment
+  using Events = std::vector<std::pair<std::string, int>>;
+  HistoryOptions options{.mode = HistoryMode::All, .capture = new_context, .max_entries = 100};
+  const auto one = [&] {
+    contexts = 0;
+    allocator.record_history(options);
+    give_back(allocator.allocate(1000, nullptr));
+    return contexts_of(allocator);
+  };
+  CHECK(one() ==
+        (Events{{"alloc", 1}, {"free_requested", 1}, {"free_completed", 1}, {"snapshot", 0}}));
+  options.capture_free = new_context;
+  CHECK(one() ==
+        (Events{{"alloc", 1}, {"free_requested", 2}, {"free_completed", 2}, {"snapshot", 0}}));
+  options.contexts = HistoryContexts::Alloc;
+  CHECK(one() ==
+        (Events{{"alloc", 1}, {"free_requested", 1}, {"free_completed", 1}, {"snapshot", 0}}));
+  options.contexts = HistoryContexts::State;
+  CHECK(one() ==
+        (Events{{"alloc", 0}, {"free_requested", 0}, {"free_completed", 0}, {"snapshot", 0}}));
+  CHECK(contexts == 1);
+  options.contexts = HistoryContexts::None;
+  one();
+  CHECK(contexts == 0);
+  // An event without a context is an event all the same.
+  CHECK(contexts_of(allocator).size() == 5);
+  options.skipped = uint32_t{1} << static_cast<int>(TraceAction::FreeRequested);
+  options.clear = false;
+  options.max_entries = 2;  // the newest two stay: both are snapshots
+  allocator.record_history(options);
+  CHECK(contexts_of(allocator) == (Events{{"snapshot", 0}, {"snapshot", 0}}));
+  give_back(allocator.allocate(1000, nullptr));
+  CHECK(allocator.snapshot(false).trace.empty());
+  CHECK(contexts_of(allocator) == (Events{{"free_completed", 0}, {"snapshot", 0}}));
+}
+
+void observers_see_out_of_memory_before_it_is_thrown() {
+  SimulatedDevice device;
+  CachingAllocator allocator(device, 3, {});
+  allocator.record_history({.mode = HistoryMode::All, .max_entries = 100});
+  std::vector<CachingAllocator::OutOfMemoryEvent> seen;
+  for (int i = 0; i < 2; ++i) {
+    allocator.add_out_of_memory_observer([&](const CachingAllocator::OutOfMemoryEvent& event) {
+      seen.push_back(event);
+      CHECK(allocator.snapshot().trace.size() >= 2);  // no lock is held
+    });
+  }
+  CHECK(error_of([&] { allocator.allocate(4096 * MiB, nullptr); }).first == ErrorKind::OutOfMemory);
+  CHECK(seen.size() == 2 && seen[0].device_index == 3 && seen[0].requested == 4096 * MiB);
+  CHECK(seen[0].free <= seen[0].total && seen[0].total > 0);
 }
 
 void settings_are_parsed_or_refused_by_name() {
@@ -235,6 +299,18 @@ void pinned_memory_is_kept_and_guarded() {
     give_back(b);
     give_back(c);
     CHECK(pinned.stats().peak_allocated_bytes == static_cast<int64_t>(2 * MiB));
+    const PinnedStats counted = pinned.stats();
+    CHECK(counted.owned_blocks.current == 2 && counted.owned_blocks.allocated == 2);
+    CHECK(counted.owned_bytes.current == static_cast<int64_t>(2 * MiB));
+    CHECK(counted.active_blocks.current == 0 && counted.active_blocks.peak == 2);
+    CHECK(counted.active_blocks.allocated == 4 && counted.active_bytes.freed == 4 * int64_t{MiB});
+    CHECK(counted.host_alloc_time.count == 2 && counted.host_free_time.count == 0);
+    const auto flat = flatten(counted);
+    CHECK(flat.size() == 4 * 4 + 2 * 5 + 2 && std::is_sorted(flat.begin(), flat.end()));
+    pinned.reset_peak_stats();
+    pinned.reset_accumulated_stats();
+    CHECK(pinned.stats().active_blocks.peak == 0 && pinned.stats().owned_blocks.allocated == 0);
+    CHECK(pinned.stats().owned_bytes.current == static_cast<int64_t>(2 * MiB));
     // Full: what is cached in other classes, or still copied from, makes room.
     device.launch(side, {{address_of(c), 100, false}});
     const Allocation d = pinned.allocate(MiB);
@@ -282,6 +358,8 @@ void the_runtime_allocates_on_the_current_stream() {
 int main() {
   statistics_match_a_plain_count();
   snapshots_and_history_tell_the_state();
+  history_keeps_the_contexts_asked_for();
+  observers_see_out_of_memory_before_it_is_thrown();
   settings_are_parsed_or_refused_by_name();
   pinned_memory_is_kept_and_guarded();
   the_runtime_allocates_on_the_current_stream();

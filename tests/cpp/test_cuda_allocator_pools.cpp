@@ -92,6 +92,33 @@ void pools_are_shared_by_handle() {
   CHECK(allocator.usage().empty());
 }
 
+void a_handle_names_a_pool_before_it_exists() {
+  Fixture f;
+  CachingAllocator& allocator = *f.allocator;
+  const MempoolId id = new_mempool_id(true);
+  CHECK(id.second == 0 && id != new_mempool_id(true) && allocator.use_count(id) == 0);
+  allocator.hold_pool(id);
+  allocator.hold_pool(id);
+  CHECK(allocator.use_count(id) == 2);
+  allocator.begin_allocate_to_pool(id, AllocationRoute::this_thread());
+  const Allocation a = allocator.allocate(30 * MiB, nullptr);
+  const uintptr_t first = address_of(a);
+  give_back(a);
+  allocator.end_allocate_to_pool(id);
+  allocator.release_pool(id);
+  allocator.release_pool(id);
+  CHECK(allocator.use_count(id) == 0);
+  allocator.hold_pool(id);  // what it cached is still there
+  allocator.begin_allocate_to_pool(id, AllocationRoute::this_thread());
+  const Allocation b = allocator.allocate(30 * MiB, nullptr);
+  CHECK(address_of(b) == first && CachingAllocator::pool_of(b.context) == id);
+  give_back(b);
+  allocator.end_allocate_to_pool(id);
+  allocator.release_pool(id);
+  allocator.empty_cache();
+  CHECK(error_of([&] { allocator.hold_pool({}); }).first == ErrorKind::Value);
+}
+
 void live_blocks_keep_a_released_pool() {
   Fixture f;
   CachingAllocator& allocator = *f.allocator;
@@ -190,6 +217,7 @@ void threads_share_an_allocator() {
 int main() {
   routes_choose_by_thread_and_stream();
   pools_are_shared_by_handle();
+  a_handle_names_a_pool_before_it_exists();
   live_blocks_keep_a_released_pool();
   many_pools_come_and_go();
   misuse_is_refused_by_name();

@@ -16,6 +16,7 @@ examples:
   vibetensor train reverse
   vibetensor train vit --data cifar-10-batches-bin
   vibetensor sample runs/minigpt-20260102-030405 --prompt "def main"
+  vibetensor viz memory snapshot.pickle -o memory.html
 """
 
 
@@ -76,6 +77,15 @@ def _parser() -> argparse.ArgumentParser:
                         help="choose among the K likeliest; 0: all (default: 40)")  # fmt: skip
     sample.add_argument("--seed", type=int, default=1337, help="seed of the choice (default: 1337)")
     sample.set_defaults(run=_sample)
+
+    viz = commands.add_parser("viz", help="draw what was recorded as a page for a browser")
+    views = viz.add_subparsers(title="views", required=True, metavar="VIEW", dest="view")
+    text = "a memory snapshot, as torch.cuda.memory._dump_snapshot writes it"
+    memory = views.add_parser("memory", help=text, description=f"Draws {text}.")
+    memory.add_argument("snapshot", metavar="PICKLE", help="the snapshot; ours or PyTorch's")
+    memory.add_argument("-o", "--output", metavar="HTML",
+                        help="page to write (default: the snapshot's name with .html)")  # fmt: skip
+    memory.set_defaults(run=_viz_memory)
 
     info = commands.add_parser("info", help="show version, build, backends, devices and libraries")
     info.set_defaults(run=_info)
@@ -181,6 +191,19 @@ def _sample(options: argparse.Namespace) -> int:
             options.seed,
         )
     )
+    return 0
+
+
+def _viz_memory(options: argparse.Namespace) -> int:
+    from vibetensor.viz.memory import write_memory_page
+    from vibetensor.viz.memory_timeline import load_snapshot
+
+    output = options.output or os.path.splitext(options.snapshot)[0] + ".html"
+    if os.path.abspath(output) == os.path.abspath(options.snapshot):
+        raise ValueError(f"the page would replace the snapshot '{output}'; choose another --output")
+    name = os.path.basename(options.snapshot)
+    write_memory_page(output, load_snapshot(options.snapshot), f"CUDA memory: {name}")
+    print(f"wrote {output}")
     return 0
 
 

@@ -51,7 +51,7 @@ Allocation CachingAllocator::allocate_async(size_t nbytes, size_t size, StreamHa
     throw;
   }
   Block* block = pool.make_unsegmented(address, size, nbytes);
-  if (context) {
+  if (core_->history.on()) {
     block->context = context;
     core_->history.record(TraceAction::Alloc, address, size, stream, pool.id(), std::move(context));
   }

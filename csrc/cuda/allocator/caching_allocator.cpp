@@ -154,7 +154,8 @@ Allocation CachingAllocator::allocate(size_t nbytes, StreamHandle stream) {
         "'forkserver' method of multiprocessing");
   }
   AllocationContext context;
-  if (core_->history.on()) [[unlikely]]
+  const bool recorded = core_->history.on();
+  if (recorded) [[unlikely]]
     context = core_->history.capture_context();
   if (nbytes > kLargestRequest) [[unlikely]] {
     throw_out_of_memory(nbytes, {ApiCode::OutOfMemory}, stream, std::move(context));
@@ -170,7 +171,7 @@ Allocation CachingAllocator::allocate(size_t nbytes, StreamHandle stream) {
     const std::lock_guard lock(target.pool->lock);
     if (target.pool->serial == target.serial) [[likely]]
       block = target.pool->take(kind, size, nbytes);
-    if (block && context) [[unlikely]] {
+    if (recorded && block) [[unlikely]] {
       block->context = context;
       core_->history.record(TraceAction::Alloc, block->address, block->size, stream,
                             target.pool->id(), std::move(context));
@@ -192,18 +193,23 @@ void CachingAllocator::release(void* context, void*, size_t) noexcept {
   StreamPool* pool = block->pool;
   if (in_forked_child()) [[unlikely]]
     return;
+  AllocatorCore& core = pool->core();
+  AllocationContext freed_by;
+  if (core.history.on()) [[unlikely]]
+    freed_by = core.history.capture_free_context();
   const std::lock_guard lock(pool->lock);
   if (pool->serial == 0) [[unlikely]]
     return;  // the allocator is gone
-  AllocatorCore& core = pool->core();
   if (block->size > core.settings.max_split_size) [[unlikely]]
     core.oversize_allocations.subtract(1);
   if (core.history.on()) [[unlikely]] {
+    if (!freed_by) freed_by = block->context;
     core.history.record(TraceAction::FreeRequested, block->address, block->size, pool->stream(),
-                        pool->id(), block->context);
-    if (block->uses.empty()) {
+                        pool->id(), freed_by);
+    // With backend:async the driver orders the memory's next use after what other streams do.
+    if (block->uses.empty() || !block->segment) {
       core.history.record(TraceAction::FreeCompleted, block->address, block->size, pool->stream(),
-                          pool->id(), block->context);
+                          pool->id(), freed_by);
     }
   }
   if (!block->segment) [[unlikely]] {
@@ -258,15 +264,24 @@ void CachingAllocator::set_memory_limit(size_t nbytes) {
   apply_limits();
 }
 
+double CachingAllocator::memory_fraction() {
+  const std::lock_guard lock(stats_mutex_);
+  return fraction_;
+}
+
+void CachingAllocator::add_out_of_memory_observer(OutOfMemoryObserver observer) {
+  const std::lock_guard lock(callback_mutex_);
+  observers_.push_back(std::move(observer));
+}
+
 void CachingAllocator::set_out_of_memory_callback(OutOfMemoryCallback callback) {
   auto next = callback ? std::make_shared<const OutOfMemoryCallback>(std::move(callback)) : nullptr;
   const std::lock_guard lock(callback_mutex_);
   callback_.swap(next);
 }
 
-void CachingAllocator::record_history(HistoryMode mode, CaptureContext capture,
-                                      size_t max_entries) {
-  core_->history.configure(mode, capture, max_entries);
+void CachingAllocator::record_history(const HistoryOptions& options) {
+  core_->history.configure(options);
 }
 
 std::vector<StreamPool*> CachingAllocator::pools() {

@@ -40,6 +40,13 @@ class CachingAllocator {
   /// memory, so that another try is worth it.
   using OutOfMemoryCallback = std::function<bool(size_t nbytes)>;
 
+  /// Told of every OutOfMemory before it is thrown, without locks held; it may take a snapshot.
+  struct OutOfMemoryEvent {
+    int device_index;
+    size_t requested, total, free;  // of the device, bytes
+  };
+  using OutOfMemoryObserver = std::function<void(const OutOfMemoryEvent&)>;
+
   /// `device` must outlive the allocator. Throws what settings or the device refuse.
   CachingAllocator(DeviceApi& device, int device_index, const AllocatorSettings& settings);
   /// Gives everything back. Allocations still alive keep their memory until the process ends, and
@@ -74,6 +81,7 @@ class CachingAllocator {
   // Private pools. A pool is held by use counts: whoever captures into it or shares it holds one.
   MempoolId create_pool();            // with one use
   MempoolId create_user_pool();       // the same, named {n, 0} as torch names a MemPool
+  void hold_pool(MempoolId pool);     // one more use; makes the pool where it does not exist
   void retain_pool(MempoolId pool);   // one more
   void release_pool(MempoolId pool);  // one less; with none left its memory may be reclaimed
   int use_count(MempoolId pool) const;
@@ -87,15 +95,18 @@ class CachingAllocator {
   void set_memory_fraction(double fraction);  // of the device's memory, above 0 to 1
   void set_memory_limit(size_t nbytes);
   size_t memory_limit() const { return core_->limit.load(); }
+  double memory_fraction();
   void set_out_of_memory_callback(OutOfMemoryCallback callback);
+  void add_out_of_memory_observer(OutOfMemoryObserver observer);
 
   // What there is to see.
   MemoryStats stats();
   void reset_peak_stats();
   void reset_accumulated_stats();
   std::vector<PoolUsage> usage();
-  Snapshot snapshot();
-  void record_history(HistoryMode mode, CaptureContext capture, size_t max_entries);
+  /// With the events recorded, or without.
+  Snapshot snapshot(bool with_trace = true);
+  void record_history(const HistoryOptions& options);
   std::string out_of_memory_report(size_t nbytes, const ApiStatus& status);
   /// What is inconsistent, for tests; empty when all is well. No other thread may be active.
   std::string check_invariants();
@@ -161,6 +172,7 @@ class CachingAllocator {
   std::mutex ladder_mutex_;  // one thread climbs at a time
   std::mutex callback_mutex_;
   std::shared_ptr<const OutOfMemoryCallback> callback_;
+  std::vector<OutOfMemoryObserver> observers_;
   std::mutex stats_mutex_;  // guards what follows
   double fraction_ = 1;
   size_t absolute_limit_ = AllocatorSettings::kNoLimit;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 
 namespace vt::cuda {
 
@@ -29,14 +30,26 @@ std::string_view trace_action_name(TraceAction action) {
   return "?";
 }
 
-void History::configure(HistoryMode mode, CaptureContext capture, size_t max_entries) {
-  std::vector<TraceEntry> dropped;  // its contexts go after the lock
+void History::configure(const HistoryOptions& options) {
+  const bool keep = !options.clear && options.mode != HistoryMode::Off;
+  std::vector<TraceEntry> dropped;  // their contexts go after the lock
   const std::lock_guard lock(mutex_);
-  dropped.swap(ring_);
+  std::rotate(ring_.begin(), ring_.begin() + static_cast<ptrdiff_t>(next_), ring_.end());
   next_ = 0;
-  max_entries_ = max_entries;
-  capture_.store(capture);
-  mode_.store(mode);
+  if (!keep) {
+    dropped.swap(ring_);
+  } else if (ring_.size() > options.max_entries) {
+    const auto rest = ring_.end() - static_cast<ptrdiff_t>(options.max_entries);
+    dropped.assign(std::make_move_iterator(ring_.begin()), std::make_move_iterator(rest));
+    ring_.erase(ring_.begin(), rest);
+  }
+  max_entries_ = options.max_entries;
+  const HistoryContexts contexts = options.contexts;
+  capture_.store(contexts == HistoryContexts::None ? nullptr : options.capture);
+  capture_free_.store(contexts == HistoryContexts::All ? options.capture_free : nullptr);
+  events_have_contexts_.store(contexts >= HistoryContexts::Alloc);
+  skipped_.store(options.skipped);
+  mode_.store(options.mode);
 }
 
 AllocationContext History::capture_context() const {
@@ -44,9 +57,24 @@ AllocationContext History::capture_context() const {
   return capture ? capture() : nullptr;
 }
 
+AllocationContext History::capture_free_context() const {
+  if (mode_.load(std::memory_order_relaxed) != HistoryMode::All) return nullptr;
+  const CaptureContext capture = capture_free_.load();
+  return capture ? capture() : nullptr;
+}
+
+void History::clear() {
+  std::vector<TraceEntry> dropped;
+  const std::lock_guard lock(mutex_);
+  dropped.swap(ring_);
+  next_ = 0;
+}
+
 void History::record(TraceAction action, uintptr_t address, size_t size, StreamHandle stream,
                      MempoolId pool, AllocationContext context) {
   if (mode_.load(std::memory_order_relaxed) != HistoryMode::All) return;
+  if (skipped_.load(std::memory_order_relaxed) >> static_cast<int>(action) & 1) return;
+  if (!events_have_contexts_.load(std::memory_order_relaxed)) context.reset();
   using namespace std::chrono;
   const int64_t now = duration_cast<microseconds>(system_clock::now().time_since_epoch()).count();
   TraceEntry entry{action, address, size, stream, pool, now, std::move(context)};

@@ -1,8 +1,12 @@
 // The record of what the allocator did: a ring of events, each with the context that a
 // user-supplied function captured (Python gives frames). Costs one branch while it is off.
+//
+// An event of a free has the context of the free where one could be captured, else that of the
+// allocation.
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <mutex>
 #include <string_view>
 #include <vector>
@@ -41,22 +45,45 @@ enum class HistoryMode : uint8_t {
   State,  // contexts of live blocks and segments only
   All,    // and the ring of events
 };
-using CaptureContext = AllocationContext (*)();
+using CaptureContext = AllocationContext (*)() noexcept;
+
+/// Where contexts are kept; each includes the ones before it.
+enum class HistoryContexts : uint8_t {
+  None,
+  State,  // live blocks and segments
+  Alloc,  // events, with what allocated the memory
+  All,    // events of frees with what freed it
+};
+
+struct HistoryOptions {
+  HistoryMode mode = HistoryMode::Off;
+  HistoryContexts contexts = HistoryContexts::All;
+  CaptureContext capture = nullptr;  // may be null; called without any lock held
+  /// For frees: may be null; called without a lock of the allocator, but on any thread and maybe
+  /// with locks of the caller held, so it must not block.
+  CaptureContext capture_free = nullptr;
+  size_t max_entries = SIZE_MAX;
+  uint32_t skipped = 0;  // bit n: no events of TraceAction n
+  bool clear = true;     // forget the events recorded so far; turning off forgets them always
+};
 
 class History {
  public:
-  /// Clears what was recorded. `capture` may be null; it is called without any lock held.
-  void configure(HistoryMode mode, CaptureContext capture, size_t max_entries);
+  void configure(const HistoryOptions& options);
   bool on() const { return mode_.load(std::memory_order_relaxed) != HistoryMode::Off; }
   AllocationContext capture_context() const;
+  AllocationContext capture_free_context() const;
   void record(TraceAction action, uintptr_t address, size_t size, StreamHandle stream,
               MempoolId pool, AllocationContext context);
   /// Oldest first.
   std::vector<TraceEntry> entries() const;
+  void clear();
 
  private:
   std::atomic<HistoryMode> mode_{HistoryMode::Off};
-  std::atomic<CaptureContext> capture_{nullptr};
+  std::atomic<CaptureContext> capture_{nullptr}, capture_free_{nullptr};
+  std::atomic<bool> events_have_contexts_{true};
+  std::atomic<uint32_t> skipped_{0};
   mutable std::mutex mutex_;
   std::vector<TraceEntry> ring_;
   size_t next_ = 0;  // where the ring is written once it is full

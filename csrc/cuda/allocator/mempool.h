@@ -18,6 +18,10 @@ struct MempoolId {
   friend auto operator<=>(const MempoolId&, const MempoolId&) = default;
 };
 
+/// A name that no pool of this process has: {n, 0} for a MemPool, {0, n} for a graph's pool. The
+/// pool itself is made, on each device apart, by CachingAllocator::hold_pool.
+MempoolId new_mempool_id(bool user);
+
 /// Which allocations begin_allocate_to_pool sends to its pool: those of one thread or of any, on
 /// one stream or on any.
 struct AllocationRoute {

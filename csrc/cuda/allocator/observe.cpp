@@ -167,7 +167,7 @@ std::vector<PoolUsage> CachingAllocator::usage() {
   return out;
 }
 
-Snapshot CachingAllocator::snapshot() {
+Snapshot CachingAllocator::snapshot(bool with_trace) {
   Snapshot out;
   out.settings = core_->settings;
   {
@@ -179,8 +179,10 @@ Snapshot CachingAllocator::snapshot() {
   }
   std::sort(out.segments.begin(), out.segments.end(),
             [](const SegmentInfo& a, const SegmentInfo& b) { return a.address < b.address; });
-  core_->history.record(TraceAction::Snapshot, 0, 0, nullptr, {}, nullptr);
-  out.trace = core_->history.entries();
+  if (with_trace) {
+    core_->history.record(TraceAction::Snapshot, 0, 0, nullptr, {}, nullptr);
+    out.trace = core_->history.entries();
+  }
   return out;
 }
 

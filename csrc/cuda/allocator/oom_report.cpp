@@ -89,6 +89,14 @@ void CachingAllocator::throw_out_of_memory(size_t nbytes, const ApiStatus& statu
   size_t free = 0, total = 0;
   core_->device.memory_info(&free, &total);
   core_->history.record(TraceAction::Oom, free, nbytes, stream, {}, std::move(context));
+  std::vector<OutOfMemoryObserver> observers;
+  {
+    const std::lock_guard lock(callback_mutex_);
+    observers = observers_;
+  }
+  for (const auto& observer : observers) {
+    observer({core_->device_index, nbytes, core_->total_memory, free});
+  }
   fail(ErrorKind::OutOfMemory, out_of_memory_report(nbytes, status));
 }
 

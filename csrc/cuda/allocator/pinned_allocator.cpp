@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <mutex>
 #include <utility>
 
@@ -29,6 +30,15 @@ SizeClass size_class(size_t nbytes) {
   const size_t step = floor / kSteps;
   const size_t steps = (nbytes - floor + step - 1) / step;
   return {(log2 - 12) * kSteps + static_cast<int>(steps), floor + steps * step};
+}
+
+/// Microseconds that a driver call took.
+template <class F>
+int64_t timed(F&& call) {
+  using namespace std::chrono;
+  const auto start = steady_clock::now();
+  call();
+  return duration_cast<microseconds>(steady_clock::now() - start).count();
 }
 
 }  // namespace
@@ -98,8 +108,20 @@ struct PinnedAllocator::Impl {
     }
     for (Block* block : done) {
       stats.pending_bytes -= static_cast<int64_t>(block->size);
+      count_active(block, -1);
       push_free(block);
     }
+  }
+
+  void count_active(const Block* block, int sign) {
+    add_to(stats.active_blocks, sign);
+    add_to(stats.active_bytes, sign * static_cast<int64_t>(block->size));
+  }
+  void count_owned(const Block* block, int sign, int64_t us) {
+    add_to(stats.owned_blocks, sign);
+    add_to(stats.owned_bytes, sign * static_cast<int64_t>(block->size));
+    ++(sign > 0 ? stats.num_host_alloc : stats.num_host_free);
+    (sign > 0 ? stats.host_alloc_time : stats.host_free_time).add(us);
   }
 
   /// Unlinks one cached block, the largest first.
@@ -116,13 +138,15 @@ struct PinnedAllocator::Impl {
     process_pending(false);
     while (Block* block = pop_any()) {
       guard.unlock();
-      const bool gone = device.free_host(reinterpret_cast<void*>(block->address)).gone();
+      bool gone = false;
+      const int64_t us =
+          timed([&] { gone = device.free_host(reinterpret_cast<void*>(block->address)).gone(); });
       guard.lock();
       if (!gone) {
         push_free(block);
         break;
       }
-      ++stats.num_host_free;
+      count_owned(block, -1, us);
       released += block->size;
       push_spare(block);
     }
@@ -174,7 +198,7 @@ Allocation PinnedAllocator::allocate(size_t nbytes) {
       block = impl.spare();
       guard.unlock();
       void* data = nullptr;
-      status = impl.device.allocate_host(wanted.nbytes, &data);
+      const int64_t us = timed([&] { status = impl.device.allocate_host(wanted.nbytes, &data); });
       guard.lock();
       if (!status.ok()) {
         impl.push_spare(block);
@@ -184,12 +208,13 @@ Allocation PinnedAllocator::allocate(size_t nbytes) {
         impl.release_cached();
         continue;
       }
-      ++impl.stats.num_host_alloc;
       block->address = reinterpret_cast<uintptr_t>(data);
       block->size = wanted.nbytes;
+      impl.count_owned(block, 1, us);
     }
     block->state = BlockState::Allocated;
     block->requested = nbytes;
+    impl.count_active(block, 1);
     impl.stats.allocated_bytes += static_cast<int64_t>(block->size);
     impl.stats.peak_allocated_bytes =
         std::max(impl.stats.peak_allocated_bytes, impl.stats.allocated_bytes);
@@ -223,12 +248,15 @@ void PinnedAllocator::release(void* context, void*, size_t) noexcept {
       for (const StreamUse& use : block->uses) impl.device.synchronize_stream(use.stream);
     }
   }
+  impl.count_active(block, -1);
   if (static_cast<size_t>(impl.stats.cached_bytes) + block->size > impl.cache_limit) {
     guard.unlock();
-    const bool gone = impl.device.free_host(reinterpret_cast<void*>(block->address)).gone();
+    bool gone = false;
+    const int64_t us = timed(
+        [&] { gone = impl.device.free_host(reinterpret_cast<void*>(block->address)).gone(); });
     guard.lock();
     if (gone) {
-      ++impl.stats.num_host_free;
+      impl.count_owned(block, -1, us);
       block->uses.clear();
       impl.push_spare(block);
       return;
@@ -252,6 +280,54 @@ size_t PinnedAllocator::empty_cache() { return in_forked_child() ? 0 : impl_->re
 PinnedStats PinnedAllocator::stats() {
   const std::lock_guard guard(impl_->lock);
   return impl_->stats;
+}
+
+void PinnedAllocator::reset_peak_stats() {
+  const std::lock_guard guard(impl_->lock);
+  PinnedStats& stats = impl_->stats;
+  stats.peak_allocated_bytes = stats.allocated_bytes;
+  for (Stat* stat :
+       {&stats.owned_blocks, &stats.owned_bytes, &stats.active_blocks, &stats.active_bytes}) {
+    stat->peak = stat->current;
+  }
+}
+
+void PinnedAllocator::reset_accumulated_stats() {
+  const std::lock_guard guard(impl_->lock);
+  PinnedStats& stats = impl_->stats;
+  stats.num_host_alloc = stats.num_host_free = 0;
+  stats.host_alloc_time = stats.host_free_time = {};
+  for (Stat* stat :
+       {&stats.owned_blocks, &stats.owned_bytes, &stats.active_blocks, &stats.active_bytes}) {
+    stat->allocated = stat->freed = 0;
+  }
+}
+
+std::vector<std::pair<std::string, int64_t>> flatten(const PinnedStats& stats) {
+  std::vector<std::pair<std::string, int64_t>> out;
+  const auto stat = [&](const std::string& name, const Stat& s) {
+    out.emplace_back(name + ".current", s.current);
+    out.emplace_back(name + ".peak", s.peak);
+    out.emplace_back(name + ".allocated", s.allocated);
+    out.emplace_back(name + ".freed", s.freed);
+  };
+  const auto duration = [&](const std::string& name, const DurationStat& d) {
+    out.emplace_back(name + ".total", d.total);
+    out.emplace_back(name + ".max", d.max);
+    out.emplace_back(name + ".min", d.min);
+    out.emplace_back(name + ".count", d.count);
+    out.emplace_back(name + ".avg", d.count ? d.total / d.count : 0);
+  };
+  stat("allocations", stats.owned_blocks);
+  stat("allocated_bytes", stats.owned_bytes);
+  stat("active_requests", stats.active_blocks);
+  stat("active_bytes", stats.active_bytes);
+  duration("host_alloc_time", stats.host_alloc_time);
+  duration("host_free_time", stats.host_free_time);
+  out.emplace_back("num_host_alloc", stats.num_host_alloc);
+  out.emplace_back("num_host_free", stats.num_host_free);
+  std::sort(out.begin(), out.end());
+  return out;
 }
 
 std::string PinnedAllocator::check_invariants() {

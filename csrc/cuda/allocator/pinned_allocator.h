@@ -6,6 +6,8 @@
 #include <array>
 #include <atomic>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "core/allocator.h"
@@ -13,6 +15,7 @@
 #include "cuda/allocator/pending_frees.h"
 #include "cuda/allocator/pool_lock.h"
 #include "cuda/allocator/settings.h"
+#include "cuda/allocator/stats.h"
 
 namespace vt::cuda {
 
@@ -23,7 +26,14 @@ struct PinnedStats {
   int64_t cached_bytes = 0;
   int64_t num_host_alloc = 0;  // driver calls
   int64_t num_host_free = 0;
+
+  // torch's quantities. A block is owned from one driver call to the other, and active from when
+  // it is handed out until it may be handed out again.
+  Stat owned_blocks{}, owned_bytes{}, active_blocks{}, active_bytes{};
+  DurationStat host_alloc_time{}, host_free_time{};
 };
+/// The keys of torch.cuda.host_memory_stats, sorted; times in microseconds.
+std::vector<std::pair<std::string, int64_t>> flatten(const PinnedStats& stats);
 
 class PinnedAllocator {
  public:
@@ -48,6 +58,8 @@ class PinnedAllocator {
   /// Gives cached memory back; returns its bytes.
   size_t empty_cache();
   PinnedStats stats();
+  void reset_peak_stats();
+  void reset_accumulated_stats();
   /// What is inconsistent, for tests; empty when all is well.
   std::string check_invariants();
 

@@ -15,9 +15,13 @@ std::string pool_name(MempoolId pool) {
 
 }  // namespace
 
-MempoolId CachingAllocator::new_pool(bool user) {
+MempoolId new_mempool_id(bool user) {
   const uint64_t number = ++last_pool;
-  const MempoolId id = user ? MempoolId{number, 0} : MempoolId{0, number};
+  return user ? MempoolId{number, 0} : MempoolId{0, number};
+}
+
+MempoolId CachingAllocator::new_pool(bool user) {
+  const MempoolId id = new_mempool_id(user);
   const std::lock_guard lock(pools_mutex_);
   private_pools_[id].use_count = 1;
   return id;
@@ -30,6 +34,16 @@ void CachingAllocator::check_exists(MempoolId pool, const char* function) const 
               " of cuda:", core_->device_index,
               pool.is_default() ? " is the default pool" : " does not exist",
               "; a pool lives from create_pool until its last use is released");
+}
+
+void CachingAllocator::hold_pool(MempoolId pool) {
+  check_value(!pool.is_default(), "hold_pool: (0, 0) is the default pool, which nobody holds");
+  if (core_->settings.backend == Backend::Async) {
+    fail(ErrorKind::NotImplemented,
+         "memory pools need the native allocator; remove backend:async from VT_CUDA_ALLOC");
+  }
+  const std::lock_guard lock(pools_mutex_);
+  ++private_pools_[pool].use_count;
 }
 
 void CachingAllocator::retain_pool(MempoolId pool) {

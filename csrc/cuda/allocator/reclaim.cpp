@@ -24,7 +24,7 @@ Block* CachingAllocator::try_allocate(const Resolved& target, BlockKind kind, si
     if (!status->ok()) return nullptr;
     block = pool.take(kind, size, nbytes);
   }
-  if (block && context) {
+  if (block && core_->history.on()) {
     block->context = context;
     core_->history.record(TraceAction::Alloc, block->address, block->size, pool.stream(), pool.id(),
                           context);

@@ -2,6 +2,7 @@
 // has a peak over the whole device lives in DeviceGauges as relaxed atomics.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -18,6 +19,25 @@ struct Stat {
   int64_t peak = 0;
   int64_t allocated = 0;  // sum of all increases
   int64_t freed = 0;      // sum of all decreases
+};
+
+/// Applies a change to a quantity counted under a lock.
+inline void add_to(Stat& stat, int64_t change) {
+  stat.current += change;
+  stat.peak = std::max(stat.peak, stat.current);
+  (change > 0 ? stat.allocated : stat.freed) += change > 0 ? change : -change;
+}
+
+/// Times of calls, in microseconds.
+struct DurationStat {
+  int64_t total = 0, max = 0, min = 0, count = 0;
+
+  void add(int64_t us) {
+    total += us;
+    max = count == 0 ? us : std::max(max, us);
+    min = count == 0 ? us : std::min(min, us);
+    ++count;
+  }
 };
 
 /// Of both kinds, of small blocks, of large blocks.

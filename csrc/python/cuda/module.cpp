@@ -6,12 +6,12 @@
 
 #include "core/error.h"
 #include "core/generator.h"
-#include "cuda/allocator.h"
 #include "cuda/cublaslt.h"
 #include "cuda/device.h"
 #include "cuda/library.h"
 #include "cuda/stream.h"
 #include "cuda/sync.h"
+#include "python/cuda/bindings.h"
 
 namespace nb = nanobind;
 
@@ -22,13 +22,6 @@ Stream stream_of(int device, uintptr_t handle) {
   return {reinterpret_cast<cudaStream_t>(handle), device};
 }
 uintptr_t number(Stream stream) { return reinterpret_cast<uintptr_t>(stream.handle); }
-
-int checked_device(int device) {
-  check(device >= 0 && device < device_count(), "CUDA error: invalid device ordinal ", device,
-        "; there are ", device_count(), " devices", device_count() == 0 ? ": " : "",
-        device_problem());
-  return device;
-}
 
 nb::object finder;  // Python: name -> path or None
 
@@ -79,68 +72,6 @@ void bind_devices(nb::module_& m) {
   });
 }
 
-nb::tuple pool_tuple(MempoolId pool) { return nb::make_tuple(pool.first, pool.second); }
-
-void bind_memory(nb::module_& m) {
-  m.def("empty_cache", &empty_cache);
-  m.def("memory_stats", [](int device) {
-    nb::dict out;
-    if (CachingAllocator* allocator = device_allocator_if_used(checked_device(device))) {
-      for (const auto& [name, value] : flatten(allocator->stats())) out[name.c_str()] = value;
-    }
-    return out;
-  });
-  m.def("reset_peak_stats", [](int device) {
-    if (CachingAllocator* allocator = device_allocator_if_used(checked_device(device)))
-      allocator->reset_peak_stats();
-  });
-  m.def("reset_accumulated_stats", [](int device) {
-    if (CachingAllocator* allocator = device_allocator_if_used(checked_device(device)))
-      allocator->reset_accumulated_stats();
-  });
-  m.def("set_memory_fraction", [](double fraction, int device) {
-    device_allocator(checked_device(device)).set_memory_fraction(fraction);
-  });
-  m.def("set_memory_limit", [](size_t nbytes, int device) {
-    device_allocator(checked_device(device)).set_memory_limit(nbytes);
-  });
-  m.def("memory_report", [](int device) {
-    return device_allocator(checked_device(device)).out_of_memory_report(0, {});
-  });
-  m.def("check_memory",
-        [](int device) { return device_allocator(checked_device(device)).check_invariants(); });
-  m.def("memory_usage", [](int device) {
-    nb::list out;
-    if (CachingAllocator* allocator = device_allocator_if_used(checked_device(device))) {
-      for (const PoolUsage& u : allocator->usage()) {
-        nb::dict row;
-        row["pool"] = pool_tuple(u.pool);
-        row["stream"] = reinterpret_cast<uintptr_t>(u.stream);
-        row["use_count"] = u.use_count;
-        row["allocated"] = u.allocated;
-        row["pending"] = u.pending;
-        row["cached"] = u.cached;
-        row["reserved"] = u.reserved;
-        row["largest_free"] = u.largest_free;
-        row["blocks"] = u.blocks;
-        out.append(row);
-      }
-    }
-    return out;
-  });
-  m.def("host_memory_stats", [] {
-    const PinnedStats stats = pinned_allocator().stats();
-    nb::dict out;
-    out["allocated_bytes.current"] = stats.allocated_bytes;
-    out["allocated_bytes.peak"] = stats.peak_allocated_bytes;
-    out["pending_bytes.current"] = stats.pending_bytes;
-    out["cached_bytes.current"] = stats.cached_bytes;
-    out["num_host_alloc"] = stats.num_host_alloc;
-    out["num_host_free"] = stats.num_host_free;
-    return out;
-  });
-}
-
 void bind_streams(nb::module_& m) {
   m.def("current_stream",
         [](int device) { return number(current_stream(checked_device(device))); });
@@ -182,6 +113,14 @@ void bind_streams(nb::module_& m) {
 }
 
 }  // namespace
+
+int checked_device(int device) {
+  check(device >= 0 && device < device_count(), "CUDA error: invalid device ordinal ", device,
+        "; there are ", device_count(), " devices", device_count() == 0 ? ": " : "",
+        device_problem());
+  return device;
+}
+
 }  // namespace vt::cuda
 
 NB_MODULE(_cuda, m) {
@@ -192,16 +131,18 @@ NB_MODULE(_cuda, m) {
           std::rethrow_exception(p);
         } catch (const Error& error) {
           auto* out_of_memory = static_cast<PyObject*>(type);
-          PyErr_SetString(error.kind() == ErrorKind::OutOfMemory ? out_of_memory
-                          : error.kind() == ErrorKind::Value     ? PyExc_ValueError
-                          : error.kind() == ErrorKind::Type      ? PyExc_TypeError
-                                                                 : PyExc_RuntimeError,
+          PyErr_SetString(error.kind() == ErrorKind::OutOfMemory      ? out_of_memory
+                          : error.kind() == ErrorKind::Value          ? PyExc_ValueError
+                          : error.kind() == ErrorKind::Type           ? PyExc_TypeError
+                          : error.kind() == ErrorKind::NotImplemented ? PyExc_NotImplementedError
+                                                                      : PyExc_RuntimeError,
                           error.what());
         }
       },
       nb::object(nb::module_::import_("vibetensor._C").attr("OutOfMemoryError")).release().ptr());
   cuda::bind_devices(m);
   cuda::bind_memory(m);
+  cuda::bind_memory_history(m);
   cuda::bind_streams(m);
   m.def(
       "set_library_finder",
@@ -210,8 +151,10 @@ NB_MODULE(_cuda, m) {
         cuda::set_library_finder(cuda::finder.is_none() ? nullptr : &cuda::find_library);
       },
       nb::arg().none());
-  // The module outlives every call of the finder, but not the interpreter.
+  // The module outlives every call of the finder and of what memory reports to, but not the
+  // interpreter.
   nb::module_::import_("atexit").attr("register")(nb::cpp_function([] {
+    cuda::close_memory();
     cuda::set_library_finder(nullptr);
     cuda::finder.reset();
   }));

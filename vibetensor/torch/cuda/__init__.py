@@ -9,20 +9,44 @@ from typing import Any
 
 from vibetensor.torch.cuda import _backend
 from vibetensor.torch.cuda import memory as memory
+from vibetensor.torch.cuda.mem_pool import MemPool as MemPool
+from vibetensor.torch.cuda.mem_pool import graph_pool_handle as graph_pool_handle
+from vibetensor.torch.cuda.mem_pool import use_mem_pool as use_mem_pool
 from vibetensor.torch.cuda.memory import OutOfMemoryError as OutOfMemoryError
+from vibetensor.torch.cuda.memory import caching_allocator_alloc as caching_allocator_alloc
+from vibetensor.torch.cuda.memory import caching_allocator_delete as caching_allocator_delete
 from vibetensor.torch.cuda.memory import empty_cache as empty_cache
+from vibetensor.torch.cuda.memory import get_allocator_backend as get_allocator_backend
+from vibetensor.torch.cuda.memory import (
+    get_per_process_memory_fraction as get_per_process_memory_fraction,
+)
 from vibetensor.torch.cuda.memory import host_memory_stats as host_memory_stats
+from vibetensor.torch.cuda.memory import (
+    host_memory_stats_as_nested_dict as host_memory_stats_as_nested_dict,
+)
+from vibetensor.torch.cuda.memory import list_gpu_processes as list_gpu_processes
 from vibetensor.torch.cuda.memory import max_memory_allocated as max_memory_allocated
 from vibetensor.torch.cuda.memory import max_memory_reserved as max_memory_reserved
 from vibetensor.torch.cuda.memory import mem_get_info as mem_get_info
 from vibetensor.torch.cuda.memory import memory_allocated as memory_allocated
 from vibetensor.torch.cuda.memory import memory_reserved as memory_reserved
+from vibetensor.torch.cuda.memory import memory_snapshot as memory_snapshot
 from vibetensor.torch.cuda.memory import memory_stats as memory_stats
+from vibetensor.torch.cuda.memory import memory_stats_as_nested_dict as memory_stats_as_nested_dict
 from vibetensor.torch.cuda.memory import memory_summary as memory_summary
+from vibetensor.torch.cuda.memory import pool_stats as pool_stats
+from vibetensor.torch.cuda.memory import (
+    reset_accumulated_host_memory_stats as reset_accumulated_host_memory_stats,
+)
 from vibetensor.torch.cuda.memory import (
     reset_accumulated_memory_stats as reset_accumulated_memory_stats,
 )
+from vibetensor.torch.cuda.memory import (
+    reset_peak_host_memory_stats as reset_peak_host_memory_stats,
+)
 from vibetensor.torch.cuda.memory import reset_peak_memory_stats as reset_peak_memory_stats
+from vibetensor.torch.cuda.memory import set_memory_limit as set_memory_limit
+from vibetensor.torch.cuda.memory import set_out_of_memory_callback as set_out_of_memory_callback
 from vibetensor.torch.cuda.memory import (
     set_per_process_memory_fraction as set_per_process_memory_fraction,
 )

@@ -1,0 +1,16 @@
+// The parts of vibetensor._cuda.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace vt::cuda {
+
+void bind_memory(nanobind::module_& m);
+void bind_memory_history(nanobind::module_& m);
+/// Before the interpreter ends: Python is not called again.
+void close_memory();
+
+/// `device`, which is there; throws otherwise.
+int checked_device(int device);
+
+}  // namespace vt::cuda

@@ -1,0 +1,339 @@
+"""The page that shows a memory snapshot, and PyTorch's own viewer on the same data."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import random
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vibetensor.torch.cuda.memory import snapshot_html
+from vibetensor.train.cli import main
+from vibetensor.viz import memory as page_module
+from vibetensor.viz.memory import memory_page
+from vibetensor.viz.memory_timeline import (
+    Stacks,
+    load_snapshot,
+    places_at_peak,
+    pool_rows,
+    timeline,
+)
+
+pytestmark = pytest.mark.cpu_only
+
+HOSTILE = "</script><script>alert(1)</script><!--&amp;\"' \u2028 \udc80.py"
+
+
+def frames(n: int) -> list[dict[str, Any]]:
+    return [
+        {"filename": "model.py", "line": n, "name": f"layer{n}"},
+        {"filename": "train.py", "line": 7, "name": "<module>"},
+    ]
+
+
+def record(first_fit: Any, seed: int, steps: int = 300) -> Any:
+    """A random program of allocations and frees; one allocation finds no memory."""
+    rng = random.Random(seed)
+    allocator = first_fit(16 << 20)
+    places = [frames(n) for n in range(8)]
+    for step in range(steps):
+        if step == steps // 2:
+            assert allocator.allocate(20 << 20, places[0]) is None
+        if allocator.live and rng.random() < 0.45:
+            allocator.free(rng.choice(sorted(allocator.live)))
+        else:
+            allocator.allocate(rng.randrange(1, 1 << rng.randrange(2, 22)), rng.choice(places))
+    return allocator
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_timeline_counts_what_was_live(first_fit: Any, check_snapshot: Any, seed: int) -> None:
+    allocator = record(first_fit, seed)
+    snapshot = allocator.snapshot()
+    check_snapshot(snapshot)
+    stacks = Stacks()
+    line = timeline(snapshot["device_traces"][0], snapshot["segments"], stacks)
+    assert line.live_bytes() == allocator.live_after
+    assert line.reserved == [(-1, 0), (0, 16 << 20)]
+    assert len(line.ooms) == sum(e["action"] == "oom" for e in allocator.trace)
+    assert [a[0] for a in line.allocations] == sorted(a[0] for a in line.allocations)
+    peak, rows = places_at_peak(line)
+    assert peak == max(allocator.live_after)
+    assert sum(b for b, _, _ in rows) == peak  # eight places: all are shown
+    assert all(stacks.text(s)[1] == "train.py:7 <module>" for _, _, s in rows)
+    row = pool_rows(snapshot["segments"])[0]
+    assert row["allocated"] == allocator.live_after[-1]
+    assert row["allocated"] + row["free"] == row["reserved"] == 16 << 20
+
+
+@pytest.mark.parametrize("lost", [1, 50, 299])
+def test_timeline_of_a_ring_that_lost_its_start(first_fit: Any, lost: int) -> None:
+    """What was allocated before the oldest event is found by its free or among the blocks."""
+    allocator = record(first_fit, 11)
+    snapshot = allocator.snapshot()
+    trace = snapshot["device_traces"][0][lost:]
+    if trace[0]["action"] == "free_completed":  # its memory was live before
+        trace = trace[1:]
+    line = timeline(trace, snapshot["segments"], Stacks())
+    assert line.live_bytes() == allocator.live_after[-len(trace) :]
+
+
+def test_snapshot_without_events_shows_its_blocks(first_fit: Any) -> None:
+    allocator = record(first_fit, 3)
+    snapshot = {"segments": allocator.snapshot()["segments"]}
+    line = timeline((), snapshot["segments"], Stacks())
+    assert places_at_peak(line)[0] == allocator.live_after[-1]
+    assert "Who held the memory" in memory_page(snapshot)
+
+
+class Document(HTMLParser):
+    """Checks that elements are closed in order; keeps the text of scripts and all attributes."""
+
+    VOID = {"meta", "br", "link", "img", "input"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.scripts: list[str] = []
+        self.names: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.title = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += attrs
+        if tag == "script":
+            self.scripts.append("")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+        if self.open and self.open[-1] == "title":
+            self.title += data
+
+
+def hostile_snapshot(first_fit: Any) -> dict[str, Any]:
+    allocator = first_fit(1 << 20)
+    stack = [{"filename": HOSTILE, "line": 1, "name": "<lambda>"}]
+    allocator.free(allocator.allocate(5000, stack))
+    allocator.allocate(100_000, stack)
+    allocator.allocate(2 << 20, stack)  # out of memory
+    return {**allocator.snapshot(), "allocator_settings": {"<b>": "</table>"}}
+
+
+def test_page_is_whole_and_holds_its_data_whatever_the_names_are(first_fit: Any) -> None:
+    page = memory_page(hostile_snapshot(first_fit), title=HOSTILE)
+    document = Document(page)
+    assert page.startswith("<!DOCTYPE html>") and document.names[0] == "html"
+    assert document.names.count("script") == 2 and document.names.count("b") == 0
+    assert document.title == HOSTILE
+    data = json.loads(document.scripts[0])
+    assert data["lines"] == [f"{HOSTILE}:1 <lambda>"]
+    assert data["timelines"][0]["ooms"] == [[5, 2 << 20, 1 << 20, data["stacks"].index([0])]]
+    assert len(data["segments"][0]["blocks"]) == 2
+    ids = [value for name, value in document.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    for name in ("timeline", "tip", "data", "device", "axis", "scale", "segments"):
+        assert name in ids
+
+
+def test_page_of_a_file_name_that_is_no_text(first_fit: Any, tmp_path: Path) -> None:
+    snapshot_html(tmp_path / "page.html", hostile_snapshot(first_fit))
+    assert "?.py:1 &lt;lambda&gt;" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_page_loads_nothing(first_fit: Any) -> None:
+    allocator = record(first_fit, 1)
+    page = memory_page(allocator.snapshot())
+    document = Document(page)
+    assert not {"src", "href", "srcset", "action"} & {name for name, _ in document.attributes}
+    assert not {"link", "img", "iframe", "object"} & set(document.names)
+    for word in ("http:", "https:", "url(", "@import", "fetch(", "XMLHttpRequest", "import("):
+        assert word not in page
+    policy = dict(document.attributes)["content"]
+    assert policy is not None and policy.startswith("default-src 'none'")
+
+
+def test_command_draws_a_pickle(
+    first_fit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pickled = tmp_path / "run.pickle"
+    pickled.write_bytes(pickle.dumps(record(first_fit, 2).snapshot(), protocol=4))
+    assert main(["viz", "memory", str(pickled)]) == 0
+    first = (tmp_path / "run.html").read_text(encoding="utf-8")
+    assert Document(first).title == "CUDA memory: run.pickle"
+    assert main(["viz", "memory", str(pickled), "-o", str(tmp_path / "other.html")]) == 0
+    assert (tmp_path / "other.html").read_text(encoding="utf-8") == first
+    assert "wrote " in capsys.readouterr().out
+    assert main(["viz", "memory", str(pickled), "-o", str(pickled)]) == 1
+    assert "would replace the snapshot" in capsys.readouterr().err
+
+
+class Trap:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.mkdir, ("trapped",)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"not a pickle", "is not a memory snapshot"),
+        (b"", "is not a memory snapshot"),
+        (pickle.dumps({"a": 1}), "it has no segments"),
+        (pickle.dumps([1, 2]), "it has no segments"),
+        (pickle.dumps({"segments": Trap()}), "a snapshot holds plain data only"),
+    ],
+    ids=["text", "empty", "other dict", "list", "code"],
+)
+def test_other_files_are_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.pickle").write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        load_snapshot("x.pickle")
+    assert main(["viz", "memory", "x.pickle"]) == 1
+    assert "x.pickle" in capsys.readouterr().err
+    assert not (tmp_path / "trapped").exists() and not (tmp_path / "x.html").exists()
+
+
+# --- the script of the page
+
+SCRIPT = Path(page_module.__file__).parent / "memory.js"
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+
+STUB = """
+const heard = {}, painted = [], made = [];
+function element(id) {
+  return { id, style: {}, children: [], textContent: "", clientWidth: 1200, clientHeight: 380,
+    width: 1200, height: 380, value: values[id],
+    addEventListener(name, f) { heard[id + " " + name] = f; },
+    append(...all) { this.children.push(...all); }, appendChild(one) { this.children.push(one); },
+    getContext: () => context };
+}
+const context = { beginPath() {}, lineTo() {}, moveTo() {}, stroke() {}, fillRect() {},
+  fillText(text) { made.push(text); }, putImageData(image) { painted.push(image.data); },
+  createImageData: (w, h) => ({ data: new Uint8ClampedArray(4 * w * h) }) };
+const elements = {};
+globalThis.window = { innerWidth: 1000 };
+globalThis.document = {
+  getElementById: (id) => elements[id] ??= element(id),
+  createElement: () => element(""), addEventListener() {} };
+elements.data = { textContent: JSON.stringify(data) };
+"""
+
+
+def run_node(tmp_path: Path, *parts: str) -> Any:
+    script = tmp_path / "script.js"
+    script.write_text("\n".join(parts), encoding="utf-8")
+    done = subprocess.run(["node", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_node
+def test_script_finds_what_was_live(first_fit: Any, tmp_path: Path) -> None:
+    allocator = record(first_fit, 4)
+    data = json.loads(Document(memory_page(allocator.snapshot())).scripts[0])
+    line = data["timelines"][0]
+    positions = list(range(0, len(allocator.trace), 3))
+    live, found, events = run_node(
+        tmp_path,
+        SCRIPT.read_text(encoding="utf-8"),
+        f"const line = {json.dumps(line)}, positions = {positions}, live = [], found = [];",
+        "sweep(line.allocations, positions, (_, l) => live.push(l.slice()));",
+        "positions.forEach((p) => found.push([0, 1e6, 4e6, 1e9].map("
+        "(h) => hit(line.allocations, p, h))));",
+        "const events = line.times.map((t) => eventAt(line.times, t));",
+        "console.log(JSON.stringify([live, found, [eventAt(line.times, -1), ...events]]));",
+    )
+    sizes = [a[2] for a in line["allocations"]]
+    assert [sum(sizes[i] for i in one) for one in live] == allocator.live_after[::3]
+    for one, hits in zip(live, found):
+        for height, index in zip((0, 1e6, 4e6, 1e9), hits):
+            bottom, want = 0, -1
+            for i in one:
+                if bottom <= height < bottom + sizes[i]:
+                    want = i
+                bottom += sizes[i]
+            assert index == want
+    assert events == [-1, *range(len(allocator.trace))]
+
+
+@needs_node
+@pytest.mark.parametrize("axis", ["event", "time"])
+def test_script_draws_the_live_memory(first_fit: Any, tmp_path: Path, axis: str) -> None:
+    allocator = record(first_fit, 5)
+    data = json.loads(Document(memory_page(allocator.snapshot())).scripts[0])
+    count = len(allocator.trace)
+    heights, texts, rows, tip = run_node(
+        tmp_path,
+        f'const data = {json.dumps(data)}, values = {{ device: "0", axis: "{axis}" }};',
+        STUB,
+        SCRIPT.read_text(encoding="utf-8"),
+        "const last = painted.length - 1, heights = [];",
+        "for (let x = 0; x < 1200; ++x) { let n = 0;",
+        "  for (let y = 0; y < 380; ++y) n += painted[last][4 * (y * 1200 + x) + 3] === 255;",
+        "  heights.push(n); }",
+        'heard["timeline mousemove"]({ offsetX: 600, offsetY: 379, clientX: 5, clientY: 5 });',
+        "const tip = elements.tip.textContent, rows = elements.segments.children.length;",
+        'heard["timeline mousedown"]({ offsetX: 100 });',
+        'heard["timeline mouseup"]({ offsetX: 300 });',
+        'heard["timeline dblclick"]();',
+        "console.log(JSON.stringify([heights, made, rows, tip]));",
+    )
+    top = 1.05 * (16 << 20)  # what is reserved
+    for x, height in enumerate(heights):
+        if axis == "event":
+            position = int((count - 1) * x / 1200)
+        else:
+            position = int(3 * (count - 1) * x / 1200) // 3
+        assert abs(height - 380 * allocator.live_after[position] / top) <= 1
+    assert len(texts) >= sum(e["action"] == "oom" for e in allocator.trace) > 0
+    assert rows == 2 and "train.py:7 <module>" in tip
+
+
+# --- PyTorch's viewer
+
+
+@pytest.mark.torch
+def test_pytorch_viewer_reads_the_same_data(
+    first_fit: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    viewer = pytest.importorskip("torch.cuda._memory_viz")
+    before, after = record(first_fit, 6), record(first_fit, 7)
+    snapshot = after.snapshot()
+    sums = viewer.segsum(snapshot)
+    assert "total_reserved: 16.0MiB" in sums and "segments: 1" in sums
+    told = viewer.trace(copy.deepcopy(snapshot))
+    assert f"{len(after.trace)} entries" in told and "OutOfMemoryError" in told
+    for lines in (
+        viewer.memory(snapshot, format_flamegraph=str),
+        viewer.segments(snapshot, format_flamegraph=str),
+        viewer.compare(before.snapshot()["segments"], snapshot["segments"], format_flamegraph=str),
+    ):
+        assert "active_allocated;train.py:7:<module>;model.py:" in lines or not lines
+    capsys.readouterr()
+    for draw in (viewer.trace_plot, viewer.segment_plot):
+        assert "MemoryViz" in draw(snapshot)
