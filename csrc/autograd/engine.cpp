@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "autograd/front.h"
+#include "dispatch/consumer.h"
 #include "vt/ops.h"
 
 namespace vt::autograd {
@@ -41,8 +42,7 @@ Tensor fit(Tensor grad, const Node& node, uint32_t nr) {
 void accumulate(Tensor& into, Tensor grad) {
   if (!into.defined()) {
     into = std::move(grad);
-  } else if (!thread_state.grad_enabled && into.ref()->use_count() == 1 &&
-             into.storage()->use_count() == 1 && into.is_contiguous() &&
+  } else if (!thread_state.grad_enabled && sole_owner(into) && into.is_contiguous() &&
              into.dtype() == grad.dtype()) {
     ops::add_(into, grad, Scalar(1));
   } else {

@@ -4,6 +4,7 @@
 
 #include "autograd/front.h"
 #include "core/block_cache.h"
+#include "dispatch/consumer.h"
 #include "vt/ops.h"
 
 namespace vt::autograd {
@@ -94,8 +95,7 @@ TensorVec AccumulateGrad::apply(TensorVec grads) {
   call_hooks(grad);
   if (!meta.grad.defined()) {
     // A gradient nobody else holds is taken over; the layout then is the one it was computed in.
-    const bool stealable = !thread_state.grad_enabled && grad.ref()->use_count() == 1 &&
-                           grad.storage()->use_count() == 1 &&
+    const bool stealable = !thread_state.grad_enabled && sole_owner(grad) &&
                            (grad.is_contiguous() || equal(grad.strides(), variable.strides()));
     if (stealable) {
       meta.grad = std::move(grad);
@@ -112,6 +112,8 @@ TensorVec AccumulateGrad::apply(TensorVec grads) {
   } else {
     ops::add_(meta.grad, grad, Scalar(1));
   }
+  if (thread_state.consumer) [[unlikely]]
+    thread_state.consumer->on_gradient(variable);
   if (!meta.post_accumulate_hooks.empty()) {
     for (const auto& hook : std::vector(meta.post_accumulate_hooks)) hook->call(variable);
   }

@@ -5,6 +5,7 @@
 
 #include "autograd/engine.h"
 #include "autograd/front.h"
+#include "dispatch/consumer.h"
 #include "python/arguments.h"
 #include "python/tensor_type.h"
 #include "vt/ops.h"

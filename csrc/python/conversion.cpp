@@ -3,6 +3,7 @@
 
 #include "autograd/front.h"
 #include "core/device_backend.h"
+#include "dispatch/consumer.h"
 #include "io/dlpack.h"
 #include "python/arguments.h"
 #include "python/tensor_type.h"
@@ -376,6 +377,7 @@ PyObject* to_list(const char* data, DType dtype, IntSpan sizes, IntSpan strides)
 PyObject* method_tolist(PyObject* self, PyObject*) {
   return guarded([&]() -> PyObject* {
     Tensor t = tensor_of(self);
+    host_read(t, "tolist()");
     if (!t.device().is_cpu()) {
       const NoGrad no_grad;
       Tensor host = empty(t.sizes(), t.dtype());
@@ -512,6 +514,7 @@ PyObject* array_interface(PyObject* self, void*) {
       fail(ErrorKind::Attribute, "__array_interface__: no NumPy form for a ", t.dtype(),
            " tensor on ", t.device());
     }
+    host_read(t, "numpy()");
     constexpr const char* types[kNumDTypes] = {"|b1", "|u1", "|i1", "<i2", "<i4",
                                                "<i8", "<f2", "",    "<f4", "<f8"};
     Dims bytes;

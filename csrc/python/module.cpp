@@ -20,6 +20,7 @@ namespace vt::python {
 
 extern PyObject* out_of_memory_error;
 extern PyMethodDef* conversion_functions;
+void bind_graphs(nb::module_& m);
 void bind_safetensors(nb::module_& m);
 void collect_ops_0(std::vector<PyMethodDef>& methods, std::vector<PyMethodDef>& functions);
 void collect_ops_1(std::vector<PyMethodDef>& methods, std::vector<PyMethodDef>& functions);
@@ -128,6 +129,7 @@ NB_MODULE(_C, m) {
       "_cpu_capability", [] { return cpu::backend_isa(); },
       "The instruction set that CPU kernels were chosen for.");
   bind_safetensors(m);
+  bind_graphs(m);
 }
 
 }  // namespace vt::python

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "autograd/front.h"
+#include "dispatch/consumer.h"
 #include "vt/meta_decls.h"
 #include "vt/ops.h"
 
@@ -65,6 +66,7 @@ namespace vt {
 
 Scalar Tensor::item() const {
   check(numel() == 1, "a Tensor with ", numel(), " elements cannot be converted to Scalar");
+  if (!impl()->wrapped_number) host_read(*this, "item()");
   if (device().is_cpu()) return load_scalar(data(), dtype());
   const NoGrad no_grad;
   const Tensor host = vt::empty({}, dtype());

@@ -7,9 +7,10 @@ registration.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vibetensor import _C
@@ -17,7 +18,8 @@ from vibetensor._C import Tensor
 from vibetensor.torch.autograd.function import Function
 from vibetensor.torch.utils.hooks import RemovableHandle
 
-# Hooks of every module. `any_global` keeps the straight path at one truth test; it stays set.
+# Hooks of every module. `any_global` keeps the straight path at one truth test; registration sets
+# it for good.
 global_forward_pre_hooks: OrderedDict[int, Callable[..., Any]] = OrderedDict()
 global_forward_hooks: OrderedDict[int, Callable[..., Any]] = OrderedDict()
 global_forward_hooks_always_called: OrderedDict[int, bool] = OrderedDict()
@@ -59,6 +61,19 @@ def register_module_full_backward_pre_hook(hook: Callable[..., Any]) -> Removabl
 def register_module_full_backward_hook(hook: Callable[..., Any]) -> RemovableHandle:
     """Calls ``hook(module, grad_input, grad_output)`` after the backward of every module."""
     return _register(global_backward_hooks, hook)
+
+
+@contextlib.contextmanager
+def observed_calls(observe: Callable[[Any], None]) -> Iterator[None]:
+    """Meanwhile calls ``observe(module)`` before the forward of every module."""
+    before = bool(any_global)
+    handle = _register(global_forward_pre_hooks, lambda module, args: observe(module))
+    try:
+        yield
+    finally:
+        handle.remove()
+        if not before:
+            any_global.clear()
 
 
 def call_with_hooks(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import vibetensor.torch as torch
@@ -38,6 +39,10 @@ def per_group(name: str, optimizer: Optimizer, value: Any) -> list[Any]:
             )
         return list(value)
     return [value] * len(optimizer.param_groups)
+
+
+# Called with (scheduler, epoch) as a scheduler steps: capture mode repeats the step in replays.
+step_observers: list[Callable[[Any, int | None], None]] = []
 
 
 class LRScheduler:
@@ -109,6 +114,8 @@ class LRScheduler:
 
     def step(self, epoch: int | None = None) -> None:
         """Moves to the next epoch (or, deprecated, to ``epoch``) and writes its rates."""
+        for observe in step_observers:
+            observe(self, epoch)
         if self._step_count == 1:
             if not hasattr(self.optimizer.step, "_wrapped_by_lr_sched"):
                 warnings.warn(

@@ -1,0 +1,185 @@
+#include "graphs/tape.h"
+
+#include <algorithm>
+
+#include "autograd/engine.h"
+
+namespace vt::graphs {
+namespace {
+
+/// Calls f(tensor) for every tensor among boxed arguments, undefined ones too.
+template <class Values, class F>
+void for_each_tensor(Values& values, const F& f) {
+  for (auto& value : values) {
+    if (auto* tensor = std::get_if<Tensor>(&value)) {
+      f(*tensor);
+    } else if (auto* list = std::get_if<std::vector<Tensor>>(&value)) {
+      for (auto& item : *list) f(item);
+    }
+  }
+}
+
+Phase phase_of(OpId id) {
+  if (autograd::in_backward()) return Phase::Backward;
+  return op_capture_class(id) == "optimizer" ? Phase::Optimizer : Phase::Forward;
+}
+
+}  // namespace
+
+std::vector<Value> Call::bind(TensorSpan tensors) const {
+  std::vector<Value> bound = args;
+  size_t at = 0;
+  for_each_tensor(bound, [&](Tensor& tensor) {
+    check(at < tensors.size(), op_name(id), ": too few tensors to bind");
+    tensor = tensors[at++];
+  });
+  check(at == tensors.size(), op_name(id), ": too many tensors to bind");
+  return bound;
+}
+
+Tape::Tape(const Source* (*source)(), bool execute) : source_(source), execute_(execute) {}
+
+int Tape::storage_of(const Tensor& tensor, bool fresh) {
+  const Ref<Storage>& storage = tensor.storage();
+  const auto [place, added] =
+      known_.try_emplace(storage.get(), static_cast<int>(storages_.size()));
+  if (added) {
+    storages_.push_back({storage, storage->nbytes(), tensor.device(), fresh, false});
+    if (fresh) open_.push_back(place->second);
+  }
+  return place->second;
+}
+
+int Tape::slot_of(const Tensor& tensor, bool fresh) {
+  if (!tensor.defined()) return -1;
+  Slot slot{storage_of(tensor, fresh), tensor.storage_offset(), tensor.impl()->sizes,
+            tensor.impl()->strides, tensor.dtype()};
+  slots_.push_back(std::move(slot));
+  return static_cast<int>(slots_.size()) - 1;
+}
+
+int64_t Tape::relative_offset(const PhiloxArgs& rng, Device device) {
+  const Generator& generator = default_generator(device);
+  const uint64_t now = generator->offset();
+  auto draws = std::find_if(draws_.begin(), draws_.end(),
+                            [&](const Draws& d) { return d.device == device; });
+  if (draws == draws_.end()) {
+    draws_.push_back({device, generator->seed(), rng.offset, now});
+    draws = draws_.end() - 1;
+  }
+  check(rng.seed == generator->seed() && rng.seed == draws->seed && rng.offset >= draws->first &&
+            rng.offset < now,
+        "a captured random op draws from the default generator of its device, and the seed stays "
+        "as it is meanwhile; this one has a generator of its own");
+  draws->last = now;
+  return static_cast<int64_t>(rng.offset - draws->first);
+}
+
+void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
+  {
+    // Kernels that call ops themselves are one op on the tape.
+    const Scoped<Consumer*> off(thread_state.consumer, nullptr);
+    if (execute_) execute();
+  }
+  auto recorded = make_ref<Call>();
+  recorded->id = call.id;
+  recorded->phase = phase_of(call.id);
+  recorded->args.assign(call.args.begin(), call.args.end());
+  for_each_tensor(recorded->args, [&](Tensor& tensor) {
+    recorded->inputs.push_back(slot_of(tensor, false));
+    tensor = Tensor();
+  });
+  for (const Tensor& out : call.outputs) recorded->outputs.push_back(slot_of(out, true));
+  const Device device = !call.outputs.empty() && call.outputs[0].defined()
+                            ? call.outputs[0].device()
+                            : Device{};
+  for (const Value& value : recorded->args) {
+    if (const auto* rng = std::get_if<PhiloxArgs>(&value))
+      recorded->random_offset = relative_offset(*rng, device);
+  }
+  if (const Source* source = source_ ? source_() : nullptr) {
+    const auto same = [&](const Source& s) {
+      return s.line == source->line && s.file == source->file && s.function == source->function;
+    };
+    const auto found = std::find_if(sources_.rbegin(), sources_.rend(), same);
+    if (found == sources_.rend()) sources_.push_back(*source);
+    recorded->source = found == sources_.rend()
+                           ? static_cast<int>(sources_.size()) - 1
+                           : static_cast<int>(sources_.rend() - found) - 1;
+  }
+  calls_.push_back(std::move(recorded));
+  release_unused();
+}
+
+void Tape::on_gradient(const Tensor& leaf) {
+  const auto same = [&](const Tensor& known) { return known.is_same(leaf); };
+  if (std::none_of(leaves_.begin(), leaves_.end(), same)) leaves_.push_back(leaf);
+}
+
+void Tape::on_host_read(const Tensor& tensor, const char* what) {
+  const Source* source = source_ ? source_() : nullptr;
+  fail(ErrorKind::Runtime, what, " of a tensor of ", tensor.sizes(), " ", tensor.dtype(), " on ",
+       tensor.device(), " cannot be captured: the host would read its value once, and every replay ",
+       "would go on with that. Return the tensor from the captured function and read it outside",
+       source ? str(", at ", source->file, ":", source->line, " in ", source->function) : "");
+}
+
+uint32_t Tape::references(const Storage& storage) const { return known_.contains(&storage) ? 1 : 0; }
+
+void Tape::release_unused() {
+  std::erase_if(open_, [&](int index) {
+    const Ref<Storage>& storage = storages_[static_cast<size_t>(index)].storage;
+    // The tape's is the only reference: nobody can reach the bytes again.
+    if (storage->use_count() != 1) return false;
+    storage->replace({});
+    return true;
+  });
+}
+
+void Tape::start() {
+  check(thread_state.consumer == nullptr,
+        "a recording is already active on this thread: captured steps do not nest");
+  thread_state.consumer = this;
+  active_ = true;
+}
+
+void Tape::stop() {
+  check(active_ && thread_state.consumer == this, "this tape is not recording on this thread");
+  thread_state.consumer = nullptr;
+  active_ = false;
+  find_escapes();
+}
+
+void Tape::find_escapes() {
+  release_unused();
+  for (StorageRecord& record : storages_) record.escapes = false;
+  for (const int index : open_) storages_[static_cast<size_t>(index)].escapes = true;
+}
+
+int Tape::find(const Tensor& tensor) const {
+  const auto found = known_.find(tensor.storage().get());
+  return found == known_.end() ? -1 : found->second;
+}
+
+uint64_t Tape::counters(Device device) const {
+  for (const Draws& draws : draws_) {
+    if (draws.device == device) return draws.last - draws.first;
+  }
+  return 0;
+}
+
+std::vector<Device> Tape::random_devices() const {
+  std::vector<Device> devices;
+  for (const Draws& draws : draws_) devices.push_back(draws.device);
+  return devices;
+}
+
+Tensor Tape::tensor(int slot) const {
+  const Slot& wanted = slots_.at(static_cast<size_t>(slot));
+  const StorageRecord& record = storages_[static_cast<size_t>(wanted.storage)];
+  auto impl = make_ref<TensorImpl>(record.storage, wanted.dtype, record.device);
+  impl->set_geometry(wanted.sizes, wanted.strides, wanted.offset);
+  return Tensor(std::move(impl));
+}
+
+}  // namespace vt::graphs

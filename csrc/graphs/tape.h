@@ -1,0 +1,114 @@
+// What capture mode records of a run: every op that passes the consumer point, with its arguments,
+// on which storage each tensor lies, the phase of the step and the Python line. The ops run as they
+// are recorded. The tape keeps storages, not tensors: what nothing else refers to any more gives its
+// bytes back at once, so that recording needs little more memory than running.
+#pragma once
+
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "core/generator.h"
+#include "dispatch/consumer.h"
+
+namespace vt::graphs {
+
+enum class Phase : uint8_t { Forward, Backward, Optimizer };
+
+/// A line of the program that is recorded.
+struct Source {
+  std::string file, function;
+  int line = 0;
+};
+
+/// A tensor of the tape: a geometry on one of its storages.
+struct Slot {
+  int storage = -1;
+  int64_t offset = 0;  // elements
+  Dims sizes, strides;
+  DType dtype = DType::Float32;
+
+  bool operator==(const Slot&) const = default;
+};
+
+/// One recorded op. The tensors among its arguments are indices of slots, in the order of the
+/// schema, -1 for one that is undefined; `args` keeps everything else.
+struct Call final : RefCounted {
+  OpId id{};
+  std::vector<Value> args;
+  std::vector<int> inputs;
+  std::vector<int> outputs;
+  Phase phase = Phase::Forward;
+  int source = -1;
+  /// Counters it draws, from the start of the recording; -1 for none.
+  int64_t random_offset = -1;
+
+  /// The arguments with these tensors in place of the slots.
+  std::vector<Value> bind(TensorSpan tensors) const;
+};
+
+struct StorageRecord {
+  Ref<Storage> storage;
+  size_t nbytes = 0;
+  Device device;
+  bool fresh = false;  // made by an op of the recording
+  bool escapes = false;  // still in use by others when the recording ended
+};
+
+class Tape final : public Consumer, public RefCounted {
+ public:
+  /// `source` gives the line that is running, or null; it is called once an op. With `execute`
+  /// false ops are only recorded, their outputs stay as allocated.
+  explicit Tape(const Source* (*source)(), bool execute);
+
+  void on_op(const OpCall& call, FunctionRef<void()> execute) override;
+  void on_gradient(const Tensor& leaf) override;
+  void on_host_read(const Tensor& tensor, const char* what) override;
+  uint32_t references(const Storage& storage) const override;
+  /// Records on this thread from now on; recordings do not nest.
+  void start();
+  /// Ends the recording and finds the storages that others still use.
+  void stop();
+  /// Finds them again, as after a garbage collection.
+  void find_escapes();
+
+  const std::vector<Ref<Call>>& calls() const { return calls_; }
+  const std::vector<Slot>& slots() const { return slots_; }
+  const std::vector<StorageRecord>& storages() const { return storages_; }
+  const std::vector<Source>& sources() const { return sources_; }
+  /// Leaves whose .grad backward set or added to, in order.
+  const std::vector<Tensor>& leaves() const { return leaves_; }
+  /// Index of the tensor's storage, -1 if the recording has not seen it.
+  int find(const Tensor& tensor) const;
+  /// Counters that were drawn from a device's default generator.
+  uint64_t counters(Device device) const;
+  /// Devices whose default generator was drawn from.
+  std::vector<Device> random_devices() const;
+  /// A tensor on a storage of the tape, for inputs and state. It must still have its bytes.
+  Tensor tensor(int slot) const;
+
+ private:
+  struct Draws {
+    Device device;
+    uint64_t seed, first, last;
+  };
+
+  int storage_of(const Tensor& tensor, bool fresh);
+  int slot_of(const Tensor& tensor, bool fresh);
+  int64_t relative_offset(const PhiloxArgs& rng, Device device);
+  void release_unused();
+
+  const Source* (*source_)();
+  bool execute_;
+  bool active_ = false;
+  std::vector<Ref<Call>> calls_;
+  std::vector<Slot> slots_;
+  std::vector<StorageRecord> storages_;
+  std::vector<Source> sources_;
+  std::unordered_map<const Storage*, int> known_;
+  std::vector<Tensor> leaves_;
+  std::vector<int> open_;  // fresh storages that have their bytes
+  std::vector<Draws> draws_;
+};
+
+}  // namespace vt::graphs

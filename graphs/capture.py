@@ -1,0 +1,352 @@
+"""The easy door: a function that is recorded on its first calls and replayed on the later ones."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import vibetensor.torch as vt
+from vibetensor import _C
+from vibetensor.graphs import passes
+from vibetensor.graphs.lower import Lowered, lower
+from vibetensor.graphs.record import Recording, record
+from vibetensor.graphs.session import Session
+from vibetensor.graphs.tape import Tape
+
+# A run that makes lasting state (an optimizer's moments) is no steady step: the next one is.
+_MOST_RECORDINGS = 3
+
+
+class CaptureError(RuntimeError):
+    """A step that cannot be captured, with the reason and the way out."""
+
+
+@dataclass
+class Variant:
+    """One captured course of the function: for one set of shapes, options and branches."""
+
+    lowered: Lowered
+    tape: Tape
+    recorded: Tape
+    session: Session
+    state: tuple[Any, ...]
+    guard: Any
+    inputs: list[Any]
+    outputs: list[tuple[Any, Any]]  # (loan, how to make the tensor)
+    result: Any
+    gradients: list[tuple[Any, Any]]  # (leaf, its gradient's tensor)
+    keep: Any
+    replays: int = 0
+
+
+class CapturedStep:
+    """A captured function; call it like the function. Made by `capture`.
+
+    The first calls run the function and record it; once a call leaves no new state behind, later
+    calls with the same shapes replay the record. Outputs keep their values however often the step
+    is replayed afterwards; they carry no history for autograd.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, max_variants: int, optimize: bool) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._max_variants = max_variants
+        self._optimize = optimize
+        self._variants: OrderedDict[Any, Variant] = OrderedDict()
+        self._leaves: dict[int, Any] = {}
+        self._recordings = 0
+        self._refusals = 0
+        self.last: Variant | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, spec = _flatten((args, kwargs))
+        key = self._key(leaves, spec)
+        variant = self._variants.get(key)
+        if variant is not None:
+            if variant.session.state() == variant.state and variant.guard.holds():
+                return self._replay(variant, leaves)
+            del self._variants[key]
+        if len(self._variants) >= self._max_variants:
+            self._refusals += 1
+            if self._refusals == 1:
+                warnings.warn(
+                    f"{self._name} has been captured {self._max_variants} times, for as many "
+                    f"different shapes or options; further ones run eagerly (max_variants)",
+                    stacklevel=2,
+                )
+            return self._function(*args, **kwargs)
+        return self._record(leaves, spec)
+
+    @property
+    def _name(self) -> str:
+        return getattr(self._function, "__qualname__", repr(self._function))
+
+    def _key(self, leaves: list[Any], spec: Any) -> Any:
+        parts: list[Any] = [spec, _modes()]
+        for leaf in leaves:
+            if isinstance(leaf, vt.Tensor):
+                if _is_state(leaf):
+                    parts.append(id(leaf))
+                else:
+                    parts.append((tuple(leaf.shape), leaf.stride(), leaf.dtype, str(leaf.device)))
+            elif _is_array(leaf):
+                parts.append((leaf.shape, leaf.dtype.str))
+            else:
+                parts.append(leaf)
+        parts.append(tuple(leaf.grad is None for leaf in self._leaves.values()))
+        key = tuple(parts)
+        try:
+            hash(key)
+        except TypeError as error:
+            raise CaptureError(
+                f"{self._name}: every argument of a captured function is a tensor, an array, a "
+                f"hashable constant or a tuple, list or dict of those ({error})"
+            ) from None
+        return key
+
+    # --- recording
+
+    def _record(self, leaves: list[Any], spec: Any) -> Any:
+        staged = [_staging(leaf) for leaf in leaves]
+        args, kwargs = _unflatten(spec, [s if s is not None else x for s, x in zip(staged, leaves)])
+        session = Session()
+        before = {id(leaf): leaf for leaf in self._leaves.values()}
+        with session.watching():
+            recording = record(lambda: self._function(*args, **kwargs))
+        self._recordings += 1
+        new_leaves = [leaf for leaf in recording.leaves if id(leaf) not in before]
+        self._leaves.update({id(leaf): leaf for leaf in recording.leaves})
+        outputs, out_spec = _flatten(recording.result)
+        result = _unflatten(out_spec, [_plain(x) for x in outputs])
+        if new_leaves or self._lasting_state(recording, outputs):
+            # The key of the next call sees these leaves; lasting state exists from then on.
+            if self._recordings > _MOST_RECORDINGS + len(self._variants) * 2:
+                raise CaptureError(self._unsteady(recording, outputs))
+            return result
+        recording.result = None
+        key = self._key(leaves, spec)
+        self._variants[key] = self._compile(recording, session, staged, outputs, out_spec)
+        return result
+
+    def _lasting_state(self, recording: Recording, outputs: list[Any]) -> list[Any]:
+        """Buffers that the run made and that live on, besides results and gradients."""
+        known = {recording.buffer_of(x) for x in outputs if isinstance(x, vt.Tensor)}
+        known |= {recording.buffer_of(x.grad) for x in recording.leaves if x.grad is not None}
+        return [b for b in recording.tape.buffers if b.role == "output" and b not in known]
+
+    def _unsteady(self, recording: Recording, outputs: list[Any]) -> str:
+        places = []
+        for buffer in self._lasting_state(recording, outputs)[:5]:
+            for op in recording.tape.ops:
+                if any(view.buffer is buffer for view in op.writes()):
+                    places.append(f"  {op}")
+                    break
+        return (
+            f"{self._name} leaves new tensors behind each time it runs, so that no two runs are "
+            "the same; return them, or keep them in one tensor that is changed in place:\n"
+            + "\n".join(places)
+        )
+
+    def _compile(
+        self, recording: Recording, session: Session, staged: list[Any], outputs: list[Any], spec: Any
+    ) -> Variant:
+        gradients = []
+        adopted = {}
+        for leaf in recording.leaves:
+            if leaf.grad is None:
+                continue
+            buffer = recording.buffer_of(leaf.grad)
+            if buffer is not None and buffer.role == "output":
+                adopted[buffer] = leaf.grad
+                gradients.append((leaf, leaf.grad))
+        tape = passes.run(recording.tape) if self._optimize else recording.tape
+        lowered = lower(tape, recording, adopted)
+        loans: dict[Any, Any] = {}
+        made = []
+        for value in outputs:
+            buffer = recording.buffer_of(value) if isinstance(value, vt.Tensor) else None
+            if buffer is None or buffer.role == "state":
+                made.append((None, value.detach() if isinstance(value, vt.Tensor) else value))
+                continue
+            if buffer not in loans:
+                loans[buffer] = _C.graphs.Loan(lowered.base(buffer))
+            made.append((loans[buffer], _geometry(value)))
+        guard = _C.graphs.Guard()
+        for leaf in recording.leaves:
+            guard.add(leaf)
+        for module in session.modules:
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    guard.add(tensor)
+        for optimizer in session.optimizers:
+            for state in optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, vt.Tensor):
+                        guard.add(value)
+        keep = [recording.memory(b) for b in tape.buffers if b.role == "state"]
+        return Variant(
+            lowered, tape, recording.tape, session, session.state(), guard, staged, made, spec,
+            gradients, keep,
+        )  # fmt: skip
+
+    # --- replaying
+
+    def _replay(self, variant: Variant, leaves: list[Any]) -> Any:
+        with vt.no_grad():
+            for target, value in zip(variant.inputs, leaves):
+                if target is not None:
+                    target.copy_(value if isinstance(value, vt.Tensor) else vt.from_numpy(value))
+        for loan, _ in variant.outputs:
+            if loan is not None:
+                loan.settle()
+        for act in variant.session.host:
+            act()
+        variant.lowered.program.run()
+        variant.replays += 1
+        self.last = variant
+        for leaf, grad in variant.gradients:
+            if leaf.grad is not grad:
+                leaf.grad = grad
+        values = [
+            how if loan is None else loan.tensor(*how) for loan, how in variant.outputs
+        ]
+        return _unflatten(variant.result, values)
+
+    # --- looking at it
+
+    @property
+    def variants(self) -> list[Variant]:
+        """What has been captured so far."""
+        return list(self._variants.values())
+
+    def tape(self) -> Tape:
+        """The tape of the latest capture, after the passes."""
+        return self._latest().tape
+
+    def report(self) -> str:
+        """What was captured: ops, memory, replays."""
+        from vibetensor.graphs.report import report
+
+        return "\n\n".join(report(self._name, variant) for variant in self.variants)
+
+    def reset(self) -> None:
+        """Forgets every capture and gives their memory back."""
+        self._variants.clear()
+        self.last = None
+        self._recordings = 0
+
+    def _latest(self) -> Variant:
+        if not self._variants:
+            raise CaptureError(f"{self._name} has not been captured yet: call it first")
+        return self.last or next(reversed(self._variants.values()))
+
+
+def capture(
+    function: Callable[..., Any] | None = None, *, max_variants: int = 16, optimize: bool = True
+) -> Any:
+    """Captures a whole training step (or any function of tensors) and replays it.
+
+    ``step = capture(train_step)`` or ``@capture``. The first call runs the function and records
+    its ops; later calls copy their tensors into the places of the recorded inputs and run the
+    record: the same numbers as eager, without Python, shape inference, autograd or allocation.
+
+    function: takes and returns tensors, arrays, constants and containers of them. Parameters,
+    optimizer state, buffers, random numbers, learning rates and schedules it uses are found by
+    themselves. What Python does besides (printing, counting) happens in recording calls only.
+
+    max_variants: how many courses (shapes, options, branches) are kept; more run eagerly.
+
+    optimize: False replays the recorded ops as they are.
+
+    Raises RuntimeError at an op that reads a tensor on the host (``item()``, ``numpy()``, printing,
+    data-dependent shapes), with its line, and leaves everything as it was.
+    """
+    if function is None:
+        return functools.partial(capture, max_variants=max_variants, optimize=optimize)
+    if isinstance(function, vt.nn.Module):
+        module = function
+
+        @functools.wraps(module.forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return module(*args, **kwargs)
+
+        function = forward
+    return CapturedStep(function, max_variants=max_variants, optimize=optimize)
+
+
+def _modes() -> tuple[Any, ...]:
+    return (
+        vt.is_grad_enabled(),
+        _C._get_autocast("cpu"),
+        _C._get_autocast("cuda"),
+        vt.get_default_dtype(),
+    )
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array_interface__") and not isinstance(value, vt.Tensor)
+
+
+def _is_state(tensor: Any) -> bool:
+    return tensor.requires_grad
+
+
+def _staging(value: Any) -> Any:
+    """The tensor that stands for an input in replays; None for what is used as it is."""
+    if isinstance(value, vt.Tensor):
+        return None if _is_state(value) else value.detach().clone()
+    return vt.from_numpy(value).clone() if _is_array(value) else None
+
+
+def _plain(value: Any) -> Any:
+    return value.detach() if isinstance(value, vt.Tensor) and value.requires_grad else value
+
+
+def _geometry(tensor: Any) -> tuple[Any, ...]:
+    return (
+        tensor.storage_offset() * tensor.dtype.itemsize,
+        tensor.dtype,
+        list(tensor.shape),
+        list(tensor.stride()),
+    )
+
+
+_LEAF = object()
+
+
+def _flatten(value: Any) -> tuple[list[Any], Any]:
+    """Leaves of nested tuples, lists and dicts, and the structure without them."""
+    leaves: list[Any] = []
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, tuple) and hasattr(node, "_fields"):
+            return (type(node), tuple(walk(item) for item in node))
+        if type(node) in (tuple, list):
+            return (type(node), tuple(walk(item) for item in node))
+        if isinstance(node, dict):
+            return (type(node), tuple((key, walk(item)) for key, item in node.items()))
+        leaves.append(node)
+        return _LEAF
+
+    return leaves, walk(value)
+
+
+def _unflatten(spec: Any, leaves: list[Any]) -> Any:
+    remaining = iter(leaves)
+
+    def build(node: Any) -> Any:
+        if node is _LEAF:
+            return next(remaining)
+        kind, items = node
+        if issubclass(kind, dict):
+            return kind((key, build(item)) for key, item in items)
+        values = [build(item) for item in items]
+        return kind(*values) if hasattr(kind, "_fields") else kind(values)
+
+    return build(spec)
+
+

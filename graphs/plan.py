@@ -1,0 +1,152 @@
+"""Where a step's scratch buffers lie in one arena.
+
+A buffer is live from the op that first touches it to the op that last does. Buffers that are live
+together lie apart; a pointwise op may write where one of its inputs ends. Finding the smallest
+arena is NP-hard (dynamic storage allocation); largest first, each at the lowest free offset, comes
+close to the bound on the tapes of training steps: Pisarchyk and Lee, "Efficient Memory Management
+for Deep Neural Net Inference", 2020. The bound is the most bytes that are live at one op.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vibetensor.graphs.tape import Buffer, Op, Tape, View
+
+ALIGNMENT = 256
+
+
+@dataclass
+class Plan:
+    """offsets: bytes into the arena by buffer. lower_bound: no arena can be smaller, given the order
+    of the ops and the places shared in `shared`."""
+
+    offsets: dict[Buffer, int]
+    nbytes: int
+    lower_bound: int
+    peak_op: int
+    shared: dict[Buffer, Buffer]
+
+    @property
+    def excess(self) -> float:
+        """The arena's size over the bound, less one."""
+        return self.nbytes / self.lower_bound - 1 if self.lower_bound else 0.0
+
+
+def plan(tape: Tape, arena_device: str) -> Plan:
+    """Plans the scratch buffers of one device."""
+    first: dict[Buffer, int] = {}
+    last: dict[Buffer, int] = {}
+    for at, op in enumerate(tape.ops):
+        for view in (*op.reads(), *op.writes()):
+            buffer = view.buffer
+            if buffer.role == "scratch" and buffer.device == arena_device and buffer.nbytes > 0:
+                first.setdefault(buffer, at)
+                last[buffer] = at
+    shared = _share_places(tape, first, last)
+    blocks: dict[Buffer, list[int]] = {}  # root -> [first, last]
+    for buffer in first:
+        root = _root(shared, buffer)
+        span = blocks.setdefault(root, [first[buffer], last[buffer]])
+        span[0], span[1] = min(span[0], first[buffer]), max(span[1], last[buffer])
+    roots = list(blocks)
+    sizes = np.array([_aligned(b.nbytes) for b in roots], dtype=np.int64)
+    starts = np.array([blocks[b][0] for b in roots], dtype=np.int64)
+    ends = np.array([blocks[b][1] for b in roots], dtype=np.int64)
+    live = np.zeros(len(tape.ops) + 1, dtype=np.int64)
+    np.add.at(live, starts, sizes)
+    np.add.at(live, ends + 1, -sizes)
+    live = np.cumsum(live)
+    bound = int(live.max(initial=0))
+    best: tuple[int, np.ndarray] | None = None
+    for order in _orders(sizes, starts, ends):
+        total, places = _place(order, sizes, starts, ends)
+        if best is None or total < best[0]:
+            best = (total, places)
+        if total == bound:
+            break
+    nbytes, places = best if best is not None else (0, sizes)
+    at_root = dict(zip(roots, places.tolist()))
+    offsets = {buffer: at_root[_root(shared, buffer)] for buffer in first}
+    return Plan(offsets, nbytes, bound, int(live.argmax()) if len(live) else 0, shared)
+
+
+def _aligned(nbytes: int) -> int:
+    return (nbytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+
+
+def _root(shared: dict[Buffer, Buffer], buffer: Buffer) -> Buffer:
+    while buffer in shared:
+        buffer = shared[buffer]
+    return buffer
+
+
+def _share_places(
+    tape: Tape, first: dict[Buffer, int], last: dict[Buffer, int]
+) -> dict[Buffer, Buffer]:
+    """Pointwise outputs that take the place of an input which ends there: output -> input."""
+    shared: dict[Buffer, Buffer] = {}
+    for at, op in enumerate(tape.ops):
+        if op.capture_class != "pointwise" or len(op.outputs) != 1:
+            continue
+        out = op.outputs[0]
+        if out is None or first.get(out.buffer) != at or out.buffer in shared:
+            continue
+        for view in op.reads():
+            if last.get(view.buffer) == at and _same_place(view, out) and _only_use(op, view):
+                shared[out.buffer] = view.buffer
+                break
+    return shared
+
+
+def _same_place(view: View, out: View) -> bool:
+    return (
+        view.buffer is not out.buffer
+        and view.buffer.nbytes == out.buffer.nbytes
+        and view.dtype == out.dtype
+        and view.sizes == out.sizes
+        and view.strides == out.strides
+        and view.offset == out.offset
+    )
+
+
+def _only_use(op: Op, view: View) -> bool:
+    """No other argument reads the same buffer through another geometry."""
+    return all(other == view for other in op.reads() if other.buffer is view.buffer)
+
+
+def _orders(sizes: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+    spans = ends - starts
+    return [
+        np.lexsort((starts, -sizes)),
+        np.lexsort((-sizes, -spans)),
+        np.lexsort((starts, -(sizes * (spans + 1)))),
+        np.lexsort((-sizes, starts)),
+    ]
+
+
+def _place(
+    order: np.ndarray, sizes: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> tuple[int, np.ndarray]:
+    """Each block in turn at the lowest offset that is free while it is live."""
+    places = np.zeros(len(sizes), dtype=np.int64)
+    placed: list[int] = []
+    total = 0
+    done = np.zeros(len(sizes), dtype=bool)
+    for index in order.tolist():
+        meets = done & (starts <= ends[index]) & (ends >= starts[index])
+        at = 0
+        if meets.any():
+            taken = np.flatnonzero(meets)
+            taken = taken[np.argsort(places[taken], kind="stable")]
+            tops = np.maximum.accumulate(places[taken] + sizes[taken])
+            gaps = places[taken] - np.concatenate(([0], tops[:-1]))
+            fits = np.flatnonzero(gaps >= sizes[index])
+            at = int(np.concatenate(([0], tops[:-1]))[fits[0]]) if len(fits) else int(tops[-1])
+        places[index] = at
+        done[index] = True
+        placed.append(index)
+        total = max(total, at + int(sizes[index]))
+    return total, places

@@ -1,0 +1,109 @@
+"""Running a function once while its ops are recorded."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import vibetensor.torch as vt
+from vibetensor import _C
+from vibetensor.graphs.tape import PHASES, Buffer, Op, Source, Tape, View
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(vt.__file__))) + os.sep
+
+
+@dataclass
+class Recording:
+    """A tape with the memory that it was recorded on.
+
+    result: what the function returned. leaves: tensors whose .grad backward touched.
+    """
+
+    tape: Tape
+    native: Any
+    result: Any
+    leaves: list[Any]
+    first_slot: dict[int, int]  # buffer index -> a slot on it
+
+    def buffer_of(self, tensor: Any) -> Buffer | None:
+        """The tensor's buffer; None if the recorded ops never touched it."""
+        index = self.native.find(tensor)
+        return None if index < 0 else self.tape.buffers[index]
+
+    def memory(self, buffer: Buffer) -> Any:
+        """A tensor on the buffer's recorded memory."""
+        return self.native.tensor(self.first_slot[buffer.index])
+
+
+def record(function: Callable[[], Any], *, execute: bool = True) -> Recording:
+    """Runs `function` and records every op it runs on this thread.
+
+    Raises what the function raises; the recording then leaves nothing behind.
+    """
+    native = _C.graphs.Tape(_PACKAGE, execute)
+    native.start()
+    try:
+        result = function()
+    finally:
+        native.stop()
+    return _recording(native, result)
+
+
+def _recording(native: Any, result: Any) -> Recording:
+    storages = native.storages()
+    if any(fresh and escapes for _, _, fresh, escapes in storages):
+        # Tensors in reference cycles are garbage, not results; only then is it worth collecting.
+        held = sum(fresh and escapes for _, _, fresh, escapes in storages)
+        if held > 1:
+            gc.collect()
+            native.find_escapes()
+            storages = native.storages()
+    buffers = [
+        Buffer(
+            index,
+            nbytes,
+            str(device),
+            "state" if not fresh else "output" if escapes else "scratch",
+        )
+        for index, (nbytes, device, fresh, escapes) in enumerate(storages)
+    ]
+    sources = [Source(*source) for source in native.sources()]
+    views: list[View] = []
+    first_slot: dict[int, int] = {}
+    for number, (storage, offset, sizes, strides, dtype) in enumerate(native.slots()):
+        views.append(View(buffers[storage], dtype, sizes, strides, offset))
+        first_slot.setdefault(storage, number)
+    ops = [_op(call, views, sources) for call in native.calls()]
+    draws = [(str(device), count) for device, count in native.draws()]
+    return Recording(Tape(ops, buffers, draws), native, result, native.leaves(), first_slot)
+
+
+def _op(call: Any, views: list[View], sources: list[Source]) -> Op:
+    inputs = [None if slot < 0 else views[slot] for slot in call.inputs]
+    tensors = iter(inputs)
+    args = _with_views(call, tensors)
+    return Op(
+        call.name,
+        args,
+        inputs,
+        [None if slot < 0 else views[slot] for slot in call.outputs],
+        PHASES[call.phase],
+        call.capture_class,
+        sources[call.source] if call.source >= 0 else None,
+        call,
+        call.random_offset,
+    )
+
+
+def _with_views(call: Any, tensors: Any) -> tuple[Any, ...]:
+    return tuple(
+        next(tensors)
+        if kind == 1
+        else [next(tensors) for _ in range(arg)]
+        if kind == 2
+        else arg
+        for kind, arg in call.args
+    )

@@ -1,0 +1,193 @@
+"""The tape: what a captured step does, as data that passes read and change.
+
+A `Buffer` is one block of memory, a `View` a tensor on one (dtype, sizes, strides, offset), an
+`Op` one call of an op with the views it reads and writes. `Tape` is the list of ops in order. Views
+and in-place changes are exact: two views of one buffer are one memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+PHASES = ("forward", "backward", "optimizer")
+
+
+@dataclass(eq=False, slots=True)
+class Buffer:
+    """A block of memory of the step.
+
+    role: "state" (lives before and after the step: parameters, moments, inputs' staging, constants),
+    "output" (made by the step, read after it), "scratch" (made and used up inside the step).
+    """
+
+    index: int
+    nbytes: int
+    device: str
+    role: str
+
+    @property
+    def name(self) -> str:
+        """A short name: the role's letter and the index."""
+        return f"{self.role[0]}{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor on a buffer. `offset` and `strides` are in elements."""
+
+    buffer: Buffer
+    dtype: Any
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).rsplit(".", 1)[-1]
+        shape = ", ".join(map(str, self.sizes))
+        return f"{self.buffer.name}:{dtype}[{shape}]"
+
+    def same_memory(self, other: View) -> bool:
+        """Whether both are the very same elements in the same order."""
+        return self == other
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A line of the captured program."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.file.rsplit('/', 1)[-1]}:{self.line}"
+
+
+@dataclass(eq=False, slots=True)
+class Op:
+    """One call: `args` as in the op's schema with views in place of tensors."""
+
+    name: str
+    args: tuple[Any, ...]
+    inputs: list[View | None]
+    outputs: list[View | None]
+    phase: str
+    capture_class: str
+    source: Source | None
+    call: Any  # the native call that holds the arguments which are no tensors
+    random_offset: int = -1
+
+    @property
+    def is_random(self) -> bool:
+        return self.random_offset >= 0
+
+    @property
+    def is_view(self) -> bool:
+        """Whether it only names memory that exists: nothing runs for it."""
+        return self.call is None or (
+            self.capture_class == "movement"
+            and bool(self.outputs)
+            and all(
+                out is not None and self.inputs and self.inputs[0] is not None
+                and out.buffer is self.inputs[0].buffer
+                for out in self.outputs
+            )
+            and not self.name.endswith("_")
+        )
+
+    def reads(self) -> Iterator[View]:
+        for view in self.inputs:
+            if view is not None:
+                yield view
+
+    def writes(self) -> Iterator[View]:
+        for view in self.outputs:
+            if view is not None:
+                yield view
+
+    def __str__(self) -> str:
+        outputs = ", ".join(map(str, self.writes()))
+        shown = ", ".join(_show(arg) for arg in self.args)
+        where = f"  # {self.source}" if self.source else ""
+        return f"{outputs} = {self.name}({shown}){where}" if outputs else f"{self.name}({shown}){where}"
+
+
+def _show(arg: Any) -> str:
+    if isinstance(arg, list | tuple):
+        return "[" + ", ".join(_show(item) for item in arg) + "]"
+    return str(arg) if isinstance(arg, View) else repr(arg)
+
+
+@dataclass(eq=False)
+class Tape:
+    """The ops of a step in order, and the buffers they use."""
+
+    ops: list[Op]
+    buffers: list[Buffer]
+    draws: list[tuple[str, int]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ops)
+
+    def __iter__(self) -> Iterator[Op]:
+        return iter(self.ops)
+
+    def __str__(self) -> str:
+        lines, phase = [], None
+        for op in self.ops:
+            if op.phase != phase:
+                phase = op.phase
+                lines.append(f"# {phase}")
+            lines.append(str(op))
+        return "\n".join(lines)
+
+    def diff(self, other: Tape) -> list[str]:
+        """The lines in which two tapes differ, in the manner of a unified diff."""
+        import difflib
+
+        a, b = ([str(op) for op in tape.ops] for tape in (self, other))
+        return list(difflib.unified_diff(a, b, "before", "after", lineterm="", n=1))
+
+    def to_json(self) -> str:
+        """The tape as JSON: ops with names, arguments and line; buffers with role and bytes."""
+        return json.dumps(
+            {
+                "buffers": [
+                    {"index": b.index, "nbytes": b.nbytes, "device": b.device, "role": b.role}
+                    for b in self.buffers
+                ],
+                "ops": [
+                    {
+                        "name": op.name,
+                        "args": [_json(arg) for arg in op.args],
+                        "outputs": [_json(view) for view in op.outputs],
+                        "phase": op.phase,
+                        "class": op.capture_class,
+                        "source": str(op.source) if op.source else None,
+                    }
+                    for op in self.ops
+                ],
+                "draws": [list(draw) for draw in self.draws],
+            }
+        )
+
+    def replaced(self, ops: Iterable[Op]) -> Tape:
+        """The same step with other ops."""
+        return Tape(list(ops), self.buffers, self.draws)
+
+
+def _json(arg: Any) -> Any:
+    if isinstance(arg, View):
+        return {
+            "buffer": arg.buffer.index,
+            "dtype": str(arg.dtype),
+            "sizes": arg.sizes,
+            "strides": arg.strides,
+            "offset": arg.offset,
+        }
+    if isinstance(arg, list | tuple):
+        return [_json(item) for item in arg]
+    return arg if isinstance(arg, str | int | float | bool | type(None)) else str(arg)
