@@ -9,7 +9,9 @@
 #include "core/parallel.h"
 #include "cpu/allocator.h"
 #include "cpu/backend.h"
+#include "dispatch/default_device.h"
 #include "dispatch/thread_state.h"
+#include "python/arguments.h"
 #include "python/autograd.h"
 #include "python/tensor_type.h"
 #include "vt/ops.h"
@@ -106,6 +108,25 @@ NB_MODULE(_C, m) {
     DeviceBackend* backend = t.device().is_cpu() ? backend_for(DeviceType::CUDA) : nullptr;
     return backend && t.numel() > 0 && backend->is_pinned(t.data());
   });
+  m.def(
+      "_rng_states",
+      [] {
+        nb::list states;
+        for (const Generator* g : default_generators()) {
+          const PhiloxArgs state = (*g)->state();
+          states.append(nb::make_tuple(state.seed, state.offset));
+        }
+        return states;
+      },
+      "(seed, offset) of every device's default generator, the CPU's first.");
+  m.def("_set_rng_states", [](nb::list states) {
+    const std::vector<const Generator*> generators = default_generators();
+    check_value(states.size() == generators.size(), "expected the states of ", generators.size(),
+                " generators, got ", states.size());
+    for (size_t i = 0; i < generators.size(); ++i) {
+      (*generators[i])->set_state(nb::cast<uint64_t>(states[i][0]), nb::cast<uint64_t>(states[i][1]));
+    }
+  });
   m.def("_manual_seed", [](uint64_t seed) { manual_seed(seed); });
   m.def(
       "get_default_dtype", [] { return nb::steal(wrap_dtype(default_dtype())); },
@@ -113,6 +134,16 @@ NB_MODULE(_C, m) {
   m.def("_set_default_dtype", [](nb::object dtype) {
     if (!is_dtype(dtype.ptr())) throw nb::type_error("set_default_dtype expects a torch.dtype");
     set_default_dtype(dtype_of(dtype.ptr()));
+  });
+  m.def(
+      "get_default_device",
+      [] { return nb::steal(wrap_device(resolve_device(default_device()))); },
+      "The device of new tensors that name none, on the calling thread.");
+  m.def("_set_default_device", [](nb::object device) {
+    if (device.is_none())
+      default_device_choice = {};
+    else
+      set_default_device(unresolved_device_arg(device.ptr()));
   });
   m.def("_cpu_memory_stats", [] {
     const cpu::AllocatorStats stats = cpu::allocator_stats();
