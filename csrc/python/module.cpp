@@ -139,12 +139,19 @@ NB_MODULE(_C, m) {
       "get_default_device",
       [] { return nb::steal(wrap_device(resolve_device(default_device()))); },
       "The device of new tensors that name none, on the calling thread.");
-  m.def("_set_default_device", [](nb::object device) {
-    if (device.is_none())
-      default_device_choice = {};
-    else
-      set_default_device(unresolved_device_arg(device.ptr()));
-  });
+  m.def(
+      "_set_default_device",
+      [](nb::object device) {
+        if (device.is_none()) {
+          default_device_choice = {};
+          return;
+        }
+        PyObject* given = device.ptr();
+        check_type(is_device(given) || PyUnicode_Check(given) || PyLong_Check(given),
+                   "set_default_device: expected a torch.device, a string, an index or None");
+        set_default_device(unresolved_device_arg(given));
+      },
+      nb::arg("device").none());
   m.def("_cpu_memory_stats", [] {
     const cpu::AllocatorStats stats = cpu::allocator_stats();
     nb::dict out;

@@ -17,7 +17,7 @@ from vibetensor.train.progress import Progress, amount, duration
 from vibetensor.viz.loss_curve import loss_curve, nice_ticks, smoothed
 
 TINY = ["--layers", "1", "--heads", "2", "--width", "16", "--batch", "4", "--warmup", "2",
-        "--eval-batches", "2"]  # fmt: skip
+        "--eval-batches", "2", "--device", os.environ.get("VT_TEST_DEVICE", "cpu")]  # fmt: skip
 
 
 @pytest.fixture

@@ -33,6 +33,9 @@ def set_default_device(device: Any) -> None:
 def _with_default_device(device: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, run with `device` as the default: what `@torch.device(...)` gives."""
 
+    if not callable(function):
+        raise TypeError(f"torch.device as a decorator takes a function, got {function!r}")
+
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         with device:
