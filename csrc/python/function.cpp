@@ -48,8 +48,7 @@ class FunctionNode final : public Node {
       if (tensor_outputs[i]) {
         if (k < grads.size()) grad = grads[k];
         if (!grad.defined() && fill) {
-          grad = empty(inputs[k].sizes, inputs[k].dtype, inputs[k].device);
-          std::fill_n(static_cast<char*>(grad.data()), grad.numel() * grad.itemsize(), char{0});
+          grad = ops::zeros(inputs[k].sizes, inputs[k].dtype, inputs[k].device);
         }
         ++k;
       }

@@ -121,8 +121,8 @@ NB_MODULE(_C, m) {
       "(seed, offset) of every device's default generator, the CPU's first.");
   m.def("_set_rng_states", [](nb::list states) {
     const std::vector<const Generator*> generators = default_generators();
-    check_value(states.size() == generators.size(), "expected the states of ", generators.size(),
-                " generators, got ", states.size());
+    if (states.size() != generators.size())
+      throw nb::value_error("expected the state of every device's default generator");
     for (size_t i = 0; i < generators.size(); ++i) {
       (*generators[i])->set_state(nb::cast<uint64_t>(states[i][0]), nb::cast<uint64_t>(states[i][1]));
     }
@@ -147,8 +147,8 @@ NB_MODULE(_C, m) {
           return;
         }
         PyObject* given = device.ptr();
-        check_type(is_device(given) || PyUnicode_Check(given) || PyLong_Check(given),
-                   "set_default_device: expected a torch.device, a string, an index or None");
+        if (!is_device(given) && !PyUnicode_Check(given) && !PyLong_Check(given))
+          throw nb::type_error("set_default_device: expected a torch.device, a string or an index");
         set_default_device(unresolved_device_arg(given));
       },
       nb::arg("device").none());

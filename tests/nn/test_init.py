@@ -96,8 +96,9 @@ def test_eye_dirac_sparse():
 
 def test_generator_and_recording():
     p = vt.nn.Parameter(vt.empty(5))
-    a = init.normal_(p, generator=vt.Generator().manual_seed(3)).detach().clone()
-    b = init.normal_(p, generator=vt.Generator().manual_seed(3)).detach()
+    generators = [vt.Generator(p.device).manual_seed(3) for _ in range(2)]
+    a = init.normal_(p, generator=generators[0]).detach().clone()
+    b = init.normal_(p, generator=generators[1]).detach()
     assert bool((a == b).all()) and p.is_leaf and p.requires_grad
 
 

@@ -239,7 +239,7 @@ def leaves(result: Any) -> list[Any]:
 
 def array(value: Any) -> np.ndarray:
     """A tensor of either library as float64 (or exact int64) NumPy values."""
-    value = value.detach()
+    value = value.detach().cpu()
     if isinstance(value, torch.Tensor):
         value = value.resolve_neg()
         if value._is_zerotensor():

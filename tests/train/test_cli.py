@@ -86,7 +86,8 @@ def test_interrupt_saves_and_says_how_to_resume(tmp_path, text, start_python, nu
     child = start_python(source, "train", "minigpt", *TINY, "--block", 16, "--data", text,
                          "--out", run, "--steps", 1000000)  # fmt: skip
     deadline = time.time() + 60
-    while time.time() < deadline and not (run / "metrics.jsonl").exists():
+    metrics = run / "metrics.jsonl"
+    while time.time() < deadline and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.05)
     time.sleep(0.5)
     child.send_signal(number)
