@@ -5,8 +5,8 @@
 
 namespace vt {
 
-/// Per thread, as in torch. `chosen` tells a default that was set from the CPU nobody asked for: only
-/// the former moves data that already has a device (`tensor(t)`, `as_tensor(t)`).
+/// Per thread, as in torch. `chosen` tells a default that was set from the CPU nobody asked for:
+/// only the former moves data that already has a device (`tensor(t)`, `as_tensor(t)`).
 struct DefaultDevice {
   Device device;  // index -1: the current CUDA device at the time of use
   bool chosen = false;

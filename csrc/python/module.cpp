@@ -124,7 +124,8 @@ NB_MODULE(_C, m) {
     if (states.size() != generators.size())
       throw nb::value_error("expected the state of every device's default generator");
     for (size_t i = 0; i < generators.size(); ++i) {
-      (*generators[i])->set_state(nb::cast<uint64_t>(states[i][0]), nb::cast<uint64_t>(states[i][1]));
+      (*generators[i])
+          ->set_state(nb::cast<uint64_t>(states[i][0]), nb::cast<uint64_t>(states[i][1]));
     }
   });
   m.def("_manual_seed", [](uint64_t seed) { manual_seed(seed); });
@@ -136,8 +137,7 @@ NB_MODULE(_C, m) {
     set_default_dtype(dtype_of(dtype.ptr()));
   });
   m.def(
-      "get_default_device",
-      [] { return nb::steal(wrap_device(resolve_device(default_device()))); },
+      "get_default_device", [] { return nb::steal(wrap_device(resolve_device(default_device()))); },
       "The device of new tensors that name none, on the calling thread.");
   m.def(
       "_set_default_device",

@@ -196,8 +196,9 @@ PyType_Slot device_slots[] = {
     {Py_tp_getset, device_properties},
     {Py_tp_methods, device_methods},
     {Py_tp_dealloc, reinterpret_cast<void*>(free_plain)},
-    {Py_tp_doc, const_cast<char*>("device(type, index=None): where a tensor lives. As a context manager, it is "
-                                  "where new tensors that name no device go.")},
+    {Py_tp_doc, const_cast<char*>(
+                    "device(type, index=None): where a tensor lives. As a context manager, it is "
+                    "where new tensors that name no device go.")},
     {0, nullptr}};
 PyType_Spec device_spec = {"vibetensor._C.device", sizeof(PyDevice), 0, Py_TPFLAGS_DEFAULT,
                            device_slots};

@@ -86,7 +86,8 @@ Tensor new_full(const Tensor& self, IntSpan size, const Scalar& fill_value,
   return filled(new_empty(self, size, dtype, device), fill_value);
 }
 Tensor scalar_tensor(const Scalar& s, std::optional<DType> dtype, std::optional<Device> device) {
-  return filled(vt::empty({}, dtype.value_or(default_dtype()), device.value_or(default_device())), s);
+  return filled(vt::empty({}, dtype.value_or(default_dtype()), device.value_or(default_device())),
+                s);
 }
 
 Tensor arange(const Scalar& end, std::optional<DType> dtype, std::optional<Device> device) {
@@ -115,7 +116,8 @@ Tensor arange_start(const Scalar& start, const Scalar& end, const Scalar& step,
   }
   const NoGrad no_grad;
   return ops::_arange_(
-      vt::empty(Dims{std::max<int64_t>(count, 0)}, type, device.value_or(default_device())), start, step);
+      vt::empty(Dims{std::max<int64_t>(count, 0)}, type, device.value_or(default_device())), start,
+      step);
 }
 
 static Scalar end_value(const Tensor& t, std::string_view op) {
