@@ -5,6 +5,7 @@
 #include "python/arguments.h"
 #include "python/autograd.h"
 #include "python/tensor_type.h"
+#include "vt/ops.h"
 
 namespace vt::python {
 namespace {

@@ -65,13 +65,16 @@ def test_product(shape: tuple[int, int, int], a_layout: str, b_layout: str) -> N
     assert all(vt.equal(result, results[0]) for result in results[1:])
 
 
+@pytest.mark.parametrize("w_layout", ["dense", "transposed", "sliced", "strided"])
+@pytest.mark.parametrize("x_layout", ["dense", "transposed", "sliced", "strided"])
 @pytest.mark.parametrize("shape", [(13, 33, 65), (97, 193, 255), (768, 128, 512)])
-def test_linear_adds_its_bias(shape: tuple[int, int, int]) -> None:
+def test_linear_adds_its_bias(shape: tuple[int, int, int], x_layout: str, w_layout: str) -> None:
     m, n, k = shape
     random = np.random.default_rng(k)
     x, w, b = (random.standard_normal(s, dtype=np.float32) for s in ((m, k), (n, k), (n,)))
     exact = x.astype(np.float64) @ w.T.astype(np.float64) + b
-    got = vt.nn.functional.linear(*map(vt.as_tensor, (x, w, b))).numpy()
+    linear = vt.nn.functional.linear
+    got = linear(_operand(x, x_layout), _operand(w, w_layout), vt.as_tensor(b)).numpy()
     np.testing.assert_allclose(got, exact, rtol=1e-5, atol=2e-6 * k)
 
 

@@ -126,6 +126,8 @@ def test_vit(tmp_path, capsys, write_cifar, write_idx, kind):
         (["train", "vit"], "vibetensor download"),
         (["train", "minigpt", "--data", "/nonexistent"], "No such file"),
         (["train", "minigpt", "--width", "10"], "multiple of --heads"),
+        (["train", "minigpt", "--device", "gpu"], "--device gpu: Expected one of cpu, cuda"),
+        (["train", "minigpt", "--device", "cuda:99"], "--device cuda:99: "),
         (["train", "minigpt", "--steps", "0"], "--steps must be at least 1"),
         (["train", "minigpt", "--resume", "/nonexistent"], "no checkpoint"),
         (["sample", "/nonexistent"], "no checkpoint"),
