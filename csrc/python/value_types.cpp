@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "core/device_backend.h"
 #include "dispatch/default_device.h"
 #include "python/arguments.h"
 #include "python/tensor_type.h"
@@ -124,7 +125,7 @@ PyObject* device_new(PyTypeObject*, PyObject* args, PyObject* kwargs) {
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:device", const_cast<char**>(names), &kind,
                                      &index))
       return nullptr;
-    Device device = device_arg(kind);
+    Device device = unresolved_device_arg(kind);
     if (index && index != Py_None) {
       check(PyUnicode_Check(kind) && device.index <= 0 &&
                 str_arg(kind).find(':') == std::string_view::npos,
@@ -134,7 +135,7 @@ PyObject* device_new(PyTypeObject*, PyObject* args, PyObject* kwargs) {
             " is not valid for ", device);
       device.index = static_cast<int8_t>(i);
     }
-    return wrap_device(device);
+    return wrap_device(resolve_device(device));
   });
 }
 PyObject* device_reduce(PyObject* self, PyObject*) {

@@ -273,6 +273,6 @@ def test_saved_tensor_hooks_do_not_see_python_numbers(api) -> None:
 
     with api.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = (x**3).sum()
-    assert packed == [(3,)]
+    assert set(packed) == {(3,)}
     y.backward()
     assert x.grad.tolist() == [3.0, 12.0, 27.0]
