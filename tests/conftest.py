@@ -1,11 +1,13 @@
-"""What all tests share: which package is tested, and which tests need PyTorch."""
+"""What all tests share: the package under test, the device it runs on, which tests need PyTorch."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,110 @@ if not (ROOT / "vibetensor" / "_C.abi3.so").exists():
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# The suites that run on any device: `pytest --device cuda`, or VT_TEST_DEVICE=cuda, makes it the
+# default device of their tests, so that the tests themselves name none. Other libraries stay on the
+# CPU, as the reference.
+SUITES = ("amp", "autograd", "core", "data", "io", "nn", "ops", "optim", "properties", "train")
+NOT_ON_DEVICE: dict[str, str] = runpy.run_path(
+    str(Path(__file__).parent / "cuda" / "not_on_device.py")
+)["NOT_ON_DEVICE"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        default=os.environ.get("VT_TEST_DEVICE", "cpu"),
+        help="default device of the tests that run on any (cpu, cuda, cuda:1)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = config.getoption("--device")
+    os.environ["VT_TEST_DEVICE"] = device  # for what tests start, and for what names the device
+    if device == "cpu":
+        return
+    import vibetensor.torch as torch
+
+    try:
+        torch.set_default_device(device)
+    except RuntimeError as error:
+        raise pytest.UsageError(f"--device {device}: {error}") from None
+    _read_through_the_cpu(torch.Tensor)
+
+
+def _read_through_the_cpu(tensor_type: Any) -> None:
+    """Lets tests compare with NumPy on any device: `numpy()`, which raises for device tensors in
+    use, copies here."""
+    numpy = tensor_type.numpy
+
+    def copied(self: Any, *, force: bool = False) -> Any:
+        return numpy(self.cpu(), force=force)
+
+    tensor_type.numpy = copied
+
+
+def _on_device(item: pytest.Item) -> bool:
+    """Whether --device moves this test."""
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    return item.config.getoption("--device") != "cpu" and folder in SUITES
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Each test starts with its default device, whatever the one before left."""
+    if item.config.getoption("--device") == "cpu":
+        return (yield)
+    import vibetensor.torch as torch
+
+    torch.set_default_device(item.config.getoption("--device") if _on_device(item) else None)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """A kernel's failure belongs to the test that launched it, and the device is lost after it."""
+    result = yield
+    if _on_device(item):
+        import vibetensor.torch as torch
+
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            if "PYTEST_XDIST_WORKER" in os.environ:
+                os._exit(70)  # xdist names the test and starts another worker
+            pytest.exit(f"{item.nodeid} lost the device: {error}", returncode=70)
+    return result
+
+
+def _apply_not_on_device(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips what cannot run on the device. A pattern that matches no test is an error, on every
+    device, so that the list says only what is true."""
+    tests = Path(__file__).parent
+    names = {item: f"{item.path.relative_to(tests).as_posix()}::{item.nodeid.partition('::')[2]}"
+             for item in items}  # fmt: skip
+    files = {name.partition("::")[0] for name in names.values()}
+    whole = not any("::" in argument for argument in config.args)
+    for pattern, reason in NOT_ON_DEVICE.items():
+        file = pattern.partition("::")[0]
+        # The brackets of a parameter are no wildcards.
+        glob = pattern.replace("[", "[[]")
+        matched = [item for item, name in names.items() if fnmatchcase(name, glob)]
+        gone = not (tests / file).exists() or (whole and file in files and not matched)
+        if gone:
+            raise pytest.UsageError(f"tests/cuda/not_on_device.py: no test matches '{pattern}'")
+        for item in matched:
+            if _on_device(item):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Applies the list of what is not for a device, and marks what needs PyTorch."""
+    _apply_not_on_device(config, items)
+    _mark_torch(items)
+
+
+def _mark_torch(items: list[pytest.Item]) -> None:
     """Marks the tests of every module that imported PyTorch, so that `-m torch` selects them."""
     real_torch = sys.modules.get("torch")
     if real_torch is None:

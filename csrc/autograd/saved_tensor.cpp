@@ -17,7 +17,8 @@ void SavedTensor::save(const Tensor& tensor, bool is_output) {
     output_nr_ = meta ? meta->output_nr : 0;
     requires_grad_ = true;
   }
-  if (thread_state.saved_hooks) [[unlikely]] {
+  // Hooks see tensors only: a Python number among the operands stays what it is.
+  if (thread_state.saved_hooks && !tensor.impl()->wrapped_number) [[unlikely]] {
     hooks_ = Ref<SavedTensorHooks>(thread_state.saved_hooks);
     const Scoped<SavedTensorHooks*> off(thread_state.saved_hooks, thread_state.saved_hooks->outer);
     if (!is_output && any_requires_grad(tensor)) edge_ = gradient_edge(tensor);

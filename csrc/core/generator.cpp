@@ -11,6 +11,10 @@ uint64_t GeneratorImpl::offset() const {
   const std::lock_guard lock(mutex_);
   return offset_;
 }
+PhiloxArgs GeneratorImpl::state() const {
+  const std::lock_guard lock(mutex_);
+  return {seed_, offset_};
+}
 void GeneratorImpl::set_state(uint64_t seed, uint64_t offset) {
   const std::lock_guard lock(mutex_);
   seed_ = seed;
@@ -36,9 +40,14 @@ const Generator& default_generator(Device device) {
   return device.is_cpu() ? cpu : cuda[device.index < 0 ? 0 : device.index % 8];
 }
 
+std::vector<const Generator*> default_generators() {
+  std::vector<const Generator*> all{&default_generator({})};
+  for (int8_t i = 0; i < 8; ++i) all.push_back(&default_generator({DeviceType::CUDA, i}));
+  return all;
+}
+
 void manual_seed(uint64_t seed) {
-  default_generator({})->set_seed(seed);
-  for (int8_t i = 0; i < 8; ++i) default_generator({DeviceType::CUDA, i})->set_seed(seed);
+  for (const Generator* generator : default_generators()) (*generator)->set_seed(seed);
 }
 
 }  // namespace vt

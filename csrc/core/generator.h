@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <mutex>
+#include <vector>
 
 #include "core/device.h"
 #include "core/ref.h"
@@ -25,6 +26,8 @@ class GeneratorImpl final : public RefCounted {
   uint64_t seed() const;
   void set_seed(uint64_t seed);  // also resets the offset
   uint64_t offset() const;
+  /// Seed and offset, of one moment.
+  PhiloxArgs state() const;
   void set_state(uint64_t seed, uint64_t offset);
   /// Reserves `counters` four-wide counters.
   PhiloxArgs reserve(uint64_t counters);
@@ -39,6 +42,8 @@ using Generator = Ref<GeneratorImpl>;
 
 /// The process-wide generator of a device.
 const Generator& default_generator(Device device);
+/// Every default generator: the CPU's, then those of CUDA devices, present or not.
+std::vector<const Generator*> default_generators();
 /// Seeds every device's default generator.
 void manual_seed(uint64_t seed);
 

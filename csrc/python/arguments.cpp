@@ -380,10 +380,13 @@ DType dtype_arg(PyObject* object) {
   if (object == reinterpret_cast<PyObject*>(&PyBool_Type)) return DType::Bool;
   fail(ErrorKind::Type, "dtype must be torch.dtype, not ", type_name(object));
 }
+Device unresolved_device_arg(PyObject* object) {
+  return is_device(object)         ? device_of(object)
+         : PyUnicode_Check(object) ? parse_device(str_arg(object))
+                                   : parse_device(str("cuda:", int_arg(object)));
+}
 Device device_arg(PyObject* object) {
-  const Device device = is_device(object)         ? device_of(object)
-                        : PyUnicode_Check(object) ? parse_device(str_arg(object))
-                                                  : parse_device(str("cuda:", int_arg(object)));
+  const Device device = unresolved_device_arg(object);
   return device.is_cpu() ? device : resolve_device(device);
 }
 Generator generator_arg(PyObject* object) { return generator_of(object); }

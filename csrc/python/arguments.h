@@ -114,6 +114,8 @@ IntListHolder int_list_arg(PyObject* object, int repeat);
 std::vector<double> float_list_arg(PyObject* object);
 DType dtype_arg(PyObject* object);
 Device device_arg(PyObject* object);
+/// As device_arg, but "cuda" keeps index -1: the current device at the time of use.
+Device unresolved_device_arg(PyObject* object);
 Generator generator_arg(PyObject* object);
 std::string_view str_arg(PyObject* object);
 MemoryFormat memory_format_arg(PyObject* object);

@@ -4,6 +4,7 @@
 #include "autograd/front.h"
 #include "core/device_backend.h"
 #include "dispatch/consumer.h"
+#include "dispatch/default_device.h"
 #include "io/dlpack.h"
 #include "python/arguments.h"
 #include "python/tensor_type.h"
@@ -280,7 +281,10 @@ PyObject* parse_and_make(PyObject* args, PyObject* kwargs, bool copy) {
     }
     DataOptions options;
     if (dtype && dtype != Py_None) options.dtype = dtype_arg(dtype);
-    if (device && device != Py_None) options.device = device_arg(device);
+    if (device && device != Py_None)
+      options.device = device_arg(device);
+    else if (default_device_choice.chosen)
+      options.device = resolve_device(default_device());
     options.requires_grad = requires_grad != 0;
     return wrap(make_tensor(data, options, copy));
   });

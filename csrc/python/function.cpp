@@ -5,6 +5,7 @@
 #include "python/arguments.h"
 #include "python/autograd.h"
 #include "python/tensor_type.h"
+#include "vt/ops.h"
 
 namespace vt::python {
 namespace {
@@ -48,8 +49,7 @@ class FunctionNode final : public Node {
       if (tensor_outputs[i]) {
         if (k < grads.size()) grad = grads[k];
         if (!grad.defined() && fill) {
-          grad = empty(inputs[k].sizes, inputs[k].dtype, inputs[k].device);
-          std::fill_n(static_cast<char*>(grad.data()), grad.numel() * grad.itemsize(), char{0});
+          grad = ops::zeros(inputs[k].sizes, inputs[k].dtype, inputs[k].device);
         }
         ++k;
       }

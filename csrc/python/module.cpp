@@ -9,7 +9,9 @@
 #include "core/parallel.h"
 #include "cpu/allocator.h"
 #include "cpu/backend.h"
+#include "dispatch/default_device.h"
 #include "dispatch/thread_state.h"
+#include "python/arguments.h"
 #include "python/autograd.h"
 #include "python/tensor_type.h"
 #include "vt/ops.h"
@@ -107,6 +109,26 @@ NB_MODULE(_C, m) {
     DeviceBackend* backend = t.device().is_cpu() ? backend_for(DeviceType::CUDA) : nullptr;
     return backend && t.numel() > 0 && backend->is_pinned(t.data());
   });
+  m.def(
+      "_rng_states",
+      [] {
+        nb::list states;
+        for (const Generator* g : default_generators()) {
+          const PhiloxArgs state = (*g)->state();
+          states.append(nb::make_tuple(state.seed, state.offset));
+        }
+        return states;
+      },
+      "(seed, offset) of every device's default generator, the CPU's first.");
+  m.def("_set_rng_states", [](nb::list states) {
+    const std::vector<const Generator*> generators = default_generators();
+    if (states.size() != generators.size())
+      throw nb::value_error("expected the state of every device's default generator");
+    for (size_t i = 0; i < generators.size(); ++i) {
+      (*generators[i])
+          ->set_state(nb::cast<uint64_t>(states[i][0]), nb::cast<uint64_t>(states[i][1]));
+    }
+  });
   m.def("_manual_seed", [](uint64_t seed) { manual_seed(seed); });
   m.def(
       "get_default_dtype", [] { return nb::steal(wrap_dtype(default_dtype())); },
@@ -115,6 +137,22 @@ NB_MODULE(_C, m) {
     if (!is_dtype(dtype.ptr())) throw nb::type_error("set_default_dtype expects a torch.dtype");
     set_default_dtype(dtype_of(dtype.ptr()));
   });
+  m.def(
+      "get_default_device", [] { return nb::steal(wrap_device(resolve_device(default_device()))); },
+      "The device of new tensors that name none, on the calling thread.");
+  m.def(
+      "_set_default_device",
+      [](nb::object device) {
+        if (device.is_none()) {
+          default_device_choice = {};
+          return;
+        }
+        PyObject* given = device.ptr();
+        if (!is_device(given) && !PyUnicode_Check(given) && !PyLong_Check(given))
+          throw nb::type_error("set_default_device: expected a torch.device, a string or an index");
+        set_default_device(unresolved_device_arg(given));
+      },
+      nb::arg("device").none());
   m.def("_cpu_memory_stats", [] {
     const cpu::AllocatorStats stats = cpu::allocator_stats();
     nb::dict out;

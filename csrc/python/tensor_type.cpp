@@ -5,6 +5,8 @@
 #include <cstring>
 
 #include "autograd/front.h"
+#include "dispatch/default_device.h"
+#include "dispatch/thread_state.h"
 #include "python/arguments.h"
 #include "structmember.h"
 #include "vt/ops.h"
@@ -49,6 +51,8 @@ PyObject* tensor_new(PyTypeObject* type, PyObject* args, PyObject*) {
       PyObject* data = PyTuple_GetItem(args, 0);
       if (is_tensor(data)) return wrap_as(type, alias(tensor_of(data)));
       if (!PyLong_Check(data)) {
+        // As in torch, the default device is not for this form.
+        const Scoped<DefaultDevice> cpu(default_device_choice, DefaultDevice{Device{}, true});
         const Object module = own(PyImport_ImportModule("vibetensor.torch"));
         const Object made = own(PyObject_CallMethod(module.get(), "tensor", "O", data));
         return wrap_as(type, ops::_to_dtype(tensor_of(made.get()), default_dtype()));

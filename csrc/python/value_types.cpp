@@ -1,7 +1,10 @@
 // torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Generator, torch.Size.
 #include <cstring>
 #include <string>
+#include <vector>
 
+#include "core/device_backend.h"
+#include "dispatch/default_device.h"
 #include "python/arguments.h"
 #include "python/tensor_type.h"
 #include "vt/ops.h"
@@ -122,7 +125,7 @@ PyObject* device_new(PyTypeObject*, PyObject* args, PyObject* kwargs) {
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:device", const_cast<char**>(names), &kind,
                                      &index))
       return nullptr;
-    Device device = device_arg(kind);
+    Device device = unresolved_device_arg(kind);
     if (index && index != Py_None) {
       check(PyUnicode_Check(kind) && device.index <= 0 &&
                 str_arg(kind).find(':') == std::string_view::npos,
@@ -132,7 +135,7 @@ PyObject* device_new(PyTypeObject*, PyObject* args, PyObject* kwargs) {
             " is not valid for ", device);
       device.index = static_cast<int8_t>(i);
     }
-    return wrap_device(device);
+    return wrap_device(resolve_device(device));
   });
 }
 PyObject* device_reduce(PyObject* self, PyObject*) {
@@ -141,22 +144,62 @@ PyObject* device_reduce(PyObject* self, PyObject*) {
                          device_name(device_value(self)).c_str());
   });
 }
+/// What the `with torch.device(...)` blocks that this thread is in go back to, outermost first.
+std::vector<DefaultDevice>& outer_devices() {
+  thread_local std::vector<DefaultDevice> devices;
+  return devices;
+}
+PyObject* device_enter(PyObject* self, PyObject*) {
+  return guarded([&]() -> PyObject* {
+    const DefaultDevice outer = default_device_choice;
+    set_default_device(device_value(self));
+    outer_devices().push_back(outer);
+    return new_reference(self);
+  });
+}
+PyObject* device_exit(PyObject*, PyObject*) {
+  return guarded([&]() -> PyObject* {
+    std::vector<DefaultDevice>& outer = outer_devices();
+    check(!outer.empty(), "torch.device.__exit__ without __enter__ on this thread");
+    default_device_choice = outer.back();
+    outer.pop_back();
+    return none();
+  });
+}
+/// `@torch.device("cuda")`: the function runs with this default device.
+PyObject* device_call(PyObject* self, PyObject* args, PyObject* kwargs) {
+  return guarded([&]() -> PyObject* {
+    PyObject* function = nullptr;
+    static const char* names[] = {"func", nullptr};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:device", const_cast<char**>(names),
+                                     &function))
+      return nullptr;
+    const Object module = own(PyImport_ImportModule("vibetensor.torch.session"));
+    return PyObject_CallMethod(module.get(), "_with_default_device", "OO", self, function);
+  });
+}
 PyGetSetDef device_properties[] = {
     {"type", device_kind, nullptr, "'cpu' or 'cuda'.", nullptr},
     {"index", device_index, nullptr, "The index, or None for the current device.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
-PyMethodDef device_methods[] = {{"__reduce__", device_reduce, METH_NOARGS, nullptr},
-                                {nullptr, nullptr, 0, nullptr}};
+PyMethodDef device_methods[] = {
+    {"__reduce__", device_reduce, METH_NOARGS, nullptr},
+    {"__enter__", device_enter, METH_NOARGS, "New tensors that name no device live here."},
+    {"__exit__", device_exit, METH_VARARGS, "Restores the default device."},
+    {nullptr, nullptr, 0, nullptr}};
 PyType_Slot device_slots[] = {
     {Py_tp_repr, reinterpret_cast<void*>(device_repr)},
     {Py_tp_str, reinterpret_cast<void*>(device_str)},
     {Py_tp_hash, reinterpret_cast<void*>(device_hash)},
     {Py_tp_richcompare, reinterpret_cast<void*>(device_compare)},
     {Py_tp_new, reinterpret_cast<void*>(device_new)},
+    {Py_tp_call, reinterpret_cast<void*>(device_call)},
     {Py_tp_getset, device_properties},
     {Py_tp_methods, device_methods},
     {Py_tp_dealloc, reinterpret_cast<void*>(free_plain)},
-    {Py_tp_doc, const_cast<char*>("device(type, index=None): where a tensor lives.")},
+    {Py_tp_doc, const_cast<char*>(
+                    "device(type, index=None): where a tensor lives. As a context manager, it is "
+                    "where new tensors that name no device go.")},
     {0, nullptr}};
 PyType_Spec device_spec = {"vibetensor._C.device", sizeof(PyDevice), 0, Py_TPFLAGS_DEFAULT,
                            device_slots};

@@ -1,25 +1,29 @@
 """Autocast regions: dtypes inside, nesting, decorators, autograd functions; torch as reference."""
 
+import os
 import threading
 
 import pytest
 
 import vibetensor.torch as vt
 
+DEVICE = os.environ.get("VT_TEST_DEVICE", "cpu").partition(":")[0]
+DTYPE = {"cpu": vt.bfloat16, "cuda": vt.float16}[DEVICE]  # what a region computes in by default
+
 
 def outputs(api, **options):
     """Dtypes of ops of each autocast kind inside a region."""
-    x, w = api.ones(4, 4), api.ones(4, 4)
+    x, w = api.ones(4, 4, device=DEVICE), api.ones(4, 4, device=DEVICE)
     h = x.to(api.bfloat16)
     F = api.nn.functional
-    with api.autocast("cpu", **options):
+    with api.autocast(DEVICE, **options):
         results = {
             "matmul": x @ w,
             "linear": F.linear(x, w),
             "bmm": api.bmm(x[None], w[None]),
             "softmax": F.softmax(x, dim=-1),
             "layer_norm": F.layer_norm(x, (4,)),
-            "cross_entropy": F.cross_entropy(h, api.tensor([0, 1, 2, 3])),
+            "cross_entropy": F.cross_entropy(h, api.tensor([0, 1, 2, 3], device=DEVICE)),
             "mse": F.mse_loss(h, h),
             "add": x + h,
             "relu": F.relu(h),
@@ -34,14 +38,17 @@ def test_dtypes_inside_are_torchs(options, torch):
     if options.get("enabled") is False:
         assert str((vt.ones(2, 2) @ vt.ones(2, 2)).dtype) == "torch.float32"
         return
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch has no CUDA device to compare with")
     assert outputs(vt, **options) == outputs(torch, **options)
 
 
-def test_float16_region():
-    with vt.autocast("cpu", dtype=vt.float16):
-        assert vt.get_autocast_dtype("cpu") == vt.float16
-        assert (vt.ones(2, 2) @ vt.ones(2, 2)).dtype == vt.float16
-    assert vt.get_autocast_dtype("cpu") == vt.bfloat16
+def test_region_of_the_other_dtype():
+    other = {vt.bfloat16: vt.float16, vt.float16: vt.bfloat16}[DTYPE]
+    with vt.autocast(DEVICE, dtype=other):
+        assert vt.get_autocast_dtype(DEVICE) == other
+        assert (vt.ones(2, 2) @ vt.ones(2, 2)).dtype == other
+    assert vt.get_autocast_dtype(DEVICE) == DTYPE
 
 
 def test_regions_nest_and_restore(torch):
@@ -49,51 +56,53 @@ def test_regions_nest_and_restore(torch):
         seen = []
 
         def note():
-            seen.append((api.is_autocast_enabled("cpu"), str(api.get_autocast_dtype("cpu"))))
+            seen.append((api.is_autocast_enabled(DEVICE), str(api.get_autocast_dtype(DEVICE))))
 
         note()
-        with api.autocast("cpu"):
+        with api.autocast(DEVICE):
             note()
-            with api.autocast("cpu", enabled=False):
+            with api.autocast(DEVICE, enabled=False):
                 note()
-                with api.autocast("cpu", dtype=api.float16):
+                with api.autocast(DEVICE, dtype=api.float16):
                     note()
                 note()
             note()
         note()
         return seen
 
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch has no CUDA device to compare with")
     assert states(vt) == states(torch)
 
 
 def test_an_exception_restores():
-    with pytest.raises(KeyError), vt.autocast("cpu"):
+    with pytest.raises(KeyError), vt.autocast(DEVICE):
         raise KeyError
-    assert not vt.is_autocast_enabled("cpu")
+    assert not vt.is_autocast_enabled(DEVICE)
 
 
 def test_one_region_object_may_be_entered_again():
-    region = vt.autocast("cpu")
+    region = vt.autocast(DEVICE)
     with region, region:
-        assert vt.is_autocast_enabled("cpu")
-    assert not vt.is_autocast_enabled("cpu")
+        assert vt.is_autocast_enabled(DEVICE)
+    assert not vt.is_autocast_enabled(DEVICE)
 
 
 def test_decorator():
-    @vt.autocast("cpu")
+    @vt.autocast(DEVICE)
     def depth(n):
-        assert vt.is_autocast_enabled("cpu")
+        assert vt.is_autocast_enabled(DEVICE)
         return n if n == 0 else depth(n - 1)
 
     assert depth(3) == 0
     assert depth.__name__ == "depth"
-    assert not vt.is_autocast_enabled("cpu")
+    assert not vt.is_autocast_enabled(DEVICE)
 
 
 def test_other_threads_are_not_in_the_region():
     seen = []
-    with vt.autocast("cpu"):
-        thread = threading.Thread(target=lambda: seen.append(vt.is_autocast_enabled("cpu")))
+    with vt.autocast(DEVICE):
+        thread = threading.Thread(target=lambda: seen.append(vt.is_autocast_enabled(DEVICE)))
         thread.start()
         thread.join()
     assert seen == [False]
@@ -101,7 +110,7 @@ def test_other_threads_are_not_in_the_region():
 
 def test_gradients_have_the_weights_dtype():
     w = vt.ones(3, 3, requires_grad=True)
-    with vt.autocast("cpu"):
+    with vt.autocast(DEVICE):
         loss = (vt.ones(2, 3) @ w).float().sum()
     loss.backward()
     assert w.grad.dtype == vt.float32
@@ -112,11 +121,11 @@ def test_a_weight_used_twice_is_cast_once_per_region():
     """The cached cast of a weight must not survive the region in which the weight changed."""
     w = vt.nn.Parameter(vt.ones(2, 2))
     x = vt.ones(1, 2)
-    with vt.autocast("cpu"):
+    with vt.autocast(DEVICE):
         first = x @ w
     with vt.no_grad():
         w.mul_(3)
-    with vt.autocast("cpu"):
+    with vt.autocast(DEVICE):
         second = x @ w
     assert first.tolist() == [[2.0, 2.0]]
     assert second.tolist() == [[6.0, 6.0]]
@@ -124,16 +133,16 @@ def test_a_weight_used_twice_is_cast_once_per_region():
 
 def test_unsupported_requests():
     with pytest.warns(UserWarning, match="not supported"):
-        region = vt.autocast("cpu", dtype=vt.float32)
+        region = vt.autocast(DEVICE, dtype=vt.float32)
     with region:
-        assert not vt.is_autocast_enabled("cpu")
+        assert not vt.is_autocast_enabled(DEVICE)
     with pytest.raises(RuntimeError, match="xyz"):
         vt.autocast("xyz")
     with pytest.raises(ValueError, match="of type `str`"):
         vt.autocast(vt.device("cpu"))
     with pytest.raises(TypeError, match="requires a callable"):
-        vt.autocast("cpu")(3)
-    assert vt.amp.is_autocast_available("cpu")
+        vt.autocast(DEVICE)(3)
+    assert vt.amp.is_autocast_available(DEVICE)
     assert not vt.amp.is_autocast_available("xyz")
 
 
@@ -142,20 +151,20 @@ def test_custom_function_runs_backward_as_forward_did():
 
     class Square(vt.autograd.Function):
         @staticmethod
-        @vt.amp.custom_fwd(device_type="cpu")
+        @vt.amp.custom_fwd(device_type=DEVICE)
         def forward(ctx, x):
             ctx.save_for_backward(x)
             return x * x
 
         @staticmethod
-        @vt.amp.custom_bwd(device_type="cpu")
+        @vt.amp.custom_bwd(device_type=DEVICE)
         def backward(ctx, grad):
-            seen.append(vt.is_autocast_enabled("cpu"))
+            seen.append(vt.is_autocast_enabled(DEVICE))
             (x,) = ctx.saved_tensors
             return 2 * x * grad
 
     x = vt.ones(2, requires_grad=True)
-    with vt.autocast("cpu"):
+    with vt.autocast(DEVICE):
         y = Square.apply(x)
     y.sum().backward()
     Square.apply(x).sum().backward()
@@ -168,18 +177,18 @@ def test_cast_inputs():
 
     class Identity(vt.autograd.Function):
         @staticmethod
-        @vt.amp.custom_fwd(device_type="cpu", cast_inputs=vt.float32)
+        @vt.amp.custom_fwd(device_type=DEVICE, cast_inputs=vt.float32)
         def forward(ctx, x, pair):
-            seen.append((str(x.dtype), str(pair[0].dtype), vt.is_autocast_enabled("cpu")))
+            seen.append((str(x.dtype), str(pair[0].dtype), vt.is_autocast_enabled(DEVICE)))
             return x.clone()
 
         @staticmethod
-        @vt.amp.custom_bwd(device_type="cpu")
+        @vt.amp.custom_bwd(device_type=DEVICE)
         def backward(ctx, grad):
             return grad, None
 
     h = vt.ones(2, dtype=vt.bfloat16)
-    with vt.autocast("cpu"):
+    with vt.autocast(DEVICE):
         Identity.apply(h, (h,))
     Identity.apply(h, (h,))
     assert seen == [
@@ -189,15 +198,15 @@ def test_cast_inputs():
 
 
 def test_enabled_and_dtype_setters():
-    vt.set_autocast_dtype("cpu", vt.float16)
+    vt.set_autocast_dtype(DEVICE, vt.float16)
     try:
-        with vt.autocast("cpu"):
-            assert vt.get_autocast_dtype("cpu") == vt.float16
+        with vt.autocast(DEVICE):
+            assert vt.get_autocast_dtype(DEVICE) == vt.float16
     finally:
-        vt.set_autocast_dtype("cpu", vt.bfloat16)
-    vt.set_autocast_enabled("cpu", True)
+        vt.set_autocast_dtype(DEVICE, DTYPE)
+    vt.set_autocast_enabled(DEVICE, True)
     try:
-        assert vt.is_autocast_enabled("cpu")
+        assert vt.is_autocast_enabled(DEVICE)
     finally:
-        vt.set_autocast_enabled("cpu", False)
-    assert not vt.is_autocast_enabled("cpu")
+        vt.set_autocast_enabled(DEVICE, False)
+    assert not vt.is_autocast_enabled(DEVICE)

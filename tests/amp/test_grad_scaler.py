@@ -1,18 +1,21 @@
 """Loss scaling against torch: the same scales, updates and skipped steps."""
 
 import math
+import os
 import pickle
 
 import pytest
 
 import vibetensor.torch as vt
 
+DEVICE = os.environ.get("VT_TEST_DEVICE", "cpu").partition(":")[0]
+
 
 def train(api, losses, *, fused=None, clip=False, foreach=None):
     """Steps with the given factors as losses; returns the parameters, scales and trackers seen."""
     p = api.nn.Parameter(api.tensor([1.0, -2.0]))
     optimizer = api.optim.SGD([p], lr=0.125, fused=fused, foreach=foreach)
-    scaler = api.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+    scaler = api.amp.GradScaler(DEVICE if api is vt else "cpu", init_scale=8.0, growth_interval=2)
     seen = []
     for factor in losses:
         optimizer.zero_grad()
@@ -39,7 +42,7 @@ def test_follows_torch(form, clip, torch):
 def test_adamw_inside_step_does_not_count_skipped_steps():
     p = vt.nn.Parameter(vt.ones(2))
     optimizer = vt.optim.AdamW([p], fused=True)
-    scaler = vt.amp.GradScaler("cpu", init_scale=4.0)
+    scaler = vt.amp.GradScaler(DEVICE, init_scale=4.0)
     for factor in (1.0, math.inf, 1.0):
         optimizer.zero_grad()
         scaler.scale((p * factor).sum()).backward()
@@ -70,7 +73,7 @@ def test_natives_are_torchs(torch):
 def test_disabled_is_a_no_op():
     p = vt.nn.Parameter(vt.ones(2))
     optimizer = vt.optim.SGD([p], lr=1.0)
-    scaler = vt.amp.GradScaler("cpu", enabled=False)
+    scaler = vt.amp.GradScaler(DEVICE, enabled=False)
     loss = p.sum()
     assert scaler.scale(loss) is loss
     loss.backward()
@@ -92,7 +95,7 @@ def test_cuda_without_a_device_disables_with_a_warning():
 
 
 def test_scale_of_nested_outputs():
-    scaler = vt.amp.GradScaler("cpu", init_scale=4.0)
+    scaler = vt.amp.GradScaler(DEVICE, init_scale=4.0)
     a, (b, c) = scaler.scale((vt.ones(1), [vt.ones(1), vt.ones(1, dtype=vt.bfloat16)]))
     assert [a.item(), b.item(), c.item()] == [4.0] * 3
     assert c.dtype == vt.bfloat16
@@ -101,14 +104,14 @@ def test_scale_of_nested_outputs():
 
 
 def test_state_dict_resumes_and_pickles():
-    scaler = vt.amp.GradScaler("cpu", init_scale=4.0, growth_interval=5)
+    scaler = vt.amp.GradScaler(DEVICE, init_scale=4.0, growth_interval=5)
     scaler.scale(vt.ones(1))
     scaler.load_state_dict({**scaler.state_dict(), "scale": 32.0, "_growth_tracker": 3})
     assert scaler.get_scale() == 32.0
     assert scaler.state_dict()["_growth_tracker"] == 3
     clone = pickle.loads(pickle.dumps(scaler))
     assert clone.state_dict() == scaler.state_dict()
-    fresh = vt.amp.GradScaler("cpu")
+    fresh = vt.amp.GradScaler(DEVICE)
     fresh.load_state_dict(scaler.state_dict())
     assert fresh.scale(vt.ones(1)).item() == 32.0
     with pytest.raises(RuntimeError, match="source state dict is empty"):
@@ -116,7 +119,7 @@ def test_state_dict_resumes_and_pickles():
 
 
 def test_update_to_a_given_scale():
-    scaler = vt.amp.GradScaler("cpu")
+    scaler = vt.amp.GradScaler(DEVICE)
     scaler.scale(vt.ones(1))
     scaler.update(16.0)
     assert scaler.get_scale() == 16.0
@@ -127,13 +130,13 @@ def test_update_to_a_given_scale():
 def test_misuse_is_named():
     p = vt.nn.Parameter(vt.ones(2))
     optimizer = vt.optim.SGD([p], lr=1.0)
-    scaler = vt.amp.GradScaler("cpu")
+    scaler = vt.amp.GradScaler(DEVICE)
     with pytest.raises(AssertionError, match="no loss was scaled"):
         scaler.step(optimizer)
     scaler.scale(vt.ones(1))
     with pytest.raises(AssertionError, match="No inf checks"):
         scaler.step(optimizer)
-    scaler = vt.amp.GradScaler("cpu")
+    scaler = vt.amp.GradScaler(DEVICE)
     scaler.scale(p.sum()).backward()
     scaler.unscale_(optimizer)
     with pytest.raises(RuntimeError, match="already been called"):
@@ -146,15 +149,15 @@ def test_misuse_is_named():
     with pytest.raises(RuntimeError, match="Closure"):
         scaler.step(optimizer, closure=lambda: None)
     with pytest.raises(AssertionError, match="growth factor"):
-        vt.amp.GradScaler("cpu", growth_factor=1.0)
+        vt.amp.GradScaler(DEVICE, growth_factor=1.0)
     with pytest.raises(AssertionError, match="backoff factor"):
-        vt.amp.GradScaler("cpu", backoff_factor=1.0)
+        vt.amp.GradScaler(DEVICE, backoff_factor=1.0)
 
 
 def test_half_gradients_cannot_be_unscaled():
     p = vt.nn.Parameter(vt.ones(2, dtype=vt.float16))
     p.grad = vt.ones(2, dtype=vt.float16)
-    scaler = vt.amp.GradScaler("cpu")
+    scaler = vt.amp.GradScaler(DEVICE)
     scaler.scale(vt.ones(1))
     with pytest.raises(ValueError, match="FP16 gradients"):
         scaler.unscale_(vt.optim.SGD([p], lr=1.0))

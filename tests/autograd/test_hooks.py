@@ -261,3 +261,18 @@ def test_save_on_cpu(api) -> None:
         y = (x * x).sum()
     y.backward()
     assert x.grad.tolist() == [2.0, 4.0, 6.0]
+
+
+def test_saved_tensor_hooks_do_not_see_python_numbers(api) -> None:
+    x = leaf(api)
+    packed = []
+
+    def pack(tensor):
+        packed.append(tuple(tensor.shape))
+        return tensor.detach()
+
+    with api.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = (x**3).sum()
+    assert set(packed) == {(3,)}
+    y.backward()
+    assert x.grad.tolist() == [3.0, 12.0, 27.0]

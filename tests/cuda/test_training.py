@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as torch
-from vibetensor.examples import minigpt, vit
+from vibetensor.examples import minigpt, reverse, vit
 
 F = torch.nn.functional
 
@@ -35,6 +35,17 @@ def _vit() -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
         return x, y
 
     return model, batch, lambda m, x, y: F.cross_entropy(m(x), y)
+
+
+def _reverse() -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
+    model = reverse.build_model(length=6, symbols=4, layers=2, heads=2, width=32)
+
+    def batch(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        draws = torch.Generator().manual_seed(int(random.integers(2**31)))
+        tokens, targets = reverse.make_batch(16, 6, 4, draws)
+        return tokens.numpy(), targets.numpy()
+
+    return model, batch, lambda m, x, y: m(x, y)[1]
 
 
 def _mlp() -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
@@ -74,7 +85,7 @@ def _losses(make: Callable[..., Any], device: str, optimizer: str, steps: int) -
 
 
 @pytest.mark.parametrize("optimizer", ["fused", "foreach", "sgd"])
-@pytest.mark.parametrize("make", [_minigpt, _vit, _mlp])
+@pytest.mark.parametrize("make", [_minigpt, _vit, _reverse, _mlp])
 def test_follows_the_cpu(make: Callable[..., Any], optimizer: str) -> None:
     here, there = (_losses(make, device, optimizer, 100) for device in ("cpu", "cuda"))
     np.testing.assert_allclose(there[:40], here[:40], rtol=2e-4)

@@ -14,7 +14,7 @@ class AgainstTorch:
         self.random = np.random.default_rng(0)
 
     def ours(self, array, requires_grad=False):
-        tensor = vt.from_numpy(np.array(array))
+        tensor = vt.as_tensor(np.array(array))
         return tensor.requires_grad_(requires_grad) if requires_grad else tensor
 
     def theirs(self, array, requires_grad=False):

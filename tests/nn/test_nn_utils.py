@@ -15,7 +15,7 @@ def parameters(torch, scale=1.0, dtype=None):
     made = []
     for shape in SHAPES:
         p = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
-        p.grad = torch.from_numpy(np.array(rng.standard_normal(shape) * scale)).to(p.dtype)
+        p.grad = torch.as_tensor(np.array(rng.standard_normal(shape) * scale)).to(p.dtype)
         made.append(p)
     made.append(torch.nn.Parameter(torch.zeros(2)))
     return made

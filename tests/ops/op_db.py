@@ -191,7 +191,7 @@ class Translator:
         whole = source.detach()
         span = 1 + sum((n - 1) * s for n, s in zip(source.shape, source.stride()))
         flat = whole.as_strided((span if source.numel() else 0,), (1,)).clone()
-        mine = vt.from_dlpack(flat.clone()).clone()
+        mine = vt.tensor(vt.from_dlpack(flat.clone()))
         theirs = flat.as_strided(tuple(source.shape), source.stride(), 0)
         ours = mine.as_strided(tuple(source.shape), source.stride(), 0)
         if self.grad and source.requires_grad:
@@ -221,7 +221,7 @@ class Translator:
                 raise Untranslatable(name)
             return value, getattr(vt, name)
         if isinstance(value, torch.device):
-            return value, vt.device(str(value))
+            return value, vt.get_default_device() if str(value) == "cpu" else vt.device(str(value))
         if isinstance(value, (complex, torch.Generator)) or callable(value):
             raise Untranslatable(type(value).__name__)
         return value, value
@@ -239,7 +239,7 @@ def leaves(result: Any) -> list[Any]:
 
 def array(value: Any) -> np.ndarray:
     """A tensor of either library as float64 (or exact int64) NumPy values."""
-    value = value.detach()
+    value = value.detach().cpu()
     if isinstance(value, torch.Tensor):
         value = value.resolve_neg()
         if value._is_zerotensor():

@@ -115,7 +115,7 @@ def _gradients(library: Any, result: Any, inputs: list[Any], second: bool) -> li
     weights = np.random.default_rng(3)
     total = None
     for out in outputs:
-        weight = library.from_numpy(weights.uniform(0.5, 1.5, tuple(out.shape)))
+        weight = library.as_tensor(weights.uniform(0.5, 1.5, tuple(out.shape)))
         term = (out.to(library.float64) * weight).sum()
         total = term if total is None else total + term
     if total is None:

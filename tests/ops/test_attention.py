@@ -15,7 +15,7 @@ import vibetensor.torch.nn.functional as F  # noqa: E402
 
 def _pair(shape: tuple[int, ...], seed: int, dtype: str = "float32") -> tuple[Any, Any]:
     values = np.random.default_rng(seed).standard_normal(shape)
-    ours = vt.from_numpy(values.copy()).to(getattr(vt, dtype)).requires_grad_()
+    ours = vt.as_tensor(values.copy()).to(getattr(vt, dtype)).requires_grad_()
     theirs = torch.from_numpy(values.copy()).to(getattr(torch, dtype)).requires_grad_()
     return ours, theirs
 

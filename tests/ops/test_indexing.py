@@ -30,13 +30,13 @@ EXPRESSIONS = {
 
 
 def both(build):
-    return build(vt.from_numpy), build(torch.from_numpy)
+    return build(vt.as_tensor), build(torch.from_numpy)
 
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_read_matches_torch(name):
     ours, theirs = both(EXPRESSIONS[name])
-    got, want = vt.from_numpy(BASE)[ours], torch.from_numpy(BASE)[theirs]
+    got, want = vt.as_tensor(BASE)[ours], torch.from_numpy(BASE)[theirs]
     assert tuple(got.shape) == tuple(want.shape)
     np.testing.assert_array_equal(got.numpy(), want.numpy())
 
@@ -44,7 +44,7 @@ def test_read_matches_torch(name):
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_write_matches_torch(name):
     ours, theirs = both(EXPRESSIONS[name])
-    a, b = vt.from_numpy(BASE.copy()), torch.from_numpy(BASE.copy())
+    a, b = vt.as_tensor(BASE.copy()), torch.from_numpy(BASE.copy())
     a[ours] = -1.5
     b[theirs] = -1.5
     np.testing.assert_array_equal(a.numpy(), b.numpy())
@@ -88,11 +88,11 @@ def test_sources_that_do_not_fit_are_refused(act):
 
 def test_unique_and_nonzero():
     values = np.array([[3, 1, 3], [2, 1, 1]])
-    got = vt.unique(vt.from_numpy(values), return_inverse=True, return_counts=True)
+    got = vt.unique(vt.as_tensor(values), return_inverse=True, return_counts=True)
     want = torch.unique(torch.from_numpy(values), return_inverse=True, return_counts=True)
     for a, b in zip(got, want):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
-    rows, columns = vt.nonzero(vt.from_numpy(values) == 1, as_tuple=True)
+    rows, columns = vt.nonzero(vt.as_tensor(values) == 1, as_tuple=True)
     assert (rows.tolist(), columns.tolist()) == ([0, 1, 1], [1, 1, 2])
     assert vt.where(vt.tensor([False, True]))[0].tolist() == [1]
 
@@ -100,7 +100,7 @@ def test_unique_and_nonzero():
 @pytest.mark.parametrize("descending", [False, True])
 def test_sort_is_stable_and_puts_nan_last(descending):
     values = np.array([2.0, np.nan, 1.0, 2.0, -np.inf, np.nan, 1.0], dtype=np.float32)
-    got = vt.from_numpy(values).sort(descending=descending, stable=True)
+    got = vt.as_tensor(values).sort(descending=descending, stable=True)
     want = torch.from_numpy(values).sort(descending=descending, stable=True)
     np.testing.assert_array_equal(got.values.numpy(), want.values.numpy())
     np.testing.assert_array_equal(got.indices.numpy(), want.indices.numpy())
@@ -115,7 +115,7 @@ def test_extremes_find_the_first_and_keep_nan(op, shape):
         if with_nan:
             values.reshape(-1)[values.size // 2] = np.nan
         for dim in range(len(shape)):
-            got = getattr(vt.from_numpy(values), op)(dim)
+            got = getattr(vt.as_tensor(values), op)(dim)
             got = got if isinstance(got, tuple) else (got,)
             clean = np.where(
                 np.isnan(values), np.inf if op in ("max", "argmax", "amax") else -np.inf, values
@@ -134,4 +134,4 @@ def test_extremes_find_the_first_and_keep_nan(op, shape):
 def test_long_float_sums_stay_accurate():
     x = np.random.default_rng(0).random(1 << 20, dtype=np.float32)
     exact = x.astype(np.float64).sum()
-    assert abs(vt.from_numpy(x).sum().item() - exact) <= 1e-6 * exact
+    assert abs(vt.as_tensor(x).sum().item() - exact) <= 1e-6 * exact

@@ -30,16 +30,16 @@ SHAPES = [
 def _operand(array: np.ndarray, layout: str) -> vt.Tensor:
     """`array` as a tensor whose memory lies as `layout` says."""
     if layout == "transposed":
-        return vt.from_numpy(np.ascontiguousarray(array.T)).t()
+        return vt.as_tensor(np.ascontiguousarray(array.T)).t()
     if layout == "sliced":  # rows farther apart than their length, and an unaligned start
         wide = np.full((array.shape[0], array.shape[1] + 3), np.nan, np.float32)
         wide[:, 1:-2] = array
-        return vt.from_numpy(wide)[:, 1:-2]
+        return vt.as_tensor(wide)[:, 1:-2]
     if layout == "strided":  # no dimension with stride 1
         wide = np.full((array.shape[0], 2 * array.shape[1]), np.nan, np.float32)
         wide[:, ::2] = array
-        return vt.from_numpy(wide)[:, ::2]
-    return vt.from_numpy(array)
+        return vt.as_tensor(wide)[:, ::2]
+    return vt.as_tensor(array)
 
 
 @pytest.mark.parametrize("b_layout", ["dense", "transposed", "sliced", "strided"])
@@ -65,13 +65,16 @@ def test_product(shape: tuple[int, int, int], a_layout: str, b_layout: str) -> N
     assert all(vt.equal(result, results[0]) for result in results[1:])
 
 
+@pytest.mark.parametrize("w_layout", ["dense", "transposed", "sliced", "strided"])
+@pytest.mark.parametrize("x_layout", ["dense", "transposed", "sliced", "strided"])
 @pytest.mark.parametrize("shape", [(13, 33, 65), (97, 193, 255), (768, 128, 512)])
-def test_linear_adds_its_bias(shape: tuple[int, int, int]) -> None:
+def test_linear_adds_its_bias(shape: tuple[int, int, int], x_layout: str, w_layout: str) -> None:
     m, n, k = shape
     random = np.random.default_rng(k)
     x, w, b = (random.standard_normal(s, dtype=np.float32) for s in ((m, k), (n, k), (n,)))
     exact = x.astype(np.float64) @ w.T.astype(np.float64) + b
-    got = vt.nn.functional.linear(*map(vt.from_numpy, (x, w, b))).numpy()
+    linear = vt.nn.functional.linear
+    got = linear(_operand(x, x_layout), _operand(w, w_layout), vt.as_tensor(b)).numpy()
     np.testing.assert_allclose(got, exact, rtol=1e-5, atol=2e-6 * k)
 
 
@@ -81,5 +84,5 @@ def test_accumulates_into_what_is_there() -> None:
         random.standard_normal(s, dtype=np.float32) for s in ((130, 70), (130, 300), (300, 70))
     )
     exact = 0.5 * c + 2.0 * (a.astype(np.float64) @ b)
-    got = vt.addmm(*map(vt.from_numpy, (c, a, b)), beta=0.5, alpha=2.0).numpy()
+    got = vt.addmm(*map(vt.as_tensor, (c, a, b)), beta=0.5, alpha=2.0).numpy()
     np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-4)

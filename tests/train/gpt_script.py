@@ -187,7 +187,7 @@ def start_weights(model):
     """The same on every library: written by the first run, read by the next."""
     path = os.path.join(FOLDER, "start.npz")
     if not os.path.exists(path):
-        np.savez(path, **{k: v.numpy() for k, v in model.state_dict().items()})
+        np.savez(path, **{k: v.cpu().numpy() for k, v in model.state_dict().items()})
     with np.load(path) as arrays:
         model.load_state_dict({k: torch.from_numpy(arrays[k]) for k in arrays.files})
 

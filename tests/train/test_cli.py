@@ -17,7 +17,7 @@ from vibetensor.train.progress import Progress, amount, duration
 from vibetensor.viz.loss_curve import loss_curve, nice_ticks, smoothed
 
 TINY = ["--layers", "1", "--heads", "2", "--width", "16", "--batch", "4", "--warmup", "2",
-        "--eval-batches", "2"]  # fmt: skip
+        "--eval-batches", "2", "--device", os.environ.get("VT_TEST_DEVICE", "cpu")]  # fmt: skip
 
 
 @pytest.fixture
@@ -86,7 +86,8 @@ def test_interrupt_saves_and_says_how_to_resume(tmp_path, text, start_python, nu
     child = start_python(source, "train", "minigpt", *TINY, "--block", 16, "--data", text,
                          "--out", run, "--steps", 1000000)  # fmt: skip
     deadline = time.time() + 60
-    while time.time() < deadline and not (run / "metrics.jsonl").exists():
+    metrics = run / "metrics.jsonl"
+    while time.time() < deadline and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.05)
     time.sleep(0.5)
     child.send_signal(number)
@@ -125,6 +126,8 @@ def test_vit(tmp_path, capsys, write_cifar, write_idx, kind):
         (["train", "vit"], "vibetensor download"),
         (["train", "minigpt", "--data", "/nonexistent"], "No such file"),
         (["train", "minigpt", "--width", "10"], "multiple of --heads"),
+        (["train", "minigpt", "--device", "gpu"], "--device gpu: Expected one of cpu, cuda"),
+        (["train", "minigpt", "--device", "cuda:99"], "--device cuda:99: "),
         (["train", "minigpt", "--steps", "0"], "--steps must be at least 1"),
         (["train", "minigpt", "--resume", "/nonexistent"], "no checkpoint"),
         (["sample", "/nonexistent"], "no checkpoint"),

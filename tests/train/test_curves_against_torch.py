@@ -109,7 +109,7 @@ def train(api, task, model, make_optimizer, batches) -> np.ndarray:
     schedule = api.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS, eta_min=1e-4)
     losses = []
     for x, y in batches:
-        loss = task.loss(api, model, api.from_numpy(x), api.from_numpy(y))
+        loss = task.loss(api, model, api.as_tensor(x), api.as_tensor(y))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         api.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -154,7 +154,7 @@ def test_loss_curve_is_torchs(case, one_thread) -> None:
     for parameter in theirs.parameters():
         if not parameter.any():  # zeros would hide a bias that is read or copied wrongly
             torch.nn.init.normal_(parameter, std=0.1)
-    ours.load_state_dict({k: vt.from_numpy(v.numpy()) for k, v in theirs.state_dict().items()})
+    ours.load_state_dict({k: vt.as_tensor(v.numpy()) for k, v in theirs.state_dict().items()})
     random = np.random.default_rng(0)
     batches = [task.batch(random) for _ in range(STEPS)]
 

@@ -13,19 +13,19 @@ def build_model(length: int, symbols: int, layers: int, heads: int, width: int) 
 
 
 def make_batch(batch: int, length: int, symbols: int, generator=None):
-    """tokens and targets (B, 2·length): s₁ … sₙ, separator, then sₙ … s₂ as input, and sₙ … s₁ as
+    """tokens and targets (B, 2·length) on the CPU: s₁ … sₙ, separator, then sₙ … s₂ as input, and sₙ … s₁ as
     what must follow. Targets are -1 (not scored) while the sequence is being read."""
-    sequence = torch.randint(symbols, (batch, length), generator=generator)
-    separator = torch.full((batch, 1), symbols, dtype=torch.int64)
+    sequence = torch.randint(symbols, (batch, length), generator=generator, device="cpu")
+    separator = torch.full_like(sequence[:, :1], symbols)
     reverse = sequence.flip(1)
     tokens = torch.cat((sequence, separator, reverse[:, :-1]), dim=1)
-    targets = torch.cat((torch.full((batch, length), -1, dtype=torch.int64), reverse), dim=1)
+    targets = torch.cat((torch.full_like(sequence, -1), reverse), dim=1)
     return tokens, targets
 
 
 def solve(model: GPT, sequence):
     """The model's own answer (B, length) for sequence (B, length), taking the likeliest symbols."""
-    batch, length = sequence.shape
-    separator = torch.full((batch, 1), model.config.vocab_size - 1, dtype=torch.int64)
+    length = sequence.shape[1]
+    separator = torch.full_like(sequence[:, :1], model.config.vocab_size - 1)
     prompt = torch.cat((sequence, separator), dim=1)
     return model.generate(prompt, length, temperature=0)[:, length + 1 :]

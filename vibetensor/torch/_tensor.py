@@ -383,15 +383,17 @@ def __reduce_ex__(self: Tensor, protocol: int) -> Any:
             str(self.dtype).removeprefix("torch."),
             tuple(self.shape),
             self.requires_grad,
+            str(self.device),
         ),
     )
 
 
 def _rebuild(
-    cls: Any, data: bytes, dtype: str, shape: tuple[int, ...], requires_grad: bool
-) -> Tensor:
-    """Unpickles a tensor: raw bytes, no code."""
-    made = _C._from_buffer(bytearray(data), getattr(_C, dtype), shape)
+    cls: Any, data: bytes, dtype: str, shape: tuple[int, ...], requires_grad: bool,
+    device: str = "cpu",
+) -> Tensor:  # fmt: skip
+    """Unpickles a tensor, onto the device it was on: raw bytes, no code."""
+    made = _C._from_buffer(bytearray(data), getattr(_C, dtype), shape).to(device)
     return Tensor._make_subclass(cls, made, requires_grad)
 
 

@@ -43,12 +43,12 @@ def _unique_slices(input: Tensor, dim: int, return_inverse: bool, return_counts:
     """The distinct slices along `dim`, in lexicographic order."""
     rows = _rows(input, dim)
     # A stable sort by each column, last to first, sorts the rows.
-    order = _ops.arange(rows.shape[0])
+    order = _ops.arange(rows.shape[0], device=rows.device)
     for column in range(rows.shape[1] - 1, -1, -1):
         order = order[rows[order, column].argsort(stable=True)]
     fresh = _starts(rows[order])
     labels = fresh.cumsum(0) - 1
-    inverse = _ops.zeros(rows.shape[0], dtype=_C.int64)
+    inverse = _ops.zeros(rows.shape[0], dtype=_C.int64, device=rows.device)
     inverse[order] = labels
     values = input.index_select(dim, order[fresh])
     return _results(values, inverse, _ops.bincount(labels), (return_inverse, return_counts))
@@ -62,7 +62,7 @@ def _rows(input: Tensor, dim: int) -> Tensor:
 
 def _starts(rows: Tensor) -> Tensor:
     """Which rows differ from the one before (the first does)."""
-    fresh = _ops.ones(rows.shape[0], dtype=_C.bool)
+    fresh = _ops.ones(rows.shape[0], dtype=_C.bool, device=rows.device)
     if rows.shape[0] > 1:
         fresh[1:] = (rows[1:] != rows[:-1]).any(1)
     return fresh

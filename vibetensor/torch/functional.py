@@ -69,7 +69,7 @@ class iinfo:
 
 def promote_types(type1: Any, type2: Any) -> Any:
     """The smallest dtype to which both convert safely."""
-    return result_type(_C._ops.empty((1,), dtype=type1), _C._ops.empty((1,), dtype=type2))
+    return result_type(*(_C._ops.empty((1,), dtype=t, device="cpu") for t in (type1, type2)))
 
 
 def result_type(tensor1: Any, tensor2: Any) -> Any:
@@ -80,7 +80,7 @@ def result_type(tensor1: Any, tensor2: Any) -> Any:
 def _probe(value: Any) -> Any:
     """An empty-handed stand-in that promotes like `value`; numbers stay numbers."""
     if not isinstance(value, _C.Tensor):
-        return value if not isinstance(value, bool) else _C.tensor(value)
+        return value if not isinstance(value, bool) else _C.tensor(value, device="cpu")
     return value.detach()[..., :0] if value.dim() else value.detach()
 
 

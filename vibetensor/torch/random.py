@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from vibetensor import _C
 
@@ -43,15 +44,29 @@ def set_rng_state(new_state: _C.Tensor) -> None:
 
 @contextlib.contextmanager
 def fork_rng(
-    devices: object = None, enabled: bool = True, device_type: str = "cpu"
+    devices: Iterable[Any] | None = None, enabled: bool = True, device_type: str = "cuda"
 ) -> Iterator[None]:
-    """Restores the random state on leaving the block."""
-    del devices, device_type
+    """Restores the random state of the CPU and of the CUDA `devices` (None: all) on leaving."""
+    del device_type
     if not enabled:
         yield
         return
-    state = get_rng_state()
+    before = _states()
     try:
         yield
     finally:
-        set_rng_state(state)
+        if devices is not None:
+            after = _states()
+            kept = {0, *(_C.device(device).index + 1 for device in devices)}
+            before = [old if i in kept else after[i] for i, old in enumerate(before)]
+        _set_states(before)
+
+
+def _states() -> list[tuple[int, int]]:
+    """(seed, offset) of every device's default generator, the CPU's first. Opens no device."""
+    return _C._rng_states()
+
+
+def _set_states(states: Iterable[Iterable[int]]) -> None:
+    """Restores what `_states` returned."""
+    _C._set_rng_states([tuple(state) for state in states])

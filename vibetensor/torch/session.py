@@ -1,7 +1,8 @@
-"""Process-wide settings and torch.compile."""
+"""Settings (of the process, the default device of the thread) and torch.compile."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +18,30 @@ def set_default_dtype(d: Any) -> None:
 
 
 def set_default_device(device: Any) -> None:
-    """Only the CPU can be the default device of this build; anything else raises RuntimeError."""
-    wanted = _C.device("cpu" if device is None else device)
-    if wanted.type != "cpu":
-        raise RuntimeError(f"set_default_device: no backend for '{wanted}' in this build")
+    """Sets where new tensors that name no device go, on the calling thread; None is the start (CPU).
+
+    Holds for every op that makes a tensor out of sizes or data, `tensor` and `as_tensor` included
+    (they copy tensors and arrays there), and so for modules; not for `from_numpy`, `from_dlpack`,
+    `Generator()`, the legacy `Tensor(...)` and `new_*`. "cuda" without an index follows
+    `torch.cuda.set_device`. `with torch.device("cuda"):` sets it for a block.
+
+    Raises RuntimeError, which names the reason, where there is no such device.
+    """
+    _C._set_default_device(device)
+
+
+def _with_default_device(device: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, run with `device` as the default: what `@torch.device(...)` gives."""
+
+    if not callable(function):
+        raise TypeError(f"torch.device as a decorator takes a function, got {function!r}")
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with device:
+            return function(*args, **kwargs)
+
+    return run
 
 
 def set_float32_matmul_precision(precision: str) -> None:

@@ -178,6 +178,7 @@ def rng_state() -> dict[str, Any]:
     state: dict[str, Any] = {
         "python": [version, list(internal), gauss],
         "vibetensor": bytes(torch.get_rng_state().tolist()).hex(),
+        "devices": torch.random._states()[1:],
     }
     if numpy := sys.modules.get("numpy"):
         kind, keys, position, has_gauss, cached = numpy.random.get_state()
@@ -190,7 +191,9 @@ def set_rng_state(state: dict[str, Any]) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     content = list(bytes.fromhex(state["vibetensor"]))
-    torch.set_rng_state(torch.tensor(content, dtype=torch.uint8))
+    torch.set_rng_state(torch.tensor(content, dtype=torch.uint8, device="cpu"))
+    if devices := state.get("devices"):  # older checkpoints have the CPU's state only
+        torch.random._set_states([*torch.random._states()[:1], *devices])
     if "numpy" in state:
         try:
             import numpy

@@ -144,13 +144,15 @@ class ImageBatches:
         epoch, position = divmod(number, self._per_pass)
         if self._order[0] != epoch:
             self._generator.manual_seed(self._seed * 1_000_003 + epoch)
-            order = torch.randperm(len(self._images.labels), generator=self._generator)
+            order = torch.randperm(
+                len(self._images.labels), generator=self._generator, device="cpu"
+            )
             self._order = (epoch, order)
         chosen = self._order[1][position * self._batch : (position + 1) * self._batch]
         pixels = normalised(self._images.pixels[chosen], self._mean, self._deviation)
         if self._mirror:
             self._generator.manual_seed(self._seed * 1_000_003 + number + 2**40)
-            coin = torch.rand(self._batch, 1, 1, 1, generator=self._generator) < 0.5
+            coin = torch.rand(self._batch, 1, 1, 1, generator=self._generator, device="cpu") < 0.5
             pixels = torch.where(coin, pixels.flip(3), pixels)
         return pixels, self._images.labels[chosen]
 

@@ -148,6 +148,11 @@ class Reverse(Task):
         generator.manual_seed(self.config.seed * 1_000_003 + number)
         return generator
 
+    def _sequences(self, count: int, number: int) -> Any:
+        c = self.config
+        generator = self._generator(number)
+        return torch.randint(c.symbols, (count, c.length), generator=generator, device="cpu")
+
     def batch(self, number: int) -> tuple[Any, Any]:
         c = self.config
         return reverse.make_batch(c.batch, c.length, c.symbols, self._generator(number))
@@ -156,14 +161,14 @@ class Reverse(Task):
         # Numbers that no training run reaches: the sequences are new to the model.
         loss = self.mean_loss(model, lambda number: self.batch(2**40 + number))
         c = self.config
-        sequence = torch.randint(c.symbols, (64, c.length), generator=self._generator(2**41))
+        sequence = self._sequences(64, 2**41)
         answer = reverse.solve(model, sequence.to(c.device)).cpu()
         exact = (answer == sequence.flip(1)).all(dim=1).float().mean().item()
         return {"val_loss": loss, "accuracy": exact}
 
     def showcase(self, model: Any) -> list[str]:
         c = self.config
-        sequence = torch.randint(c.symbols, (3, c.length), generator=self._generator(2**42))
+        sequence = self._sequences(3, 2**42)
         answers = reverse.solve(model, sequence.to(c.device)).tolist()
         return [f"{s} -> {a}" for s, a in zip(sequence.tolist(), answers)]
 
@@ -180,7 +185,9 @@ class VisionTransformer(Task):
             "mean": mean,
             "deviation": deviation,
         }
-        self._mean, self._deviation = (torch.tensor(v).view(-1, 1, 1) for v in (mean, deviation))
+        self._mean, self._deviation = (
+            torch.tensor(v, device="cpu").view(-1, 1, 1) for v in (mean, deviation)
+        )
         mirror = self._format == "CIFAR-10"
         self._train = ImageBatches(
             self._train_images, config.batch, config.seed, self._mean, self._deviation, mirror

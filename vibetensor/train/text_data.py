@@ -136,7 +136,7 @@ def token_tensor(numbers: Sequence[int]) -> Any:
     """Token numbers (each below 256, or below 2^31 as int32) as a 1-d tensor."""
     if isinstance(numbers, bytes):
         return _C._from_buffer(bytearray(numbers), torch.uint8, [len(numbers)], 0)
-    return torch.tensor(numbers, dtype=torch.int32)
+    return torch.tensor(numbers, dtype=torch.int32, device="cpu")
 
 
 class TextBatches:
@@ -159,6 +159,6 @@ class TextBatches:
         """tokens and next tokens, both (batch, block) int64."""
         self._generator.manual_seed(self._seed * 1_000_003 + number)
         last = len(self._tokens) - self._block
-        starts = torch.randint(last, (self._batch, 1), generator=self._generator)
-        window = self._tokens[starts + torch.arange(self._block + 1)].long()
+        starts = torch.randint(last, (self._batch, 1), generator=self._generator, device="cpu")
+        window = self._tokens[starts + torch.arange(self._block + 1, device="cpu")].long()
         return window[:, :-1], window[:, 1:]

@@ -56,6 +56,10 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, run: str, checkpoint: str | None = None):
+        try:
+            torch.device(config.device)
+        except RuntimeError as error:
+            raise ValueError(f"--device {config.device}: {error}") from None
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)

@@ -167,7 +167,7 @@ bool vectors(const RowSums& s) {
 
 void add_rows(const Launch& launch, const RowSums& s, const Scalar& scale) {
   if (s.outer * s.inner * s.index.n == 0) return;
-  visit_compute_numeric(s.dtype, [&]<class T>() {
+  visit_compute(s.dtype, [&]<class T>() {
     const T factor = scale.to<T>();
     if constexpr (std::is_same_v<T, float>) {
       if (s.dtype == DType::Float32 && vectors<float>(s))

@@ -227,7 +227,7 @@ void scatter_reduce(const Tensor& out, const Tensor& self, int64_t dim, const Te
                               : reduce == "amax" ? Reduction::Max
                                                  : Reduction::Min;
   by_place(launch, p, n, out.numel(), [&](const SortedIndex& sorted) {
-    visit_compute_numeric(out.dtype(), [&]<class T>() {
+    visit_compute(out.dtype(), [&]<class T>() {
       launch(fold_runs<T>, blocks_for(n), dim3(kThreads), 0, sorted, reduction, include_self,
              static_cast<const char*>(values.data()), static_cast<char*>(out.data()), out.dtype(),
              static_cast<int>(out.itemsize()));

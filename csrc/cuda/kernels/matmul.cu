@@ -176,8 +176,8 @@ void linear(const Tensor& out, const Tensor& input, const Tensor& weight, const 
   Operand a{x, rows, k, k, 1, 0};
   if (x.dim() == 2) a = matrix(x);
   if (x.dim() == 1) a.column_stride = x.strides()[0];
-  const Operand w = matrix(weight);
-  const Operand b{weight, k, n, w.column_stride, w.row_stride, 0};
+  const Dims across{weight.strides()[1], weight.strides()[0]};
+  const Operand b = matrix(make_view(weight, Dims{k, n}, across, weight.storage_offset()));
   const Tensor added = bias.defined() ? contiguous(bias) : bias;
   gemm(out, 1, a, b, 1, 0, n, 0, added.defined() ? added.data() : nullptr);
 }

@@ -42,7 +42,7 @@ void running_extreme(const Tensor& values, const Tensor& indices, const Tensor& 
   if (self.numel() == 0) return;
   const Tensor input = contiguous(self);
   const Launch launch(self.device());
-  visit_compute_numeric(self.dtype(), [&]<class T>() {
+  visit_compute(self.dtype(), [&]<class T>() {
     scan(launch,
          RunningExtreme<T, kMax>{static_cast<const char*>(input.data()),
                                  static_cast<char*>(values.data()), indices.data_as<int64_t>(),

@@ -6,16 +6,17 @@ namespace vt::cuda {
 namespace {
 using namespace windows;
 
-template <class S>
+/// Moves elements of any dtype; all bits zero is 0 in each.
+template <class Element>
 __global__ void __launch_bounds__(kThreads)
-    unfold(S* out, const S* in, const __grid_constant__ Windows w, int64_t n) {
+    unfold(Element* out, const Element* in, const __grid_constant__ Windows w, int64_t n) {
   for (int64_t i = first_element(); i < n; i += element_step()) {
     const int64_t row = i / w.out_area(), o = i - row * w.out_area();
     const int64_t plane = row / w.taps(), tap = row - plane * w.taps();
     const int64_t iy = w.place(0, o / w.out[1], tap / w.kernel[1]);
     const int64_t ix = w.place(1, o % w.out[1], tap % w.kernel[1]);
     const bool inside = iy >= 0 && iy < w.in[0] && ix >= 0 && ix < w.in[1];
-    out[i] = inside ? in[plane * w.in_area() + iy * w.in[1] + ix] : S(0.f);
+    out[i] = inside ? in[plane * w.in_area() + iy * w.in[1] + ix] : Element{};
   }
 }
 
@@ -58,9 +59,10 @@ void im2col(const Tensor& out, const Tensor& self, IntSpan kernel, IntSpan dilat
   const Windows w(self.sizes(), extents, kernel, stride, padding, dilation);
   const Launch launch(self.device());
   const Tensor x = dense(self);
-  visit_float_storage(self.dtype(), [&]<class S>() {
-    launch(unfold<S>, element_grid(launch, out.numel()), dim3(kThreads), 0, out.data_as<S>(),
-           x.data_as<S>(), w, out.numel());
+  visit_width(out.itemsize(), [&]<class Element>() {
+    launch(unfold<Element>, element_grid(launch, out.numel()), dim3(kThreads), 0,
+           static_cast<Element*>(out.data()), static_cast<const Element*>(x.data()), w,
+           out.numel());
   });
 }
 

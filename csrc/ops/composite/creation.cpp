@@ -1,6 +1,7 @@
 // Factories: an empty tensor and a fill.
 #include <cmath>
 
+#include "dispatch/default_device.h"
 #include "dispatch/thread_state.h"
 #include "vt/meta_decls.h"
 #include "vt/ops.h"
@@ -31,25 +32,25 @@ DType scalar_dtype(const Scalar& value, std::optional<DType> dtype) {
 
 Tensor empty(IntSpan size, std::optional<DType> dtype, std::optional<Device> device,
              std::optional<MemoryFormat> format) {
-  return vt::empty(size, dtype.value_or(default_dtype()), device.value_or(Device{}),
+  return vt::empty(size, dtype.value_or(default_dtype()), device.value_or(default_device()),
                    format.value_or(MemoryFormat::Contiguous));
 }
 Tensor empty_strided(IntSpan size, IntSpan stride, std::optional<DType> dtype,
                      std::optional<Device> device) {
   return vt::empty_strided(size, stride, dtype.value_or(default_dtype()),
-                           device.value_or(Device{}));
+                           device.value_or(default_device()));
 }
 Tensor zeros(IntSpan size, std::optional<DType> dtype, std::optional<Device> device) {
-  return filled(vt::empty(size, dtype.value_or(default_dtype()), device.value_or(Device{})),
+  return filled(vt::empty(size, dtype.value_or(default_dtype()), device.value_or(default_device())),
                 Scalar(0));
 }
 Tensor ones(IntSpan size, std::optional<DType> dtype, std::optional<Device> device) {
-  return filled(vt::empty(size, dtype.value_or(default_dtype()), device.value_or(Device{})),
+  return filled(vt::empty(size, dtype.value_or(default_dtype()), device.value_or(default_device())),
                 Scalar(1));
 }
 Tensor full(IntSpan size, const Scalar& fill_value, std::optional<DType> dtype,
             std::optional<Device> device) {
-  return filled(vt::empty(size, scalar_dtype(fill_value, dtype), device.value_or(Device{})),
+  return filled(vt::empty(size, scalar_dtype(fill_value, dtype), device.value_or(default_device())),
                 fill_value);
 }
 Tensor empty_like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device,
@@ -85,7 +86,8 @@ Tensor new_full(const Tensor& self, IntSpan size, const Scalar& fill_value,
   return filled(new_empty(self, size, dtype, device), fill_value);
 }
 Tensor scalar_tensor(const Scalar& s, std::optional<DType> dtype, std::optional<Device> device) {
-  return filled(vt::empty({}, dtype.value_or(default_dtype()), device.value_or(Device{})), s);
+  return filled(vt::empty({}, dtype.value_or(default_dtype()), device.value_or(default_device())),
+                s);
 }
 
 Tensor arange(const Scalar& end, std::optional<DType> dtype, std::optional<Device> device) {
@@ -114,7 +116,8 @@ Tensor arange_start(const Scalar& start, const Scalar& end, const Scalar& step,
   }
   const NoGrad no_grad;
   return ops::_arange_(
-      vt::empty(Dims{std::max<int64_t>(count, 0)}, type, device.value_or(Device{})), start, step);
+      vt::empty(Dims{std::max<int64_t>(count, 0)}, type, device.value_or(default_device())), start,
+      step);
 }
 
 static Scalar end_value(const Tensor& t, std::string_view op) {
@@ -133,10 +136,10 @@ Tensor linspace(const Tensor& start_at, const Tensor& end_at, int64_t steps,
     return is_floating(type) ? x.to_double() : static_cast<double>(x.to_int());
   };
   const double first = end_point(start), last = end_point(end);
-  if (steps == 1) return filled(vt::empty(Dims{1}, type, device.value_or(Device{})), start);
+  if (steps == 1) return filled(vt::empty(Dims{1}, type, device.value_or(default_device())), start);
   // Counted from both ends, so that both are exact.
   const double step = (last - first) / static_cast<double>(std::max<int64_t>(steps - 1, 1));
-  Tensor out = vt::empty(Dims{steps}, DType::Float64, device.value_or(Device{}));
+  Tensor out = vt::empty(Dims{steps}, DType::Float64, device.value_or(default_device()));
   ops::_arange_(out, Scalar(first), Scalar(step));
   const int64_t half = steps / 2;
   if (steps > 1) {
@@ -189,9 +192,9 @@ Tensor triangle_indices(int64_t rows, int64_t columns, int64_t offset, bool lowe
   std::copy(column_index.begin(), column_index.end(), host.data_as<int64_t>() + count);
   const DType type = dtype.value_or(DType::Int64);
   if (type != DType::Int64) host = ops::_to_dtype(host, type);
-  if (!device || device->is_cpu()) return host;
-  const Tensor out = vt::empty(host.sizes(), type, *device);
-  return ops::copy_(out, host, false);
+  const Device where = device.value_or(default_device());
+  if (where.is_cpu()) return host;
+  return ops::copy_(vt::empty(host.sizes(), type, where), host, false);
 }
 
 }  // namespace

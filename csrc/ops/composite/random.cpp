@@ -1,4 +1,5 @@
 // Random factories and distributions over the in-place draws.
+#include "dispatch/default_device.h"
 #include "dispatch/thread_state.h"
 #include "vt/meta_decls.h"
 #include "vt/ops.h"
@@ -8,7 +9,7 @@ namespace {
 
 Tensor uninitialised(IntSpan size, std::optional<DType> dtype, std::optional<Device> device,
                      DType fallback) {
-  return vt::empty(size, dtype.value_or(fallback), device.value_or(Device{}));
+  return vt::empty(size, dtype.value_or(fallback), device.value_or(default_device()));
 }
 Tensor like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device,
             std::optional<MemoryFormat> format) {

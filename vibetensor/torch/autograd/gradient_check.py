@@ -94,7 +94,7 @@ def _directions(output: _C.Tensor, fast: bool) -> list[_C.Tensor]:
         return [_C._ops.randn_like(output.detach())]
     out = []
     for i in range(output.numel()):
-        direction = _C._ops.zeros(output.numel(), dtype=output.dtype)
+        direction = _C._ops.zeros(output.numel(), dtype=output.dtype, device=output.device)
         direction[i] = 1
         out.append(direction.reshape(output.shape))
     return out
@@ -104,7 +104,7 @@ def _numerical(
     func: Any, args: Any, target: _C.Tensor, number: int, direction: _C.Tensor, eps: float
 ) -> _C.Tensor:
     """Central differences of <output, direction> for every element of `target`, perturbed in place."""
-    result = _C._ops.zeros(tuple(target.shape), dtype=_C.float64)
+    result = _C._ops.zeros(tuple(target.shape), dtype=_C.float64, device=target.device)
     data = target.data
     for index in _indices(tuple(target.shape)):
         value = data[index].item()

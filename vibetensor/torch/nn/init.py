@@ -225,8 +225,8 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: Any = None) -> Tenso
     if tensor.numel() == 0:
         return tensor
     rows, cols = tensor.shape[0], tensor.numel() // tensor.shape[0]
-    normal = torch.empty((rows, cols), dtype=torch.float64).normal_(0.0, 1.0, generator=generator)
-    matrix = normal.numpy()
+    normal = torch.empty((rows, cols), dtype=torch.float64, device=tensor.device)
+    matrix = normal.normal_(0.0, 1.0, generator=generator).cpu().numpy()
     q, r = np.linalg.qr(matrix.T if rows < cols else matrix)
     q = q * np.sign(np.diag(r))
     q = np.ascontiguousarray(q.T if rows < cols else q) * gain
@@ -242,7 +242,8 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: Any =
     zeros = math.ceil(sparsity * rows)
     tensor.normal_(0.0, std, generator=generator)
     for column in range(cols):
-        tensor[torch.randperm(rows, generator=generator)[:zeros], column] = 0
+        order = torch.randperm(rows, generator=generator, device=tensor.device)
+        tensor[order[:zeros], column] = 0
     return tensor
 
 

@@ -111,7 +111,7 @@ class _Surroundings:
     """Random state and autocast of the first run, put back around the second."""
 
     def __init__(self, preserve_rng_state: bool) -> None:
-        self._rng = torch.get_rng_state() if preserve_rng_state else None
+        self._rng = torch.random._states() if preserve_rng_state else None
         mode = torch.amp.autocast_mode
         self._autocast = [
             (kind, mode.is_autocast_enabled(kind), mode.get_autocast_dtype(kind))
@@ -122,8 +122,8 @@ class _Surroundings:
     def again(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             if self._rng is not None:
-                stack.callback(torch.set_rng_state, torch.get_rng_state())
-                torch.set_rng_state(self._rng)
+                stack.callback(torch.random._set_states, torch.random._states())
+                torch.random._set_states(self._rng)
             for kind, enabled, dtype in self._autocast:
                 stack.enter_context(torch.amp.autocast(kind, dtype=dtype, enabled=enabled))
             yield

@@ -193,7 +193,7 @@ def random_split(dataset: Any, lengths: Sequence[float], generator: Any = None) 
         lengths = sizes
     if sum(lengths) != total:
         raise ValueError("Sum of input lengths does not equal the length of the input dataset!")
-    order = torch.randperm(total, generator=generator).tolist()
+    order = torch.randperm(total, generator=generator, device="cpu").tolist()
     ends = list(accumulate(int(length) for length in lengths))
     return [
         Subset(dataset, order[end - int(length) : end])

@@ -10,9 +10,14 @@ from typing import Any
 import vibetensor.torch as torch
 
 
+def _host(draw: Any, *args: Any, **kwargs: Any) -> Any:
+    """What `draw` gives on the CPU, as Python numbers: indices never wait for another device."""
+    return draw(*args, device="cpu", **kwargs).tolist()
+
+
 def draw_seed(generator: Any = None) -> int:
     """A fresh 63-bit seed from ``generator`` (or the default one)."""
-    return int(torch.randint(0, 2**63 - 1, (), dtype=torch.int64, generator=generator).item())
+    return _host(torch.randint, 0, 2**63 - 1, (), generator=generator)
 
 
 def _positive_count(num_samples: Any) -> None:
@@ -82,10 +87,10 @@ class RandomSampler(Sampler):
         while left > 0:
             if self.replacement:
                 size = min(left, 1024)
-                yield from torch.randint(0, n, (size,), generator=generator).tolist()
+                yield from _host(torch.randint, 0, n, (size,), generator=generator)
             else:
                 size = min(left, n)
-                yield from torch.randperm(n, generator=generator).tolist()[:size]
+                yield from _host(torch.randperm, n, generator=generator)[:size]
             left -= size
 
     def __len__(self) -> int:
@@ -100,7 +105,7 @@ class SubsetRandomSampler(Sampler):
         self.generator = generator
 
     def __iter__(self) -> Iterator[int]:
-        for i in torch.randperm(len(self.indices), generator=self.generator).tolist():
+        for i in _host(torch.randperm, len(self.indices), generator=self.generator):
             yield self.indices[i]
 
     def __len__(self) -> int:
@@ -122,7 +127,7 @@ class WeightedRandomSampler(Sampler):
             raise ValueError(
                 f"replacement should be a boolean value, but got replacement={replacement}"
             )
-        weights_tensor = torch.as_tensor(weights, dtype=torch.float64)
+        weights_tensor = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
         if weights_tensor.dim() != 1:
             raise ValueError(
                 "weights should be a 1d sequence but given weights have shape "

@@ -180,6 +180,7 @@ def worker_main(connection: Any, setup: WorkerSetup | None) -> None:
         where = f"in DataLoader worker process {setup.worker_id}"
         seed = setup.base_seed + setup.worker_id
         torch.set_num_threads(1)
+        torch.set_default_device(None)  # a fork inherits it, but cannot use the device
         random.seed(seed)
         torch.manual_seed(seed)
         numpy_seeding = _NumpySeeding(setup.base_seed, setup.worker_id)

@@ -1,0 +1,52 @@
+"""Tests of the suites that `--device` moves which cannot run on a CUDA device, each with the reason.
+
+Keys are test ids below `tests/`, with `*` for any text and `?` for any character. The list is checked on every run: a pattern
+that matches no test is an error.
+"""
+
+_INDEX = "an index in device memory that is out of range stops the kernel (docs/differences.md)"
+_WEIGHTS = "bad probabilities in device memory stop the kernel (docs/differences.md)"
+_ZERO = "an integer divided by zero is 0 on a device (docs/differences.md)"
+_FORK = "a forked process cannot use the device; DataLoader workers give tensors of the CPU"
+_HOST_INDICES = "tensor_split reads its indices on the host, as in torch"
+_INTEGERS = "a device has no integer kernel of it, as in torch"
+_TYPE_NAME = "the message names the device's type, which the reference on the CPU does not"
+_EXCHANGE = "PyTorch's tensors are on the CPU here; tests/cuda/test_exchange.py has the device's"
+_REPR = "the text names the device, which the reference on the CPU does not"
+_SHARED = "memory shared with NumPy is the host's"
+
+NOT_ON_DEVICE: dict[str, str] = {
+    "core/test_errors.py::test_message[<lambda>-OutOfMemoryError-tried to allocate]": (
+        "the device's message is tested in tests/cuda/test_failures.py"
+    ),
+    "core/test_errors.py::test_message[<lambda>-RuntimeError-no CUDA device can be used: .*]": (
+        "there is a CUDA device"
+    ),
+    "core/test_errors.py::test_message[<lambda>-RuntimeError-ZeroDivisionError]": _ZERO,
+    "core/test_limits.py::test_absurd_request[<lambda>-IndexError-out of bounds1]": _INDEX,
+    "data/test_workers.py::*": _FORK,
+    "nn/test_module_against_torch.py::test_errors[a tensor for a parameter]": _TYPE_NAME,
+    "optim/test_optimizers.py::test_errors_are_torchs[1]": _TYPE_NAME,
+    "ops/test_indexing.py::test_out_of_bounds_is_an_index_error*": _INDEX,
+    "ops/test_against_op_db.py::test_operator[gather-errors]": _INDEX,
+    "ops/test_against_op_db.py::test_operator[multinomial-errors]": _WEIGHTS,
+    "ops/test_against_op_db.py::test_operator[nn.functional.avg_pool?d-int64]": _INTEGERS,
+    "ops/test_against_op_db.py::test_operator[nn.functional.avg_pool2d-out]": _INTEGERS,
+    "ops/test_against_op_db.py::test_operator[nn.functional.conv?d-int64]": _INTEGERS,
+    "ops/test_against_op_db.py::test_operator[nn.functional.conv_transpose?d-int64]": _INTEGERS,
+    "ops/test_against_op_db.py::test_operator[scatter-errors]": _INDEX,
+    "ops/test_against_op_db.py::test_operator[scatter_add-errors]": _INDEX,
+    "ops/test_against_op_db.py::test_operator[tensor_split-*]": _HOST_INDICES,
+    "ops/test_against_torch.py::test_*[tensor_split.tensor-*]": _HOST_INDICES,
+    "ops/test_against_torch.py::test_forward[floor_divide-uint8-?]": _ZERO,
+    "ops/test_against_torch.py::test_forward[fmod-uint8-?]": _ZERO,
+    "ops/test_against_torch.py::test_forward[remainder-uint8-?]": _ZERO,
+    "train/test_checkpoint.py::test_saver_killed_before_each_change_of_the_disk*": _FORK,
+    "train/test_data.py::test_image_batches_cover_each_image_once_a_pass": (
+        "training batches are made on the CPU, from means on the CPU"
+    ),
+    "io/test_exchange.py::test_*": _SHARED,
+    "io/test_exchange_with_frameworks.py::test_*": _EXCHANGE,
+    "nn/test_layers_against_torch.py::test_parameter_containers_repr": _REPR,
+    "nn/test_layers_against_torch.py::test_parameter_repr": _REPR,
+}
