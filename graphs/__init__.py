@@ -1,1 +1,21 @@
-"""Capture mode: a recorded training step, optimised and replayed. Nothing is here yet."""
+"""Capture mode: a training step, recorded once, optimised, planned and replayed.
+
+``step = vibetensor.graphs.capture(train_step)`` is the door; README.md here is the way in for
+developers.
+"""
+
+from vibetensor.graphs.capture import CapturedStep, CaptureError, capture
+from vibetensor.graphs.record import Recording, record
+from vibetensor.graphs.tape import Buffer, Op, Tape, View
+
+__all__ = [
+    "Buffer",
+    "CaptureError",
+    "CapturedStep",
+    "Op",
+    "Recording",
+    "Tape",
+    "View",
+    "capture",
+    "record",
+]

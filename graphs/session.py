@@ -97,10 +97,25 @@ def _reader(optimizer: Any, index: int, key: str, live: Any) -> Callable[[], Non
     return read
 
 
+class _Same:
+    """Equal to another of the same object only."""
+
+    __slots__ = ("object",)
+
+    def __init__(self, object: Any) -> None:
+        self.object = object
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.object is self.object
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def _options(optimizer: Any) -> tuple[Any, ...]:
     """The options a run bakes in, and which state the optimizer works on."""
     return (
-        id(optimizer),
+        _Same(optimizer),
+        _Same(optimizer.state),  # loading a state dict makes a new one
         tuple(
             tuple(
                 (key, value)

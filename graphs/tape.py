@@ -87,15 +87,12 @@ class Op:
     @property
     def is_view(self) -> bool:
         """Whether it only names memory that exists: nothing runs for it."""
-        return self.call is None or (
-            self.capture_class == "movement"
+        source = self.inputs[0] if self.inputs else None
+        return (
+            source is not None
             and bool(self.outputs)
-            and all(
-                out is not None and self.inputs and self.inputs[0] is not None
-                and out.buffer is self.inputs[0].buffer
-                for out in self.outputs
-            )
             and not self.name.endswith("_")
+            and all(out is not None and out.buffer is source.buffer for out in self.outputs)
         )
 
     def reads(self) -> Iterator[View]:

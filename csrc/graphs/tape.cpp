@@ -68,7 +68,7 @@ int64_t Tape::relative_offset(const PhiloxArgs& rng, Device device) {
     draws = draws_.end() - 1;
   }
   check(rng.seed == generator->seed() && rng.seed == draws->seed && rng.offset >= draws->first &&
-            rng.offset < now,
+            rng.offset <= now,
         "a captured random op draws from the default generator of its device, and the seed stays "
         "as it is meanwhile; this one has a generator of its own");
   draws->last = now;
@@ -102,10 +102,11 @@ void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
       return s.line == source->line && s.file == source->file && s.function == source->function;
     };
     const auto found = std::find_if(sources_.rbegin(), sources_.rend(), same);
-    if (found == sources_.rend()) sources_.push_back(*source);
-    recorded->source = found == sources_.rend()
-                           ? static_cast<int>(sources_.size()) - 1
-                           : static_cast<int>(sources_.rend() - found) - 1;
+    recorded->source = static_cast<int>(sources_.rend() - found) - 1;
+    if (recorded->source < 0) {
+      recorded->source = static_cast<int>(sources_.size());
+      sources_.push_back(*source);
+    }
   }
   calls_.push_back(std::move(recorded));
   release_unused();

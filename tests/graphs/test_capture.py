@@ -1,0 +1,436 @@
+"""Captured training steps against eager ones: same bits, whatever happens between replays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vibetensor.torch as vt
+import vibetensor.torch.nn.functional as F
+from vibetensor.graphs import CapturedStep, CaptureError, capture, record
+
+
+class Net(vt.nn.Module):
+    """A little of everything a training step has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = vt.nn.Linear(8, 16)
+        self.norm = vt.nn.BatchNorm1d(16)
+        self.drop = vt.nn.Dropout(0.25)
+        self.outer = vt.nn.Linear(16, 4)
+
+    def forward(self, x: Any) -> Any:
+        return self.outer(self.drop(F.gelu(self.norm(self.inner(x)))))
+
+
+class Training:
+    """A model, its optimizer and a step, made the same way each time."""
+
+    def __init__(self, make_optimizer: Callable[[Any], Any] | None = None) -> None:
+        vt.manual_seed(3)
+        self.model = Net()
+        make = make_optimizer or (lambda p: vt.optim.AdamW(p, lr=1e-2))
+        self.optimizer = make(self.model.parameters())
+
+    def step(self, x: Any, y: Any) -> Any:
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(x), y)
+        loss.backward()
+        vt.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return loss
+
+    def state(self) -> list[np.ndarray]:
+        values = [v.numpy().copy() for v in self.model.state_dict().values()]
+        for state in self.optimizer.state.values():
+            values += [v.detach().numpy().copy() for v in state.values() if isinstance(v, vt.Tensor)]
+        values += [p.grad.numpy().copy() for p in self.model.parameters() if p.grad is not None]
+        return values
+
+
+def batch(index: int, rows: int = 6) -> tuple[Any, Any]:
+    rng = np.random.default_rng(index)
+    x = vt.from_numpy(rng.standard_normal((rows, 8)).astype(np.float32))
+    return x, vt.from_numpy(rng.integers(0, 4, rows))
+
+
+def same(a: Training, b: Training) -> None:
+    mine, other = a.state(), b.state()
+    assert len(mine) == len(other)
+    for x, y in zip(mine, other):
+        np.testing.assert_array_equal(x, y)
+
+
+def pair(make_optimizer: Callable[[Any], Any] | None = None) -> tuple[Training, Training]:
+    return Training(make_optimizer), Training(make_optimizer)
+
+
+def run_both(
+    eager: Training,
+    captured: Training,
+    steps: range,
+    step: CapturedStep,
+    between: Callable[[Training, int], None] | None = None,
+) -> None:
+    """The same batches through both, each with the random numbers of its own run."""
+    for index in steps:
+        losses = []
+        for training, function in ((eager, eager.step), (captured, step)):
+            vt.manual_seed(100 + index)
+            losses.append(function(*batch(index)).item())
+            if between:
+                between(training, index)
+        assert losses[0] == losses[1], index
+    same(eager, captured)
+
+
+OPTIMIZERS = {
+    "adamw": lambda p: vt.optim.AdamW(p, lr=1e-2),
+    "adam amsgrad": lambda p: vt.optim.Adam(p, lr=1e-2, amsgrad=True),
+    "sgd": lambda p: vt.optim.SGD(p, lr=1e-2),
+    "sgd momentum": lambda p: vt.optim.SGD(p, lr=1e-2, momentum=0.9, nesterov=True),
+}
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_hundred_steps_are_the_eager_ones(name: str, optimize: bool) -> None:
+    eager, captured = pair(OPTIMIZERS[name])
+    step = capture(captured.step, optimize=optimize)
+    run_both(eager, captured, range(100), step)
+    assert step.variants[0].replays >= 97
+
+
+def test_random_numbers_go_on_as_in_eager() -> None:
+    """Without seeding between steps: replays draw what eager steps would have drawn."""
+    results = []
+    for use_capture in (False, True):
+        training = Training()
+        step = capture(training.step) if use_capture else training.step
+        vt.manual_seed(7)
+        losses = [step(*batch(i)).item() for i in range(10)]
+        results.append((losses, vt.rand(3).tolist()))
+    assert results[0] == results[1]
+
+
+def test_a_learning_rate_set_by_hand_reaches_replays() -> None:
+    eager, captured = pair()
+    step = capture(captured.step)
+
+    def between(training: Training, index: int) -> None:
+        training.optimizer.param_groups[0]["lr"] = 1e-2 / (index + 1)
+
+    run_both(eager, captured, range(8), step, between)
+    assert len(step.variants) == 1
+
+
+def test_a_schedule_inside_the_step() -> None:
+    eager, captured = pair()
+    trainings = (eager, captured)
+    schedules = [vt.optim.lr_scheduler.CosineAnnealingLR(t.optimizer, T_max=10) for t in trainings]
+
+    def with_schedule(training: Training, schedule: Any) -> Callable[..., Any]:
+        def step(x: Any, y: Any) -> Any:
+            loss = training.step(x, y)
+            schedule.step()
+            return loss
+
+        return step
+
+    plain, recorded = (with_schedule(t, s) for t, s in zip(trainings, schedules))
+    eager.step = plain  # type: ignore[method-assign]
+    run_both(eager, captured, range(12), capture(recorded))
+    assert schedules[0].get_last_lr() == schedules[1].get_last_lr()
+    assert schedules[0].last_epoch == schedules[1].last_epoch == 12
+
+
+def test_gradients_accumulate_over_calls() -> None:
+    """The captured part ends with backward; zero_grad and the optimizer run every third call."""
+
+    def micro(training: Training) -> Callable[..., Any]:
+        def step(x: Any, y: Any) -> Any:
+            loss = F.cross_entropy(training.model(x), y) / 3
+            loss.backward()
+            return loss
+
+        return step
+
+    def between(training: Training, index: int) -> None:
+        if index % 3 == 2:
+            training.optimizer.step()
+            training.optimizer.zero_grad()
+
+    eager, captured = pair()
+    step = capture(micro(captured))
+    eager.step = micro(eager)  # type: ignore[method-assign]
+    run_both(eager, captured, range(15), step, between)
+    assert len(step.variants) == 2  # gradients absent, gradients present
+
+
+def test_training_and_evaluation_are_two_courses() -> None:
+    training = Training()
+    training.model.train()
+    evaluate = capture(lambda x: training.model(x))
+    x, _ = batch(0)
+    first = [evaluate(x) for _ in range(4)]
+    assert any(not np.array_equal(first[2].numpy(), other.numpy()) for other in first[3:])
+    training.model.eval()
+    quiet = [evaluate(x).numpy() for _ in range(4)]
+    for value in quiet[1:]:
+        np.testing.assert_array_equal(value, quiet[0])
+    with vt.no_grad():
+        np.testing.assert_array_equal(training.model(x).numpy(), quiet[0])
+
+
+def test_new_shapes_are_captured_on_demand() -> None:
+    eager, captured = pair()
+    step = capture(captured.step)
+    for index in range(12):
+        rows = 4 + index % 3
+        losses = []
+        for function in (eager.step, step):
+            vt.manual_seed(index)
+            losses.append(function(*batch(index, rows)).item())
+        assert losses[0] == losses[1]
+    same(eager, captured)
+    assert len(step.variants) == 3
+
+
+def test_beyond_the_budget_steps_run_eagerly() -> None:
+    eager, captured = pair()
+    step = capture(captured.step, max_variants=1)
+    for index in range(3):
+        for function in (eager.step, step):
+            vt.manual_seed(index)
+            function(*batch(index, 5))
+    with pytest.warns(UserWarning, match="max_variants"):
+        vt.manual_seed(9)
+        step(*batch(9, 7))
+    vt.manual_seed(9)
+    eager.step(*batch(9, 7))
+    same(eager, captured)
+    assert len(step.variants) == 1
+
+
+def test_results_keep_their_values() -> None:
+    training = Training()
+    step = capture(training.step)
+    losses = [step(*batch(i)) for i in range(10)]
+    values = [loss.item() for loss in losses]
+    assert len(set(values)) == 10
+    other = Training()
+    vt.manual_seed(3)
+    eager = Training()
+    del other
+    assert values[0] == eager.step(*batch(0)).item()
+
+
+def test_gradients_are_where_eager_code_finds_them() -> None:
+    eager, captured = pair()
+    step = capture(captured.step)
+
+    def between(training: Training, index: int) -> None:
+        # As a logger would: reads, and sometimes drops, what the step left.
+        norm = sum(p.grad.square().sum().item() for p in training.model.parameters())
+        assert norm > 0
+        if index % 2:
+            training.optimizer.zero_grad()
+
+    run_both(eager, captured, range(10), step, between)
+
+
+def test_weights_that_move_are_noticed() -> None:
+    eager, captured = pair()
+    step = capture(captured.step)
+
+    def between(training: Training, index: int) -> None:
+        if index == 4:
+            for p in training.model.parameters():
+                p.data = p.data.clone() * 0.5
+
+    run_both(eager, captured, range(9), step, between)
+
+
+def test_loading_state_between_replays() -> None:
+    eager, captured = pair()
+    saved: dict[int, Any] = {}
+    step = capture(captured.step)
+
+    def between(training: Training, index: int) -> None:
+        if index == 3:
+            saved[id(training)] = (
+                {k: v.clone() for k, v in training.model.state_dict().items()},
+                training.optimizer.state_dict(),
+            )
+            import copy
+
+            saved[id(training)] = copy.deepcopy(saved[id(training)])
+        if index == 6:
+            model, optimizer = saved[id(training)]
+            training.model.load_state_dict(model)
+            training.optimizer.load_state_dict(optimizer)
+
+    run_both(eager, captured, range(12), step, between)
+
+
+def test_options_of_the_optimizer_that_change() -> None:
+    eager, captured = pair()
+    step = capture(captured.step)
+
+    def between(training: Training, index: int) -> None:
+        if index == 4:
+            training.optimizer.param_groups[0]["weight_decay"] = 0.5
+
+    run_both(eager, captured, range(9), step, between)
+
+
+def test_a_save_between_replays_resumes_the_same(tmp_path: Any) -> None:
+    eager, captured = pair()
+    step = capture(captured.step)
+    path = tmp_path / "state.safetensors"
+
+    def between(training: Training, index: int) -> None:
+        if index == 5:
+            vt.save_file({k: v for k, v in training.model.state_dict().items()}, path) if hasattr(
+                vt, "save_file"
+            ) else vt.save(training.model.state_dict(), tmp_path / "state.pt")
+
+    run_both(eager, captured, range(10), step, between)
+
+
+def test_arguments_and_results_of_any_structure() -> None:
+    w = vt.full((3,), 2.0)
+
+    @capture
+    def function(inputs: dict[str, Any], pairs: list[Any], scale: float = 1.0) -> Any:
+        total = inputs["a"] * scale + pairs[0][1] * w
+        return {"total": total, "parts": (total.sum(), [total[1:], "name"]), "weight": w}
+
+    for i in range(5):
+        a = np.full(3, float(i), dtype=np.float32)
+        out = function({"a": a}, [(0, vt.full((3,), 1.0 + i))], scale=3.0)
+        np.testing.assert_array_equal(out["total"].numpy(), a * 3 + (1 + i) * 2)
+        assert out["parts"][0].item() == (a * 3 + (1 + i) * 2).sum()
+        assert out["parts"][1][1] == "name"
+        assert out["weight"].tolist() == [2.0, 2.0, 2.0]
+    assert function.variants[0].replays == 4
+    assert function({"a": a}, [(0, w)], scale=4.0)["total"].tolist() == (a * 4 + 4).tolist()
+    assert len(function.variants) == 2
+
+
+def test_constants_in_the_key_are_told_apart() -> None:
+    double = capture(lambda x, factor: x * factor)
+    x = vt.ones(2, dtype=vt.int64)
+    for _ in range(3):
+        assert double(x, 2).dtype == vt.int64
+        assert double(x, 2.0).dtype == vt.float32
+        assert double(x, True).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("what", "read"),
+    [
+        ("item", lambda t: t.sum().item()),
+        ("float", lambda t: float(t.sum())),
+        ("bool", lambda t: bool(t.sum() > 0)),
+        ("tolist", lambda t: t.tolist()),
+        ("numpy", lambda t: t.detach().numpy()),
+        ("print", lambda t: repr(t)),
+        ("nonzero", lambda t: t.nonzero()),
+        ("mask", lambda t: t[t > 0]),
+        ("unique", lambda t: t.unique()),
+    ],
+)
+def test_host_reads_are_refused_with_their_line(what: str, read: Callable[[Any], Any]) -> None:
+    training = Training()
+    before = training.state()
+
+    def step(x: Any) -> Any:
+        y = training.model(x).detach()
+        read(y)
+        return y
+
+    training.model.eval()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"cannot be captured.*test_capture\.py:\d+"):
+            capture(step)(batch(0)[0])
+    for mine, other in zip(training.state(), before):
+        np.testing.assert_array_equal(mine, other)
+    # Nothing of the failed recording is left on the thread.
+    assert capture(lambda x: x + 1)(vt.ones(1)).item() == 2
+
+
+def test_an_error_inside_leaves_everything_usable() -> None:
+    """Fails at every op in turn, then goes on as if nothing had been."""
+    eager, captured = pair()
+    ops = len(record(lambda: Training().step(*batch(0))).tape.ops)
+    live = {"count": -1}
+
+    class Stop(Exception):
+        pass
+
+    def counting(original: Any, name: str, args: Any) -> Any:
+        live["count"] -= 1
+        if live["count"] == 0:
+            raise Stop
+        return original()
+
+    step = capture(lambda x: captured.model(x).sum())
+    with vt.no_grad():
+        captured.model.eval()
+        expected = captured.model(batch(0)[0]).sum().item()
+        for at in range(1, min(ops, 12)):
+            live["count"] = at
+            vt._C._push_mode(counting) if hasattr(vt, "_C") else None
+            try:
+                step(batch(0)[0])
+            except Stop:
+                pass
+            finally:
+                if hasattr(vt, "_C"):
+                    vt._C._pop_mode()
+        for _ in range(3):
+            assert step(batch(0)[0]).item() == expected
+
+
+def test_captures_do_not_nest() -> None:
+    inner = capture(lambda x: x + 1)
+    outer = capture(lambda x: inner(x) * 2)
+    with pytest.raises(RuntimeError, match="nest"):
+        outer(vt.ones(2))
+    assert inner(vt.ones(2)).tolist() == [2, 2]
+
+
+def test_a_step_that_hoards_is_refused() -> None:
+    hoard: list[Any] = []
+
+    def step(x: Any) -> Any:
+        hoard.append(x * 2)
+        return x + 1
+
+    function = capture(step)
+    with pytest.raises(CaptureError, match="leaves new tensors behind"):
+        for _ in range(8):
+            function(vt.ones(2))
+
+
+def test_a_generator_of_its_own_is_refused() -> None:
+    generator = vt.Generator().manual_seed(1)
+    with pytest.raises(RuntimeError, match="default generator"):
+        capture(lambda x: x + vt.rand(2, generator=generator))(vt.ones(2))
+
+
+def test_reset_gives_memory_back() -> None:
+    step = capture(lambda x: (x @ x).relu() @ x)
+    x = vt.ones(64, 64)
+    for _ in range(3):
+        step(x)
+    assert "1 replays" in step.report() or "2 replays" in step.report()
+    step.reset()
+    assert step.variants == []
+    with pytest.raises(CaptureError, match="not been captured"):
+        step.tape()
