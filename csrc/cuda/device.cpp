@@ -5,6 +5,7 @@
 #include <atomic>
 #include <mutex>
 
+#include "core/host_wait.h"
 #include "cuda/error.h"
 
 namespace vt::cuda {
@@ -80,6 +81,7 @@ DeviceGuard::~DeviceGuard() {
 
 void synchronize_device(int device) {
   const DeviceGuard guard(device);
+  const HostWait waiting;
   check_cuda(cudaDeviceSynchronize(), "synchronizing the device");
 }
 

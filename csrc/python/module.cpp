@@ -6,6 +6,7 @@
 
 #include "core/device_backend.h"
 #include "core/generator.h"
+#include "core/host_wait.h"
 #include "core/parallel.h"
 #include "cpu/allocator.h"
 #include "cpu/backend.h"
@@ -67,9 +68,21 @@ Tensor pinned_copy(const Tensor& t) {
   return out;
 }
 
+/// Waits for a device go on without the GIL. Not every thread that waits has it.
+void* release_gil() {
+  if (gil_released || !PyGILState_GetThisThreadState()) return nullptr;
+  gil_released = true;
+  return PyEval_SaveThread();
+}
+void take_gil_back(void* state) {
+  PyEval_RestoreThread(static_cast<PyThreadState*>(state));
+  gil_released = false;
+}
+
 }  // namespace
 
 NB_MODULE(_C, m) {
+  set_host_wait_hooks({release_gil, take_gil_back});
   cpu::load_backend();
   add_value_types(m.ptr());
   add_ops(m);

@@ -60,9 +60,7 @@ void bind_devices(nb::module_& m) {
       nb::rv_policy::reference);
   m.def("can_access_peer", &can_access_peer);
   m.def("synchronize_device", [](int device) {
-    checked_device(device);
-    const nb::gil_scoped_release released;
-    synchronize_device(device);
+    synchronize_device(checked_device(device));
   });
   m.def("runtime_version", &runtime_version);
   m.def("driver_version", &driver_version);
@@ -91,7 +89,6 @@ void bind_streams(nb::module_& m) {
   m.def("stream_priority",
         [](int device, uintptr_t handle) { return priority(stream_of(device, handle)); });
   m.def("stream_synchronize", [](int device, uintptr_t handle) {
-    const nb::gil_scoped_release released;
     synchronize(stream_of(device, handle));
   });
   nb::class_<Event>(m, "Event")
@@ -102,11 +99,7 @@ void bind_streams(nb::module_& m) {
       .def("wait",
            [](const Event& e, int device, uintptr_t handle) { e.wait(stream_of(device, handle)); })
       .def("query", &Event::query)
-      .def("synchronize",
-           [](const Event& e) {
-             const nb::gil_scoped_release released;
-             e.synchronize();
-           })
+      .def("synchronize", &Event::synchronize)
       .def("elapsed_time", &Event::elapsed)
       .def_prop_ro("handle", [](const Event& e) { return reinterpret_cast<uintptr_t>(e.handle()); })
       .def_prop_ro("device", &Event::device);
