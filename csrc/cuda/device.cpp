@@ -104,6 +104,8 @@ int driver_version() {
   return version;
 }
 
+std::string built_architectures() { return VT_CUDA_ARCHS; }
+
 bool can_access_peer(int device, int peer) {
   int result = 0;
   check_cuda(cudaDeviceCanAccessPeer(&result, device, peer), "asking for peer access");

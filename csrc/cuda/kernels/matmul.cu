@@ -1,9 +1,10 @@
 // Kernels of mm, bmm, addmm, baddbmm, mv, addmv, dot and linear: they read the operands' strides
-// and hand floating products to cuBLASLt. Integers, and what the library has no algorithm for, go
-// through a tiled kernel here.
+// and hand floating products to cuBLASLt, small ones to matmul_small.cu. Integers, and what the
+// library has no algorithm for, go through a tiled kernel here.
 #include "cuda/cublaslt.h"
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/loops.cuh"
+#include "cuda/kernels/matmul_small.cuh"
 
 namespace vt::cuda {
 namespace {
@@ -141,12 +142,54 @@ void tiled_gemm(const Launch& launch, DType dtype, int64_t batch, const Operand&
   });
 }
 
-/// out = alpha * a @ b + beta * out + bias; out has dense rows.
+/// `added` as a small product reads it, broadcast to out (rows; rows and columns; a batch of them).
+void set_added(SmallProduct& p, const Tensor& added, const Tensor& out) {
+  int64_t stride[3] = {};  // of the last dimensions, from the end
+  for (int64_t i = 0; i < added.dim(); ++i) {
+    const int64_t d = added.dim() - 1 - i;
+    stride[i] = added.sizes()[d] == 1 ? 0 : added.strides()[d];
+  }
+  p.c = added.data();
+  if (out.dim() == 1) {
+    p.c_row = stride[0];
+  } else {
+    p.c_column = stride[0];
+    p.c_row = stride[1];
+    p.c_step = stride[2];
+  }
+}
+
+/// out = alpha * a @ b + beta * added + bias; out has dense rows, `added` broadcasts to it and is
+/// not read where beta is 0.
 void gemm(const Tensor& out, int64_t batch, Operand a, Operand b, double alpha, double beta,
-          int64_t ldc, int64_t step_c, const void* bias = nullptr) {
+          int64_t ldc, int64_t step_c, const void* bias = nullptr, const Tensor* added = nullptr) {
   if (out.numel() == 0) return;
   const Launch launch(out.device());
   const DType dtype = out.dtype();
+  if (is_floating(dtype) && is_small_product(dtype, batch, a.rows, b.columns, a.columns)) {
+    SmallProduct p{.a = a.tensor.data(),
+                   .b = b.tensor.data(),
+                   .bias = bias,
+                   .out = out.data(),
+                   .batch = batch,
+                   .m = a.rows,
+                   .n = b.columns,
+                   .k = a.columns,
+                   .a_row = a.row_stride,
+                   .a_column = a.column_stride,
+                   .a_step = a.step,
+                   .b_row = b.row_stride,
+                   .b_column = b.column_stride,
+                   .b_step = b.step,
+                   .out_row = ldc,
+                   .out_step = step_c,
+                   .alpha = alpha,
+                   .beta = beta};
+    if (added && beta != 0) set_added(p, *added, out);
+    small_product(launch, dtype, p);
+    return;
+  }
+  if (added && beta != 0) copy(out, *added, true);
   GemmProblem p{.dtype = dtype, .batch = batch, .m = a.rows, .n = b.columns, .k = a.columns};
   if (is_floating(dtype) && p.k > 0) {
     if (!as_gemm_operand(a, p.a)) as_gemm_operand(a = dense(a), p.a);
@@ -161,11 +204,6 @@ void gemm(const Tensor& out, int64_t batch, Operand a, Operand b, double alpha, 
   }
   tiled_gemm(launch, dtype, batch, a, b, alpha, beta, static_cast<char*>(out.data()), ldc, step_c,
              bias);
-}
-
-/// `out` = `self` broadcast to out's shape, unless beta is 0 (then self's NaNs are not read).
-void start_with(const Tensor& out, const Tensor& self, const Scalar& beta) {
-  if (beta.to_double() != 0) copy(out, self, true);
 }
 
 void linear(const Tensor& out, const Tensor& input, const Tensor& weight, const Tensor& bias) {
@@ -192,23 +230,21 @@ const RegisterCuda registered([](KernelTable& t) {
   };
   t.addmm = [](const Tensor& out, const Tensor& self, const Tensor& mat1, const Tensor& mat2,
                const Scalar& beta, const Scalar& alpha) {
-    start_with(out, self, beta);
     gemm(out, 1, matrix(mat1), matrix(mat2), alpha.to_double(), beta.to_double(), out.strides()[0],
-         0);
+         0, nullptr, &self);
   };
   t.baddbmm = [](const Tensor& out, const Tensor& self, const Tensor& batch1, const Tensor& batch2,
                  const Scalar& beta, const Scalar& alpha) {
-    start_with(out, self, beta);
     gemm(out, batch1.sizes()[0], matrix(batch1), matrix(batch2), alpha.to_double(),
-         beta.to_double(), out.strides()[1], out.strides()[0]);
+         beta.to_double(), out.strides()[1], out.strides()[0], nullptr, &self);
   };
   t.mv = [](const Tensor& out, const Tensor& self, const Tensor& vec) {
     gemm(out, 1, matrix(self), column(vec), 1, 0, 1, 0);
   };
   t.addmv = [](const Tensor& out, const Tensor& self, const Tensor& mat, const Tensor& vec,
                const Scalar& beta, const Scalar& alpha) {
-    start_with(out, self, beta);
-    gemm(out, 1, matrix(mat), column(vec), alpha.to_double(), beta.to_double(), 1, 0);
+    gemm(out, 1, matrix(mat), column(vec), alpha.to_double(), beta.to_double(), 1, 0, nullptr,
+         &self);
   };
   t.dot = [](const Tensor& out, const Tensor& self, const Tensor& other) {
     gemm(out, 1, row(self), column(other), 1, 0, 1, 0);

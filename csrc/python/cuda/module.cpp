@@ -64,6 +64,7 @@ void bind_devices(nb::module_& m) {
   });
   m.def("runtime_version", &runtime_version);
   m.def("driver_version", &driver_version);
+  m.def("built_architectures", &built_architectures);
   m.def("memory_info", [](int device) {
     const MemoryInfo info = memory_info(checked_device(device));
     return std::pair(info.free, info.total);
