@@ -115,4 +115,15 @@ bool is_pinned(const void* pointer) {
   return attributes.type == cudaMemoryTypeHost;
 }
 
+int device_of(const void* pointer) {
+  cudaPointerAttributes attributes;
+  if (cudaPointerGetAttributes(&attributes, pointer) != cudaSuccess) {
+    cudaGetLastError();
+    return -1;
+  }
+  const bool device =
+      attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+  return device ? attributes.device : -1;
+}
+
 }  // namespace vt::cuda

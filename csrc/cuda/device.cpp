@@ -104,7 +104,7 @@ int driver_version() {
   return version;
 }
 
-std::string built_architectures() { return VT_CUDA_ARCHS; }
+std::string built_architectures() { return VT_BUILT_ARCHS; }
 
 bool can_access_peer(int device, int peer) {
   int result = 0;

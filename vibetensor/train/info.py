@@ -38,7 +38,7 @@ def _cuda_facts() -> dict[str, str]:
 
     facts = {
         "CUDA": f"built with {_dotted(_cuda.runtime_version())} for "
-        + ", ".join(_architecture(a) for a in _cuda.built_architectures().split(";"))
+        + ", ".join(_architecture(a) for a in _cuda.built_architectures().split(","))
     }
     if not torch.cuda.is_available():
         return {**facts, "GPU": f"none can be used: {_cuda.device_problem()}"}

@@ -116,7 +116,10 @@ bool is_small_product(DType dtype, int64_t batch, int64_t m, int64_t n, int64_t 
   const int64_t depth = dtype == DType::Float64 ? 32 : 64;
   const int64_t steps = batch * ceil_div<int64_t>(m, kSide) * ceil_div<int64_t>(n, kSide) *
                         std::max<int64_t>(ceil_div(k, depth), 1);
-  static const int64_t limit = [] { const char* t = std::getenv("VT_TRY_STEPS"); return t ? atoll(t) : 256; }();
+  static const int64_t limit = [] {
+    const char* t = std::getenv("VT_TRY_STEPS");
+    return t ? atoll(t) : 256;
+  }();
   return steps <= limit;
 }
 
