@@ -48,6 +48,10 @@ CUDA_COMPILER = tuple(
 )
 
 
+# Where CMake looks beside the PATH.
+TOOLKIT_NVCC = Path("/usr/local/cuda/bin/nvcc")
+
+
 def _define(settings: Any, name: str) -> str:
     """A CMake definition of the build, from pyproject.toml, -C or the environment."""
     return str(settings.cmake.define.get(name, ""))
@@ -60,7 +64,7 @@ def needs_cuda_compiler(config_settings: Mapping[str, Any] | None) -> bool:
         return False
     if _define(settings, "CMAKE_CUDA_COMPILER") or os.environ.get("CUDACXX"):
         return False
-    return not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists())
+    return not (shutil.which("nvcc") or TOOLKIT_NVCC.exists())
 
 
 def get_requires_for_build_wheel(config_settings: Mapping[str, Any] | None = None) -> list[str]:
