@@ -18,7 +18,7 @@ struct TiledProblem {
   const char* bias;
   int64_t m, n, k;
   int64_t a_row, a_column, a_step, b_row, b_column, b_step, c_row, c_step;  // bytes
-  DType dtype;
+  DType dtype, out_dtype;
   double alpha, beta;
 };
 
@@ -44,12 +44,12 @@ __global__ void tiled_gemm_kernel(const __grid_constant__ TiledProblem p) {
     __syncthreads();
   }
   if (row >= p.m || column >= p.n) return;
-  const int64_t size = item_size(p.dtype);
+  const int64_t size = item_size(p.out_dtype);
   char* c = p.c + blockIdx.z * p.c_step + row * p.c_row + column * size;
   T result = p.alpha == 1 ? sum : static_cast<T>(static_cast<T>(p.alpha) * sum);
-  if (p.beta != 0) result += static_cast<T>(p.beta) * load_as<T>(c, p.dtype);
+  if (p.beta != 0) result += static_cast<T>(p.beta) * load_as<T>(c, p.out_dtype);
   if (p.bias) result += load_as<T>(p.bias + column * size, p.dtype);
-  store_as<T>(c, p.dtype, result);
+  store_as<T>(c, p.out_dtype, result);
 }
 
 /// A matrix (or a batch of them) with its strides in elements.
@@ -100,10 +100,10 @@ Operand dense(const Operand& o) {
   return out;
 }
 
-void tiled_gemm(const Launch& launch, DType dtype, int64_t batch, const Operand& a,
-                const Operand& b, double alpha, double beta, char* c, int64_t ldc, int64_t step_c,
-                const void* bias) {
-  const int64_t size = item_size(dtype);
+void tiled_gemm(const Launch& launch, DType dtype, DType out_dtype, int64_t batch,
+                const Operand& a, const Operand& b, double alpha, double beta, char* c, int64_t ldc,
+                int64_t step_c, const void* bias) {
+  const int64_t size = item_size(dtype), out_size = item_size(out_dtype);
   TiledProblem p{static_cast<const char*>(a.tensor.data()),
                  static_cast<const char*>(b.tensor.data()),
                  c,
@@ -117,9 +117,10 @@ void tiled_gemm(const Launch& launch, DType dtype, int64_t batch, const Operand&
                  b.row_stride * size,
                  b.column_stride * size,
                  b.step * size,
-                 ldc * size,
-                 step_c * size,
+                 ldc * out_size,
+                 step_c * out_size,
                  dtype,
+                 out_dtype,
                  alpha,
                  beta};
   // grid.y and grid.z hold at most 65535 blocks.
@@ -202,8 +203,43 @@ void gemm(const Tensor& out, int64_t batch, Operand a, Operand b, double alpha, 
     p.bias = bias;
     if (cublaslt_gemm(p, {launch.stream(), launch.device()})) return;
   }
-  tiled_gemm(launch, dtype, batch, a, b, alpha, beta, static_cast<char*>(out.data()), ldc, step_c,
+  tiled_gemm(launch, dtype, dtype, batch, a, b, alpha, beta, static_cast<char*>(out.data()), ldc, step_c,
              bias);
+}
+
+/// The same matrix with its columns dense in memory; both strides multiples of 16 bytes.
+bool is_column_major(const Operand& o) {
+  return o.row_stride == 1 && o.column_stride >= o.rows && o.column_stride % 16 == 0;
+}
+Operand column_major(const Operand& o) {
+  if (is_column_major(o)) return o;
+  const Tensor turned = contiguous(make_view(o.tensor, Dims{o.columns, o.rows},
+                                             Dims{o.column_stride, o.row_stride},
+                                             o.tensor.storage_offset()));
+  return {turned, o.rows, o.columns, 1, o.rows, 0};
+}
+
+/// int8 products, summed in int32. The tensor cores want both operands dense along k, in pieces of
+/// 16 bytes; other sizes go through the tiled kernel.
+void int_mm(const Tensor& out, const Tensor& self, const Tensor& mat2) {
+  if (out.numel() == 0) return;
+  const Launch launch(out.device());
+  const Operand a = matrix(self), b = matrix(mat2);
+  if (a.columns > 0 && a.columns % 16 == 0 && b.columns % 8 == 0 && a.rows > 16) {
+    const bool fits = a.column_stride == 1 && a.row_stride >= a.columns && a.row_stride % 16 == 0;
+    const Operand left = fits ? a : dense(a), right = column_major(b);
+    const GemmProblem p{.dtype = DType::Int8,
+                        .m = a.rows,
+                        .n = b.columns,
+                        .k = a.columns,
+                        .a = {left.tensor.data(), left.row_stride, 0, false},
+                        .b = {right.tensor.data(), right.column_stride, 0, true},
+                        .c = out.data(),
+                        .ldc = b.columns};
+    if (cublaslt_gemm(p, {launch.stream(), launch.device()})) return;
+  }
+  tiled_gemm(launch, DType::Int8, DType::Int32, 1, a, b, 1, 0, static_cast<char*>(out.data()),
+             b.columns, 0, nullptr);
 }
 
 void linear(const Tensor& out, const Tensor& input, const Tensor& weight, const Tensor& bias) {
@@ -224,6 +260,7 @@ const RegisterCuda registered([](KernelTable& t) {
   t.mm = [](const Tensor& out, const Tensor& self, const Tensor& mat2) {
     gemm(out, 1, matrix(self), matrix(mat2), 1, 0, out.strides()[0], 0);
   };
+  t._int_mm = int_mm;
   t.bmm = [](const Tensor& out, const Tensor& self, const Tensor& mat2) {
     gemm(out, self.sizes()[0], matrix(self), matrix(mat2), 1, 0, out.strides()[1],
          out.strides()[0]);
