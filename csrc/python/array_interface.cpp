@@ -157,8 +157,7 @@ Tensor from_cuda_array_interface(PyObject* object) {
   } else {
     check_value(of.nbytes() == 0, "__cuda_array_interface__: the data pointer is null");
   }
-  if (const auto stream = stream_of(of.info))
-    backend.order_streams(device.index, *stream, true);
+  if (const auto stream = stream_of(of.info)) backend.order_streams(device.index, *stream, true);
   return borrow(of.data, of.nbytes(), object, !of.read_only, of.sizes, of.strides, of.dtype,
                 device);
 }

@@ -67,7 +67,8 @@ inline PyObject* new_reference(PyObject* object) {
   return object;
 }
 
-/// Whether this thread, one that Python knows, has let go of the GIL. The limited API cannot be asked.
+/// Whether this thread, one that Python knows, has let go of the GIL. The limited API cannot be
+/// asked.
 inline thread_local bool gil_released = false;
 
 /// Lets other threads run during work that is long enough to matter (`work` in elements).

@@ -246,7 +246,7 @@ def test_random_numbers_of_each_device() -> None:
     assert torch.cuda.initial_seed() == 7
     generator = torch.Generator(SECOND).manual_seed(3)
     assert torch.rand(5, device=SECOND, generator=generator).device == SECOND
-    with pytest.raises(RuntimeError, match="[Gg]enerator"):
+    with pytest.raises(RuntimeError, match="generator|device"):
         torch.rand(5, device=FIRST, generator=generator)
 
 

@@ -59,9 +59,7 @@ void bind_devices(nb::module_& m) {
       "properties", [](int device) { return &properties(checked_device(device)); },
       nb::rv_policy::reference);
   m.def("can_access_peer", &can_access_peer);
-  m.def("synchronize_device", [](int device) {
-    synchronize_device(checked_device(device));
-  });
+  m.def("synchronize_device", [](int device) { synchronize_device(checked_device(device)); });
   m.def("runtime_version", &runtime_version);
   m.def("driver_version", &driver_version);
   m.def("built_architectures", &built_architectures);
@@ -89,9 +87,8 @@ void bind_streams(nb::module_& m) {
         [](int device, uintptr_t handle) { return query(stream_of(device, handle)); });
   m.def("stream_priority",
         [](int device, uintptr_t handle) { return priority(stream_of(device, handle)); });
-  m.def("stream_synchronize", [](int device, uintptr_t handle) {
-    synchronize(stream_of(device, handle));
-  });
+  m.def("stream_synchronize",
+        [](int device, uintptr_t handle) { synchronize(stream_of(device, handle)); });
   nb::class_<Event>(m, "Event")
       .def(nb::init<bool, bool, bool>(), nb::arg("timing"), nb::arg("blocking"),
            nb::arg("interprocess"))
