@@ -270,8 +270,10 @@ bool cublaslt_gemm(const GemmProblem& p, Stream stream) {
   const bool f64 = p.dtype == DType::Float64;
   const int32_t one = 1, zero = 0;
   const bool int8 = p.dtype == DType::Int8;
-  const void* alpha = f64 ? static_cast<const void*>(&p.alpha) : int8 ? &one : &alpha32;
-  const void* beta = f64 ? static_cast<const void*>(&p.beta) : int8 ? &zero : &beta32;
+  const void* alpha = &alpha32;
+  const void* beta = &beta32;
+  if (f64) alpha = &p.alpha, beta = &p.beta;
+  if (int8) alpha = &one, beta = &zero;
   check_status(api().matmul(handle_of(stream.device), plan.op, alpha, p.b.data, plan.b, p.a.data,
                             plan.a, beta, p.c, plan.c, p.c, plan.c, &plan.algorithm,
                             workspace_of(stream), kWorkspaceBytes, stream.handle),

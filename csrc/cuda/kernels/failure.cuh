@@ -8,7 +8,7 @@ namespace vt::cuda {
 /// Never returns. The first thread to come writes the record; the others give it time to.
 __device__ __noinline__ inline void stop_kernel(FailureSlot* slot, FailedCheck check, int64_t index,
                                                 int64_t size) {
-  if (atomicExch(&slot->claimed, 1u) == 0) {
+  if (atomicCAS(&slot->claimed, 0u, 1u) == 0) {
     volatile FailureRecord* record = slot->record;
     record->index = index;
     record->size = size;
