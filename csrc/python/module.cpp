@@ -1,4 +1,5 @@
 // vibetensor._C: types, generated ops, and what is bound by hand.
+#include <dlfcn.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
@@ -68,9 +69,13 @@ Tensor pinned_copy(const Tensor& t) {
   return out;
 }
 
-/// Waits for a device go on without the GIL. Not every thread that waits has it.
+/// Waits for a device go on without the GIL. Not every thread that waits has it: other code may have
+/// let go of it as well, which Python tells by a function outside the limited API.
 void* release_gil() {
-  if (gil_released || !PyGILState_GetThisThreadState()) return nullptr;
+  static const auto holds_gil =
+      reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "PyGILState_Check"));
+  if (gil_released || !PyGILState_GetThisThreadState() || (holds_gil && !holds_gil()))
+    return nullptr;
   gil_released = true;
   return PyEval_SaveThread();
 }
