@@ -69,8 +69,8 @@ Tensor pinned_copy(const Tensor& t) {
   return out;
 }
 
-/// Waits for a device go on without the GIL. Not every thread that waits has it: other code may have
-/// let go of it as well, which Python tells by a function outside the limited API.
+/// Waits for a device go on without the GIL. Not every thread that waits has it: other code may
+/// have let go of it as well, which Python tells by a function outside the limited API.
 void* release_gil() {
   static const auto holds_gil =
       reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "PyGILState_Check"));

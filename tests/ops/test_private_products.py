@@ -42,9 +42,7 @@ def test_addmm_activation_and_its_gradients(use_gelu: bool) -> None:
     ours, plain = inputs(), inputs()
     out = torch._addmm_activation(*ours, beta=0.5, alpha=2, use_gelu=use_gelu)
     sums = 0.5 * plain[0] + 2 * (plain[1] @ plain[2])
-    expected = (
-        torch.nn.functional.gelu(sums, approximate="tanh") if use_gelu else sums.clamp(min=0)
-    )
+    expected = torch.nn.functional.gelu(sums, approximate="tanh") if use_gelu else sums.clamp(min=0)
     assert out.allclose(expected, rtol=1e-12)
     out.sum().backward()
     expected.sum().backward()
