@@ -33,6 +33,8 @@ class DeviceBackend {
   /// Page-locked host memory.
   virtual Allocation allocate_pinned(size_t nbytes) = 0;
   virtual bool is_pinned(const void* pointer) const = 0;
+  /// The device that memory is on; -1 for memory that no device can use.
+  virtual int device_of(const void* pointer) const = 0;
 };
 
 /// The backend of an accelerator type, its library loaded on the first call; null (with the reason

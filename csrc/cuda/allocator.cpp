@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/host_wait.h"
 #include "cuda/allocator/cuda_allocator.h"
 #include "cuda/driver_device.h"
 #include "cuda/error.h"
@@ -97,6 +98,7 @@ PinnedStats pinned_stats() {
 PinnedAllocator* pinned_allocator_if_used() { return pinned_in_use; }
 
 void empty_cache() {
+  const HostWait waiting;  // memory is unmapped when the work that used it is done
   for (int device = 0; device < device_count(); ++device) {
     if (CachingAllocator* allocator = device_allocator_if_used(device)) allocator->empty_cache();
   }
@@ -111,6 +113,17 @@ bool is_pinned(const void* pointer) {
     return false;
   }
   return attributes.type == cudaMemoryTypeHost;
+}
+
+int device_of(const void* pointer) {
+  cudaPointerAttributes attributes;
+  if (cudaPointerGetAttributes(&attributes, pointer) != cudaSuccess) {
+    cudaGetLastError();
+    return -1;
+  }
+  const bool device =
+      attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+  return device ? attributes.device : -1;
 }
 
 }  // namespace vt::cuda

@@ -34,5 +34,7 @@ PinnedAllocator* pinned_allocator_if_used();
 /// Gives memory that no tensor uses back to the driver, on all devices and the host.
 void empty_cache();
 bool is_pinned(const void* pointer);
+/// The device of device or managed memory; -1 for other memory.
+int device_of(const void* pointer);
 
 }  // namespace vt::cuda

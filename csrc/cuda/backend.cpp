@@ -30,6 +30,7 @@ class Backend final : public DeviceBackend {
     event.wait(after ? current : other);
   }
   bool is_pinned(const void* pointer) const override { return cuda::is_pinned(pointer); }
+  int device_of(const void* pointer) const override { return cuda::device_of(pointer); }
 };
 
 const bool registered = [] {

@@ -35,7 +35,7 @@ struct Heuristic {
 enum : int { kLayoutBatchCount = 5, kLayoutBatchStep = 6 };
 enum : int { kDescTransposeA = 3, kDescTransposeB = 4, kDescEpilogue = 7, kDescBias = 8 };
 enum : int { kPreferWorkspace = 1, kPreferAlignmentA = 5 };
-enum : int { kCompute32F = 68, kCompute64F = 70, kCompute32FTf32 = 77 };
+enum : int { kCompute32F = 68, kCompute64F = 70, kCompute32I = 72, kCompute32FTf32 = 77 };
 enum : int { kEpilogueBias = 4 };
 
 struct Api {
@@ -161,6 +161,8 @@ int cuda_type(DType dtype) {
       return CUDA_R_16BF;
     case DType::Float64:
       return CUDA_R_64F;
+    case DType::Int8:
+      return CUDA_R_8I;
     default:
       return CUDA_R_32F;
   }
@@ -183,10 +185,13 @@ Description make_layout(int type, uint64_t rows, uint64_t columns, int64_t ld, i
 void make_plan(Plan& plan, const Key& key) {
   const auto dtype = static_cast<DType>(key.dtype);
   const int type = cuda_type(dtype);
-  const bool f64 = dtype == DType::Float64;
-  const int compute = f64 ? kCompute64F : key.flags & kTf32 ? kCompute32FTf32 : kCompute32F;
-  check_status(api().desc_create(&plan.op, compute, f64 ? CUDA_R_64F : CUDA_R_32F),
-               "describing a product");
+  const bool f64 = dtype == DType::Float64, int8 = dtype == DType::Int8;
+  const int compute = f64                 ? kCompute64F
+                      : int8              ? kCompute32I
+                      : key.flags & kTf32 ? kCompute32FTf32
+                                          : kCompute32F;
+  const int scale = f64 ? CUDA_R_64F : int8 ? CUDA_R_32I : CUDA_R_32F;
+  check_status(api().desc_create(&plan.op, compute, scale), "describing a product");
   // The library is column-major: it computes c' = b' a', where ' reads a row-major matrix as the
   // transposed column-major one it is.
   const int32_t first = (key.flags & kTransposeB) != 0, second = (key.flags & kTransposeA) != 0;
@@ -201,7 +206,7 @@ void make_plan(Plan& plan, const Key& key) {
              k = static_cast<uint64_t>(key.k);
   plan.b = make_layout(type, first ? k : n, first ? n : k, key.ldb, key.batch, key.step_b);
   plan.a = make_layout(type, second ? m : k, second ? k : m, key.lda, key.batch, key.step_a);
-  plan.c = make_layout(type, n, m, key.ldc, key.batch, key.step_c);
+  plan.c = make_layout(int8 ? CUDA_R_32I : type, n, m, key.ldc, key.batch, key.step_c);
   Description preference = nullptr;
   check_status(api().preference_create(&preference), "creating a preference");
   const uint64_t workspace = kWorkspaceBytes;
@@ -263,8 +268,12 @@ bool cublaslt_gemm(const GemmProblem& p, Stream stream) {
     check_status(api().desc_set(plan.op, kDescBias, &p.bias, sizeof p.bias), "setting a bias");
   const float alpha32 = static_cast<float>(p.alpha), beta32 = static_cast<float>(p.beta);
   const bool f64 = p.dtype == DType::Float64;
-  const void* alpha = f64 ? static_cast<const void*>(&p.alpha) : &alpha32;
-  const void* beta = f64 ? static_cast<const void*>(&p.beta) : &beta32;
+  const int32_t one = 1, zero = 0;
+  const bool int8 = p.dtype == DType::Int8;
+  const void* alpha = &alpha32;
+  const void* beta = &beta32;
+  if (f64) alpha = &p.alpha, beta = &p.beta;
+  if (int8) alpha = &one, beta = &zero;
   check_status(api().matmul(handle_of(stream.device), plan.op, alpha, p.b.data, plan.b, p.a.data,
                             plan.a, beta, p.c, plan.c, p.c, plan.c, &plan.algorithm,
                             workspace_of(stream), kWorkspaceBytes, stream.handle),

@@ -17,7 +17,8 @@ struct GemmOperand {
 };
 
 struct GemmProblem {
-  DType dtype = DType::Float32;  // a floating dtype; 16-bit ones accumulate in float
+  DType dtype = DType::Float32;  // a floating dtype; 16-bit ones accumulate in float. Or Int8: then
+                                 // c is int32, a row-major, b transposed, alpha 1 and beta 0
   int64_t batch = 1, m = 0, n = 0, k = 0;
   GemmOperand a, b;   // a: m x k, b: k x n
   void* c = nullptr;  // m x n, dense rows `ldc` apart

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <mutex>
 
+#include "core/host_wait.h"
 #include "cuda/error.h"
 
 namespace vt::cuda {
@@ -80,6 +81,7 @@ DeviceGuard::~DeviceGuard() {
 
 void synchronize_device(int device) {
   const DeviceGuard guard(device);
+  const HostWait waiting;
   check_cuda(cudaDeviceSynchronize(), "synchronizing the device");
 }
 
@@ -101,6 +103,8 @@ int driver_version() {
   check_cuda(cudaDriverGetVersion(&version), "reading the driver's version");
   return version;
 }
+
+std::string built_architectures() { return VT_BUILT_ARCHS; }
 
 bool can_access_peer(int device, int peer) {
   int result = 0;

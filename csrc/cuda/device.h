@@ -43,6 +43,8 @@ MemoryInfo memory_info(int device);
 /// As the runtime numbers them: 13000 for 13.0.
 int runtime_version();
 int driver_version();
+/// The architectures this library has code for, as CMake lists them ("80-real,90a-real").
+std::string built_architectures();
 bool can_access_peer(int device, int peer);
 /// Lets kernels and copies on `device` read `peer`'s memory. False where the hardware cannot.
 bool enable_peer_access(int device, int peer);

@@ -21,7 +21,6 @@ struct Driver {
   decltype(&cuMemUnmap) unmap = nullptr;
   decltype(&cuMemSetAccess) set_access = nullptr;
   decltype(&cuMemGetAllocationGranularity) granularity = nullptr;
-  decltype(&cuGetErrorString) error_string = nullptr;
   bool complete = true;
 
   Driver() {
@@ -33,7 +32,6 @@ struct Driver {
     find(unmap, "cuMemUnmap");
     find(set_access, "cuMemSetAccess");
     find(granularity, "cuMemGetAllocationGranularity");
-    find(error_string, "cuGetErrorString");
   }
   template <class F>
   void find(F& function, const char* name) {
@@ -80,13 +78,13 @@ ApiStatus status(cudaError_t error) {
     default:
       break;
   }
-  return {code, static_cast<int>(error), cudaGetErrorString(error)};
+  return {code, static_cast<int>(error), error_message(error)};
 }
 
 ApiStatus status(CUresult result) {
   if (result == CUDA_SUCCESS) return {};
-  const char* message = "unknown driver error";
-  if (driver().error_string) driver().error_string(result, &message);
+  // The runtime numbers the driver's errors alike.
+  const char* message = error_message(static_cast<cudaError_t>(result));
   const ApiCode code =
       result == CUDA_ERROR_OUT_OF_MEMORY   ? ApiCode::OutOfMemory
       : result == CUDA_ERROR_NOT_SUPPORTED ? ApiCode::NotSupported

@@ -17,4 +17,7 @@ inline void check_cuda(cudaError_t error, std::string_view what) {
     cuda_failed(error, what);
 }
 
+/// The driver's text, and where the context is lost what lost it. Lives as long as the process.
+const char* error_message(cudaError_t error);
+
 }  // namespace vt::cuda

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <mutex>
 
+#include "core/host_wait.h"
 #include "cuda/error.h"
 
 namespace vt::cuda {
@@ -65,6 +66,7 @@ bool query(Stream stream) {
 
 void synchronize(Stream stream) {
   const DeviceGuard guard(stream.device);
+  const HostWait waiting;
   check_cuda(cudaStreamSynchronize(stream.handle), "synchronizing a stream");
 }
 
@@ -114,7 +116,9 @@ bool Event::query() const {
 }
 
 void Event::synchronize() const {
-  if (event_) check_cuda(cudaEventSynchronize(event_), "synchronizing an event");
+  if (!event_) return;
+  const HostWait waiting;
+  check_cuda(cudaEventSynchronize(event_), "synchronizing an event");
 }
 
 float Event::elapsed(const Event& end) const {

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdlib>
 
+#include "core/host_wait.h"
 #include "cuda/error.h"
 
 namespace vt::cuda {
@@ -44,6 +45,7 @@ void wait_for_result(cudaStream_t stream, std::string_view what) {
     check(debug != SyncDebug::Error, message);
     if (const auto warn = warning.load()) warn(message.c_str());
   }
+  const HostWait waiting;
   check_cuda(cudaStreamSynchronize(stream), what);
 }
 

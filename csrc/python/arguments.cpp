@@ -11,6 +11,12 @@
 namespace vt::python {
 namespace {
 
+/// Keeps the tensor: reading from a device lets other threads run, which may drop `object`.
+Scalar item_of(PyObject* object) {
+  const Tensor t = tensor_of(object);
+  return t.item();
+}
+
 bool is_sequence(PyObject* object) { return PyTuple_Check(object) || PyList_Check(object); }
 
 Py_ssize_t sequence_size(PyObject* object) {
@@ -318,7 +324,7 @@ Scalar scalar_arg(PyObject* object) {
     check(overflow == 0, "value cannot be converted to type int64_t without overflow");
     return value;
   }
-  if (is_tensor(object)) return tensor_of(object).item();
+  if (is_tensor(object)) return item_of(object);
   if (PyIndex_Check(object)) {
     const Object index = own(PyNumber_Index(object));
     return scalar_arg(index.get());
@@ -336,14 +342,14 @@ std::vector<Scalar> scalar_list_arg(PyObject* object) {
   return out;
 }
 int64_t int_arg(PyObject* object) {
-  if (is_tensor(object)) return tensor_of(object).item().to_int();
+  if (is_tensor(object)) return item_of(object).to_int();
   const Object index = PyLong_Check(object) ? Object::borrow(object) : own(PyNumber_Index(object));
   const int64_t value = PyLong_AsLongLong(index.get());
   if (value == -1 && PyErr_Occurred()) throw PythonError();
   return value;
 }
 double float_arg(PyObject* object) {
-  if (is_tensor(object)) return tensor_of(object).item().to_double();
+  if (is_tensor(object)) return item_of(object).to_double();
   const double value = PyFloat_AsDouble(object);
   if (value == -1.0 && PyErr_Occurred()) throw PythonError();
   return value;

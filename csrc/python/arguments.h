@@ -122,16 +122,20 @@ MemoryFormat memory_format_arg(PyObject* object);
 bool is_number(PyObject* object);
 
 /// Elements of work an op over these arguments does, for the decision to release the GIL.
+/// A device's work is only issued here: what waits for it lets go of the GIL there (HostWait).
+inline int64_t host_work(const Tensor& t) {
+  return t.defined() && t.device().is_cpu() ? t.numel() : 0;
+}
 inline int64_t work_size() { return 0; }
 template <class... Rest>
 int64_t work_size(const TensorArg& first, const Rest&... rest) {
   const Tensor& t = first;
-  return (t.defined() ? t.numel() : 0) + work_size(rest...);
+  return host_work(t) + work_size(rest...);
 }
 template <class... Rest>
 int64_t work_size(const TensorListArg& first, const Rest&... rest) {
   int64_t total = 0;
-  for (const Tensor& t : first.items) total += t.defined() ? t.numel() : 0;
+  for (const Tensor& t : first.items) total += host_work(t);
   return total + work_size(rest...);
 }
 

@@ -7,6 +7,7 @@
 #include "dispatch/default_device.h"
 #include "io/dlpack.h"
 #include "python/arguments.h"
+#include "python/array_interface.h"
 #include "python/tensor_type.h"
 #include "vt/ops.h"
 
@@ -72,21 +73,39 @@ void scan(PyObject* data, Shape& shape, size_t depth) {
     scan(list ? PyList_GetItem(data, i) : PyTuple_GetItem(data, i), shape, depth + 1);
 }
 
+/// Writes the elements at `out`. Reading one from a device lets other threads run, so each is kept
+/// meanwhile, and a list that they change is an error.
 template <class T>
-void fill(PyObject* data, T*& out) {
-  if (PyList_Check(data)) {
-    for (Py_ssize_t i = 0, n = PyList_Size(data); i < n; ++i) fill(PyList_GetItem(data, i), out);
-  } else if (PyTuple_Check(data)) {
-    for (Py_ssize_t i = 0, n = PyTuple_Size(data); i < n; ++i) fill(PyTuple_GetItem(data, i), out);
-  } else if (PyFloat_Check(data)) {
+void fill(PyObject* data, T*& out, T* end) {
+  const bool list = PyList_Check(data);
+  if (list || PyTuple_Check(data)) {
+    for (Py_ssize_t i = 0; i < (list ? PyList_Size(data) : PyTuple_Size(data)); ++i) {
+      const Object item =
+          Object::borrow(checked(list ? PyList_GetItem(data, i) : PyTuple_GetItem(data, i)));
+      fill(item.get(), out, end);
+    }
+    return;
+  }
+  check(out < end, "the data changed while it was read");
+  if (PyFloat_Check(data)) {
     const double value = PyFloat_AsDouble(data);
     if constexpr (std::is_same_v<T, bool>)
       *out++ = value != 0;
     else
       *out++ = static_cast<T>(value);
   } else {
-    *out++ = scalar_arg(data).template to<T>();
+    const T value = scalar_arg(data).template to<T>();
+    *out++ = value;
   }
+}
+
+template <class T>
+void fill(PyObject* data, const Tensor& target) {
+  if (target.numel() == 0) return;
+  T* out = target.data_as<T>();
+  T* const end = out + target.numel();
+  fill(data, out, end);
+  check(out == end, "the data changed while it was read");
 }
 
 Tensor from_data(PyObject* data, std::optional<DType> dtype) {
@@ -98,118 +117,25 @@ Tensor from_data(PyObject* data, std::optional<DType> dtype) {
   // Build in a type that holds every value exactly, then convert once.
   if (is_floating(target)) {
     Tensor out = empty(shape.sizes, target == DType::Float32 ? DType::Float32 : DType::Float64);
-    if (out.dtype() == DType::Float32) {
-      auto* p = out.data_as<float>();
-      if (out.numel()) fill(data, p);
-    } else {
-      auto* p = out.data_as<double>();
-      if (out.numel()) fill(data, p);
-    }
+    if (out.dtype() == DType::Float32)
+      fill<float>(data, out);
+    else
+      fill<double>(data, out);
     return out.dtype() == target ? out : ops::_to_dtype(out, target);
   }
   if (target == DType::Bool) {
     Tensor out = empty(shape.sizes, DType::Bool);
-    auto* p = out.data_as<bool>();
-    if (out.numel()) fill(data, p);
+    fill<bool>(data, out);
     return out;
   }
   if (is_floating(shape.dtype)) return ops::_to_dtype(from_data(data, DType::Float64), target);
   Tensor out = empty(shape.sizes, DType::Int64);
-  auto* p = out.data_as<int64_t>();
-  if (out.numel()) fill(data, p);
+  fill<int64_t>(data, out);
   if (target == DType::Int64) return out;
   return ops::_to_dtype(out, target);
 }
 
 // --- NumPy and buffers
-
-void release_object(void* context, void*, size_t) noexcept {
-  if (Py_IsInitialized()) release_anywhere(static_cast<PyObject*>(context));
-}
-
-Tensor borrow(void* data, size_t nbytes, PyObject* keeper, bool writable, IntSpan sizes,
-              IntSpan strides, DType dtype) {
-  Py_INCREF(keeper);
-  auto storage = make_ref<Storage>(Allocation{data, nbytes, keeper, release_object}, Device{});
-  storage->set_writable(writable);
-  auto impl = make_ref<TensorImpl>(std::move(storage), dtype, Device{});
-  impl->set_geometry(sizes, strides, 0);
-  return Tensor(std::move(impl));
-}
-
-/// A tensor over an object with __array_interface__ (NumPy arrays).
-Tensor from_array_interface(PyObject* given) {
-  // A NumPy scalar's interface points into a temporary; its __array__ is an array that lasts (for
-  // an array, itself).
-  const Object kept = PyObject_HasAttrString(given, "__array__")
-                          ? own(PyObject_CallMethod(given, "__array__", nullptr))
-                          : Object::borrow(given);
-  PyObject* array = kept.get();
-  const Object info = own(PyObject_GetAttrString(array, "__array_interface__"));
-  auto item = [&](const char* key) { return PyDict_GetItemString(info.get(), key); };
-  PyObject* shape = item("shape");
-  PyObject* typestr = item("typestr");
-  PyObject* data = item("data");
-  PyObject* strides_object = item("strides");
-  check_type(shape && typestr && data && PyTuple_Check(data),
-             "from_numpy: the array interface is incomplete");
-  const std::string_view kind = str_arg(typestr);
-  check_type(kind.size() >= 3 && kind[0] != '>',
-             "given numpy array has byte order different from the native byte order. "
-             "Conversion between byte orders is currently not supported.");
-  const int64_t width = std::stoll(std::string(kind.substr(2)));
-  std::optional<DType> dtype;
-  switch (kind[1]) {
-    case 'b':
-      dtype = DType::Bool;
-      break;
-    case 'u':
-      if (width == 1) dtype = DType::UInt8;
-      break;
-    case 'i':
-      dtype = width == 1   ? DType::Int8
-              : width == 2 ? DType::Int16
-              : width == 4 ? DType::Int32
-                           : DType::Int64;
-      break;
-    case 'f':
-      if (width <= 8)
-        dtype = width == 2 ? DType::Float16 : width == 4 ? DType::Float32 : DType::Float64;
-      break;
-    default:
-      break;
-  }
-  check_type(dtype.has_value(), "can't convert np.ndarray of type ", kind,
-             ". The only supported types are: float64, float32, "
-             "float16, int64, int32, int16, int8, uint8, and bool.");
-  const IntListHolder sizes = int_list_arg(shape, 0);
-  Dims strides = contiguous_strides(sizes);
-  if (strides_object && strides_object != Py_None) {
-    const IntListHolder bytes = int_list_arg(strides_object, 0);
-    for (size_t i = 0; i < sizes.size(); ++i) {
-      check_value(bytes[i] >= 0,
-                  "At least one stride in the given numpy array is negative, and tensors with "
-                  "negative strides are "
-                  "not currently supported. (You can probably work around this by making a copy of "
-                  "your array  with array.copy().)");
-      check_value(
-          bytes[i] % width == 0,
-          "given numpy array strides not a multiple of the element byte size. Copy the numpy array "
-          "to reallocate the memory.");
-      strides[i] = bytes[i] / width;
-    }
-  }
-  void* pointer = PyLong_AsVoidPtr(PyTuple_GetItem(data, 0));
-  if (PyErr_Occurred()) throw PythonError();
-  const bool read_only = PyObject_IsTrue(PyTuple_GetItem(data, 1)) == 1;
-  checked_numel(sizes);
-  const auto nbytes = static_cast<size_t>(span_elements(sizes, strides) * width);
-  return borrow(pointer, nbytes, array, !read_only, sizes, strides, *dtype);
-}
-
-bool has_array_interface(PyObject* object) {
-  return PyObject_HasAttrString(object, "__array_interface__") == 1;
-}
 
 Tensor copy_of(const Tensor& t) {
   Tensor out = empty(t.sizes(), t.dtype(), t.device());
@@ -240,6 +166,9 @@ Tensor make_tensor(PyObject* data, const DataOptions& options, bool copy) {
     } else if (!is_sequence(data) && !PyLong_Check(data) && !PyFloat_Check(data) &&
                has_array_interface(data)) {
       out = from_array_interface(data);
+      if (copy) out = copy_of(out);
+    } else if (!is_sequence(data) && has_cuda_array_interface(data)) {
+      out = from_cuda_array_interface(data);
       if (copy) out = copy_of(out);
     } else if (PyList_Check(data) && PyList_Size(data) > 0 &&
                !PyList_Check(PyList_GetItem(data, 0)) && !PyLong_Check(PyList_GetItem(data, 0)) &&

@@ -1,4 +1,5 @@
 // vibetensor._C: types, generated ops, and what is bound by hand.
+#include <dlfcn.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
@@ -6,6 +7,7 @@
 
 #include "core/device_backend.h"
 #include "core/generator.h"
+#include "core/host_wait.h"
 #include "core/parallel.h"
 #include "cpu/allocator.h"
 #include "cpu/backend.h"
@@ -67,9 +69,25 @@ Tensor pinned_copy(const Tensor& t) {
   return out;
 }
 
+/// Waits for a device go on without the GIL. Not every thread that waits has it: other code may
+/// have let go of it as well, which Python tells by a function outside the limited API.
+void* release_gil() {
+  static const auto holds_gil =
+      reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "PyGILState_Check"));
+  if (gil_released || !PyGILState_GetThisThreadState() || (holds_gil && !holds_gil()))
+    return nullptr;
+  gil_released = true;
+  return PyEval_SaveThread();
+}
+void take_gil_back(void* state) {
+  PyEval_RestoreThread(static_cast<PyThreadState*>(state));
+  gil_released = false;
+}
+
 }  // namespace
 
 NB_MODULE(_C, m) {
+  set_host_wait_hooks({release_gil, take_gil_back});
   cpu::load_backend();
   add_value_types(m.ptr());
   add_ops(m);

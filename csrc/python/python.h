@@ -67,17 +67,25 @@ inline PyObject* new_reference(PyObject* object) {
   return object;
 }
 
+/// Whether this thread, one that Python knows, has let go of the GIL. The limited API cannot be
+/// asked.
+inline thread_local bool gil_released = false;
+
 /// Lets other threads run during work that is long enough to matter (`work` in elements).
 class ReleaseGil {
  public:
   explicit ReleaseGil(int64_t work) {
-    if (work >= kWorthwhile) state_ = PyEval_SaveThread();
+    if (work < kWorthwhile) return;
+    state_ = PyEval_SaveThread();
+    gil_released = true;
   }
   ~ReleaseGil() { reacquire(); }
   ReleaseGil(const ReleaseGil&) = delete;
   ReleaseGil& operator=(const ReleaseGil&) = delete;
   void reacquire() {
-    if (state_) PyEval_RestoreThread(std::exchange(state_, nullptr));
+    if (!state_) return;
+    PyEval_RestoreThread(std::exchange(state_, nullptr));
+    gil_released = false;
   }
   static constexpr int64_t kWorthwhile = 20000;
 
@@ -88,13 +96,17 @@ class ReleaseGil {
 /// Holds the GIL for a scope on any thread.
 class AcquireGil {
  public:
-  AcquireGil() : state_(PyGILState_Ensure()) {}
-  ~AcquireGil() { PyGILState_Release(state_); }
+  AcquireGil() : state_(PyGILState_Ensure()), was_released_(std::exchange(gil_released, false)) {}
+  ~AcquireGil() {
+    gil_released = was_released_;
+    PyGILState_Release(state_);
+  }
   AcquireGil(const AcquireGil&) = delete;
   AcquireGil& operator=(const AcquireGil&) = delete;
 
  private:
   PyGILState_STATE state_;
+  bool was_released_;
 };
 
 /// Dropping a Python reference from a thread that may not hold the GIL.

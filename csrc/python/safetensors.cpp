@@ -16,6 +16,7 @@
 
 #include "io/atomic_file.h"
 #include "io/safetensors.h"
+#include "python/python.h"
 
 namespace nb = nanobind;
 
@@ -98,12 +99,12 @@ std::optional<io::Metadata> metadata_argument(const std::optional<nb::dict>& dic
 
 nb::tuple open_file(const nb::bytes& path) {
   auto file = translated([&] {
-    const nb::gil_scoped_release unlocked;
+    const ReleaseGil unlocked(ReleaseGil::kWorthwhile);
     return std::make_unique<io::MappedFile>(std::string(path.c_str(), path.size()));
   });
   const auto bytes = file->bytes();
   const io::SafetensorHeader header = translated([&] {
-    const nb::gil_scoped_release unlocked;
+    const ReleaseGil unlocked(ReleaseGil::kWorthwhile);
     return io::read_header(bytes);
   });
   const nb::capsule owner(file.get(), [](void* p) noexcept {
@@ -124,7 +125,7 @@ void save(const nb::bytes& path, const std::vector<TensorArgument>& arguments,
     auto tensors = tensor_arguments(arguments);
     const auto entries = metadata_argument(metadata);
     const std::string target(path.c_str(), path.size());
-    const nb::gil_scoped_release unlocked;
+    const ReleaseGil unlocked(ReleaseGil::kWorthwhile);
     io::save_safetensors(target, std::move(tensors), entries);
   });
 }

@@ -244,7 +244,7 @@ template <class F>
 PyObject* unary(PyObject* a, F&& f) {
   return guarded([&]() -> PyObject* {
     const Tensor& x = tensor_of(a);
-    ReleaseGil gil(x.numel());
+    ReleaseGil gil(host_work(x));
     const Tensor result = f(x);
     gil.reacquire();
     return wrap(result);

@@ -96,3 +96,110 @@ def test_interface_refuses_what_it_cannot_say() -> None:
         _ = vt.ones(2, device="cuda").bfloat16().__cuda_array_interface__
     with pytest.raises(RuntimeError, match="detach"):
         _ = vt.ones(2, device="cuda", requires_grad=True).__cuda_array_interface__
+
+
+class _Foreign:
+    """Device memory with nothing but the protocol."""
+
+    def __init__(self, owner: Any, read_only: bool = False, **changes: Any) -> None:
+        self.owner = owner
+        interface = owner.__cuda_array_interface__
+        interface["data"] = (interface["data"][0], read_only)
+        self.__cuda_array_interface__ = {**interface, **changes}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_interface_of_any_object_is_taken(dtype: str) -> None:
+    owner = _values(dtype).cuda().reshape(4, 6)
+    for view in (owner, owner.t(), owner[1:, ::2], owner[2], owner[3, 3]):
+        shared = vt.as_tensor(_Foreign(view))
+        assert shared.data_ptr() == view.data_ptr() and shared.device == view.device
+        assert shared.stride() == view.stride() and shared.dtype == view.dtype
+        assert vt.equal(shared, view)
+        copied = vt.tensor(_Foreign(view))
+        assert copied.data_ptr() != view.data_ptr() and vt.equal(copied, view)
+    shared = vt.as_tensor(_Foreign(owner))
+    shared.zero_()
+    assert not owner.any().item()
+    on_host = vt.as_tensor(_Foreign(owner), device="cpu", dtype=vt.float64)
+    assert on_host.device.type == "cpu" and on_host.dtype == vt.float64
+    empty = vt.as_tensor(_Foreign(owner, shape=(0, 3), data=(0, False), strides=None))
+    assert empty.shape == (0, 3) and empty.is_cuda
+
+
+def test_interface_keeps_its_object() -> None:
+    owner = vt.full((1 << 20,), 3.0, device="cuda")
+    shared = vt.as_tensor(_Foreign(owner))
+    del owner
+    for _ in range(3):
+        vt.zeros(1 << 20, device="cuda")
+    assert (shared == 3).all().item()
+
+
+def test_interface_that_is_read_only() -> None:
+    owner = vt.ones(4, device="cuda")
+    shared = vt.as_tensor(_Foreign(owner, read_only=True))
+    assert (shared + 1).tolist() == [2.0] * 4
+    with pytest.raises((RuntimeError, ValueError), match="read-only|read only|writ"):
+        shared.add_(1)
+    assert owner.tolist() == [1.0] * 4
+
+
+def test_interface_orders_streams() -> None:
+    side = vt.cuda.Stream()
+    for value in range(10):
+        with vt.cuda.stream(side):
+            x = vt.zeros(1 << 24, device="cuda")
+            for _ in range(5):
+                x = x * 1.0
+            x = x + value
+            producer = _Foreign(x)
+        assert producer.__cuda_array_interface__["stream"] == side.cuda_stream
+        y = vt.as_tensor(producer) * 2  # on the default stream
+        assert (y == 2 * value).all().item()
+    for stream in (None, 1, 2):
+        assert vt.as_tensor(_Foreign(x, stream=stream)).shape == x.shape
+    older = _Foreign(x, version=2)
+    del older.__cuda_array_interface__["stream"]
+    assert vt.as_tensor(older).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"stream": 0}, ValueError, "ambiguous"),
+        ({"stream": -3}, ValueError, "not a stream"),
+        ({"mask": object()}, TypeError, "masked"),
+        ({"typestr": "<c8"}, TypeError, "can't convert"),
+        ({"typestr": ">f4"}, TypeError, "byte order"),
+        ({"typestr": "f"}, TypeError, "byte order|can't convert"),
+        ({"strides": (-4,)}, ValueError, "negative"),
+        ({"strides": (2,)}, ValueError, "multiple"),
+        ({"strides": (4, 4)}, ValueError, "2 strides for 1"),
+        ({"data": (0, False)}, ValueError, "null"),
+        ({"data": None}, TypeError, "incomplete"),
+        ({"shape": (-1,)}, (ValueError, RuntimeError), "negative"),
+    ],
+)
+def test_interface_that_is_wrong_is_refused(changes: Any, error: Any, says: str) -> None:
+    with pytest.raises(error, match=says):
+        vt.as_tensor(_Foreign(vt.ones(3, device="cuda"), **changes))
+
+
+def test_interface_to_host_memory_is_refused() -> None:
+    host = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match="not device memory"):
+        vt.as_tensor(_Foreign(vt.ones(3, device="cuda"), data=(host.ctypes.data, False)))
+
+
+def test_arrays_of_cupy_and_numba() -> None:
+    cupy = pytest.importorskip("cupy")
+    with cupy.cuda.Stream(non_blocking=True):
+        theirs = cupy.arange(24, dtype=cupy.float32).reshape(4, 6).T
+        ours = vt.as_tensor(theirs)
+    assert ours.data_ptr() == theirs.data.ptr
+    np.testing.assert_array_equal(ours.cpu().numpy(), theirs.get())
+    np.testing.assert_array_equal(vt.tensor(theirs).cpu().numpy(), theirs.get())
+    numba = pytest.importorskip("numba.cuda")
+    device_array = numba.to_device(np.arange(6.0).reshape(2, 3))
+    assert vt.as_tensor(device_array).tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]

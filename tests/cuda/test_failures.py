@@ -80,9 +80,17 @@ def test_memory_used_on_another_stream_waits_for_it() -> None:
 @pytest.mark.parametrize(
     ("code", "says"),
     [
-        ("x[torch.tensor([7]).cuda()]", "index"),
-        ("torch.nn.functional.embedding(torch.tensor([9]).cuda(), x)", "embedding"),
-        ("torch.nn.functional.cross_entropy(x, torch.tensor([1, 5, 0]).cuda())", "cross_entropy"),
+        ("x[i([7])]", "index: index 7 is out of bounds for a dimension of size 3"),
+        ("x[:, i([-5])]", "index: index -5 is out of bounds for a dimension of size 4"),
+        ("F.embedding(i([9]), x)", "embedding: index 9 is out of bounds for a dimension of size 3"),
+        (
+            "F.cross_entropy(x, i([1, 5, 0]))",
+            "cross_entropy: Target 5 is out of bounds (4 classes)",
+        ),
+        ("x.index_select(1, i([4]))", "index_select: index 4 is out of bounds"),
+        ("x.gather(0, i([[3]]))", "gather: index 3 is out of bounds for a dimension of size 3"),
+        ("x.scatter_(1, i([[-1]]), 1.0)", "scatter_: index -1 is out of bounds"),
+        ("x.index_add_(0, i([8]), x[:1])", "index_add_: index 8 is out of bounds"),
     ],
 )
 def test_bad_index_stops_the_kernel_with_its_name(
@@ -90,16 +98,81 @@ def test_bad_index_stops_the_kernel_with_its_name(
 ) -> None:
     done = run_python(
         "import vibetensor.torch as torch\n"
+        "F = torch.nn.functional\n"
+        "i = lambda values: torch.tensor(values).cuda()\n"
         "x = torch.randn(3, 4).cuda()\n"
-        "try:\n"
-        f"    {code}\n"
-        "    torch.cuda.synchronize()\n"
-        "except RuntimeError as error:\n"
-        "    print('caught', error)\n"
+        "def attempt(name, call):\n"
+        "    try:\n"
+        "        call()\n"
+        "        torch.cuda.synchronize()\n"
+        "    except RuntimeError as error:\n"
+        "        print(name, error)\n"
+        f"attempt('caught', lambda: {code})\n"
+        # The context is lost: whatever comes later says so, and which op it was.
+        "attempt('later', lambda: x + 1)\n"
+        "attempt('later', lambda: x.cpu())\n"
+        "attempt('later', lambda: torch.ones(1 << 28, device='cuda'))\n"
+        "attempt('later', lambda: x.sum().item())\n"
+        "print('the host goes on:', (torch.ones(2) + 1).tolist())\n"
     )
     assert done.returncode == 0, done.stderr
-    assert "caught CUDA error" in done.stdout
-    assert says in done.stdout
+    lines = done.stdout.splitlines()
+    caught = [line for line in lines if line.startswith("caught")]
+    later = [line for line in lines if line.startswith("later")]
+    assert len(caught) == 1 and len(later) == 4, done.stdout
+    for line in (*caught, *later):
+        assert "CUDA error" in line
+        assert "the device cannot be used again in this process" in line
+        assert says in line
+    assert "the host goes on: [2.0, 2.0]" in done.stdout
+
+
+def test_devices_that_are_wrong_are_named() -> None:
+    here, there = torch.ones(3), torch.ones(3, device="cuda")
+    for call in (lambda: there + here, lambda: here.add_(there), lambda: torch.cat([there, here])):
+        with pytest.raises(RuntimeError, match="same device") as caught:
+            call()
+        assert "cuda:0" in str(caught.value) and "cpu" in str(caught.value)
+    missing = f"cuda:{torch.cuda.device_count()}"
+    for refused in (
+        lambda: torch.ones(3, device=missing),
+        lambda: here.to(missing),
+        lambda: torch.nn.Linear(2, 2).to(missing),
+        lambda: torch.cuda.synchronize(missing),
+        lambda: torch.cuda.set_device(missing),
+        lambda: torch.cuda.Stream(missing),
+        lambda: torch.cuda.memory_stats(missing),
+    ):
+        with pytest.raises(RuntimeError, match="invalid device ordinal"):
+            refused()
+    assert torch.cuda.current_device() == 0
+    assert (there + 1).sum().item() == 6
+
+
+def test_running_out_over_and_over_leaves_the_pools_usable() -> None:
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    _, total = torch.cuda.mem_get_info()
+    part = total // 8
+    for _ in range(3):
+        held = []
+        with pytest.raises(torch.cuda.OutOfMemoryError, match="Tried to allocate"):
+            for _ in range(16):
+                held.append(torch.empty(part, dtype=torch.uint8, device="cuda"))
+        assert len(held) >= 1
+        held[-1].fill_(3)
+        with pytest.raises(torch.cuda.OutOfMemoryError):  # in the middle of an op
+            held[-1].reshape(-1)[: part // 8 * 8].double()
+        assert held[-1][-1].item() == 3
+        del held
+        x = torch.ones(1 << 20, device="cuda", requires_grad=True)
+        (x * x).sum().backward()
+        assert x.grad is not None and (x.grad == 2).all().item()
+        del x
+        _consistent()
+    assert torch.cuda.memory_allocated() == before
+    torch.cuda.empty_cache()
 
 
 def test_launch_errors_surface_at_their_op_when_blocking(run_python: Callable[..., Any]) -> None:

@@ -23,11 +23,52 @@ def info_lines() -> list[str]:
         "BLAS": _blas(),
         "threads": str(torch.get_num_threads()),
     }
-    facts["CUDA"] = "available" if torch.cuda.is_available() else "not available"
+    facts.update(_cuda_facts())
     for name in ("numpy", "safetensors", "tensorboardX", "tensorboard"):
         facts[name] = _version(name)
     width = max(map(len, facts))
     return [f"{name.ljust(width)}  {value}" for name, value in facts.items()]
+
+
+def _cuda_facts() -> dict[str, str]:
+    """What was built for CUDA, and what is there to run it."""
+    if not torch.backends.cuda.is_built():
+        return {"CUDA": "not built (pip install '.[cuda13]' -C cmake.define.VT_CUDA=ON builds it)"}
+    from vibetensor import _cuda
+
+    facts = {
+        "CUDA": f"built with {_dotted(_cuda.runtime_version())} for "
+        + ", ".join(_architecture(a) for a in _cuda.built_architectures().split(","))
+    }
+    if not torch.cuda.is_available():
+        return {**facts, "GPU": f"none can be used: {_cuda.device_problem()}"}
+    facts["CUDA driver"] = f"supports CUDA {_dotted(_cuda.driver_version())}"
+    for device in range(torch.cuda.device_count()):
+        of = torch.cuda.get_device_properties(device)
+        facts[f"GPU {device}"] = (
+            f"{of.name}, {of.total_memory / 2**30:.0f} GiB, compute capability {of.major}.{of.minor}"
+        )
+    try:
+        facts["cuBLASLt"] = _dotted_long(_cuda.cublaslt_version())
+    except RuntimeError as error:
+        facts["cuBLASLt"] = str(error)
+    return facts
+
+
+def _dotted(version: int) -> str:
+    """13000 as 13.0."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _dotted_long(version: int) -> str:
+    """130100 as 13.1.0, as cuBLAS numbers itself."""
+    return f"{version // 10000}.{version % 10000 // 100}.{version % 100}"
+
+
+def _architecture(name: str) -> str:
+    """CMake's "90a-real" as sm_90a, "90-virtual" as compute_90 (PTX)."""
+    number, _, kind = name.partition("-")
+    return f"compute_{number} (PTX)" if kind == "virtual" else f"sm_{number}"
 
 
 def _cpu_name() -> str:

@@ -17,6 +17,28 @@ void mm_kernel(const Tensor& out, const Tensor& self, const Tensor& mat2) {
        matrix(mat2), 0, out.data(), out.strides()[0]);
 }
 
+/// int8 products summed in 32 bits, which wrap: a row of the result gathers multiples of mat2's
+/// rows.
+void int_mm_kernel(const Tensor& out, const Tensor& self, const Tensor& mat2) {
+  const int64_t m = self.sizes()[0], k = self.sizes()[1], n = mat2.sizes()[1];
+  const Tensor left = dense(self), right = dense(mat2);
+  const auto* a = left.data_as<int8_t>();
+  const auto* b = right.data_as<int8_t>();
+  auto* c = reinterpret_cast<uint32_t*>(out.data());
+  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, k * n));
+  parallel_for(0, m, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      uint32_t* sums = c + i * n;
+      std::fill_n(sums, n, 0u);
+      for (int64_t p = 0; p < k; ++p) {
+        const int32_t x = a[i * k + p];
+        const int8_t* row = b + p * n;
+        for (int64_t j = 0; j < n; ++j) sums[j] += static_cast<uint32_t>(x * row[j]);
+      }
+    }
+  });
+}
+
 void bmm_kernel(const Tensor& out, const Tensor& self, const Tensor& mat2) {
   const GemmShape s{self.sizes()[1], mat2.sizes()[2], self.sizes()[2]};
   gemm_batched(self.dtype(), self.sizes()[0], s, 1, matrix(self), self.strides()[0], matrix(mat2),
@@ -123,6 +145,7 @@ void linear_kernel(const Tensor& out, const Tensor& input, const Tensor& weight,
 
 const RegisterCpu register_matmul([](KernelTable& t) {
   t.mm = mm_kernel;
+  t._int_mm = int_mm_kernel;
   t.bmm = bmm_kernel;
   t.addmm = addmm_kernel;
   t.baddbmm = baddbmm_kernel;

@@ -1,8 +1,7 @@
 // Cross entropy of rows of logits with class indices: forward reads the logits once for a running
 // log-sum-exp a row, backward writes softmax - onehot straight from the logits. No (N, C) array is
 // kept between the two. The rows' losses are summed by one block in a fixed order.
-#include <cstdio>
-
+#include "cuda/kernels/failure.cuh"
 #include "cuda/kernels/rows.cuh"
 
 namespace vt::cuda {
@@ -16,6 +15,7 @@ struct Problem {
   const T* weight;  // of classes; may be null
   int64_t rows, classes, ignored;
   T smoothing;
+  FailureSlot* failure;
 };
 
 /// The sum of all class weights, by the threads of a row.
@@ -42,10 +42,7 @@ __global__ void __launch_bounds__(kRowThreads)
       continue;
     }
     if (target < 0 || target >= p.classes) {
-      if (threadIdx.x == 0)
-        printf("cross_entropy: Target %lld is out of bounds (%lld classes).\n",
-               static_cast<long long>(target), static_cast<long long>(p.classes));
-      __trap();
+      stop_kernel(p.failure, FailedCheck::CrossEntropy, target, p.classes);
     }
     const S* x = in + row * p.classes;
     OnlineSum<T> sum;
@@ -117,7 +114,8 @@ Problem<T> problem(const Tensor& self, const Tensor& target, const Tensor& weigh
                    int64_t ignore_index, double smoothing) {
   return {target.data_as<int64_t>(), weight.defined() ? weight.data_as<T>() : nullptr,
           self.sizes()[0],           self.sizes()[1],
-          ignore_index,              static_cast<T>(smoothing)};
+          ignore_index,              static_cast<T>(smoothing),
+          failure_slot(self.device().index)};
 }
 
 void forward(const Tensor& loss, const Tensor& lse, const Tensor& total_weight, const Tensor& self,

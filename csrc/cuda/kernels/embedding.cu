@@ -14,7 +14,7 @@ void forward(const Tensor& out, const Tensor& weight, const Tensor& indices, int
   copy_rows(Launch(out.device()),
             {static_cast<const char*>(table.data()), static_cast<char*>(out.data()), 1,
              index.numel(), weight.sizes()[1] * size, table.strides()[0] * size, 0},
-            indices_of(index, IndexedOp::Embedding, weight.sizes()[0]));
+            indices_of(index, FailedCheck::Embedding, weight.sizes()[0]));
 }
 
 __global__ void __launch_bounds__(256)
@@ -46,7 +46,7 @@ void backward(const Tensor& out, const Tensor& grad_output, const Tensor& indice
   auto* keys = scratch.data<uint32_t>();
   uint32_t *sorted = keys + n, *positions = sorted + n, *order = positions + n;
   launch(index_keys, dim3(ceil_div<int64_t>(n, 256)), dim3(256), 0,
-         indices_of(index, IndexedOp::Embedding, num_weights), static_cast<uint32_t>(n), keys,
+         indices_of(index, FailedCheck::Embedding, num_weights), static_cast<uint32_t>(n), keys,
          positions);
   sort_pairs<uint32_t>(launch, keys, sorted, positions, order, n, bits_below(num_weights));
   add_rows(launch,

@@ -1,6 +1,8 @@
 // Fills and copies: within a device, between devices, and between host and device; joins.
 #include <cmath>
+#include <optional>
 
+#include "core/host_wait.h"
 #include "core/view_geometry.h"
 #include "cuda/allocator.h"
 #include "cuda/kernels/copy.cuh"
@@ -92,17 +94,20 @@ void copy_bytes(const Tensor& self, const Tensor& src, bool non_blocking) {
   const Launch launch(to_host ? src.device() : self.device());
   const auto bytes = static_cast<size_t>(self.numel() * self.itemsize());
   const Tensor& host = to_host ? self : src;
+  const bool waits = !non_blocking || !is_pinned(host.data());
   // Pageable memory is staged by the driver before the call returns when it is the source; as the
-  // target it would be written later, so the call waits.
+  // target it would be written later, so the call waits. The driver's own call may wait as well.
+  std::optional<HostWait> waiting;
+  if (waits) waiting.emplace();
   check_cuda(
       cudaMemcpyAsync(self.data(), src.data(), bytes,
                       to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice, launch.stream()),
       to_host ? "copying to the host" : "copying to the device");
-  if (non_blocking && is_pinned(host.data()))
-    record_stream(*host.storage(), launch.stream());
-  else
+  if (waits)
     wait_for_result(launch.stream(),
                     to_host ? "copying to the host" : "copying from pageable memory");
+  else
+    record_stream(*host.storage(), launch.stream());
 }
 
 void copy_between_devices(const Tensor& self, const Tensor& src) {

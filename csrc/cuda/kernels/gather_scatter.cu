@@ -31,7 +31,7 @@ struct Places {
   }
 };
 
-Places places(const Tensor& dense_index, IntSpan sizes, int64_t dim, IndexedOp op) {
+Places places(const Tensor& dense_index, IntSpan sizes, int64_t dim, FailedCheck op) {
   const int64_t n = dense_index.dim(), d = n == 0 ? 0 : wrap_dim(dim, n);
   Places p{indices_of(dense_index, op, sizes.empty() ? 1 : sizes[d]), {}, 1};
   const Dims strides = contiguous_strides(sizes);
@@ -59,7 +59,7 @@ void gather(const Tensor& out, const Tensor& self, int64_t dim, const Tensor& in
   const int64_t n = index.numel();
   if (n == 0) return;
   const Tensor input = contiguous(self), indices = dense_index(index);
-  const Places p = places(indices, input.sizes(), dim, IndexedOp::Gather);
+  const Places p = places(indices, input.sizes(), dim, FailedCheck::Gather);
   const Launch launch(out.device());
   visit_width(out.itemsize(), [&]<class Element>() {
     launch(gather_kernel<Element>, blocks_for(n), dim3(kThreads), 0, p, n,
@@ -143,7 +143,7 @@ void scatter(const Tensor& self, int64_t dim, const Tensor& index, const Tensor&
   const Tensor values = covered(src, index), indices = dense_index(index);
   on_dense(self, [&](const Tensor& work) {
     const Launch launch(work.device());
-    const Places p = places(indices, work.sizes(), dim, IndexedOp::Scatter);
+    const Places p = places(indices, work.sizes(), dim, FailedCheck::Scatter);
     if (n < work.numel() / 4) {  // a mark for every place would outweigh a sort
       by_place(launch, p, n, work.numel(), [&](const SortedIndex& sorted) {
         visit_width(work.itemsize(), [&]<class Element>() {
@@ -174,7 +174,7 @@ void scatter_add(const Tensor& self, int64_t dim, const Tensor& index, const Ten
   const Tensor values = covered(src, index), indices = dense_index(index);
   on_dense(self, [&](const Tensor& work) {
     const Launch launch(work.device());
-    const Places p = places(indices, work.sizes(), dim, IndexedOp::ScatterAdd);
+    const Places p = places(indices, work.sizes(), dim, FailedCheck::ScatterAdd);
     by_place(launch, p, n, work.numel(), [&](const SortedIndex& sorted) {
       add_rows(
           launch,
@@ -222,7 +222,7 @@ void scatter_reduce(const Tensor& out, const Tensor& self, int64_t dim, const Te
   check_count(n, "scatter_reduce");
   const Tensor values = covered(src, index), indices = dense_index(index);
   const Launch launch(out.device());
-  const Places p = places(indices, out.sizes(), dim, IndexedOp::ScatterReduce);
+  const Places p = places(indices, out.sizes(), dim, FailedCheck::ScatterReduce);
   const Reduction reduction = reduce == "prod"   ? Reduction::Product
                               : reduce == "amax" ? Reduction::Max
                                                  : Reduction::Min;

@@ -32,7 +32,7 @@ void index_select(const Tensor& out, const Tensor& self, int64_t dim, const Tens
   copy_rows(Launch(out.device()),
             {static_cast<const char*>(input.data()), static_cast<char*>(out.data()), e.outer,
              indices.numel(), e.inner * size, row_step, outer_step},
-            indices_of(indices, IndexedOp::IndexSelect, e.length));
+            indices_of(indices, FailedCheck::IndexSelect, e.length));
 }
 
 template <class Key>
@@ -62,7 +62,7 @@ void index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tenso
       auto* positions = reinterpret_cast<uint32_t*>(sorted + n);
       uint32_t* order = positions + n;
       launch(make_keys<Key>, blocks_for(n), dim3(kThreads), 0,
-             indices_of(indices, IndexedOp::IndexAdd, e.length), static_cast<uint32_t>(n), keys,
+             indices_of(indices, FailedCheck::IndexAdd, e.length), static_cast<uint32_t>(n), keys,
              positions);
       sort_pairs<Key>(launch, keys, sorted, positions, order, n, bits_below(e.length));
       add_rows(launch,
@@ -114,7 +114,7 @@ void index_copy(const Tensor& self, int64_t dim, const Tensor& index, const Tens
   on_dense(self, [&](const Tensor& work) {
     const Launch launch(work.device());
     const Extents e = extents_of(work.sizes(), dim);
-    const Indices at = indices_of(indices, IndexedOp::IndexCopy, e.length);
+    const Indices at = indices_of(indices, FailedCheck::IndexCopy, e.length);
     const auto bytes = static_cast<size_t>(e.length) * sizeof(uint32_t);
     const Scratch scratch(bytes, launch);
     auto* last = scratch.data<uint32_t>();
@@ -129,11 +129,11 @@ void index_copy(const Tensor& self, int64_t dim, const Tensor& index, const Tens
 }
 
 __global__ void __launch_bounds__(kThreads)
-    wrap_kernel(const int64_t* in, int64_t n, int64_t size, int64_t* out) {
+    wrap_kernel(const int64_t* in, int64_t n, int64_t size, int64_t* out, FailureSlot* failure) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= n) return;
   const int64_t index = in[i];
-  if (index < -size || index >= size) index_out_of_range(IndexedOp::Index, index, size);
+  if (index < -size || index >= size) stop_kernel(failure, FailedCheck::Index, index, size);
   out[i] = index < 0 ? index + size : index;
 }
 
@@ -146,7 +146,7 @@ void wrap_index(const Tensor& out, const Tensor& self, int64_t, int64_t size) {
   }
   Launch(out.device())(wrap_kernel, blocks_for(self.numel()), dim3(kThreads), 0,
                        static_cast<const int64_t*>(input.data()), self.numel(), size,
-                       out.data_as<int64_t>());
+                       out.data_as<int64_t>(), failure_slot(out.device().index));
 }
 
 const RegisterCuda registered([](KernelTable& t) {

@@ -1,68 +1,25 @@
 // Index tensors on the device. An index out of range cannot become an exception without waiting
-// for the device, so it stops the kernel with a message, as an assertion does.
+// for the device, so it stops the kernel, as an assertion does; later calls tell of it.
 #pragma once
-
-#include <cstdio>
 
 #include "core/tensor.h"
 #include "cuda/kernels/copy.cuh"
+#include "cuda/kernels/failure.cuh"
 
 namespace vt::cuda {
-
-/// The op an index belongs to, for messages: kernels cannot print host strings.
-enum class IndexedOp : int {
-  Index,
-  IndexSelect,
-  IndexAdd,
-  IndexCopy,
-  Gather,
-  Scatter,
-  ScatterAdd,
-  ScatterReduce,
-  Embedding
-};
-
-__device__ inline const char* name_of(IndexedOp op) {
-  switch (op) {
-    case IndexedOp::Index:
-      return "index";
-    case IndexedOp::IndexSelect:
-      return "index_select";
-    case IndexedOp::IndexAdd:
-      return "index_add_";
-    case IndexedOp::IndexCopy:
-      return "index_copy_";
-    case IndexedOp::Gather:
-      return "gather";
-    case IndexedOp::Scatter:
-      return "scatter_";
-    case IndexedOp::ScatterAdd:
-      return "scatter_add_";
-    case IndexedOp::ScatterReduce:
-      return "scatter_reduce";
-    default:
-      return "embedding";
-  }
-}
-
-__device__ __noinline__ inline void index_out_of_range(IndexedOp op, int64_t index,
-                                                       int64_t length) {
-  printf("%s: index %lld is out of bounds for a dimension of size %lld\n", name_of(op),
-         static_cast<long long>(index), static_cast<long long>(length));
-  __trap();
-}
 
 /// Dense indices of 32 or 64 bits, each checked to lie in [0, length).
 struct Indices {
   const void* data;
   bool narrow;
-  IndexedOp op;
+  FailedCheck op;  // what a bad one is reported as
+  FailureSlot* failure;
   int64_t length;
 
   __device__ int64_t operator()(int64_t i) const {
     const int64_t index = narrow ? int64_t{static_cast<const int32_t*>(data)[i]}
                                  : static_cast<const int64_t*>(data)[i];
-    if (index < 0 || index >= length) index_out_of_range(op, index, length);
+    if (index < 0 || index >= length) stop_kernel(failure, op, index, length);
     return index;
   }
 };
@@ -75,8 +32,9 @@ inline Tensor dense_index(const Tensor& index) {
   return out;
 }
 /// Of a dense_index, which must outlive the launches that use it.
-inline Indices indices_of(const Tensor& dense, IndexedOp op, int64_t length) {
-  return {dense.data(), dense.dtype() == DType::Int32, op, length};
+inline Indices indices_of(const Tensor& dense, FailedCheck op, int64_t length) {
+  return {dense.data(), dense.dtype() == DType::Int32, op, failure_slot(dense.device().index),
+          length};
 }
 
 struct Extents {

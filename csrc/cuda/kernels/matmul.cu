@@ -1,9 +1,10 @@
 // Kernels of mm, bmm, addmm, baddbmm, mv, addmv, dot and linear: they read the operands' strides
-// and hand floating products to cuBLASLt. Integers, and what the library has no algorithm for, go
-// through a tiled kernel here.
+// and hand floating products to cuBLASLt, small ones to matmul_small.cu. Integers, and what the
+// library has no algorithm for, go through a tiled kernel here.
 #include "cuda/cublaslt.h"
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/loops.cuh"
+#include "cuda/kernels/matmul_small.cuh"
 
 namespace vt::cuda {
 namespace {
@@ -17,7 +18,7 @@ struct TiledProblem {
   const char* bias;
   int64_t m, n, k;
   int64_t a_row, a_column, a_step, b_row, b_column, b_step, c_row, c_step;  // bytes
-  DType dtype;
+  DType dtype, out_dtype;
   double alpha, beta;
 };
 
@@ -43,12 +44,12 @@ __global__ void tiled_gemm_kernel(const __grid_constant__ TiledProblem p) {
     __syncthreads();
   }
   if (row >= p.m || column >= p.n) return;
-  const int64_t size = item_size(p.dtype);
+  const int64_t size = item_size(p.out_dtype);
   char* c = p.c + blockIdx.z * p.c_step + row * p.c_row + column * size;
   T result = p.alpha == 1 ? sum : static_cast<T>(static_cast<T>(p.alpha) * sum);
-  if (p.beta != 0) result += static_cast<T>(p.beta) * load_as<T>(c, p.dtype);
+  if (p.beta != 0) result += static_cast<T>(p.beta) * load_as<T>(c, p.out_dtype);
   if (p.bias) result += load_as<T>(p.bias + column * size, p.dtype);
-  store_as<T>(c, p.dtype, result);
+  store_as<T>(c, p.out_dtype, result);
 }
 
 /// A matrix (or a batch of them) with its strides in elements.
@@ -99,10 +100,10 @@ Operand dense(const Operand& o) {
   return out;
 }
 
-void tiled_gemm(const Launch& launch, DType dtype, int64_t batch, const Operand& a,
-                const Operand& b, double alpha, double beta, char* c, int64_t ldc, int64_t step_c,
-                const void* bias) {
-  const int64_t size = item_size(dtype);
+void tiled_gemm(const Launch& launch, DType dtype, DType out_dtype, int64_t batch,
+                const Operand& a, const Operand& b, double alpha, double beta, char* c, int64_t ldc,
+                int64_t step_c, const void* bias) {
+  const int64_t size = item_size(dtype), out_size = item_size(out_dtype);
   TiledProblem p{static_cast<const char*>(a.tensor.data()),
                  static_cast<const char*>(b.tensor.data()),
                  c,
@@ -116,9 +117,10 @@ void tiled_gemm(const Launch& launch, DType dtype, int64_t batch, const Operand&
                  b.row_stride * size,
                  b.column_stride * size,
                  b.step * size,
-                 ldc * size,
-                 step_c * size,
+                 ldc * out_size,
+                 step_c * out_size,
                  dtype,
+                 out_dtype,
                  alpha,
                  beta};
   // grid.y and grid.z hold at most 65535 blocks.
@@ -141,12 +143,54 @@ void tiled_gemm(const Launch& launch, DType dtype, int64_t batch, const Operand&
   });
 }
 
-/// out = alpha * a @ b + beta * out + bias; out has dense rows.
+/// `added` as a small product reads it, broadcast to out (rows; rows and columns; a batch of them).
+void set_added(SmallProduct& p, const Tensor& added, const Tensor& out) {
+  int64_t stride[3] = {};  // of the last dimensions, from the end
+  for (int64_t i = 0; i < added.dim(); ++i) {
+    const int64_t d = added.dim() - 1 - i;
+    stride[i] = added.sizes()[d] == 1 ? 0 : added.strides()[d];
+  }
+  p.c = added.data();
+  if (out.dim() == 1) {
+    p.c_row = stride[0];
+  } else {
+    p.c_column = stride[0];
+    p.c_row = stride[1];
+    p.c_step = stride[2];
+  }
+}
+
+/// out = alpha * a @ b + beta * added + bias; out has dense rows, `added` broadcasts to it and is
+/// not read where beta is 0.
 void gemm(const Tensor& out, int64_t batch, Operand a, Operand b, double alpha, double beta,
-          int64_t ldc, int64_t step_c, const void* bias = nullptr) {
+          int64_t ldc, int64_t step_c, const void* bias = nullptr, const Tensor* added = nullptr) {
   if (out.numel() == 0) return;
   const Launch launch(out.device());
   const DType dtype = out.dtype();
+  if (is_floating(dtype) && is_small_product(dtype, batch, a.rows, b.columns, a.columns)) {
+    SmallProduct p{.a = a.tensor.data(),
+                   .b = b.tensor.data(),
+                   .bias = bias,
+                   .out = out.data(),
+                   .batch = batch,
+                   .m = a.rows,
+                   .n = b.columns,
+                   .k = a.columns,
+                   .a_row = a.row_stride,
+                   .a_column = a.column_stride,
+                   .a_step = a.step,
+                   .b_row = b.row_stride,
+                   .b_column = b.column_stride,
+                   .b_step = b.step,
+                   .out_row = ldc,
+                   .out_step = step_c,
+                   .alpha = alpha,
+                   .beta = beta};
+    if (added && beta != 0) set_added(p, *added, out);
+    small_product(launch, dtype, p);
+    return;
+  }
+  if (added && beta != 0) copy(out, *added, true);
   GemmProblem p{.dtype = dtype, .batch = batch, .m = a.rows, .n = b.columns, .k = a.columns};
   if (is_floating(dtype) && p.k > 0) {
     if (!as_gemm_operand(a, p.a)) as_gemm_operand(a = dense(a), p.a);
@@ -159,13 +203,43 @@ void gemm(const Tensor& out, int64_t batch, Operand a, Operand b, double alpha, 
     p.bias = bias;
     if (cublaslt_gemm(p, {launch.stream(), launch.device()})) return;
   }
-  tiled_gemm(launch, dtype, batch, a, b, alpha, beta, static_cast<char*>(out.data()), ldc, step_c,
+  tiled_gemm(launch, dtype, dtype, batch, a, b, alpha, beta, static_cast<char*>(out.data()), ldc, step_c,
              bias);
 }
 
-/// `out` = `self` broadcast to out's shape, unless beta is 0 (then self's NaNs are not read).
-void start_with(const Tensor& out, const Tensor& self, const Scalar& beta) {
-  if (beta.to_double() != 0) copy(out, self, true);
+/// The same matrix with its columns dense in memory; both strides multiples of 16 bytes.
+bool is_column_major(const Operand& o) {
+  return o.row_stride == 1 && o.column_stride >= o.rows && o.column_stride % 16 == 0;
+}
+Operand column_major(const Operand& o) {
+  if (is_column_major(o)) return o;
+  const Tensor turned = contiguous(make_view(o.tensor, Dims{o.columns, o.rows},
+                                             Dims{o.column_stride, o.row_stride},
+                                             o.tensor.storage_offset()));
+  return {turned, o.rows, o.columns, 1, o.rows, 0};
+}
+
+/// int8 products, summed in int32. The tensor cores want both operands dense along k, in pieces of
+/// 16 bytes; other sizes go through the tiled kernel.
+void int_mm(const Tensor& out, const Tensor& self, const Tensor& mat2) {
+  if (out.numel() == 0) return;
+  const Launch launch(out.device());
+  const Operand a = matrix(self), b = matrix(mat2);
+  if (a.columns > 0 && a.columns % 16 == 0 && b.columns % 8 == 0 && a.rows > 16) {
+    const bool fits = a.column_stride == 1 && a.row_stride >= a.columns && a.row_stride % 16 == 0;
+    const Operand left = fits ? a : dense(a), right = column_major(b);
+    const GemmProblem p{.dtype = DType::Int8,
+                        .m = a.rows,
+                        .n = b.columns,
+                        .k = a.columns,
+                        .a = {left.tensor.data(), left.row_stride, 0, false},
+                        .b = {right.tensor.data(), right.column_stride, 0, true},
+                        .c = out.data(),
+                        .ldc = b.columns};
+    if (cublaslt_gemm(p, {launch.stream(), launch.device()})) return;
+  }
+  tiled_gemm(launch, DType::Int8, DType::Int32, 1, a, b, 1, 0, static_cast<char*>(out.data()),
+             b.columns, 0, nullptr);
 }
 
 void linear(const Tensor& out, const Tensor& input, const Tensor& weight, const Tensor& bias) {
@@ -186,29 +260,28 @@ const RegisterCuda registered([](KernelTable& t) {
   t.mm = [](const Tensor& out, const Tensor& self, const Tensor& mat2) {
     gemm(out, 1, matrix(self), matrix(mat2), 1, 0, out.strides()[0], 0);
   };
+  t._int_mm = int_mm;
   t.bmm = [](const Tensor& out, const Tensor& self, const Tensor& mat2) {
     gemm(out, self.sizes()[0], matrix(self), matrix(mat2), 1, 0, out.strides()[1],
          out.strides()[0]);
   };
   t.addmm = [](const Tensor& out, const Tensor& self, const Tensor& mat1, const Tensor& mat2,
                const Scalar& beta, const Scalar& alpha) {
-    start_with(out, self, beta);
     gemm(out, 1, matrix(mat1), matrix(mat2), alpha.to_double(), beta.to_double(), out.strides()[0],
-         0);
+         0, nullptr, &self);
   };
   t.baddbmm = [](const Tensor& out, const Tensor& self, const Tensor& batch1, const Tensor& batch2,
                  const Scalar& beta, const Scalar& alpha) {
-    start_with(out, self, beta);
     gemm(out, batch1.sizes()[0], matrix(batch1), matrix(batch2), alpha.to_double(),
-         beta.to_double(), out.strides()[1], out.strides()[0]);
+         beta.to_double(), out.strides()[1], out.strides()[0], nullptr, &self);
   };
   t.mv = [](const Tensor& out, const Tensor& self, const Tensor& vec) {
     gemm(out, 1, matrix(self), column(vec), 1, 0, 1, 0);
   };
   t.addmv = [](const Tensor& out, const Tensor& self, const Tensor& mat, const Tensor& vec,
                const Scalar& beta, const Scalar& alpha) {
-    start_with(out, self, beta);
-    gemm(out, 1, matrix(mat), column(vec), alpha.to_double(), beta.to_double(), 1, 0);
+    gemm(out, 1, matrix(mat), column(vec), alpha.to_double(), beta.to_double(), 1, 0, nullptr,
+         &self);
   };
   t.dot = [](const Tensor& out, const Tensor& self, const Tensor& other) {
     gemm(out, 1, row(self), column(other), 1, 0, 1, 0);

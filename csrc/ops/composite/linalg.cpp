@@ -50,6 +50,12 @@ Tensor addr(const Tensor& self, const Tensor& vec1, const Tensor& vec2, const Sc
   return plus_scaled(self, beta, scale(ops::outer(vec1, vec2), alpha));
 }
 
+Tensor _addmm_activation(const Tensor& self, const Tensor& mat1, const Tensor& mat2,
+                         const Scalar& beta, const Scalar& alpha, bool use_gelu) {
+  const Tensor sum = ops::addmm(self, mat1, mat2, beta, alpha);
+  return use_gelu ? ops::gelu(sum, "tanh") : ops::relu(sum);
+}
+
 Tensor addbmm(const Tensor& self, const Tensor& batch1, const Tensor& batch2, const Scalar& beta,
               const Scalar& alpha) {
   // One matrix product over batch and inner dimension together: sums are rounded once.

@@ -41,6 +41,17 @@ Tensor mm(const Tensor& self, const Tensor& mat2) {
   return product(self, mat2, "mm");
 }
 
+Tensor _int_mm(const Tensor& self, const Tensor& mat2) {
+  check(self.dim() == 2, "_int_mm: Expected self to be of dimension 2 but got ", self.dim());
+  check(mat2.dim() == 2, "_int_mm: Expected mat2 to be of dimension 2 but got ", mat2.dim());
+  check(self.dtype() == DType::Int8 && mat2.dtype() == DType::Int8,
+        "_int_mm: Expected self and mat2 to be int8 but got ", self.dtype(), " and ", mat2.dtype());
+  check(self.sizes()[1] == mat2.sizes()[0], "_int_mm: mat1 and mat2 shapes cannot be multiplied (",
+        self.sizes()[0], "x", self.sizes()[1], " and ", mat2.sizes()[0], "x", mat2.sizes()[1], ")");
+  return empty(Dims{self.sizes()[0], mat2.sizes()[1]}, DType::Int32,
+               device_of(self, mat2, "_int_mm"));
+}
+
 Tensor addmm(const Tensor& self, const Tensor& mat1, const Tensor& mat2, const Scalar&,
              const Scalar&) {
   check(mat1.dim() == 2, "mat1 must be a matrix, got ", mat1.dim(), "-D tensor");

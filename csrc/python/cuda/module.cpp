@@ -59,13 +59,10 @@ void bind_devices(nb::module_& m) {
       "properties", [](int device) { return &properties(checked_device(device)); },
       nb::rv_policy::reference);
   m.def("can_access_peer", &can_access_peer);
-  m.def("synchronize_device", [](int device) {
-    checked_device(device);
-    const nb::gil_scoped_release released;
-    synchronize_device(device);
-  });
+  m.def("synchronize_device", [](int device) { synchronize_device(checked_device(device)); });
   m.def("runtime_version", &runtime_version);
   m.def("driver_version", &driver_version);
+  m.def("built_architectures", &built_architectures);
   m.def("memory_info", [](int device) {
     const MemoryInfo info = memory_info(checked_device(device));
     return std::pair(info.free, info.total);
@@ -90,10 +87,8 @@ void bind_streams(nb::module_& m) {
         [](int device, uintptr_t handle) { return query(stream_of(device, handle)); });
   m.def("stream_priority",
         [](int device, uintptr_t handle) { return priority(stream_of(device, handle)); });
-  m.def("stream_synchronize", [](int device, uintptr_t handle) {
-    const nb::gil_scoped_release released;
-    synchronize(stream_of(device, handle));
-  });
+  m.def("stream_synchronize",
+        [](int device, uintptr_t handle) { synchronize(stream_of(device, handle)); });
   nb::class_<Event>(m, "Event")
       .def(nb::init<bool, bool, bool>(), nb::arg("timing"), nb::arg("blocking"),
            nb::arg("interprocess"))
@@ -102,11 +97,7 @@ void bind_streams(nb::module_& m) {
       .def("wait",
            [](const Event& e, int device, uintptr_t handle) { e.wait(stream_of(device, handle)); })
       .def("query", &Event::query)
-      .def("synchronize",
-           [](const Event& e) {
-             const nb::gil_scoped_release released;
-             e.synchronize();
-           })
+      .def("synchronize", &Event::synchronize)
       .def("elapsed_time", &Event::elapsed)
       .def_prop_ro("handle", [](const Event& e) { return reinterpret_cast<uintptr_t>(e.handle()); })
       .def_prop_ro("device", &Event::device);

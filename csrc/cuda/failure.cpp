@@ -1,0 +1,86 @@
+#include "cuda/failure.h"
+
+#include <array>
+#include <atomic>
+#include <mutex>
+
+#include "core/error.h"
+#include "cuda/device.h"
+#include "cuda/error.h"
+
+namespace vt::cuda {
+namespace {
+
+std::array<std::atomic<FailureSlot*>, kMaxDevices> slots{};
+std::array<std::atomic<const FailureRecord*>, kMaxDevices> records{};
+
+FailureSlot* make_slot(int device) {
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  if (FailureSlot* made = slots[device]) return made;
+  const DeviceGuard guard(device);
+  cudaStreamCaptureMode relaxed = cudaStreamCaptureModeRelaxed;  // others may be capturing
+  cudaThreadExchangeStreamCaptureMode(&relaxed);
+  FailureSlot filled{};
+  void* slot = nullptr;
+  void* record = nullptr;
+  check_cuda(cudaHostAlloc(&record, sizeof(FailureRecord), cudaHostAllocPortable),
+             "reserving memory for a kernel's failure");
+  filled.record = new (record) FailureRecord;
+  check_cuda(cudaMalloc(&slot, sizeof filled), "reserving memory for a kernel's failure");
+  check_cuda(cudaMemcpy(slot, &filled, sizeof filled, cudaMemcpyHostToDevice),
+             "reserving memory for a kernel's failure");
+  cudaThreadExchangeStreamCaptureMode(&relaxed);
+  records[device] = filled.record;
+  slots[device] = static_cast<FailureSlot*>(slot);
+  return slots[device];
+}
+
+const char* op_of(FailedCheck check) {
+  switch (check) {
+    case FailedCheck::Index:
+      return "index";
+    case FailedCheck::IndexSelect:
+      return "index_select";
+    case FailedCheck::IndexAdd:
+      return "index_add_";
+    case FailedCheck::IndexCopy:
+      return "index_copy_";
+    case FailedCheck::Gather:
+      return "gather";
+    case FailedCheck::Scatter:
+      return "scatter_";
+    case FailedCheck::ScatterAdd:
+      return "scatter_add_";
+    case FailedCheck::ScatterReduce:
+      return "scatter_reduce";
+    case FailedCheck::Embedding:
+      return "embedding";
+    default:
+      return "cross_entropy";
+  }
+}
+
+}  // namespace
+
+FailureSlot* failure_slot(int device) {
+  FailureSlot* slot = slots[device].load(std::memory_order_acquire);
+  return slot ? slot : make_slot(device);
+}
+
+std::string failed_check() {
+  for (size_t device = 0; device < records.size(); ++device) {
+    const volatile FailureRecord* record = records[device];
+    if (!record || record->check == FailedCheck::None) continue;
+    const int64_t index = record->index, size = record->size;
+    const FailedCheck check = record->check;
+    const std::string where = str(" (on cuda:", device, ")");
+    if (check == FailedCheck::CrossEntropy)
+      return str("cross_entropy: Target ", index, " is out of bounds (", size, " classes)", where);
+    return str(op_of(check), ": index ", index, " is out of bounds for a dimension of size ", size,
+               where);
+  }
+  return {};
+}
+
+}  // namespace vt::cuda

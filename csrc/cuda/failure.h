@@ -1,0 +1,43 @@
+// What a kernel leaves behind when it finds data it cannot go on with, such as an index out of
+// range. It cannot throw: it writes a record into page-locked host memory, which survives the
+// context, and traps. The next call that the driver refuses then says what happened and in which
+// op.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace vt::cuda {
+
+/// Ops whose kernels check what they read.
+enum class FailedCheck : int {
+  None,
+  Index,
+  IndexSelect,
+  IndexAdd,
+  IndexCopy,
+  Gather,
+  Scatter,
+  ScatterAdd,
+  ScatterReduce,
+  Embedding,
+  CrossEntropy,
+};
+
+struct FailureRecord {
+  FailedCheck check = FailedCheck::None;  // written last
+  int64_t index = 0, size = 0;            // the offending index, and how many there are
+};
+
+/// Where the kernels of a device write; in device memory, with the record on the host.
+struct FailureSlot {
+  FailureRecord* record;
+  unsigned claimed;  // by the thread that writes
+};
+
+/// The slot of a device, made on its first call.
+FailureSlot* failure_slot(int device);
+/// One sentence on the check that failed; empty if none did. Reads host memory only.
+std::string failed_check();
+
+}  // namespace vt::cuda
