@@ -95,8 +95,10 @@ class CapturedStep:
                     parts.append((tuple(leaf.shape), leaf.stride(), leaf.dtype, str(leaf.device)))
             elif _is_array(leaf):
                 parts.append((leaf.shape, leaf.dtype.str))
+            elif isinstance(leaf, float):
+                parts.append((float, leaf.hex()))  # 0.0 and -0.0 are equal, and not the same
             else:
-                parts.append(leaf)
+                parts.append((type(leaf), leaf))
         parts.append(tuple(leaf.grad is None for leaf in self._leaves.values()))
         key = tuple(parts)
         try:

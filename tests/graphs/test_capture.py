@@ -134,8 +134,10 @@ def test_a_schedule_inside_the_step() -> None:
     schedules = [vt.optim.lr_scheduler.CosineAnnealingLR(t.optimizer, T_max=10) for t in trainings]
 
     def with_schedule(training: Training, schedule: Any) -> Callable[..., Any]:
+        inner = training.step
+
         def step(x: Any, y: Any) -> Any:
-            loss = training.step(x, y)
+            loss = inner(x, y)
             schedule.step()
             return loss
 
