@@ -24,6 +24,7 @@ def info_lines() -> list[str]:
         "threads": str(torch.get_num_threads()),
     }
     facts.update(_cuda_facts())
+    facts.update(_cuda_libraries())
     for name in ("numpy", "safetensors", "tensorboardX", "tensorboard"):
         facts[name] = _version(name)
     width = max(map(len, facts))
@@ -94,6 +95,19 @@ def _blas() -> str:
         return f"unknown ({error})"
     config.restype = ctypes.c_char_p
     return config().decode().strip()
+
+
+def _cuda_libraries() -> dict[str, str]:
+    """NVIDIA's libraries: version and path, or how to install a missing one."""
+    from vibetensor.torch.cuda import _backend
+
+    native = _backend.native()
+    if native is None:
+        return {}
+    return {
+        name: f"{version} ({path})" if path else problem.partition("  (or")[0]
+        for name, version, path, problem in native.libraries()
+    }
 
 
 def _version(package: str) -> str:
