@@ -132,5 +132,6 @@ int64_t cudnn_version() {
 }
 std::string cudnn_path() { return cudnn_available() ? cudnn::api().library.path() : std::string(); }
 const std::string& cudnn_refusal() { return cudnn::refusal; }
+int64_t cudnn_runs() { return cudnn::plan_runs.load(std::memory_order_relaxed); }
 
 }  // namespace vt::cuda

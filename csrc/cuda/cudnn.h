@@ -12,10 +12,11 @@ namespace vt::cuda {
 /// every call, set at any time.
 struct CudnnSettings {
   std::atomic<bool> enabled{true};
-  std::atomic<bool> benchmark{false};      // convolutions measure their plans on first use
-  std::atomic<bool> deterministic{false};  // convolutions use deterministic plans only
-  std::atomic<bool> allow_tf32{true};      // float32 convolutions may round inputs to TF32
-  std::atomic<bool> attention{true};       // fused attention, where it applies
+  std::atomic<bool> benchmark{false};        // convolutions measure their plans on first use
+  std::atomic<bool> deterministic{false};    // convolutions use deterministic plans only
+  std::atomic<bool> allow_tf32{true};        // float32 convolutions may round inputs to TF32
+  std::atomic<bool> attention{true};         // fused attention, where it applies and is faster
+  std::atomic<bool> small_attention{false};  // also where it is not faster than our own
   /// use_deterministic_algorithms: concerns convolutions and attention alike.
   std::atomic<bool> deterministic_algorithms{false};
 };
@@ -31,5 +32,7 @@ int64_t cudnn_version();
 std::string cudnn_path();
 /// What the library said when it last had no plan for a computation on this thread.
 const std::string& cudnn_refusal();
+/// How many computations the library has run in this process.
+int64_t cudnn_runs();
 
 }  // namespace vt::cuda

@@ -73,6 +73,8 @@ DataType data_type(DType dtype) {
   }
 }
 
+std::atomic<int64_t> plan_runs{0};
+
 void Plan::run(Handle handle, std::span<void* const> operands, void* workspace_bytes) const {
   constexpr size_t kMost = 24;
   void* pointers[kMost];
@@ -91,6 +93,7 @@ void Plan::run(Handle handle, std::span<void* const> operands, void* workspace_b
                "passing a workspace");
   check_status(pack.finalize(), "passing operands");
   check_status(api().execute(handle, plan.raw(), pack.raw()), "running a plan");
+  plan_runs.fetch_add(1, std::memory_order_relaxed);
 }
 
 bool Graph::accept(Status status, std::string_view what) {

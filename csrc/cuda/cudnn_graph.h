@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <memory>
 #include <span>
 #include <string>
@@ -23,7 +24,7 @@ struct PlanLimits {
   bool deterministic = false;
   bool tensor_cores = true;
   bool down_conversion = true;  // operands may be rounded to a narrower format
-  size_t wanted = 1;         // the most plans to return, best first
+  size_t wanted = 1;            // the most plans to return, best first
 };
 
 /// A computation ready to run: an execution plan, the ids of its operands, and its constants.
@@ -36,6 +37,8 @@ struct Plan {
   /// Runs on the handle's stream. `operands` are device pointers in the order of description.
   void run(Handle handle, std::span<void* const> operands, void* workspace_bytes) const;
 };
+
+extern std::atomic<int64_t> plan_runs;
 
 /// A graph under construction. A step that the library refuses makes the whole graph unusable;
 /// plans() then returns none and refusal() says why.
@@ -126,12 +129,24 @@ class Context {
     if (plans_.size() >= kMaxPlans) return nullptr;
     return &plans_.emplace(key, make(handle_)).first->second;
   }
+  /// The same with at most `most` shapes of a family: a plan can take long to make, and a loop may
+  /// never see a shape again.
+  template <class Make>
+  Plans* find(const PlanKey& key, const PlanKey& family, int most, Make&& make) {
+    if (const auto found = plans_.find(key); found != plans_.end()) [[likely]]
+      return &found->second;
+    int& members = families_[family];
+    if (members >= most) return nullptr;
+    ++members;
+    return find(key, make);
+  }
 
  private:
   static constexpr size_t kMaxPlans = 2048;
   Handle handle_ = nullptr;
   cudaStream_t stream_ = nullptr;
   std::unordered_map<PlanKey, Plans, PlanKeyHash> plans_;
+  std::unordered_map<PlanKey, int, PlanKeyHash> families_;
 };
 
 /// Makes plans of a graph and notes the refusal if there are none.

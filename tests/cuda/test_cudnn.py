@@ -14,6 +14,7 @@ import vibetensor.torch.nn.functional as F
 from vibetensor.torch.backends import cuda as cuda_backend
 from vibetensor.torch.backends import cudnn
 from vibetensor.torch.cuda import _backend
+from vibetensor.torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Bounds of |error| over the largest magnitude of the reference: a few roundings of the result for
 # 16-bit floats, the length of the sums for the others.
@@ -115,28 +116,44 @@ def test_convolution_and_gradients(case: Any, layout: str, dtype: Any) -> None:
 
 
 def test_convolutions_run_on_the_library() -> None:
-    """Else the tests above would compare products over windows."""
+    """Else the tests above would compare products over windows. Windows that tile the input stay
+    products, on 16-bit floats."""
     native = _backend.native()
+    x = torch.randn(2, 3, 8, 8, device="cuda", dtype=torch.bfloat16)
+    w = torch.randn(6, 3, 4, 4, device="cuda", dtype=torch.bfloat16)
+    before = native.cudnn_runs()
+    F.conv2d(x, w, stride=4)
+    assert native.cudnn_runs() == before
+    F.conv2d(x.float(), w.float(), stride=4)
+    assert native.cudnn_runs() == before + 1
     for dtype in TOLERANCE:
         x = torch.randn(2, 8, 9, 9, device="cuda").to(dtype).requires_grad_()
         w = torch.randn(8, 8, 3, 3, device="cuda").to(dtype).requires_grad_()
-        y = F.conv2d(x, w, padding=1)
-        assert "_convolution" in type(y.grad_fn).__name__ or "Convolution" in str(y.grad_fn), (
-            dtype,
-            native.cudnn_refusal(),
+        before = native.cudnn_runs()
+        F.conv2d(x, w, padding=1).sum().backward()
+        assert native.cudnn_runs() == before + 3, (dtype, native.cudnn_refusal())
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_second_gradients(case: Any) -> None:
+    ndim, x_size, w_size, stride, padding, dilation, groups, transposed = case
+    torch.manual_seed(0)
+    x, w = torch.randn(x_size, dtype=torch.float64), torch.randn(w_size, dtype=torch.float64)
+
+    def run(device: str) -> list[Any]:
+        leaves = [t.detach().to(device).requires_grad_() for t in (x, w)]
+        y = _conv(ndim, *leaves, None, stride, padding, dilation, groups, transposed)
+        torch.manual_seed(1)
+        weights = [torch.randn(s, dtype=torch.float64) for s in (y.shape, x_size, w_size)]
+        grad, u, v = (t.to(device) for t in weights)
+        grad.requires_grad_()
+        first = torch.autograd.grad(y, leaves, grad, create_graph=True)
+        return list(
+            torch.autograd.grad((first[0] * u).sum() + (first[1] * v).sum(), [grad, *leaves])
         )
 
-
-def test_second_gradients() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(2, 4, 6, 5, dtype=torch.float64, device="cuda", requires_grad=True)
-    w = torch.randn(6, 2, 3, 2, dtype=torch.float64, device="cuda", requires_grad=True)
-
-    def f(x: Any, w: Any) -> Any:
-        return F.conv2d(x, w, None, (2, 1), 1, 1, 2)
-
-    assert torch.autograd.gradcheck(f, (x, w))
-    assert torch.autograd.gradgradcheck(f, (x, w))
+    for a, e in zip(run("cuda"), run("cpu")):
+        _close(a, e, 1e-11)
 
 
 def test_tf32_is_a_switch() -> None:
@@ -177,9 +194,10 @@ def test_convolution_without_the_library() -> None:
     x, w = torch.randn(2, 8, 9, 9), torch.randn(8, 8, 3, 3)
     with cudnn.flags(enabled=False):
         leaf = x.cuda().requires_grad_()
+        before = _backend.native().cudnn_runs()
         y = F.conv2d(leaf, w.cuda(), padding=1)
         y.sum().backward()
-        assert "onvolution" not in str(y.grad_fn)
+        assert _backend.native().cudnn_runs() == before
         volume = F.conv3d(x.cuda()[:, :, None], w.cuda()[:, :, None], padding=(0, 1, 1))
     reference = x.double().requires_grad_()
     F.conv2d(reference, w.double(), padding=1).sum().backward()
@@ -208,6 +226,8 @@ def test_wrong_convolutions_are_refused_by_name() -> None:
     assert F.conv2d(x[:0], w).shape == (0, 6, 3, 3)
 
 
+CUDNN, OURS = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
+
 # ---- attention -----------------------------------------------------------------------------------
 
 
@@ -234,6 +254,13 @@ def _operands(
     return [make(h, t, d), make(kv, s, d), make(kv, s, dv), make(h, t, dv)]
 
 
+def _to_device(t: Any) -> Any:
+    """A copy on the device, in the same layout."""
+    if t.is_contiguous():
+        return t.cuda()
+    return t.transpose(1, 2).contiguous().cuda().transpose(1, 2)
+
+
 SHAPES = [
     # B, H, KV heads, T, S, D, Dv
     (2, 4, 4, 64, 64, 64, 64),
@@ -258,36 +285,45 @@ SHAPES = [
 def test_attention_and_gradients(shape: Any, layout: str, causal: bool, dtype: Any) -> None:
     operands = _operands(*shape, dtype, layout)
     expected = _attention(*(t.double() for t in operands), causal)
-    device = [t.cuda() for t in operands]
-    assert device[0].stride() == operands[0].stride()
-    for enabled in (True, False):
-        cuda_backend.enable_cudnn_sdp(enabled)
-        for a, e in zip(_attention(*device, causal), expected):
+    device = [_to_device(t) for t in operands]
+    assert [t.stride() for t in device] == [t.stride() for t in operands]
+    for kernels, runs in ((CUDNN, 2), (OURS, 0)):
+        before = _backend.native().cudnn_runs()
+        with sdpa_kernel(kernels):
+            actual = _attention(*device, causal)
+        assert _backend.native().cudnn_runs() == before + runs, _backend.native().cudnn_refusal()
+        for a, e in zip(actual, expected):
             assert a.dtype == dtype
             _close(a, e, 4e-3 if dtype == torch.float16 else 3e-2)
 
 
-@pytest.mark.parametrize("forward", [True, False], ids=["cudnn", "ours"])
-def test_one_forward_goes_with_the_other_backward(forward: bool) -> None:
+@pytest.mark.parametrize(("forward", "backward"), [(CUDNN, OURS), (OURS, CUDNN)])
+def test_one_forward_goes_with_the_other_backward(
+    forward: SDPBackend, backward: SDPBackend
+) -> None:
     """The saved statistics are the same."""
     operands = _operands(2, 4, 2, 96, 96, 64, 64, torch.float16, "bhtd")
     expected = _attention(*(t.double() for t in operands), True)
     q, k, v, grad = (t.cuda() for t in operands)
     leaves = [t.detach().requires_grad_() for t in (q, k, v)]
-    cuda_backend.enable_cudnn_sdp(forward)
-    y = F.scaled_dot_product_attention(*leaves, is_causal=True, enable_gqa=True)
-    cuda_backend.enable_cudnn_sdp(not forward)
-    y.backward(grad)
+    before = _backend.native().cudnn_runs()
+    with sdpa_kernel(forward):
+        y = F.scaled_dot_product_attention(*leaves, is_causal=True, enable_gqa=True)
+    with sdpa_kernel(backward):
+        y.backward(grad)
+    assert _backend.native().cudnn_runs() == before + 1
     for a, e in zip([y, *(leaf.grad for leaf in leaves)], expected):
         _close(a, e, 4e-3)
 
 
-def test_attention_scale_expanded_gradient_and_large_scores() -> None:
+@pytest.mark.parametrize("kernels", [CUDNN, OURS])
+def test_attention_scale_expanded_gradient_and_large_scores(kernels: SDPBackend) -> None:
     operands = _operands(1, 2, 2, 64, 64, 64, 64, torch.bfloat16, "bhtd")
     q, k, v, grad = operands
     for scale in (0.25, 40.0):
         expected = _attention(*(t.double() for t in operands), True, scale)
-        actual = _attention(*(t.cuda() for t in operands), True, scale)
+        with sdpa_kernel(kernels):
+            actual = _attention(*(t.cuda() for t in operands), True, scale)
         for a, e in zip(actual, expected):
             _close(a, e, 5e-2)
     ones = torch.ones((), dtype=torch.bfloat16)
@@ -295,7 +331,9 @@ def test_attention_scale_expanded_gradient_and_large_scores() -> None:
         q.double(), k.double(), v.double(), ones.double().expand(grad.shape), False
     )
     expanded = ones.cuda().expand(grad.shape)
-    for a, e in zip(_attention(q.cuda(), k.cuda(), v.cuda(), expanded, False), expected):
+    with sdpa_kernel(kernels):
+        actual = _attention(q.cuda(), k.cuda(), v.cuda(), expanded, False)
+    for a, e in zip(actual, expected):
         _close(a, e, 3e-2)
 
 
@@ -304,19 +342,21 @@ def test_infinite_scores_give_what_our_kernels_give() -> None:
     q[0, 0, 5, 0] = float("inf")
     k[0, 0, 3, 0] = float("nan")
     outs = []
-    for enabled in (True, False):
-        cuda_backend.enable_cudnn_sdp(enabled)
-        y = F.scaled_dot_product_attention(q.cuda(), k.cuda(), v.cuda(), is_causal=True)
+    for kernels in (CUDNN, OURS):
+        with sdpa_kernel(kernels):
+            y = F.scaled_dot_product_attention(q.cuda(), k.cuda(), v.cuda(), is_causal=True)
         outs.append(y.float().cpu().numpy())
     assert np.array_equal(np.isnan(outs[0]), np.isnan(outs[1]))
     assert np.isnan(outs[0][0, 0, 5:]).all() and not np.isnan(outs[0][0, 0, :3]).any()
 
 
 def test_deterministic_attention_repeats_its_bits() -> None:
-    operands = [t.cuda() for t in _operands(4, 4, 4, 512, 512, 64, 64, torch.bfloat16, "bthd")]
+    operands = [_to_device(t) for t in _operands(4, 4, 4, 512, 512, 64, 64, torch.bfloat16, "bthd")]
     torch.use_deterministic_algorithms(True)
     assert torch.are_deterministic_algorithms_enabled()
-    runs = [[g.float().cpu().numpy() for g in _attention(*operands, True)] for _ in range(4)]
+    runs = [
+        [g.detach().float().cpu().numpy() for g in _attention(*operands, True)] for _ in range(4)
+    ]
     for other in runs[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(runs[0], other))
     expected = _attention(*(t.cpu().double() for t in operands), True)
@@ -327,20 +367,35 @@ def test_deterministic_attention_repeats_its_bits() -> None:
 def test_dropout_and_masks_stay_with_our_kernels() -> None:
     q, k, v, _ = (t.cuda() for t in _operands(1, 2, 2, 64, 64, 64, 64, torch.float16, "bhtd"))
     both = []
-    for enabled in (True, False):
-        cuda_backend.enable_cudnn_sdp(enabled)
+    for kernels in (CUDNN, OURS):
         torch.manual_seed(3)
-        both.append(F.scaled_dot_product_attention(q, k, v, dropout_p=0.5).float().cpu().numpy())
+        with sdpa_kernel(kernels):
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
+        both.append(y.float().cpu().numpy())
     assert np.array_equal(*both)
 
 
+def test_growing_lengths_are_left_to_our_kernels() -> None:
+    """Sampling sees a new length at every token; planning each would take longer than the text."""
+    native = _backend.native()
+    with sdpa_kernel(CUDNN):
+        counts = []
+        for length in range(64, 64 + 40):
+            x = torch.randn(1, 3, length, 16, device="cuda", dtype=torch.float16)
+            before = native.cudnn_runs()
+            F.scaled_dot_product_attention(x, x, x, is_causal=True)
+            counts.append(native.cudnn_runs() - before)
+    assert sum(counts[:8]) == 8 and sum(counts[-8:]) == 0
+
+
 def test_steady_state_needs_nothing_from_the_driver() -> None:
-    operands = [t.cuda() for t in _operands(2, 4, 4, 256, 256, 64, 64, torch.bfloat16, "bthd")]
+    operands = [_to_device(t) for t in _operands(2, 4, 4, 256, 256, 64, 64, torch.bfloat16, "bthd")]
     x = torch.randn(4, 16, 32, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     w = torch.randn(16, 16, 3, 3, device="cuda", dtype=torch.bfloat16, requires_grad=True)
 
     def step() -> None:
-        _attention(*operands, True)
+        with sdpa_kernel(CUDNN):
+            _attention(*operands, True)
         torch.autograd.grad(F.conv2d(x, w, padding=1).sum(), (x, w))
 
     for _ in range(3):
@@ -381,10 +436,11 @@ def test_streams_and_threads_have_their_own_handles() -> None:
 
     for _ in range(2):
         threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with sdpa_kernel(CUDNN):
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
     assert not failures
 
 
@@ -398,8 +454,6 @@ def test_switches_are_torch_s() -> None:
     with cudnn.flags(enabled=False):
         assert cudnn.enabled is False
     assert cudnn.enabled is True
-    from vibetensor.torch.nn.attention import SDPBackend, sdpa_kernel
-
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         assert not cuda_backend.cudnn_sdp_enabled()
     assert cuda_backend.cudnn_sdp_enabled()

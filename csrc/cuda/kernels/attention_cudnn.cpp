@@ -13,10 +13,13 @@ namespace {
 using namespace cudnn;
 
 // Below this many multiplications our own kernels are as fast, and need no plan for a new shape.
-constexpr double kLeastWork = 0;
-// Ordered sums of the queries' gradient need the gradients of all scores in memory, as 16-bit
-// floats.
-constexpr int64_t kMostScores = int64_t{1} << 29;
+constexpr double kLeastWork = double{1 << 26};
+// Plans made for one kind of attention. A plan takes a tenth of a second, a second for the first
+// of its kind, so text that grows by a token at a time is left to our own kernels.
+constexpr int kMostLengths = 24;
+// Sums of the queries' gradient in a fixed order need the gradients of all scores in memory, as
+// 16-bit floats. Up to the first number that costs next to nothing; beyond the second, too much.
+constexpr int64_t kCheapScores = int64_t{1} << 26, kMostScores = int64_t{1} << 29;
 
 struct Shape {
   DType dtype;
@@ -37,10 +40,13 @@ struct Shape {
         value_width(v.sizes()[3]) {}
   Dims rows() const { return {batch, heads, queries, 1}; }
   Dims scores() const { return {batch, heads, queries, keys}; }
-  void add_to(PlanKey& key, int kind) const {
+  /// What all lengths have in common.
+  PlanKey family(int kind) const {
+    PlanKey key;
     key.add(kind | static_cast<int>(dtype) << 8 | int64_t{causal} << 16);
     key.add(std::bit_cast<int32_t>(scale));
-    for (const int64_t n : {batch, heads, key_heads, queries, keys, width, value_width}) key.add(n);
+    for (const int64_t n : {batch, heads, key_heads, width, value_width}) key.add(n);
+    return key;
   }
 };
 
@@ -70,7 +76,8 @@ bool applies(const Launch& launch, const Shape& s) {
   if (s.dtype != DType::Float16 && s.dtype != DType::BFloat16) return false;
   const double work = static_cast<double>(s.batch * s.heads) * static_cast<double>(s.queries) *
                       static_cast<double>(s.keys) * static_cast<double>(s.width + s.value_width);
-  if (!(work > kLeastWork) || s.queries == 1 || s.keys == 1) return false;
+  if (work < kLeastWork && !settings.small_attention.load(std::memory_order_relaxed)) return false;
+  if (s.queries <= 1 || s.keys <= 1 || work == 0) return false;
   if (s.width % 8 != 0 || s.value_width % 8 != 0 || std::max(s.width, s.value_width) > 256)
     return false;
   if (launch.properties().major < 8 || !cudnn_available()) return false;
@@ -211,8 +218,16 @@ void describe_backward(Graph& g, const Shape& s, const Tensor& query, const Tens
   g.pointwise(Pointwise::Identity, dq, total);
 }
 
-void add_strides(PlanKey& key, std::initializer_list<const Tensor*> tensors) {
-  for (const Tensor* t : tensors) key.add(IntSpan(regular_strides(*t)).first(3));
+PlanKey plan_key(const PlanKey& family, const Shape& s,
+                 std::initializer_list<const Tensor*> operands) {
+  PlanKey key = family;
+  key.add(s.queries);
+  key.add(s.keys);
+  for (const Tensor* t : operands) {
+    const Dims strides = regular_strides(*t);
+    key.add(IntSpan(strides).first(3));
+  }
+  return key;
 }
 
 void run(const Launch& launch, const Plan& plan, Handle handle, std::span<void* const> operands) {
@@ -230,10 +245,9 @@ bool cudnn_forward(const Launch& launch, const Tensor& out, const Tensor& lse, c
     if (!in_pieces(*t)) return false;
   }
   Context& context = Context::of({launch.stream(), launch.device()});
-  PlanKey plan_key;
-  s.add_to(plan_key, 0);
-  add_strides(plan_key, {&query, &key, &value, &out});
-  Plans* plans = context.find(plan_key, [&](Handle handle) {
+  const PlanKey family = s.family(0);
+  const PlanKey known = plan_key(family, s, {&query, &key, &value, &out});
+  Plans* plans = context.find(known, family, kMostLengths, [&](Handle handle) {
     Graph g;
     describe_forward(g, s, query, key, value, out);
     return make_plans(g, handle, {});
@@ -252,19 +266,20 @@ bool cudnn_backward(const Launch& launch, const Tensor& grad_query, const Tensor
   if (!applies(launch, s)) return false;
   // Lengths that are no multiple of the engines' tiles: right since 9.15.1.
   if (s.keys % 128 != 0 && cudnn_version() <= 91500) return false;
-  const bool ordered = cudnn_settings().deterministic_algorithms.load(std::memory_order_relaxed);
-  if (ordered &&
-      s.batch * s.heads * (s.queries + 63) / 64 * 64 * ((s.keys + 127) / 128 * 128) > kMostScores)
-    return false;
+  const int64_t scores =
+      s.batch * s.heads * ((s.queries + 63) / 64 * 64) * ((s.keys + 127) / 128 * 128);
+  const bool asked = cudnn_settings().deterministic_algorithms.load(std::memory_order_relaxed);
+  if (asked && scores > kMostScores) return false;
+  const bool ordered = asked || scores <= kCheapScores;
   const Tensor g = in_pieces(grad) ? grad : contiguous(grad);
   for (const Tensor* t : {&grad_query, &grad_key, &grad_value, &g, &query, &key, &value, &output}) {
     if (!in_pieces(*t)) return false;
   }
   Context& context = Context::of({launch.stream(), launch.device()});
-  PlanKey plan_key;
-  s.add_to(plan_key, ordered ? 2 : 1);
-  add_strides(plan_key, {&query, &key, &value, &output, &g, &grad_query, &grad_key, &grad_value});
-  Plans* plans = context.find(plan_key, [&](Handle handle) {
+  const PlanKey family = s.family(ordered ? 2 : 1);
+  const PlanKey known =
+      plan_key(family, s, {&query, &key, &value, &output, &g, &grad_query, &grad_key, &grad_value});
+  Plans* plans = context.find(known, family, kMostLengths, [&](Handle handle) {
     Graph graph;
     describe_backward(graph, s, query, key, value, output, g, {grad_query, grad_key, grad_value},
                       ordered);

@@ -18,12 +18,26 @@ Dims output_size(IntSpan input, IntSpan weight, const ConvolutionWindow& w) {
   return out;
 }
 
+/// Windows that tile the input are a permutation of it: one matrix product on 16-bit floats is
+/// faster than the library's convolutions, where the windows are small and not channels-last.
+bool is_tiling(const Tensor& a, const Tensor& b, IntSpan weight, const ConvolutionWindow& w) {
+  if (weight.size() != 4 || w.groups != 1 || a.itemsize() != 2 ||
+      weight[1] * weight[2] * weight[3] > 1024 ||
+      convolution_format(a, b) != MemoryFormat::Contiguous)
+    return false;
+  for (size_t i = 0; i < 2; ++i) {
+    if (w.stride[i] != weight[2 + i] || w.padding[i] != 0 || w.dilation[i] != 1) return false;
+  }
+  return weight[2] * weight[3] > 1;
+}
+
 /// Whether the backend of `a` and `b` has a kernel. Without one, of three spatial dimensions only
 /// the value can be composed: all three products are asked for then.
 bool has_kernel(ConvolutionProduct product, const Tensor& a, const Tensor& b, IntSpan input,
                 IntSpan weight, IntSpan output, const ConvolutionWindow& w) {
   const Device device = a.device();
   if (device.type == DeviceType::CPU || a.numel() == 0 || b.numel() == 0) return false;
+  if (is_tiling(a, b, weight, w)) return false;
   DeviceBackend* backend = backend_for(device.type);
   if (!backend) return false;
   const Convolution shape{Dims(input), Dims(weight), Dims(output),

@@ -20,6 +20,7 @@ std::atomic<bool>& cudnn_flag(const std::string& name) {
   if (name == "deterministic") return s.deterministic;
   if (name == "allow_tf32") return s.allow_tf32;
   if (name == "attention") return s.attention;
+  if (name == "small_attention") return s.small_attention;
   if (name == "deterministic_algorithms") return s.deterministic_algorithms;
   fail(ErrorKind::Value, "cuDNN has no switch '", name, "'");
 }
@@ -54,6 +55,7 @@ void bind_libraries(nb::module_& m) {
   m.def("cudnn_problem", &cudnn_problem);
   m.def("cudnn_version", &cudnn_version);
   m.def("cudnn_refusal", &cudnn_refusal);
+  m.def("cudnn_runs", &cudnn_runs);
   m.def("cudnn_flag", [](const std::string& name) { return cudnn_flag(name).load(); });
   m.def("set_cudnn_flag",
         [](const std::string& name, bool value) { cudnn_flag(name).store(value); });

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from vibetensor.torch.backends import cuda
+from vibetensor.torch.cuda import _backend
 
 
 class SDPBackend(enum.Enum):
@@ -23,7 +24,8 @@ class SDPBackend(enum.Enum):
 def sdpa_kernel(
     backends: SDPBackend | Sequence[SDPBackend], set_priority: bool = False
 ) -> Iterator[None]:
-    """Within the block, cuDNN's attention is used only if it is among ``backends``.
+    """Within the block, cuDNN's attention is used only if it is among ``backends``; if it is the
+    only one, also for small problems, which our own kernels do as fast.
 
     Where it does not apply, our own kernels run, whatever the list says.
     """
@@ -31,9 +33,15 @@ def sdpa_kernel(
     chosen = [backends] if isinstance(backends, SDPBackend) else list(backends)
     if not chosen or not all(isinstance(backend, SDPBackend) for backend in chosen):
         raise TypeError("sdpa_kernel takes one SDPBackend or a non-empty list of them")
+    native = _backend.native()
     former = cuda.cudnn_sdp_enabled()
+    former_small = native is not None and native.cudnn_flag("small_attention")
     cuda.enable_cudnn_sdp(SDPBackend.CUDNN_ATTENTION in chosen)
+    if native is not None:
+        native.set_cudnn_flag("small_attention", set(chosen) == {SDPBackend.CUDNN_ATTENTION})
     try:
         yield
     finally:
         cuda.enable_cudnn_sdp(former)
+        if native is not None:
+            native.set_cudnn_flag("small_attention", former_small)
