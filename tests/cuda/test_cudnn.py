@@ -286,7 +286,8 @@ def test_attention_and_gradients(shape: Any, layout: str, causal: bool, dtype: A
     operands = _operands(*shape, dtype, layout)
     expected = _attention(*(t.double() for t in operands), causal)
     device = [_to_device(t) for t in operands]
-    assert [t.stride() for t in device] == [t.stride() for t in operands]
+    for a, e in zip(device, operands):
+        assert all(x == y or n == 1 for x, y, n in zip(a.stride(), e.stride(), e.shape))
     for kernels, runs in ((CUDNN, 2), (OURS, 0)):
         before = _backend.native().cudnn_runs()
         with sdpa_kernel(kernels):

@@ -12,8 +12,9 @@ namespace {
 
 using namespace cudnn;
 
-// Below this many multiplications our own kernels are as fast, and need no plan for a new shape.
-constexpr double kLeastWork = double{1 << 26};
+// Below this many multiplications our own kernels are about as fast, take less of the host's time
+// and need no plan for a new shape.
+constexpr double kLeastWork = double{1 << 25};
 // Plans made for one kind of attention. A plan takes a tenth of a second, a second for the first
 // of its kind, so text that grows by a token at a time is left to our own kernels.
 constexpr int kMostLengths = 24;
