@@ -49,21 +49,12 @@ def _cuda_facts() -> dict[str, str]:
         facts[f"GPU {device}"] = (
             f"{of.name}, {of.total_memory / 2**30:.0f} GiB, compute capability {of.major}.{of.minor}"
         )
-    try:
-        facts["cuBLASLt"] = _dotted_long(_cuda.cublaslt_version())
-    except RuntimeError as error:
-        facts["cuBLASLt"] = str(error)
     return facts
 
 
 def _dotted(version: int) -> str:
     """13000 as 13.0."""
     return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def _dotted_long(version: int) -> str:
-    """130100 as 13.1.0, as cuBLAS numbers itself."""
-    return f"{version // 10000}.{version % 10000 // 100}.{version % 100}"
 
 
 def _architecture(name: str) -> str:
