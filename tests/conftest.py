@@ -49,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_default_device(device)
     except RuntimeError as error:
         raise pytest.UsageError(f"--device {device}: {error}") from None
+    torch.backends.cudnn.allow_tf32 = False  # the references keep float32's bits
     _read_through_the_cpu(torch.Tensor)
 
 

@@ -10,6 +10,8 @@
 namespace vt {
 
 class Storage;
+struct Convolution;
+enum class ConvolutionProduct : uint8_t;
 
 class DeviceBackend {
  public:
@@ -35,6 +37,9 @@ class DeviceBackend {
   virtual bool is_pinned(const void* pointer) const = 0;
   /// The device that memory is on; -1 for memory that no device can use.
   virtual int device_of(const void* pointer) const = 0;
+  /// Whether the op of a convolution's product (ops::_convolution and its gradients) has a kernel
+  /// for these shapes at present; where not, convolutions are composed of other ops.
+  virtual bool has_convolution(ConvolutionProduct, const Convolution&) { return false; }
 };
 
 /// The backend of an accelerator type, its library loaded on the first call; null (with the reason

@@ -2,6 +2,7 @@
 #include "core/device_backend.h"
 #include "core/storage.h"
 #include "cuda/allocator.h"
+#include "cuda/cudnn_convolution.h"
 #include "cuda/device.h"
 #include "cuda/stream.h"
 
@@ -31,6 +32,9 @@ class Backend final : public DeviceBackend {
   }
   bool is_pinned(const void* pointer) const override { return cuda::is_pinned(pointer); }
   int device_of(const void* pointer) const override { return cuda::device_of(pointer); }
+  bool has_convolution(ConvolutionProduct product, const Convolution& shape) override {
+    return cudnn::has_convolution(product, shape);
+  }
 };
 
 const bool registered = [] {

@@ -1,6 +1,7 @@
 #include "cuda/library.h"
 
 #include <dlfcn.h>
+#include <link.h>
 
 #include <atomic>
 
@@ -16,25 +17,40 @@ std::atomic<LibraryFinder> finder{nullptr};
 
 void set_library_finder(LibraryFinder f) { finder = f; }
 
-Library::Library(const char* name, const char* file, const char* package) {
-  const auto open = [&](const std::string& path, int extra) {
+void Library::open(const char* name, const char* file) {
+  const auto attempt = [&](const std::string& path, int extra) {
     if (handle_) return;
     handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | extra);
-    if (handle_) path_ = path;
+    if (!handle_) return;
+    path_ = path;
+    // The loader knows where it found a bare file name.
+    link_map* map = nullptr;
+    if (dlinfo(handle_, RTLD_DI_LINKMAP, &map) == 0 && map && map->l_name && *map->l_name)
+      path_ = map->l_name;
   };
-  open(file, RTLD_NOLOAD);
-  // site-packages/vibetensor/lib and site-packages/nvidia/cu13/lib are neighbours.
-  open(str(library_folder(), "/../../nvidia/cu13/lib/", file), 0);
+  attempt(file, RTLD_NOLOAD);
+  // site-packages/vibetensor/lib and site-packages/nvidia/…/lib are neighbours.
+  for (const char* package : {"cu13", "cudnn", "nccl"})
+    attempt(str(library_folder(), "/../../nvidia/", package, "/lib/", file), 0);
   if (const LibraryFinder find = finder; !handle_ && find) {
     const std::string path = find(name);
-    if (!path.empty()) open(path, 0);
+    if (!path.empty()) attempt(path, 0);
   }
-  open(file, 0);
+  attempt(file, 0);
+}
+
+Library::Library(const char* name, const char* file, const char* package) {
+  open(name, file);
   if (handle_) return;
   const char* reason = dlerror();
   fail(file, " was not found. Install it with: pip install ", package,
        "  (or everything at once: pip install 'vibetensor[cuda13]'). The loader says: ",
        reason ? reason : "nothing");
+}
+
+void Library::open_if_found(const char* name, const char* file) {
+  Library quiet;
+  quiet.open(name, file);
 }
 
 void* Library::symbol(const char* name) const {

@@ -15,6 +15,8 @@ class Library {
  public:
   /// Throws, naming the command that installs it, when the library cannot be found.
   Library(const char* name, const char* file, const char* package);
+  /// Opens a library that another one will look for by file name. Quiet where it is missing.
+  static void open_if_found(const char* name, const char* file);
   /// The address of a symbol; throws if the library lacks it.
   void* symbol(const char* name) const;
   template <class F>
@@ -24,6 +26,9 @@ class Library {
   const std::string& path() const { return path_; }
 
  private:
+  Library() = default;
+  void open(const char* name, const char* file);
+
   void* handle_ = nullptr;
   std::string path_;
 };

@@ -151,3 +151,10 @@ def history() -> Iterator[None]:
     """Whatever a test records ends with it."""
     yield
     torch.cuda.memory._record_memory_history(None)
+
+
+@pytest.fixture(autouse=True)
+def _full_precision() -> Iterator[None]:
+    """Convolutions keep float32's bits, which the references have, whatever a test sets."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield

@@ -6,6 +6,7 @@ inputs, so that neither backend's rounding is taken for the truth.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,13 @@ TOLERANCE = {
     "bfloat16": (2e-2, 2e-2),
 }
 HOST_INDICES = {"tensor_split.tensor"}  # reads its indices on the host, as in torch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _full_precision() -> Iterator[None]:
+    """Convolutions keep float32's bits, which the references have."""
+    with vt.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def _cases() -> list[Any]:

@@ -135,6 +135,8 @@ from vibetensor.torch.session import (  # noqa: E402
     set_default_device,
     set_default_dtype,
     set_float32_matmul_precision,
+    are_deterministic_algorithms_enabled,
+    is_deterministic_algorithms_warn_only_enabled,
     use_deterministic_algorithms,
 )
 
@@ -213,6 +215,8 @@ _HAND_WRITTEN = [
     "set_default_device",
     "set_default_dtype",
     "set_float32_matmul_precision",
+    "are_deterministic_algorithms_enabled",
+    "is_deterministic_algorithms_warn_only_enabled",
     "use_deterministic_algorithms",
     "save",
     "load",

@@ -9,7 +9,8 @@ from typing import Any
 from vibetensor import _C
 
 _precision = "highest"
-_deterministic = True
+_deterministic = False
+_deterministic_warn_only = False
 
 
 def set_default_dtype(d: Any) -> None:
@@ -58,8 +59,28 @@ def get_float32_matmul_precision() -> str:
 
 
 def use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:
-    """Accepted for compatibility: every kernel here is deterministic."""
-    del mode, warn_only
+    """Whether everything must give the same bits in every run.
+
+    Our own kernels always do. With ``mode`` so do those of cuDNN: convolutions on CUDA, and the
+    gradients of attention. ``warn_only`` is accepted; nothing here has to raise.
+    """
+    global _deterministic, _deterministic_warn_only
+    _deterministic, _deterministic_warn_only = bool(mode), bool(warn_only)
+    from vibetensor.torch.cuda import _backend
+
+    native = _backend.native()
+    if native is not None:
+        native.set_cudnn_flag("deterministic_algorithms", _deterministic)
+
+
+def are_deterministic_algorithms_enabled() -> bool:
+    """What use_deterministic_algorithms last set; off at start."""
+    return _deterministic
+
+
+def is_deterministic_algorithms_warn_only_enabled() -> bool:
+    """The warn_only that use_deterministic_algorithms last set."""
+    return _deterministic and _deterministic_warn_only
 
 
 def compile(model: Callable[..., Any] | None = None, **options: Any) -> Any:

@@ -24,6 +24,7 @@ def info_lines() -> list[str]:
         "threads": str(torch.get_num_threads()),
     }
     facts.update(_cuda_facts())
+    facts.update(_cuda_libraries())
     for name in ("numpy", "safetensors", "tensorboardX", "tensorboard"):
         facts[name] = _version(name)
     width = max(map(len, facts))
@@ -48,21 +49,12 @@ def _cuda_facts() -> dict[str, str]:
         facts[f"GPU {device}"] = (
             f"{of.name}, {of.total_memory / 2**30:.0f} GiB, compute capability {of.major}.{of.minor}"
         )
-    try:
-        facts["cuBLASLt"] = _dotted_long(_cuda.cublaslt_version())
-    except RuntimeError as error:
-        facts["cuBLASLt"] = str(error)
     return facts
 
 
 def _dotted(version: int) -> str:
     """13000 as 13.0."""
     return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def _dotted_long(version: int) -> str:
-    """130100 as 13.1.0, as cuBLAS numbers itself."""
-    return f"{version // 10000}.{version % 10000 // 100}.{version % 100}"
 
 
 def _architecture(name: str) -> str:
@@ -94,6 +86,19 @@ def _blas() -> str:
         return f"unknown ({error})"
     config.restype = ctypes.c_char_p
     return config().decode().strip()
+
+
+def _cuda_libraries() -> dict[str, str]:
+    """NVIDIA's libraries: version and path, or how to install a missing one."""
+    from vibetensor.torch.cuda import _backend
+
+    native = _backend.native()
+    if native is None:
+        return {}
+    return {
+        name: f"{version} ({path})" if path else problem.partition("  (or")[0]
+        for name, version, path, problem in native.libraries()
+    }
 
 
 def _version(package: str) -> str:

@@ -80,8 +80,10 @@ void forward_block(const Problem& p, const Tensor& out, const Tensor& lse, const
 void forward(const Tensor& out, const Tensor& lse, const Tensor& rng_state, const Tensor& query,
              const Tensor& key, const Tensor& value, const Tensor& mask, double dropout_p,
              bool is_causal, double scale, const PhiloxArgs& rng) {
-  rng_state.data_as<int64_t>()[0] = static_cast<int64_t>(rng.seed);
-  rng_state.data_as<int64_t>()[1] = static_cast<int64_t>(rng.offset);
+  if (rng_state.numel() > 0) {
+    rng_state.data_as<int64_t>()[0] = static_cast<int64_t>(rng.seed);
+    rng_state.data_as<int64_t>()[1] = static_cast<int64_t>(rng.offset);
+  }
   const Problem p(query, key, value, mask, dropout_p, is_causal, scale, rng);
   const int64_t per_head = (p.queries + kQueryBlock - 1) / kQueryBlock;
   visit_float(compute_type(query), [&]<class T>() {

@@ -106,8 +106,11 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
               const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
               const Tensor& mask, const Tensor& output, const Tensor& lse, const Tensor& rng_state,
               double dropout_p, bool is_causal, double scale) {
-  const int64_t* state = rng_state.data_as<int64_t>();
-  const PhiloxArgs rng{static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1])};
+  PhiloxArgs rng{};
+  if (rng_state.numel() > 0) {
+    const int64_t* state = rng_state.data_as<int64_t>();
+    rng = {static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1])};
+  }
   const Problem p(query, key, value, mask, dropout_p, is_causal, scale, rng);
   const int64_t per_key_head = p.heads / std::max<int64_t>(p.key_heads, 1);
   visit_float(compute_type(query), [&]<class T>() {

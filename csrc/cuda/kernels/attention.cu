@@ -3,6 +3,7 @@
 // for backward. Arithmetic is in float (double for doubles) for every dtype, stride and mask; 16-bit
 // heads that are laid out for it go to tensor cores (attention_mma.cu).
 // Source: Dao et al., "FlashAttention", NeurIPS 2022, and its second part.
+#include "cuda/kernels/attention_cudnn.h"
 #include "cuda/kernels/attention_mma.cuh"
 
 namespace vt::cuda {
@@ -31,7 +32,7 @@ __global__ void __launch_bounds__(kThreads)
   extern __shared__ __align__(16) char memory[];
   const Shared<T, D> shared(memory);
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-  if (blockIdx.x == 0 && threadIdx.x == 0) {
+  if (rng_state && blockIdx.x == 0 && threadIdx.x == 0) {
     rng_state[0] = static_cast<int64_t>(p.rng.seed);
     rng_state[1] = static_cast<int64_t>(p.rng.offset);
   }
@@ -96,9 +97,13 @@ void forward(const Tensor& out, const Tensor& lse, const Tensor& rng_state, cons
              bool is_causal, double scale, const PhiloxArgs& rng) {
   const Launch launch(query.device());
   if (lse.numel() == 0) {
-    launch(store_rng_state, dim3(1), dim3(1), 0, rng_state.data_as<int64_t>(), rng);
+    if (rng_state.numel() > 0)
+      launch(store_rng_state, dim3(1), dim3(1), 0, rng_state.data_as<int64_t>(), rng);
     return;
   }
+  if (!mask.defined() && dropout_p == 0 &&
+      cudnn_forward(launch, out, lse, query, key, value, is_causal, scale))
+    return;
   if (mma_forward(launch, out, lse, rng_state, query, key, value, mask, dropout_p, is_causal, scale,
                   rng))
     return;

@@ -2,6 +2,7 @@
 // log-sum-exp. One kernel owns tiles of queries (their gradient), another tiles of keys (the
 // gradients of key and value, over all query heads that share them), so every sum has one owner and
 // a fixed order.
+#include "cuda/kernels/attention_cudnn.h"
 #include "cuda/kernels/attention_mma.cuh"
 
 namespace vt::cuda {
@@ -162,6 +163,10 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
   }
   const Tensor g = grad.dtype() == query.dtype() ? grad : dense_as(grad, query.dtype());
   const Tensor o = output.dtype() == query.dtype() ? output : dense_as(output, query.dtype());
+  if (!mask.defined() && dropout_p == 0 &&
+      cudnn_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
+                     is_causal, scale))
+    return;
   visit_widths(query.dtype(), std::max(width, value_width), [&]<class S, int D>() {
     using T = Compute<S>;
     Problem<S> p(query, key, value, mask, dropout_p, is_causal, scale);

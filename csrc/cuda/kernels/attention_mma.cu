@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kMmaThreads)
       key{reinterpret_cast<S*>(memory + MmaTile<S, D>::kBytes)},
       value{reinterpret_cast<S*>(memory + 2 * MmaTile<S, D>::kBytes)};
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  if (blockIdx.x == 0 && threadIdx.x == 0) {
+  if (rng_state && blockIdx.x == 0 && threadIdx.x == 0) {
     rng_state[0] = static_cast<int64_t>(p.rng.seed);
     rng_state[1] = static_cast<int64_t>(p.rng.offset);
   }

@@ -1,5 +1,6 @@
-// Convolutions in terms of im2col, col2im and matrix products.
+// conv1d to conv3d, their transposed forms, and pools: checks and biases around convolution.h.
 #include "ops/composite/arithmetic.h"
+#include "ops/composite/convolution.h"
 #include "ops/meta/windows.h"
 #include "vt/meta_decls.h"
 
@@ -8,19 +9,27 @@ using namespace arithmetic;
 
 namespace {
 
-Dims pair(IntSpan values) { return Dims{meta::at(values, 0), meta::at(values, 1)}; }
+Dims per_dimension(IntSpan values, size_t rank) {
+  Dims out;
+  for (size_t i = 0; i < rank; ++i) out.push_back(meta::at(values, i));
+  return out;
+}
+Dims pair(IntSpan values) { return per_dimension(values, 2); }
 /// A 1-d setting as the 2-d one of a plane with a single row.
 Dims row_pair(IntSpan values, int64_t first) {
   return values.empty() ? Dims{} : Dims{first, values[0]};
 }
 
 Tensor with_bias(const Tensor& out, const Tensor& bias) {
-  return bias.defined() ? out + ops::view(bias, Dims{bias.numel(), 1, 1}) : out;
+  if (!bias.defined()) return out;
+  Dims shape(static_cast<size_t>(out.dim() - 1), 1);
+  shape[0] = bias.numel();
+  return out + ops::view(bias, shape);
 }
 
 void check_conv(const Tensor& input, const Tensor& weight, const Tensor& bias, int64_t groups,
                 int64_t in_channels, int64_t out_channels, std::string_view op) {
-  check(weight.dim() == 4 && (input.dim() == 4 || input.dim() == 3), op,
+  check(input.dim() == weight.dim() || input.dim() == weight.dim() - 1, op,
         ": expected input (N, C, …) or (C, …) and weight with as "
         "many dimensions as batched input, got ",
         input.sizes(), " and ", weight.sizes());
@@ -28,9 +37,10 @@ void check_conv(const Tensor& input, const Tensor& weight, const Tensor& bias, i
   check(out_channels % groups == 0, "Given groups=", groups,
         ", expected weight to be divisible by ", groups, " at dimension 0, but got weight of size ",
         weight.sizes(), " instead");
-  check(input.size(-3) == in_channels, "Given groups=", groups, ", weight of size ", weight.sizes(),
+  const int64_t channels = input.size(1 - weight.dim());
+  check(channels == in_channels, "Given groups=", groups, ", weight of size ", weight.sizes(),
         ", expected input", input.sizes(), " to have ", in_channels, " channels, but got ",
-        input.size(-3), " channels instead");
+        channels, " channels instead");
   check(!bias.defined() || (bias.dim() == 1 && bias.numel() == out_channels),
         "Given weight of size ", weight.sizes(), ", expected bias to be 1-dimensional with ",
         out_channels, " elements, but got bias of size ", bias.defined() ? bias.sizes() : IntSpan(),
@@ -42,46 +52,46 @@ void check_conv(const Tensor& input, const Tensor& weight, const Tensor& bias, i
         weight.dtype(), ") should be the same");
 }
 
-/// weight (G, rows, k) applied to columns (N, G·k, L): (N, G·rows, L).
-Tensor grouped_product(const Tensor& weight, const Tensor& columns) {
-  const int64_t g = weight.sizes()[0], rows = weight.sizes()[1], k = weight.sizes()[2];
-  const int64_t n = columns.sizes()[0], l = columns.sizes()[2];
-  if (g == 1) {
-    const Tensor left = ops::expand(ops::view(weight, Dims{1, rows, k}), Dims{n, rows, k}, false);
-    return ops::bmm(left, columns);
+Tensor conv_nd(size_t rank, const Tensor& input, const Tensor& weight, const Tensor& bias,
+               IntSpan stride, IntSpan padding, IntSpan dilation, int64_t groups,
+               std::string_view op) {
+  check(weight.dim() == static_cast<int64_t>(rank) + 2, op, ": expected weight ",
+        rank == 2 ? "(O, C / groups, kh, kw)" : "(O, C / groups, kd, kh, kw)", ", got ",
+        weight.sizes());
+  const auto k = weight.sizes();
+  check_conv(input, weight, bias, groups, k[1] * groups, k[0], op);
+  if (input.dim() == static_cast<int64_t>(rank) + 1) {
+    return ops::squeeze_dim(conv_nd(rank, ops::unsqueeze(input, 0), weight, bias, stride, padding,
+                                    dilation, groups, op),
+                            Dims{0});
   }
-  const Tensor product =
-      ops::matmul(ops::unsqueeze(weight, 0), ops::view(columns, Dims{n, g, k, l}));
-  return ops::reshape(product, Dims{n, g * rows, l});
+  const ConvolutionWindow w{per_dimension(stride, rank), per_dimension(padding, rank),
+                            per_dimension(dilation, rank), groups};
+  Dims padded, reach;
+  bool fits = true;
+  for (size_t i = 0; i < rank; ++i) {
+    check(w.padding[i] >= 0, "negative padding is not supported");
+    check(w.stride[i] > 0, "non-positive stride is not supported");
+    check(w.dilation[i] > 0, "dilation should be greater than zero");
+    padded.push_back(input.sizes()[2 + i] + 2 * w.padding[i]);
+    reach.push_back(w.dilation[i] * (k[2 + i] - 1) + 1);
+    fits = fits && padded[i] >= reach[i];
+  }
+  check(fits, "Calculated padded input size per channel: ", padded, ". Kernel size: ", reach,
+        ". Kernel size can't be greater than actual input size");
+  return with_bias(convolution(input, weight, w), bias);
 }
 
 }  // namespace
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const Tensor& bias, IntSpan stride,
               IntSpan padding, IntSpan dilation, int64_t groups) {
-  check(weight.dim() == 4, "conv2d: expected weight (O, C / groups, kh, kw), got ", weight.sizes());
-  const auto w = weight.sizes();
-  check_conv(input, weight, bias, groups, w[1] * groups, w[0], "conv2d");
-  if (input.dim() == 3) {
-    return ops::squeeze_dim(
-        ops::conv2d(ops::unsqueeze(input, 0), weight, bias, stride, padding, dilation, groups),
-        Dims{0});
-  }
-  const Dims s = pair(stride), p = pair(padding), d = pair(dilation), kernel{w[2], w[3]};
-  const int64_t n = input.sizes()[0];
-  Dims out{n, w[0], 0, 0};
-  for (size_t i = 0; i < 2; ++i) {
-    check(s[i] > 0, "non-positive stride is not supported");
-    const int64_t padded = input.sizes()[2 + i] + 2 * p[i], reach = d[i] * (kernel[i] - 1) + 1;
-    check(padded >= reach, "Calculated padded input size per channel: ", padded,
-          ". Kernel size: ", reach, ". Kernel size can't be greater than actual input size");
-    out[2 + i] = meta::window_count(input.sizes()[2 + i], kernel[i], s[i], p[i], d[i]);
-  }
-  const bool pointwise = w[2] == 1 && w[3] == 1 && s[0] == 1 && s[1] == 1 && p[0] == 0 && p[1] == 0;
-  const Tensor columns = pointwise ? ops::reshape(input, Dims{n, input.sizes()[1], out[2] * out[3]})
-                                   : ops::im2col(input, kernel, d, p, s);
-  const Tensor filters = ops::reshape(weight, Dims{groups, w[0] / groups, w[1] * w[2] * w[3]});
-  return with_bias(ops::view(grouped_product(filters, columns), out), bias);
+  return conv_nd(2, input, weight, bias, stride, padding, dilation, groups, "conv2d");
+}
+
+Tensor conv3d(const Tensor& input, const Tensor& weight, const Tensor& bias, IntSpan stride,
+              IntSpan padding, IntSpan dilation, int64_t groups) {
+  return conv_nd(3, input, weight, bias, stride, padding, dilation, groups, "conv3d");
 }
 
 Tensor conv1d(const Tensor& input, const Tensor& weight, const Tensor& bias, IntSpan stride,
@@ -119,27 +129,20 @@ Tensor conv_transpose2d(const Tensor& input, const Tensor& weight, const Tensor&
     size[i] = (input.sizes()[2 + i] - 1) * s[i] - 2 * p[i] + d[i] * (kernel[i] - 1) + extra[i] + 1;
     check(size[i] > 0, "conv_transpose2d: calculated output size ", size[i], " is too small");
   }
-  const int64_t n = input.sizes()[0], c = w[0] / groups, rows = w[1] * w[2] * w[3];
-  const Tensor filters = ops::transpose(ops::reshape(weight, Dims{groups, c, rows}), 1, 2);
-  const Tensor flat = ops::reshape(input, Dims{n, w[0], input.sizes()[2] * input.sizes()[3]});
-  Tensor columns;
-  if (groups == 1) {
-    columns = ops::bmm(ops::expand(filters, Dims{n, rows, c}, false), flat);
-  } else {
-    columns = grouped_product(filters, flat);
+  if (extra[0] < s[0] && extra[1] < s[1]) {
+    const Dims whole{input.sizes()[0], w[1] * groups, size[0], size[1]};
+    return with_bias(convolution_input_grad(input, weight, whole, {s, p, d, groups}), bias);
   }
-  if (extra[0] < s[0] && extra[1] < s[1])
-    return with_bias(ops::col2im(columns, size, kernel, d, p, s), bias);
-  // So much output padding has room for another window, which col2im would miss in the columns:
-  // they are added up without padding, which is cut off (or grown) afterwards.
-  Dims full{0, 0}, border;
+  // So much output padding has room for another window, which has no gradient: the sums are made
+  // without padding, which is cut off (or grown) afterwards.
+  Dims full{input.sizes()[0], w[1] * groups, 0, 0}, border;
   for (size_t i = 0; i < 2; ++i)
-    full[i] = (input.sizes()[2 + i] - 1) * s[i] + d[i] * (kernel[i] - 1) + 1;
+    full[2 + i] = (input.sizes()[2 + i] - 1) * s[i] + d[i] * (kernel[i] - 1) + 1;
   for (const size_t i : {size_t{1}, size_t{0}}) {
     border.push_back(-p[i]);
     border.push_back(extra[i] - p[i]);
   }
-  const Tensor whole = ops::col2im(columns, full, kernel, d, Dims{0, 0}, s);
+  const Tensor whole = convolution_input_grad(input, weight, full, {s, Dims{0, 0}, d, groups});
   return with_bias(ops::constant_pad_nd(whole, border, Scalar(0)), bias);
 }
 

@@ -20,13 +20,13 @@ Tensor head_layout(const Tensor& like, int64_t width) {
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> _attention(const Tensor& query, const Tensor& key,
-                                              const Tensor& value, const Tensor&, double, bool,
-                                              double, const Generator&) {
+                                              const Tensor& value, const Tensor&, double dropout_p,
+                                              bool, double, const Generator&) {
   const auto q = query.sizes();
   const DType type = query.dtype() == DType::Float64 ? DType::Float64 : DType::Float32;
   (void)key;
   return {head_layout(query, value.sizes()[3]), empty(Dims{q[0], q[1], q[2]}, type, query.device()),
-          empty(Dims{2}, DType::Int64, query.device())};
+          empty(Dims{dropout_p > 0 ? 2 : 0}, DType::Int64, query.device())};
 }
 std::tuple<Tensor, Tensor, Tensor> _attention_backward(const Tensor&, const Tensor& query,
                                                        const Tensor& key, const Tensor& value,

@@ -1,4 +1,5 @@
-// Checks and output shapes of unfolding and pooling.
+// Checks and output shapes of convolutions, unfolding and pooling.
+#include "core/convolution.h"
 #include "ops/meta/windows.h"
 #include "vt/meta_decls.h"
 
@@ -38,7 +39,37 @@ Tensor pooled(const Tensor& self, IntSpan kernel, IntSpan stride_or_none, IntSpa
   return empty(sizes, self.dtype(), self.device());
 }
 
+void check_dense(const Tensor& a, const Tensor& b, std::string_view op) {
+  const MemoryFormat format = convolution_format(a, b);
+  check((a.dim() == 4 || a.dim() == 5) && a.dim() == b.dim() && a.dtype() == b.dtype() &&
+            a.is_contiguous(format) && b.is_contiguous(format),
+        op, ": expected two dense operands of one memory format, 4-D or 5-D and of one dtype, got ",
+        a.sizes(), " and ", b.sizes());
+}
+
 }  // namespace
+
+Tensor _convolution(const Tensor& input, const Tensor& weight, IntSpan stride, IntSpan padding,
+                    IntSpan dilation, int64_t) {
+  check_dense(input, weight, "_convolution");
+  Dims sizes{input.sizes()[0], weight.sizes()[0]};
+  for (size_t i = 0; i + 2 < input.sizes().size(); ++i)
+    sizes.push_back(window_count(input.sizes()[i + 2], weight.sizes()[i + 2], stride[i], padding[i],
+                                 dilation[i]));
+  return empty(sizes, input.dtype(), input.device(), convolution_format(input, weight));
+}
+Tensor _convolution_input_grad(const Tensor& grad_output, const Tensor& weight, IntSpan input_size,
+                               IntSpan, IntSpan, IntSpan, int64_t) {
+  check_dense(grad_output, weight, "_convolution_input_grad");
+  return empty(input_size, grad_output.dtype(), grad_output.device(),
+               convolution_format(grad_output, weight));
+}
+Tensor _convolution_weight_grad(const Tensor& grad_output, const Tensor& input, IntSpan weight_size,
+                                IntSpan, IntSpan, IntSpan, int64_t) {
+  check_dense(grad_output, input, "_convolution_weight_grad");
+  return empty(weight_size, grad_output.dtype(), grad_output.device(),
+               convolution_format(grad_output, input));
+}
 
 Tensor im2col(const Tensor& self, IntSpan kernel_size, IntSpan dilation, IntSpan padding,
               IntSpan stride) {

@@ -41,6 +41,7 @@ from vibetensor.torch.nn.functional.attention import (
 from vibetensor.torch.nn.functional.convolution import (
     conv1d,
     conv2d,
+    conv3d,
     conv_transpose1d,
     conv_transpose2d,
     fold,
@@ -94,6 +95,7 @@ __all__ = [
     "celu",
     "conv1d",
     "conv2d",
+    "conv3d",
     "conv_transpose1d",
     "conv_transpose2d",
     "cosine_embedding_loss",

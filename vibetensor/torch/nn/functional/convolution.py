@@ -47,6 +47,25 @@ def conv2d(
     return _ops.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Cross-correlation: input (N, C, D, H, W) or (C, D, H, W), weight
+    (out, C / groups, kD, kH, kW).
+
+    ``padding`` is one or three numbers or "valid" or "same" (which needs stride 1).
+    """
+    if isinstance(padding, str):
+        input, padding = _named_padding(input, weight, stride, padding, dilation, 3)
+    return _ops.conv3d(input, weight, bias, stride, padding, dilation, groups)
+
+
 def conv_transpose1d(
     input: Tensor,
     weight: Tensor,

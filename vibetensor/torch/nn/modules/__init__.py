@@ -33,7 +33,7 @@ from vibetensor.torch.nn.modules.activation import (
 from vibetensor.torch.nn.modules.attention import MultiheadAttention
 from vibetensor.torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d
 from vibetensor.torch.nn.modules.container import ModuleDict, ModuleList, Sequential
-from vibetensor.torch.nn.modules.conv import Conv1d, Conv2d
+from vibetensor.torch.nn.modules.conv import Conv1d, Conv2d, Conv3d
 from vibetensor.torch.nn.modules.dropout import Dropout, Dropout1d, Dropout2d
 from vibetensor.torch.nn.modules.flatten import Flatten, Unflatten
 from vibetensor.torch.nn.modules.linear import Bilinear, Identity, Linear
@@ -80,6 +80,7 @@ __all__ = [
     "CELU",
     "Conv1d",
     "Conv2d",
+    "Conv3d",
     "CosineEmbeddingLoss",
     "CosineSimilarity",
     "CrossEntropyLoss",

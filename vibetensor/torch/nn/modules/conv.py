@@ -1,4 +1,4 @@
-"""Conv1d and Conv2d."""
+"""Conv1d, Conv2d and Conv3d."""
 
 from __future__ import annotations
 
@@ -148,5 +148,17 @@ class Conv2d(_Conv):
     def forward(self, input: Tensor) -> Tensor:
         input, padding = self._padded(input)
         return F.conv2d(
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
+
+
+class Conv3d(_Conv):
+    """Cross-correlation of (N, C, D, H, W) or (C, D, H, W)."""
+
+    _ndim = 3
+
+    def forward(self, input: Tensor) -> Tensor:
+        input, padding = self._padded(input)
+        return F.conv3d(
             input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )

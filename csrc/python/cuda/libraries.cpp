@@ -1,0 +1,78 @@
+#include "python/cuda/bindings.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "core/error.h"
+#include "cuda/cudnn.h"
+#include "cuda/libraries.h"
+#include "cuda/nvrtc.h"
+
+namespace nb = nanobind;
+
+namespace vt::cuda {
+namespace {
+
+std::atomic<bool>& cudnn_flag(const std::string& name) {
+  CudnnSettings& s = cudnn_settings();
+  if (name == "enabled") return s.enabled;
+  if (name == "benchmark") return s.benchmark;
+  if (name == "deterministic") return s.deterministic;
+  if (name == "allow_tf32") return s.allow_tf32;
+  if (name == "attention") return s.attention;
+  if (name == "small_attention") return s.small_attention;
+  if (name == "deterministic_algorithms") return s.deterministic_algorithms;
+  fail(ErrorKind::Value, "cuDNN has no switch '", name, "'");
+}
+
+/// Machine code with the launches that tests make: 64-bit arguments (pointers, integers).
+class PythonModule {
+ public:
+  explicit PythonModule(const nb::bytes& cubin)
+      : module_(std::string(cubin.c_str(), cubin.size())) {}
+  void launch(const std::string& name, unsigned grid, unsigned block,
+              std::vector<uint64_t> arguments, int device) const {
+    std::vector<void*> pointers;
+    for (uint64_t& argument : arguments) pointers.push_back(&argument);
+    cuda::launch(module_.kernel(name), dim3(grid), dim3(block), 0, pointers.data(),
+                 current_stream(device));
+  }
+
+ private:
+  Module module_;
+};
+
+}  // namespace
+
+void bind_libraries(nb::module_& m) {
+  m.def("libraries", [] {
+    nb::list out;
+    for (const LibraryReport& r : library_reports())
+      out.append(nb::make_tuple(r.name, r.version, r.path, r.problem));
+    return out;
+  });
+  m.def("cudnn_available", &cudnn_available);
+  m.def("cudnn_problem", &cudnn_problem);
+  m.def("cudnn_version", &cudnn_version);
+  m.def("cudnn_refusal", &cudnn_refusal);
+  m.def("cudnn_runs", &cudnn_runs);
+  m.def("cudnn_flag", [](const std::string& name) { return cudnn_flag(name).load(); });
+  m.def("set_cudnn_flag",
+        [](const std::string& name, bool value) { cudnn_flag(name).store(value); });
+  m.def("nvrtc_compile",
+        [](const std::string& source, const std::string& name, const std::string& architecture,
+           const std::vector<std::string>& options) {
+          CompiledCode code;
+          {
+            const nb::gil_scoped_release released;
+            code = nvrtc_compile(source, name, architecture, options);
+          }
+          return nb::make_tuple(nb::bytes(code.cubin.data(), code.cubin.size()), code.log);
+        });
+  m.def("architecture_of", &architecture_of);
+  nb::class_<PythonModule>(m, "Module")
+      .def(nb::init<const nb::bytes&>())
+      .def("launch", &PythonModule::launch);
+}
+
+}  // namespace vt::cuda
