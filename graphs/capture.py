@@ -38,7 +38,7 @@ class Variant:
     inputs: list[Any]
     outputs: list[tuple[Any, Any]]  # (loan, how to make the tensor)
     result: Any
-    gradients: list[tuple[Any, Any]]  # (leaf, its gradient's tensor)
+    gradients: list[tuple[Any, Any, bool]]  # (leaf, its gradient's tensor, added to)
     keep: Any
     replays: int = 0
 
@@ -79,7 +79,7 @@ class CapturedStep:
                     stacklevel=2,
                 )
             return self._function(*args, **kwargs)
-        return self._record(leaves, spec)
+        return self._record(key, leaves, spec)
 
     @property
     def _name(self) -> str:
@@ -112,26 +112,32 @@ class CapturedStep:
 
     # --- recording
 
-    def _record(self, leaves: list[Any], spec: Any) -> Any:
+    def _record(self, key: Any, leaves: list[Any], spec: Any) -> Any:
         staged = [_staging(leaf) for leaf in leaves]
         args, kwargs = _unflatten(spec, [s if s is not None else x for s, x in zip(staged, leaves)])
         session = Session()
-        before = {id(leaf): leaf for leaf in self._leaves.values()}
+        before = {key: leaf.grad for key, leaf in self._leaves.items()}
+
+        def run() -> Any:
+            # Without history: a graph that lives on would hold every value saved for backward.
+            results, structure = _flatten(self._function(*args, **kwargs))
+            return _unflatten(structure, [_plain(x) for x in results])
+
         with session.watching():
-            recording = record(lambda: self._function(*args, **kwargs))
+            recording = record(run)
         self._recordings += 1
         new_leaves = [leaf for leaf in recording.leaves if id(leaf) not in before]
         self._leaves.update({id(leaf): leaf for leaf in recording.leaves})
-        outputs, out_spec = _flatten(recording.result)
-        result = _unflatten(out_spec, [_plain(x) for x in outputs])
+        result = recording.result
+        outputs, out_spec = _flatten(result)
         if new_leaves or self._lasting_state(recording, outputs):
             # The key of the next call sees these leaves; lasting state exists from then on.
             if self._recordings > _MOST_RECORDINGS + len(self._variants) * 2:
                 raise CaptureError(self._unsteady(recording, outputs))
             return result
         recording.result = None
-        key = self._key(leaves, spec)
-        self._variants[key] = self._compile(recording, session, staged, outputs, out_spec)
+        carried = {id(leaf) for leaf in recording.leaves if leaf.grad is before.get(id(leaf))}
+        self._variants[key] = self._compile(recording, session, staged, outputs, out_spec, carried)
         return result
 
     def _lasting_state(self, recording: Recording, outputs: list[Any]) -> list[Any]:
@@ -154,17 +160,23 @@ class CapturedStep:
         )
 
     def _compile(
-        self, recording: Recording, session: Session, staged: list[Any], outputs: list[Any], spec: Any
+        self,
+        recording: Recording,
+        session: Session,
+        staged: list[Any],
+        outputs: list[Any],
+        spec: Any,
+        carried: set[int],
     ) -> Variant:
         gradients = []
         adopted = {}
         for leaf in recording.leaves:
             if leaf.grad is None:
                 continue
+            gradients.append((leaf, leaf.grad, id(leaf) in carried))
             buffer = recording.buffer_of(leaf.grad)
             if buffer is not None and buffer.role == "output":
                 adopted[buffer] = leaf.grad
-                gradients.append((leaf, leaf.grad))
         tape = passes.run(recording.tape) if self._optimize else recording.tape
         lowered = lower(tape, recording, adopted)
         loans: dict[Any, Any] = {}
@@ -202,6 +214,9 @@ class CapturedStep:
             for target, value in zip(variant.inputs, leaves):
                 if target is not None:
                     target.copy_(value if isinstance(value, vt.Tensor) else vt.from_numpy(value))
+            for leaf, grad, added_to in variant.gradients:
+                if added_to and leaf.grad is not grad:
+                    grad.copy_(leaf.grad)
         for loan, _ in variant.outputs:
             if loan is not None:
                 loan.settle()
@@ -210,12 +225,10 @@ class CapturedStep:
         variant.lowered.program.run()
         variant.replays += 1
         self.last = variant
-        for leaf, grad in variant.gradients:
+        for leaf, grad, _ in variant.gradients:
             if leaf.grad is not grad:
                 leaf.grad = grad
-        values = [
-            how if loan is None else loan.tensor(*how) for loan, how in variant.outputs
-        ]
+        values = [how if loan is None else loan.tensor(*how) for loan, how in variant.outputs]
         return _unflatten(variant.result, values)
 
     # --- looking at it
@@ -350,5 +363,3 @@ def _unflatten(spec: Any, leaves: list[Any]) -> Any:
         return kind(*values) if hasattr(kind, "_fields") else kind(values)
 
     return build(spec)
-
-

@@ -100,10 +100,6 @@ def _op(call: Any, views: list[View], sources: list[Source]) -> Op:
 
 def _with_views(call: Any, tensors: Any) -> tuple[Any, ...]:
     return tuple(
-        next(tensors)
-        if kind == 1
-        else [next(tensors) for _ in range(arg)]
-        if kind == 2
-        else arg
+        next(tensors) if kind == 1 else [next(tensors) for _ in range(arg)] if kind == 2 else arg
         for kind, arg in call.args
     )

@@ -7,6 +7,7 @@ and in-place changes are exact: two views of one buffer are one memory.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -48,10 +49,6 @@ class View:
         dtype = str(self.dtype).rsplit(".", 1)[-1]
         shape = ", ".join(map(str, self.sizes))
         return f"{self.buffer.name}:{dtype}[{shape}]"
-
-    def same_memory(self, other: View) -> bool:
-        """Whether both are the very same elements in the same order."""
-        return self == other
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +102,14 @@ class Op:
             if view is not None:
                 yield view
 
-    def __str__(self) -> str:
+    def text(self) -> str:
+        """The call without its line."""
         outputs = ", ".join(map(str, self.writes()))
         shown = ", ".join(_show(arg) for arg in self.args)
-        where = f"  # {self.source}" if self.source else ""
-        return f"{outputs} = {self.name}({shown}){where}" if outputs else f"{self.name}({shown}){where}"
+        return f"{outputs} = {self.name}({shown})" if outputs else f"{self.name}({shown})"
+
+    def __str__(self) -> str:
+        return f"{self.text()}  # {self.source}" if self.source else self.text()
 
 
 def _show(arg: Any) -> str:
@@ -142,10 +142,8 @@ class Tape:
         return "\n".join(lines)
 
     def diff(self, other: Tape) -> list[str]:
-        """The lines in which two tapes differ, in the manner of a unified diff."""
-        import difflib
-
-        a, b = ([str(op) for op in tape.ops] for tape in (self, other))
+        """The calls in which two tapes differ, in the manner of a unified diff."""
+        a, b = ([op.text() for op in tape.ops] for tape in (self, other))
         return list(difflib.unified_diff(a, b, "before", "after", lineterm="", n=1))
 
     def to_json(self) -> str:

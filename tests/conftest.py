@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import runpy
 import subprocess
@@ -28,6 +29,7 @@ SUITES = ("amp", "autograd", "core", "data", "io", "nn", "ops", "optim", "proper
 NOT_ON_DEVICE: dict[str, str] = runpy.run_path(
     str(Path(__file__).parent / "cuda" / "not_on_device.py")
 )["NOT_ON_DEVICE"]
+_OLDER = runpy.run_path(str(Path(__file__).parent / "older_pytorch.py"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -97,31 +99,50 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     return result
 
 
-def _apply_not_on_device(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips what cannot run on the device. A pattern that matches no test is an error, on every
-    device, so that the list says only what is true."""
+def _skip_listed(
+    config: pytest.Config,
+    items: list[pytest.Item],
+    listed: dict[str, str],
+    where: str,
+    applies: Callable[[pytest.Item], bool],
+) -> None:
+    """Skips the listed tests that `applies` holds for. A pattern that matches no test is an error,
+    on every run, so that the list says only what is true."""
     tests = Path(__file__).parent
     names = {item: f"{item.path.relative_to(tests).as_posix()}::{item.nodeid.partition('::')[2]}"
              for item in items}  # fmt: skip
     files = {name.partition("::")[0] for name in names.values()}
     whole = not any("::" in argument for argument in config.args)
-    for pattern, reason in NOT_ON_DEVICE.items():
+    for pattern, reason in listed.items():
         file = pattern.partition("::")[0]
         # The brackets of a parameter are no wildcards.
         glob = pattern.replace("[", "[[]")
         matched = [item for item, name in names.items() if fnmatchcase(name, glob)]
         gone = not (tests / file).exists() or (whole and file in files and not matched)
         if gone:
-            raise pytest.UsageError(f"tests/cuda/not_on_device.py: no test matches '{pattern}'")
+            raise pytest.UsageError(f"{where}: no test matches '{pattern}'")
         for item in matched:
-            if _on_device(item):
+            if applies(item):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _older_pytorch() -> str | None:
+    """The version of an installed PyTorch that is older than the one tests compare with."""
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    numbers = tuple(int(n) for n in version.split("+")[0].split(".")[:2] if n.isdecimal())
+    return version if numbers and numbers < _OLDER["VERSION"] else None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Applies the list of what is not for a device, and marks what needs PyTorch."""
-    _apply_not_on_device(config, items)
+    _skip_listed(config, items, NOT_ON_DEVICE, "tests/cuda/not_on_device.py", _on_device)
+    older = _older_pytorch()
+    listed = {p: f"PyTorch {older}: {why}" for p, why in _OLDER["OLDER_PYTORCH"].items()}
+    _skip_listed(config, items, listed, "tests/older_pytorch.py", lambda item: older is not None)
     _mark_torch(items)
 
 

@@ -31,8 +31,8 @@ void Program::run() {
     const PhiloxArgs base = default_generator(draw.device)->reserve(draw.counters);
     for (Instruction& instruction : instructions_) {
       if (instruction.rng < 0 || instruction.device != draw.device) continue;
-      instruction.args[static_cast<size_t>(instruction.rng)] = PhiloxArgs{
-          base.seed, base.offset + static_cast<uint64_t>(instruction.random_offset)};
+      instruction.args[static_cast<size_t>(instruction.rng)] =
+          PhiloxArgs{base.seed, base.offset + static_cast<uint64_t>(instruction.random_offset)};
     }
   }
   for (const Instruction& instruction : instructions_)

@@ -41,8 +41,7 @@ Tape::Tape(const Source* (*source)(), bool execute) : source_(source), execute_(
 
 int Tape::storage_of(const Tensor& tensor, bool fresh) {
   const Ref<Storage>& storage = tensor.storage();
-  const auto [place, added] =
-      known_.try_emplace(storage.get(), static_cast<int>(storages_.size()));
+  const auto [place, added] = known_.try_emplace(storage.get(), static_cast<int>(storages_.size()));
   if (added) {
     storages_.push_back({storage, storage->nbytes(), tensor.device(), fresh, false});
     if (fresh) open_.push_back(place->second);
@@ -76,6 +75,10 @@ int64_t Tape::relative_offset(const PhiloxArgs& rng, Device device) {
 }
 
 void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
+  for (const Tensor& out : call.outputs) {
+    check(!out.defined() || out.device().is_cpu(), op_name(call.id), " on ", out.device(),
+          " cannot be captured: captured steps run on the CPU");
+  }
   {
     // Kernels that call ops themselves are one op on the tape.
     const Scoped<Consumer*> off(thread_state.consumer, nullptr);
@@ -90,9 +93,8 @@ void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
     tensor = Tensor();
   });
   for (const Tensor& out : call.outputs) recorded->outputs.push_back(slot_of(out, true));
-  const Device device = !call.outputs.empty() && call.outputs[0].defined()
-                            ? call.outputs[0].device()
-                            : Device{};
+  const Device device =
+      !call.outputs.empty() && call.outputs[0].defined() ? call.outputs[0].device() : Device{};
   for (const Value& value : recorded->args) {
     if (const auto* rng = std::get_if<PhiloxArgs>(&value))
       recorded->random_offset = relative_offset(*rng, device);
@@ -120,12 +122,15 @@ void Tape::on_gradient(const Tensor& leaf) {
 void Tape::on_host_read(const Tensor& tensor, const char* what) {
   const Source* source = source_ ? source_() : nullptr;
   fail(ErrorKind::Runtime, what, " of a tensor of ", tensor.sizes(), " ", tensor.dtype(), " on ",
-       tensor.device(), " cannot be captured: the host would read its value once, and every replay ",
+       tensor.device(),
+       " cannot be captured: the host would read its value once, and every replay ",
        "would go on with that. Return the tensor from the captured function and read it outside",
        source ? str(", at ", source->file, ":", source->line, " in ", source->function) : "");
 }
 
-uint32_t Tape::references(const Storage& storage) const { return known_.contains(&storage) ? 1 : 0; }
+uint32_t Tape::references(const Storage& storage) const {
+  return known_.contains(&storage) ? 1 : 0;
+}
 
 void Tape::release_unused() {
   std::erase_if(open_, [&](int index) {

@@ -1,7 +1,7 @@
 // What capture mode records of a run: every op that passes the consumer point, with its arguments,
 // on which storage each tensor lies, the phase of the step and the Python line. The ops run as they
-// are recorded. The tape keeps storages, not tensors: what nothing else refers to any more gives its
-// bytes back at once, so that recording needs little more memory than running.
+// are recorded. The tape keeps storages, not tensors: what nothing else refers to any more gives
+// its bytes back at once, so that recording needs little more memory than running.
 #pragma once
 
 #include <string>
@@ -51,7 +51,7 @@ struct StorageRecord {
   Ref<Storage> storage;
   size_t nbytes = 0;
   Device device;
-  bool fresh = false;  // made by an op of the recording
+  bool fresh = false;    // made by an op of the recording
   bool escapes = false;  // still in use by others when the recording ended
 };
 

@@ -196,21 +196,18 @@ void bind_graphs(nb::module_& m) {
              for (const Tensor& leaf : self.tape->leaves()) out.append(nb::steal(wrap(leaf)));
              return out;
            })
-      .def("find",
-           [](const PyTape& self, const nb::object& tensor) {
-             return self.tape->find(one_tensor(tensor));
-           })
+      .def("find", [](const PyTape& self,
+                      const nb::object& tensor) { return self.tape->find(one_tensor(tensor)); })
       .def("draws",
            [](const PyTape& self) {
              nb::list out;
              for (const Device device : self.tape->random_devices())
-               out.append(nb::make_tuple(nb::steal(wrap_device(device)),
-                                         self.tape->counters(device)));
+               out.append(
+                   nb::make_tuple(nb::steal(wrap_device(device)), self.tape->counters(device)));
              return out;
            })
-      .def("tensor", [](const PyTape& self, int slot) {
-        return nb::steal(wrap(self.tape->tensor(slot)));
-      });
+      .def("tensor",
+           [](const PyTape& self, int slot) { return nb::steal(wrap(self.tape->tensor(slot))); });
 
   nb::class_<PyProgram>(module, "Program", "A captured step as a flat list of kernel calls.")
       .def(nb::init<>())

@@ -51,9 +51,7 @@ def _pure(op: Op, writes: dict[Buffer, int]) -> bool:
     return (
         not op.is_random
         and bool(op.outputs)
-        and all(
-            view.buffer.role == "scratch" and writes[view.buffer] == 1 for view in op.writes()
-        )
+        and all(view.buffer.role == "scratch" and writes[view.buffer] == 1 for view in op.writes())
     )
 
 
@@ -73,7 +71,8 @@ def _key(op: Op, version: dict[Buffer, int]) -> Any:
 
 def _same_geometry(a: Op, b: Op) -> bool:
     return all(
-        (x is None) == (y is None) and (x is None or (x.offset == y.offset and x.buffer.nbytes == y.buffer.nbytes))
+        (x is None) == (y is None)
+        and (x is None or (x.offset == y.offset and x.buffer.nbytes == y.buffer.nbytes))
         for x, y in zip(a.outputs, b.outputs)
     )
 

@@ -28,7 +28,9 @@ class Program:
         rng = np.random.default_rng(seed)
         self.instructions = []
         for _ in range(int(rng.integers(4, 18))):
-            kind = rng.choice(["unary", "binary", "in_place", "view", "other"], p=[0.25, 0.25, 0.15, 0.15, 0.2])
+            kind = rng.choice(
+                ["unary", "binary", "in_place", "view", "other"], p=[0.25, 0.25, 0.15, 0.15, 0.2]
+            )
             names = {
                 "unary": UNARY, "binary": BINARY, "in_place": IN_PLACE, "view": VIEWS, "other": OTHER,
             }[kind]  # fmt: skip
@@ -163,5 +165,7 @@ def test_programs(block: int, optimize: bool) -> None:
         captured = _run(program, True, optimize)
         assert len(eager) == len(captured), seed
         for mine, other in zip(captured, eager):
-            np.testing.assert_array_equal(mine, other, err_msg=f"program {seed}: {program.instructions}")
+            np.testing.assert_array_equal(
+                mine, other, err_msg=f"program {seed}: {program.instructions}"
+            )
     assert refused < size / 4
