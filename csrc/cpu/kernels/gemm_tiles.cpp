@@ -195,7 +195,7 @@ void product(GemmShape s, const Operands& p, Epilogue e, float* c, int64_t ldc) 
                     std::min(kTileRows, s.m - tile * kTileRows), depth_of(pass));
   };
   const int64_t b_pieces = passes * panels, a_pieces = packed ? passes * tiles : 0;
-  parallel_for(0, b_pieces + a_pieces, 4, [&](int64_t begin, int64_t end) {
+  parallel_for(0, b_pieces + a_pieces, 2, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) i < b_pieces ? pack_b(i) : pack_a(i - b_pieces);
   });
 
@@ -232,7 +232,7 @@ void product(GemmShape s, const Operands& p, Epilogue e, float* c, int64_t ldc) 
   };
   const bool by_rows = excess(tiles) <= excess(panels);
   const int64_t extent = by_rows ? tiles : panels;
-  const int64_t size = std::clamp<int64_t>(extent / (threads * 4), 1, 8);
+  const int64_t size = std::clamp<int64_t>(extent / (threads * 8), 1, 8);
   parallel_chunks(pieces(extent, size), [&](int64_t i) {
     const int64_t begin = i * size, end = std::min(begin + size, extent);
     if (by_rows)

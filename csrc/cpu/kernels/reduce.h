@@ -59,6 +59,7 @@ inline ReducePlan plan_reduction(const Tensor& self, uint64_t mask) {
 }
 
 inline constexpr int kLanes = 16;
+inline constexpr int64_t kNarrowStrip = 64;  // columns that still fill a cache line of any dtype
 inline constexpr int64_t kChunk = 131072;  // elements (rows for inner > 1) a piece covers
 
 /// Sixteen floats or eight doubles: one register, or as many as the ISA needs.
@@ -144,13 +145,18 @@ void reduce(const ReducePlan& plan, const Op& op, Result&& result) {
   }
   // Columns: a strip of accumulators walks down the rows; tall inputs are cut into pieces of rows.
   constexpr int64_t kStrip = 1024;
-  const int64_t strips = (plan.inner + kStrip - 1) / kStrip;
   const int64_t rows_each = 1024;
   const int64_t pieces = std::max<int64_t>(1, (plan.reduced + rows_each - 1) / rows_each);
+  // Where there would be too few strips for the threads, narrower ones; sums stay the same.
+  int64_t width = std::min(kStrip, plan.inner);
+  while (width >= 2 * kNarrowStrip && plan.inner * plan.reduced >= kChunk / 8 &&
+         plan.outer * pieces * ((plan.inner + width - 1) / width) < 2 * num_threads())
+    width = (width / 2 + kLanes - 1) / kLanes * kLanes;
+  const int64_t strips = (plan.inner + width - 1) / width;
   std::vector<Acc> partial(static_cast<size_t>(plan.outer * pieces * plan.inner));
   parallel_chunks(plan.outer * pieces * strips, [&](int64_t job) {
     const int64_t strip = job % strips, piece = job / strips % pieces, o = job / strips / pieces;
-    const int64_t first = strip * kStrip, m = std::min(kStrip, plan.inner - first);
+    const int64_t first = strip * width, m = std::min(width, plan.inner - first);
     Acc* acc = partial.data() + (o * pieces + piece) * plan.inner + first;
     for (int64_t k = 0; k < m; ++k) acc[k] = op.start();
     // Rows are taken several at a time, so that an accumulator is loaded once for them all.
