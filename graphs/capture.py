@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,9 @@ from vibetensor.graphs.record import Recording, record
 from vibetensor.graphs.session import Session
 from vibetensor.graphs.tape import Tape
 
-# A run that makes lasting state (an optimizer's moments) is no steady step: the next one is.
-_MOST_RECORDINGS = 3
+# A run that makes lasting state (an optimizer's moments) is no steady step: the next one is. This
+# many in a row are a step that never becomes steady.
+_MOST_UNSTEADY = 4
 
 
 class CaptureError(RuntimeError):
@@ -33,7 +33,6 @@ class Variant:
     tape: Tape
     recorded: Tape
     session: Session
-    state: tuple[Any, ...]
     guard: Any
     inputs: list[Any]
     outputs: list[tuple[Any, Any]]  # (loan, how to make the tensor)
@@ -41,6 +40,10 @@ class Variant:
     gradients: list[tuple[Any, Any, bool]]  # (leaf, its gradient's tensor, added to)
     keep: Any
     replays: int = 0
+
+    def holds(self) -> bool:
+        """Whether the tensors it is bound to are where they were."""
+        return self.guard.holds() and self.session.same_tensors()
 
 
 class CapturedStep:
@@ -56,23 +59,21 @@ class CapturedStep:
         self._function = function
         self._max_variants = max_variants
         self._optimize = optimize
-        self._variants: OrderedDict[Any, Variant] = OrderedDict()
+        self._variants: dict[Any, list[Variant]] = {}
         self._leaves: dict[int, Any] = {}
-        self._recordings = 0
-        self._refusals = 0
+        self._unsteady_runs = 0
+        self._warned = False
         self.last: Variant | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = _flatten((args, kwargs))
         key = self._key(leaves, spec)
-        variant = self._variants.get(key)
+        variant = self._find(key)
         if variant is not None:
-            if variant.session.state() == variant.state and variant.guard.holds():
-                return self._replay(variant, leaves)
-            del self._variants[key]
-        if len(self._variants) >= self._max_variants:
-            self._refusals += 1
-            if self._refusals == 1:
+            return self._replay(variant, leaves)
+        if len(self.variants) >= self._max_variants:
+            if not self._warned:
+                self._warned = True
                 warnings.warn(
                     f"{self._name} has been captured {self._max_variants} times, for as many "
                     f"different shapes or options; further ones run eagerly (max_variants)",
@@ -80,6 +81,19 @@ class CapturedStep:
                 )
             return self._function(*args, **kwargs)
         return self._record(key, leaves, spec)
+
+    def _find(self, key: Any) -> Variant | None:
+        """The capture for this call. Those whose tensors have moved are dropped."""
+        known = self._variants.get(key)
+        if known is None:
+            return None
+        for variant in known:
+            if variant.session.same_course():
+                if variant.holds():
+                    return variant
+                known.remove(variant)
+                return None
+        return None
 
     @property
     def _name(self) -> str:
@@ -125,19 +139,24 @@ class CapturedStep:
 
         with session.watching():
             recording = record(run)
-        self._recordings += 1
         new_leaves = [leaf for leaf in recording.leaves if id(leaf) not in before]
         self._leaves.update({id(leaf): leaf for leaf in recording.leaves})
         result = recording.result
         outputs, out_spec = _flatten(result)
         if new_leaves or self._lasting_state(recording, outputs):
             # The key of the next call sees these leaves; lasting state exists from then on.
-            if self._recordings > _MOST_RECORDINGS + len(self._variants) * 2:
+            self._unsteady_runs += 1
+            if self._unsteady_runs >= _MOST_UNSTEADY:
+                self._unsteady_runs = 0
                 raise CaptureError(self._unsteady(recording, outputs))
             return result
+        self._unsteady_runs = 0
         recording.result = None
         carried = {id(leaf) for leaf in recording.leaves if leaf.grad is before.get(id(leaf))}
-        self._variants[key] = self._compile(recording, session, staged, outputs, out_spec, carried)
+        variant = self._compile(recording, session, staged, outputs, out_spec, carried)
+        # The key holds weights among the arguments by identity: they must not be freed meanwhile.
+        variant.keep.append([x for x, place in zip(leaves, staged) if place is None])
+        self._variants.setdefault(key, []).append(variant)
         return result
 
     def _lasting_state(self, recording: Recording, outputs: list[Any]) -> list[Any]:
@@ -190,22 +209,12 @@ class CapturedStep:
                 loans[buffer] = _C.graphs.Loan(lowered.base(buffer))
             made.append((loans[buffer], _geometry(value)))
         guard = _C.graphs.Guard()
-        for leaf in recording.leaves:
-            guard.add(leaf)
-        for module in session.modules:
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None:
-                    guard.add(tensor)
-        for optimizer in session.optimizers:
-            for state in optimizer.state.values():
-                for value in state.values():
-                    if isinstance(value, vt.Tensor):
-                        guard.add(value)
-        keep = [recording.memory(b) for b in tape.buffers if b.role == "state"]
+        for tensor in (*recording.leaves, *session.freeze()):
+            guard.add(tensor)
+        keep: list[Any] = [recording.memory(b) for b in tape.buffers if b.role == "state"]
         return Variant(
-            lowered, tape, recording.tape, session, session.state(), guard, staged, made, spec,
-            gradients, keep,
-        )  # fmt: skip
+            lowered, tape, recording.tape, session, guard, staged, made, spec, gradients, keep
+        )
 
     # --- replaying
 
@@ -236,7 +245,7 @@ class CapturedStep:
     @property
     def variants(self) -> list[Variant]:
         """What has been captured so far."""
-        return list(self._variants.values())
+        return [variant for known in self._variants.values() for variant in known]
 
     def tape(self) -> Tape:
         """The tape of the latest capture, after the passes."""
@@ -252,12 +261,13 @@ class CapturedStep:
         """Forgets every capture and gives their memory back."""
         self._variants.clear()
         self.last = None
-        self._recordings = 0
+        self._unsteady_runs = 0
 
     def _latest(self) -> Variant:
-        if not self._variants:
+        variants = self.variants
+        if not variants:
             raise CaptureError(f"{self._name} has not been captured yet: call it first")
-        return self.last or next(reversed(self._variants.values()))
+        return self.last or variants[-1]
 
 
 def capture(
@@ -296,6 +306,8 @@ def capture(
 def _modes() -> tuple[Any, ...]:
     return (
         vt.is_grad_enabled(),
+        vt.is_inference_mode_enabled(),
+        vt.are_deterministic_algorithms_enabled(),
         _C._get_autocast("cpu"),
         _C._get_autocast("cuda"),
         vt.get_default_dtype(),

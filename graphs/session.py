@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ class Session:
         self._live: dict[tuple[int, str], Any] = {}
         self._restore: list[tuple[dict[str, Any], str, Any]] = []
         self._seen: set[int] = set()
+        self._course: tuple[Any, ...] = ()
+        self._held: list[tuple[dict[Any, Any], tuple[Any, ...]]] = []
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -82,11 +85,33 @@ class Session:
     def _on_schedule(self, scheduler: Any, epoch: int | None) -> None:
         self.host.append(lambda: scheduler.step(epoch) if epoch is not None else scheduler.step())
 
-    def state(self) -> tuple[Any, ...]:
-        """What decided the course of the run; a replay is right only while it is the same."""
+    def freeze(self) -> list[Any]:
+        """Ends the collection; the tensors that modules and optimizers hold."""
+        self._course = self._now()
+        for module in self.modules:
+            for held in (module._parameters, module._buffers):
+                self._held.append((held, tuple(held.values())))
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                self._held.append((state, tuple(state.values())))
+        tensors = [value for _, values in self._held for value in values]
+        return [tensor for tensor in tensors if isinstance(tensor, vt.Tensor)]
+
+    def same_course(self) -> bool:
+        """Whether Python would decide again as it did: modes of modules, options of optimizers."""
+        return self._now() == self._course
+
+    def same_tensors(self) -> bool:
+        """Whether modules and optimizers hold the tensors they did."""
+        return all(
+            len(held) == len(values) and all(map(is_, held.values(), values))
+            for held, values in self._held
+        )
+
+    def _now(self) -> tuple[Any, ...]:
         return (
-            tuple(module.training for module in self.modules),
-            tuple(_options(optimizer) for optimizer in self.optimizers),
+            tuple([module.training for module in self.modules]),
+            tuple([_options(optimizer) for optimizer in self.optimizers]),
         )
 
 

@@ -45,12 +45,14 @@ void Loan::settle() {
 void Guard::add(const Tensor& tensor) {
   const auto same = [&](const Bound& known) { return known.impl == tensor.ref(); };
   if (std::any_of(bound_.begin(), bound_.end(), same)) return;
-  bound_.push_back({tensor.ref(), tensor.storage().get(), tensor.storage()->data()});
+  bound_.push_back({tensor.ref(), tensor.storage().get(), tensor.storage()->data(),
+                    tensor.impl()->requires_grad});
 }
 
 bool Guard::holds() const {
   return std::all_of(bound_.begin(), bound_.end(), [](const Bound& b) {
-    return b.impl->storage.get() == b.storage && b.storage->data() == b.data;
+    return b.impl->storage.get() == b.storage && b.storage->data() == b.data &&
+           b.impl->requires_grad == b.requires_grad;
   });
 }
 

@@ -27,7 +27,8 @@ class Loan {
 class Guard {
  public:
   void add(const Tensor& tensor);
-  /// False once one of them lies elsewhere (`.data` was set, a module was moved or cast).
+  /// False once one of them lies elsewhere (`.data` was set, a module was moved or cast), or is
+  /// trained and was not, or the other way round.
   bool holds() const;
 
  private:
@@ -35,6 +36,7 @@ class Guard {
     Ref<TensorImpl> impl;
     const Storage* storage;
     const void* data;
+    bool requires_grad;
   };
   std::vector<Bound> bound_;
 };

@@ -37,7 +37,7 @@ struct SourceFinder {
   std::unordered_map<PyObject*, Code> codes;
   Source found;
 };
-SourceFinder* finder = nullptr;
+thread_local SourceFinder* finder = nullptr;  // of the recording on this thread
 
 /// The innermost line outside the package that is running on this thread.
 const Source* running_line() {

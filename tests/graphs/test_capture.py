@@ -263,6 +263,31 @@ def test_weights_that_move_are_noticed() -> None:
     run_both(eager, captured, range(9), step, between)
 
 
+def test_weights_that_are_replaced_or_frozen_are_noticed() -> None:
+    eager, captured = pair()
+    step = capture(captured.step)
+
+    def between(training: Training, index: int) -> None:
+        if index == 4:
+            training.model.inner.weight.requires_grad_(False)
+        if index == 7:
+            bias = vt.nn.Parameter(vt.full((4,), 0.5))
+            training.model.outer.bias = bias
+
+    run_both(eager, captured, range(11), step, between)
+
+
+def test_alternating_modes_record_once_each() -> None:
+    training = Training()
+    forward = capture(lambda x: training.model(x).sum())
+    x, _ = batch(0)
+    for index in range(12):
+        training.model.train(index % 2 == 0)
+        forward(x)
+    assert len(forward.variants) == 2
+    assert sum(variant.replays for variant in forward.variants) == 10
+
+
 def test_loading_state_between_replays() -> None:
     eager, captured = pair()
     saved: dict[int, Any] = {}

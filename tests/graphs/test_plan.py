@@ -103,6 +103,8 @@ def test_two_readers_of_one_place_are_not_joined() -> None:
     turned: Any = View(a, vt.float32, (4, 4), (1, 4))
     result: Any = View(out, vt.float32, (4, 4), (4, 1))
     make = Op("made", (), [], [square], "forward", "creation", None, None)
-    add = Op("add", (square, turned), [square, turned], [result], "forward", "pointwise", None, None)
+    add = Op(
+        "add", (square, turned), [square, turned], [result], "forward", "pointwise", None, None
+    )
     found = plan(Tape([make, add], [a, out]), "cpu")
     assert found.offsets[a] != found.offsets[out]

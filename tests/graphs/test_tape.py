@@ -78,7 +78,9 @@ def test_json_and_diff() -> None:
     assert [op["name"] for op in data["ops"]] == [op.name for op in one.ops]
     assert data["ops"][-1]["outputs"][0]["sizes"] == [4]
     assert {b["role"] for b in data["buffers"]} == {"state", "scratch", "output"}
-    changed = [line for line in one.diff(two) if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    changed = [
+        line for line in one.diff(two) if line[:1] in "+-" and line[:3] not in ("+++", "---")
+    ]
     assert len(changed) == 2 and "exp" in changed[0] and "tanh" in changed[1]
     assert one.diff(one) == []
 

@@ -60,7 +60,7 @@ inline ReducePlan plan_reduction(const Tensor& self, uint64_t mask) {
 
 inline constexpr int kLanes = 16;
 inline constexpr int64_t kNarrowStrip = 64;  // columns that still fill a cache line of any dtype
-inline constexpr int64_t kChunk = 131072;  // elements (rows for inner > 1) a piece covers
+inline constexpr int64_t kChunk = 131072;    // elements (rows for inner > 1) a piece covers
 
 /// Sixteen floats or eight doubles: one register, or as many as the ISA needs.
 template <class T>
