@@ -22,17 +22,12 @@ struct Sum {
   {
     using Floats = Vector<float>;
     typedef float Half __attribute__((vector_size(32)));
-    const auto load = [&](int64_t at) {
-      typename Floats::type x;
-      std::memcpy(&x, values + at, sizeof(x));
-      return x;
-    };
     typename Vector<double>::type sums[2] = {};
     int64_t k = 0;
     for (; k + 4 * Floats::kSize <= n; k += 4 * Floats::kSize) {
-      const typename Floats::type four =
-          (load(k) + load(k + Floats::kSize)) +
-          (load(k + 2 * Floats::kSize) + load(k + 3 * Floats::kSize));
+      typename Floats::type x[4];
+      std::memcpy(x, values + k, sizeof(x));
+      const typename Floats::type four = (x[0] + x[1]) + (x[2] + x[3]);
       Half halves[2];
       std::memcpy(halves, &four, sizeof(four));
       for (int h = 0; h < 2; ++h)
