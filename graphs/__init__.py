@@ -7,10 +7,12 @@ developers.
 from vibetensor.graphs.capture import CapturedStep, CaptureError, capture
 from vibetensor.graphs.record import Recording, record
 from vibetensor.graphs.tape import Buffer, Op, Tape, View
+from vibetensor.graphs.verify import CaptureMismatch
 
 __all__ = [
     "Buffer",
     "CaptureError",
+    "CaptureMismatch",
     "CapturedStep",
     "Op",
     "Recording",

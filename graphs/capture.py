@@ -11,6 +11,7 @@ from typing import Any
 import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs import passes
+from vibetensor.graphs import verify as checks
 from vibetensor.graphs.lower import Lowered, lower
 from vibetensor.graphs.record import Recording, record
 from vibetensor.graphs.session import Session
@@ -39,6 +40,8 @@ class Variant:
     result: Any
     gradients: list[tuple[Any, Any, bool]]  # (leaf, its gradient's tensor, added to)
     keep: Any
+    recording: Recording
+    verified: bool = False
     replays: int = 0
 
     def holds(self) -> bool:
@@ -54,8 +57,11 @@ class CapturedStep:
     is replayed afterwards; they carry no history for autograd.
     """
 
-    def __init__(self, function: Callable[..., Any], *, max_variants: int, optimize: bool) -> None:
+    def __init__(
+        self, function: Callable[..., Any], *, max_variants: int, optimize: bool, verify: bool
+    ) -> None:
         functools.update_wrapper(self, function)
+        self._verify = verify
         self._function = function
         self._max_variants = max_variants
         self._optimize = optimize
@@ -70,6 +76,8 @@ class CapturedStep:
         key = self._key(leaves, spec)
         variant = self._find(key)
         if variant is not None:
+            if self._verify and not variant.verified:
+                return self._verified(variant, leaves, spec)
             return self._replay(variant, leaves)
         if len(self.variants) >= self._max_variants:
             if not self._warned:
@@ -128,17 +136,9 @@ class CapturedStep:
 
     def _record(self, key: Any, leaves: list[Any], spec: Any) -> Any:
         staged = [_staging(leaf) for leaf in leaves]
-        args, kwargs = _unflatten(spec, [s if s is not None else x for s, x in zip(staged, leaves)])
         session = Session()
         before = {key: leaf.grad for key, leaf in self._leaves.items()}
-
-        def run() -> Any:
-            # Without history: a graph that lives on would hold every value saved for backward.
-            results, structure = _flatten(self._function(*args, **kwargs))
-            return _unflatten(structure, [_plain(x) for x in results])
-
-        with session.watching():
-            recording = record(run)
+        recording = self._run(session, leaves, staged, spec)
         new_leaves = [leaf for leaf in recording.leaves if id(leaf) not in before]
         self._leaves.update({id(leaf): leaf for leaf in recording.leaves})
         result = recording.result
@@ -158,6 +158,19 @@ class CapturedStep:
         variant.keep.append([x for x, place in zip(leaves, staged) if place is None])
         self._variants.setdefault(key, []).append(variant)
         return result
+
+    def _run(self, session: Session, leaves: list[Any], staged: list[Any], spec: Any) -> Recording:
+        """Runs the function once, on what stands for its inputs, and records it."""
+        inputs = [x if place is None else place for x, place in zip(leaves, staged)]
+        args, kwargs = _unflatten(spec, inputs)
+
+        def run() -> Any:
+            # Without history: a graph that lives on would hold every value saved for backward.
+            results, structure = _flatten(self._function(*args, **kwargs))
+            return _unflatten(structure, [_plain(x) for x in results])
+
+        with session.watching():
+            return record(run)
 
     def _lasting_state(self, recording: Recording, outputs: list[Any]) -> list[Any]:
         """Buffers that the run made and that live on, besides results and gradients."""
@@ -213,12 +226,21 @@ class CapturedStep:
             guard.add(tensor)
         keep: list[Any] = [recording.memory(b) for b in tape.buffers if b.role == "state"]
         return Variant(
-            lowered, tape, recording.tape, session, guard, staged, made, spec, gradients, keep
-        )
+            lowered, tape, recording.tape, session, guard, staged, made, spec, gradients, keep,
+            recording,
+        )  # fmt: skip
 
     # --- replaying
 
     def _replay(self, variant: Variant, leaves: list[Any]) -> Any:
+        self._enter(variant, leaves)
+        for act in variant.session.host:
+            act()
+        variant.lowered.program.run()
+        return self._leave(variant)
+
+    def _enter(self, variant: Variant, leaves: list[Any]) -> None:
+        """Puts what a call brings where the program reads it."""
         with vt.no_grad():
             for target, value in zip(variant.inputs, leaves):
                 if target is not None:
@@ -229,9 +251,9 @@ class CapturedStep:
         for loan, _ in variant.outputs:
             if loan is not None:
                 loan.settle()
-        for act in variant.session.host:
-            act()
-        variant.lowered.program.run()
+
+    def _leave(self, variant: Variant) -> Any:
+        """What the call returns, and gradients where eager code looks for them."""
         variant.replays += 1
         self.last = variant
         for leaf, grad, _ in variant.gradients:
@@ -239,6 +261,41 @@ class CapturedStep:
                 leaf.grad = grad
         values = [how if loan is None else loan.tensor(*how) for loan, how in variant.outputs]
         return _unflatten(variant.result, values)
+
+    def _verified(self, variant: Variant, leaves: list[Any], spec: Any) -> Any:
+        """Runs the function and the program from one state; both must leave the same."""
+        self._enter(variant, leaves)
+        state = checks.state_tensors(variant.recording)
+        snapshot = checks.Snapshot(list(state.values()))
+        session = Session()
+        again = self._run(session, leaves, variant.inputs, spec)
+        rates = (variant.session.live_buffers(variant.recording), session.live_buffers(again))
+        frozen = checks.frozen_numbers(variant.recording, again, *rates)
+        if frozen:
+            raise checks.CaptureMismatch(
+                f"{self._name} does not do the same each time, and a replay would:\n  "
+                + "\n  ".join(frozen[:10])
+                + "\nPass what changes as a tensor argument, or a learning rate by param_groups"
+            )
+        expected = [x.detach().clone() for x in _flatten(again.result)[0] if _is_tensor(x)]
+        expected += [leaf.grad.clone() for leaf, _, _ in variant.gradients]
+        # Gradients and constants that a run makes anew are no state of the other run.
+        shared = [b for b in state if b not in rates[0] and again.buffer_of(state[b]) is not None]
+        expected += [state[buffer].clone() for buffer in shared]
+        random = vt.get_rng_state()
+        snapshot.restore()
+        variant.session.read_like(session)
+        variant.lowered.program.run()
+        result = self._leave(variant)
+        found = [x for x in _flatten(result)[0] if _is_tensor(x)]
+        found += [leaf.grad for leaf, _, _ in variant.gradients]
+        found += [state[buffer] for buffer in shared]
+        same = all(checks.same_bits(x.detach(), y) for x, y in zip(found, expected))
+        if not same or not checks.same_bits(vt.get_rng_state(), random):
+            where = checks.first_difference(variant.recording, variant.tape, snapshot)
+            raise checks.CaptureMismatch(f"a replay of {self._name} is not the function: {where}")
+        variant.verified = True
+        return result
 
     # --- looking at it
 
@@ -271,7 +328,11 @@ class CapturedStep:
 
 
 def capture(
-    function: Callable[..., Any] | None = None, *, max_variants: int = 16, optimize: bool = True
+    function: Callable[..., Any] | None = None,
+    *,
+    max_variants: int = 16,
+    optimize: bool = True,
+    verify: bool = False,
 ) -> Any:
     """Captures a whole training step (or any function of tensors) and replays it.
 
@@ -287,11 +348,17 @@ def capture(
 
     optimize: False replays the recorded ops as they are.
 
+    verify: True checks each capture once, at the first call that could replay it: the function runs
+    as well, from the same state, and a difference raises CaptureMismatch, with the first op that
+    differs or the number that Python changes from step to step.
+
     Raises RuntimeError at an op that reads a tensor on the host (``item()``, ``numpy()``, printing,
     data-dependent shapes), with its line, and leaves everything as it was.
     """
     if function is None:
-        return functools.partial(capture, max_variants=max_variants, optimize=optimize)
+        return functools.partial(
+            capture, max_variants=max_variants, optimize=optimize, verify=verify
+        )
     if isinstance(function, vt.nn.Module):
         module = function
 
@@ -300,7 +367,7 @@ def capture(
             return module(*args, **kwargs)
 
         function = forward
-    return CapturedStep(function, max_variants=max_variants, optimize=optimize)
+    return CapturedStep(function, max_variants=max_variants, optimize=optimize, verify=verify)
 
 
 def _modes() -> tuple[Any, ...]:
@@ -312,6 +379,10 @@ def _modes() -> tuple[Any, ...]:
         _C._get_autocast("cuda"),
         vt.get_default_dtype(),
     )
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, vt.Tensor)
 
 
 def _is_array(value: Any) -> bool:

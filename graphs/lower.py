@@ -17,10 +17,11 @@ class Lowered:
     """A program and the memory it works on.
 
     memory: a tensor on the storage of each buffer outside the arena (state and outputs). plans: the
-    arena's layout by device.
+    arena's layout by device. outputs: of each op of the program.
     """
 
     program: Any
+    outputs: list[list[Any]]
     memory: dict[Buffer, Any]
     plans: dict[str, Plan]
     arenas: dict[str, Any]
@@ -30,15 +31,18 @@ class Lowered:
         return self.memory[buffer]
 
 
-def lower(tape: Tape, recording: Recording, adopted: dict[Buffer, Any]) -> Lowered:
+def lower(
+    tape: Tape, recording: Recording, adopted: dict[Buffer, Any], *, arena: bool = True
+) -> Lowered:
     """Plans the tape's memory and binds its ops to it.
 
-    adopted: outputs that stay in the memory they were recorded in, with a tensor on it.
+    adopted: outputs that stay in the memory they were recorded in, with a tensor on it. arena:
+    False gives every scratch buffer memory of its own.
     """
     memory: dict[Buffer, Any] = dict(adopted)
     plans: dict[str, Plan] = {}
     arenas: dict[str, Any] = {}
-    for device in sorted({b.device for b in tape.buffers if b.role == "scratch"}):
+    for device in sorted({b.device for b in tape.buffers if arena and b.role == "scratch"}):
         plans[device] = plan(tape, device)
         arenas[device] = vt.empty(plans[device].nbytes, dtype=vt.uint8, device=device)
 
@@ -47,7 +51,7 @@ def lower(tape: Tape, recording: Recording, adopted: dict[Buffer, Any]) -> Lower
             return None
         buffer = view.buffer
         place = 0
-        if buffer.role == "scratch" and buffer.nbytes:
+        if arena and buffer.role == "scratch" and buffer.nbytes:
             base, place = arenas[buffer.device], plans[buffer.device].offsets[buffer]
         else:
             base = memory.get(buffer)
@@ -58,12 +62,14 @@ def lower(tape: Tape, recording: Recording, adopted: dict[Buffer, Any]) -> Lower
         )
 
     program = _C.graphs.Program()
+    outputs = []
     for op in tape.ops:
         if not op.is_view:
-            program.add(op.call, [tensor(v) for v in op.inputs], [tensor(v) for v in op.outputs])
+            outputs.append([tensor(v) for v in op.outputs])
+            program.add(op.call, [tensor(v) for v in op.inputs], outputs[-1])
     for device, counters in tape.draws:
         program.draw(device, counters)
-    return Lowered(program, memory, plans, arenas)
+    return Lowered(program, outputs, memory, plans, arenas)
 
 
 def _memory_of(buffer: Buffer, recording: Recording) -> Any:

@@ -85,6 +85,15 @@ class Session:
     def _on_schedule(self, scheduler: Any, epoch: int | None) -> None:
         self.host.append(lambda: scheduler.step(epoch) if epoch is not None else scheduler.step())
 
+    def read_like(self, other: Session) -> None:
+        """Takes over the rates that another run of the function read."""
+        for key, live in other._live.items():
+            self._live[key].copy_(live)
+
+    def live_buffers(self, recording: Any) -> list[Any]:
+        """Where the rates lie."""
+        return [recording.buffer_of(live) for live in self._live.values()]
+
     def freeze(self) -> list[Any]:
         """Ends the collection; the tensors that modules and optimizers hold."""
         self._course = self._now()

@@ -24,9 +24,7 @@ void Program::add(const Call& call, TensorSpan inputs, TensorSpan outputs) {
 
 void Program::draw(Device device, uint64_t counters) { draws_.push_back({device, counters}); }
 
-void Program::run() {
-  check(thread_state.consumer == nullptr, "a captured step cannot be replayed inside a recording");
-  const Scoped<bool> no_grad(thread_state.grad_enabled, false);
+void Program::reserve() {
   for (const Draw& draw : draws_) {
     const PhiloxArgs base = default_generator(draw.device)->reserve(draw.counters);
     for (Instruction& instruction : instructions_) {
@@ -35,9 +33,25 @@ void Program::run() {
           PhiloxArgs{base.seed, base.offset + static_cast<uint64_t>(instruction.random_offset)};
     }
   }
+}
+
+void Program::run() {
+  check(thread_state.consumer == nullptr,
+        "a captured step cannot be replayed inside a recording: captured steps do not nest");
+  const Scoped<bool> no_grad(thread_state.grad_enabled, false);
+  reserve();
   for (const Instruction& instruction : instructions_)
     execute_kernel(instruction.id, instruction.args, instruction.outputs);
   for (const Tensor& tensor : written_) tensor.bump_version();
+}
+
+void Program::run_op(size_t index) {
+  check_index(index < instructions_.size(), "a program of ", instructions_.size(),
+              " ops has none at ", index);
+  check(thread_state.consumer == nullptr, "a captured op cannot be run inside a recording");
+  const Scoped<bool> no_grad(thread_state.grad_enabled, false);
+  const Instruction& instruction = instructions_[index];
+  execute_kernel(instruction.id, instruction.args, instruction.outputs);
 }
 
 }  // namespace vt::graphs

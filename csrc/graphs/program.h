@@ -17,6 +17,10 @@ class Program final : public RefCounted {
   /// Runs everything once, in order, on the calling thread. Tensors that it writes count as changed
   /// in place.
   void run();
+  /// Reserves the random numbers of a run; run() does it itself.
+  void reserve();
+  /// Runs one op, with the numbers reserved last.
+  void run_op(size_t index);
   size_t size() const { return instructions_.size(); }
 
  private:

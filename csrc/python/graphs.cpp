@@ -225,6 +225,8 @@ void bind_graphs(nb::module_& m) {
              const nb::gil_scoped_release release;
              self.program->run();
            })
+      .def("reserve", [](PyProgram& self) { self.program->reserve(); })
+      .def("run_op", [](PyProgram& self, size_t index) { self.program->run_op(index); })
       .def("__len__", [](const PyProgram& self) { return self.program->size(); });
 
   nb::class_<graphs::Loan>(module, "Loan", "A result that every replay overwrites.")

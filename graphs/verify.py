@@ -1,0 +1,133 @@
+"""Whether a replay does what the function does, from the same state.
+
+With `capture(..., verify=True)` the first call that could replay runs the function as well, both
+from one snapshot of all state, and compares what they leave. The ops' arguments are compared with
+those of the recording: a number that Python computes, and that has changed since, is frozen there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import vibetensor.torch as vt
+from vibetensor import _C
+from vibetensor.graphs.lower import lower
+from vibetensor.graphs.record import Recording
+from vibetensor.graphs.tape import Buffer, Op, Tape, View
+
+
+# Larger tensors made on the host are data, and data is what changes.
+_CONSTANT_BYTES = 4096
+
+
+class CaptureMismatch(RuntimeError):
+    """A replay that differs from the function, with the first op that does."""
+
+
+def frozen_numbers(
+    before: Recording, now: Recording, read_before: list[Any], read_now: list[Any]
+) -> list[str]:
+    """Where two recordings of one function differ in what a replay does not read anew.
+
+    read_before, read_now: the buffers of learning rates, which it does.
+    """
+    first, second = before.tape.ops, now.tape.ops
+    if len(first) != len(second):
+        return [f"the function ran {len(first)} ops when it was recorded, and now {len(second)}"]
+    read = {*read_before, *read_now}
+    written = {view.buffer for op in (*first, *second) if not op.is_view for view in op.writes()}
+    found = []
+    for a, b in zip(first, second):
+        if a.name != b.name:
+            return [f"{a.name} ({a.source}) has become {b.name} ({b.source})"]
+        for index, (x, y) in enumerate(zip(a.args, b.args)):
+            if not _same_argument(x, y):
+                found.append(f"argument {index} of {a.name} was {x!r} and is {y!r} ({b.source})")
+        for x, y in zip(a.reads(), b.reads()):
+            if x.buffer in read or x.buffer in written or y.buffer in written:
+                continue
+            if (change := _changed_constant(before, now, x, y)) is not None:
+                found.append(f"a number in {a.name} {change} ({b.source})")
+    return found
+
+
+def _changed_constant(before: Recording, now: Recording, x: View, y: View) -> str | None:
+    """How a tensor that Python made anew has changed; None for one that is the same memory."""
+    if x.buffer.role != "state" or y.buffer.role != "state" or x.buffer.nbytes > _CONSTANT_BYTES:
+        return None
+    old, new = before.memory(x.buffer), now.memory(y.buffer)
+    if old.data_ptr() == new.data_ptr() or same_bits(old, new):
+        return None
+    if old.numel() == new.numel() == 1:
+        return f"was {old.item()!r} and is {new.item()!r}"
+    return f"was {old.tolist()!r:.80} and is {new.tolist()!r:.80}"
+
+
+def _same_argument(x: Any, y: Any) -> bool:
+    if isinstance(x, View) and isinstance(y, View):
+        return (x.dtype, x.sizes, x.strides, x.offset) == (y.dtype, y.sizes, y.strides, y.offset)
+    if isinstance(x, list | tuple) and isinstance(y, list | tuple):
+        return len(x) == len(y) and all(map(_same_argument, x, y))
+    return type(x) is type(y) and (x == y or x != x)
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two tensors of one geometry hold the same values; any NaN is the same as another."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    equal = a == b
+    if a.is_floating_point():
+        equal = equal | ((a != a) & (b != b))
+    return bool(equal.all())
+
+
+class Snapshot:
+    """The values of tensors, and where the CPU's random numbers are, to go back to."""
+
+    def __init__(self, tensors: list[Any]) -> None:
+        self._kept = [(t, t.detach().clone()) for t in tensors]
+        self._random = vt.get_rng_state()
+
+    def restore(self) -> None:
+        """Everything as it was."""
+        with vt.no_grad():
+            for tensor, value in self._kept:
+                tensor.copy_(value)
+        vt.set_rng_state(self._random)
+
+
+def state_tensors(recording: Recording) -> dict[Buffer, Any]:
+    """All bytes of each buffer that lives before and after the step."""
+    return {
+        buffer: _C.graphs.tensor_on(recording.memory(buffer), 0, vt.uint8, [buffer.nbytes], [1])
+        for buffer in recording.tape.buffers
+        if buffer.role == "state" and buffer.nbytes
+    }
+
+
+def first_difference(recording: Recording, optimized: Tape, snapshot: Snapshot) -> str:
+    """The first op whose result in the optimised tape is not the recorded one's.
+
+    Runs both from the snapshot, the recorded one with each buffer in memory of its own.
+    """
+    expected: dict[int, list[Any]] = {}
+    snapshot.restore()
+    plain = lower(recording.tape, recording, {}, arena=False)
+    plain.program.reserve()
+    for index, op in enumerate(_running(recording.tape)):
+        plain.program.run_op(index)
+        expected[id(op.call)] = [t.clone() for t in plain.outputs[index] if t is not None]
+    snapshot.restore()
+    packed = lower(optimized, recording, {})
+    packed.program.reserve()
+    for index, op in enumerate(_running(optimized)):
+        packed.program.run_op(index)
+        results = [t for t in packed.outputs[index] if t is not None]
+        for view, mine, other in zip(op.writes(), results, expected.get(id(op.call), ())):
+            if not same_bits(mine, other):
+                return f"the first to differ is {view} of: {op}"
+    return "no op by itself differs: a result is overwritten, or read from the wrong place"
+
+
+def _running(tape: Tape) -> list[Op]:
+    return [op for op in tape.ops if not op.is_view]

@@ -1,0 +1,123 @@
+"""verify=True: a replay is compared with the function, and what differs is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vibetensor.torch as vt
+from vibetensor.graphs import CaptureMismatch, Tape, capture, passes, record
+
+from .test_capture import Training, batch, pair, run_both
+
+
+def test_a_true_capture_passes_and_goes_on() -> None:
+    eager, captured = pair()
+    step = capture(captured.step, verify=True)
+    run_both(eager, captured, range(12), step)
+    assert step.variants[0].verified
+    assert step.variants[0].replays == 10
+
+
+def test_a_schedule_and_gradients_that_add_up_pass() -> None:
+    training, eager = Training(), Training()
+    schedules = [
+        vt.optim.lr_scheduler.ExponentialLR(t.optimizer, gamma=0.9) for t in (training, eager)
+    ]
+
+    def make(t: Training, schedule: Any) -> Any:
+        def step(x: Any, y: Any) -> Any:
+            loss = t.model(x).square().mean() + y.sum() * 0
+            loss.backward()
+            t.optimizer.step()
+            schedule.step()
+            return loss
+
+        return step
+
+    step = capture(make(training, schedules[0]), verify=True)
+    other = make(eager, schedules[1])
+    for index in range(8):
+        losses = []
+        for function in (step, other):
+            vt.manual_seed(index)
+            losses.append(function(*batch(index)).item())
+        assert losses[0] == losses[1]
+    assert schedules[0].get_last_lr() == schedules[1].get_last_lr()
+    assert any(variant.verified for variant in step.variants)
+
+
+def test_a_number_that_python_changes_is_named() -> None:
+    count = 0
+
+    def step(x: Any) -> Any:
+        nonlocal count
+        count += 1
+        return x * (0.1 * count)  # frozen
+
+    function = capture(step, verify=True)
+    x = vt.ones(3)
+    function(x)
+    with pytest.raises(CaptureMismatch, match=r"0\.1.* is .*0\.2.*test_verify\.py:\d+"):
+        function(x)
+    # Without it the number of the first call stays, silently.
+    count = 0
+    silent = capture(step)
+    for _ in range(3):
+        np.testing.assert_allclose(silent(x).numpy(), 0.1, rtol=1e-6)
+
+
+def test_another_course_is_named() -> None:
+    count = 0
+
+    def step(x: Any) -> Any:
+        nonlocal count
+        count += 1
+        return x.exp() if count == 1 else x.tanh()
+
+    function = capture(step, verify=True)
+    function(vt.ones(3))
+    with pytest.raises(CaptureMismatch, match="exp .* has become tanh"):
+        function(vt.ones(3))
+
+
+def test_a_wrong_pass_is_caught_at_its_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that joins two ops which are not equal."""
+    training = Training()
+    training.model.eval()
+    x, _ = batch(0)
+
+    def wrong(tape: Tape) -> Tape:
+        ops = list(tape.ops)
+        at = next(i for i, op in enumerate(ops) if op.name == "gelu")
+        # Reads the batch norm's input in place of its output.
+        other = next(op for op in ops if op.name == "linear").outputs[0]
+        ops[at] = dataclasses.replace(
+            ops[at], args=(other, *ops[at].args[1:]), inputs=[other, *ops[at].inputs[1:]]
+        )
+        return tape.replaced(ops)
+
+    monkeypatch.setattr(passes, "run", wrong)
+
+    @capture(verify=True)
+    def step(x: Any) -> Any:
+        with vt.no_grad():
+            return training.model(x)
+
+    expected = step(x).numpy()
+    with pytest.raises(CaptureMismatch, match=r"first to differ .* gelu\(.*test_capture\.py:\d+"):
+        step(x)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(capture(lambda x: training.model(x))(x).numpy(), expected)
+
+
+def test_recordings_of_one_function_are_equal() -> None:
+    training = Training()
+    first = record(lambda: training.step(*batch(0))).tape
+    second = record(lambda: training.step(*batch(0))).tape
+    third = record(lambda: training.step(*batch(0))).tape
+    assert first.diff(second)  # the first one makes the moments
+    assert second.diff(third) == []
