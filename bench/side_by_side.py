@@ -100,6 +100,21 @@ def commit() -> str:
         return "unknown"
 
 
+def launch_time() -> dict[str, float]:
+    """What the driver takes of the host for one launch of an empty kernel, in microseconds: no op
+    on a GPU is cheaper. Nothing without a GPU."""
+    import vibetensor.torch as vt
+
+    if not vt.cuda.is_available():
+        return {}
+    from vibetensor import _cuda  # pyright: ignore
+
+    code, _ = _cuda.nvrtc_compile(
+        'extern "C" __global__ void empty() {}', "empty.cu", _cuda.architecture_of(0), []
+    )
+    return {"launch_us": _cuda.Module(code).launch_seconds("empty", 200, 41) * 1e6}
+
+
 def report(name: str, rows: list[dict[str, Any]], threads: int, save: bool) -> bool:
     """Prints the table and, if asked, writes results/NAME.json. True if every goal is met."""
     import torch
@@ -132,6 +147,7 @@ def report(name: str, rows: list[dict[str, Any]], threads: int, save: bool) -> b
             "torch": torch.__version__,
             "isa": vt._C._cpu_capability(),
             **gpu(),
+            **launch_time(),
             "rows": rows,
         }
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

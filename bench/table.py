@@ -26,7 +26,12 @@ def page() -> str:
             f"## {path.stem}",
             "",
             f"`{record['command']}`, commit {record['commit']}, {record.get('gpu') or record['processor']}, {record['threads']} threads, "
-            f"Python {record['python']}, torch {record['torch']}.",
+            f"Python {record['python']}, torch {record['torch']}."
+            + (
+                f" The driver alone takes {record['launch_us']:.2f} us to launch an empty kernel."
+                if "launch_us" in record
+                else ""
+            ),
             "",
             "| case | vibetensor | torch | ratio | goal | |",
             "|---|---|---|---|---|---|",

@@ -15,7 +15,6 @@ from vibetensor.graphs.lower import lower
 from vibetensor.graphs.record import Recording
 from vibetensor.graphs.tape import Buffer, Op, Tape, View
 
-
 # Larger tensors made on the host are data, and data is what changes.
 _CONSTANT_BYTES = 4096
 

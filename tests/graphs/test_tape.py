@@ -137,3 +137,20 @@ def test_random_ops_are_never_joined() -> None:
     assert _names(lambda: vt.rand_like(x) + vt.rand_like(x)).count("rand_like") in (0, 2)
     function = capture(lambda: vt.rand(64) - vt.rand(64))
     assert all(function().abs().sum().item() > 0 for _ in range(4))
+
+
+def test_the_pass_of_the_guide() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "passes.md").read_text(encoding="utf-8")
+    source = text.split("```python\n", 1)[1].split("```", 1)[0]
+    space: dict[str, object] = {}
+    exec(source, space)
+    x, y = vt.ones(4), vt.ones(4)
+
+    def step() -> None:
+        x.copy_(x)
+        x.copy_(y)
+
+    tape = record(step).tape
+    kept = space["run"](tape)  # type: ignore[operator]
+    assert [op.name for op in tape.ops] == ["copy_", "copy_"]
+    assert [op.args[1] for op in kept.ops] == [tape.ops[1].args[1]]

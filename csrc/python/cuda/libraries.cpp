@@ -3,6 +3,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <chrono>
+
 #include "core/error.h"
 #include "cuda/cudnn.h"
 #include "cuda/libraries.h"
@@ -36,6 +39,22 @@ class PythonModule {
     for (uint64_t& argument : arguments) pointers.push_back(&argument);
     cuda::launch(module_.kernel(name), dim3(grid), dim3(block), 0, pointers.data(),
                  current_stream(device));
+  }
+  /// Median over `rounds` of the host's time for a launch without arguments, the device idle before
+  /// each round of `calls`.
+  double launch_seconds(const std::string& name, int calls, int rounds) const {
+    using Clock = std::chrono::steady_clock;
+    const cudaKernel_t kernel = module_.kernel(name);
+    const Stream stream = current_stream(current_device());
+    std::vector<double> seconds;
+    for (int round = 0; round < rounds; ++round) {
+      synchronize(stream);
+      const auto start = Clock::now();
+      for (int i = 0; i < calls; ++i) cuda::launch(kernel, dim3(1), dim3(1), 0, nullptr, stream);
+      seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count() / calls);
+    }
+    std::nth_element(seconds.begin(), seconds.begin() + rounds / 2, seconds.end());
+    return seconds[static_cast<size_t>(rounds / 2)];
   }
 
  private:
@@ -72,7 +91,8 @@ void bind_libraries(nb::module_& m) {
   m.def("architecture_of", &architecture_of);
   nb::class_<PythonModule>(m, "Module")
       .def(nb::init<const nb::bytes&>())
-      .def("launch", &PythonModule::launch);
+      .def("launch", &PythonModule::launch)
+      .def("launch_seconds", &PythonModule::launch_seconds);
 }
 
 }  // namespace vt::cuda
