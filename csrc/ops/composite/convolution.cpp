@@ -79,6 +79,11 @@ Tensor convolution_by_windows(const Tensor& input, const Tensor& weight, IntSpan
 /// A convolution over depth as the sum of one over planes for each slice of the weight.
 Tensor convolution_by_slices(const Tensor& input, const Tensor& weight, IntSpan output,
                              const ConvolutionWindow& w) {
+  if (is_reduced_float(input.dtype())) {  // the sum is rounded once
+    const Tensor wide = convolution_by_slices(ops::_to_dtype(input, DType::Float32),
+                                              ops::_to_dtype(weight, DType::Float32), output, w);
+    return ops::_to_dtype(wide, input.dtype());
+  }
   const Tensor padded =
       w.padding[0] == 0
           ? input
