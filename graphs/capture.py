@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
-from collections.abc import Callable
+import weakref
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +30,17 @@ class CaptureError(RuntimeError):
 
 
 @dataclass
+class Gradient:
+    """A leaf's .grad: the tensor the step reads at its start (None if it reads none), and the one it
+    leaves (None if it leaves none)."""
+
+    leaf: Any
+    start: Any
+    end: Any
+    users: Any = None  # the user's own tensor and what `start` held, while a replay works on it
+
+
+@dataclass
 class Variant:
     """One captured course of the function: for one set of shapes, options and branches."""
 
@@ -38,7 +52,7 @@ class Variant:
     inputs: list[Any]
     outputs: list[tuple[Any, Any]]  # (loan, how to make the tensor)
     result: Any
-    gradients: list[tuple[Any, Any, bool]]  # (leaf, its gradient's tensor, added to)
+    gradients: list[Gradient]
     keep: Any
     recording: Recording
     verified: bool = False
@@ -61,6 +75,8 @@ class CapturedStep:
         self, function: Callable[..., Any], *, max_variants: int, optimize: bool, verify: bool
     ) -> None:
         functools.update_wrapper(self, function)
+        self._lock = threading.RLock()  # replays work on one set of memory
+        self._bound: weakref.WeakKeyDictionary[Any, CapturedStep] = weakref.WeakKeyDictionary()
         self._verify = verify
         self._function = function
         self._max_variants = max_variants
@@ -71,7 +87,25 @@ class CapturedStep:
         self._warned = False
         self.last: Variant | None = None
 
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """As a method: each object has captures of its own."""
+        if instance is None:
+            return self
+        bound = self._bound.get(instance)
+        if bound is None:
+            bound = self._bound[instance] = CapturedStep(
+                self._function.__get__(instance, owner),
+                max_variants=self._max_variants,
+                optimize=self._optimize,
+                verify=self._verify,
+            )
+        return bound
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            return self._call(args, kwargs)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, spec = _flatten((args, kwargs))
         key = self._key(leaves, spec)
         variant = self._find(key)
@@ -79,16 +113,19 @@ class CapturedStep:
             if self._verify and not variant.verified:
                 return self._verified(variant, leaves, spec)
             return self._replay(variant, leaves)
-        if len(self.variants) >= self._max_variants:
-            if not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"{self._name} has been captured {self._max_variants} times, for as many "
-                    f"different shapes or options; further ones run eagerly (max_variants)",
-                    stacklevel=2,
-                )
-            return self._function(*args, **kwargs)
-        return self._record(key, leaves, spec)
+        if len(self.variants) < self._max_variants:
+            return self._record(key, leaves, spec)
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self._name} has been captured {self._max_variants} times, for as many "
+                f"different shapes or options; further ones run eagerly (max_variants)",
+                stacklevel=3,
+            )
+        inputs = [x if place is None else place for x, place in zip(leaves, _stage(leaves))]
+        args, kwargs = _unflatten(spec, inputs)
+        results, structure = _flatten(self._function(*args, **kwargs))
+        return _unflatten(structure, [_plain(x, inputs) for x in results])
 
     def _find(self, key: Any) -> Variant | None:
         """The capture for this call. Those whose tensors have moved are dropped."""
@@ -96,11 +133,10 @@ class CapturedStep:
         if known is None:
             return None
         for variant in known:
-            if variant.session.same_course():
-                if variant.holds():
-                    return variant
-                known.remove(variant)
-                return None
+            if variant.session.same_course() and variant.holds():
+                return variant
+        # Those whose tensors have moved will not come back.
+        self._variants[key] = [v for v in known if v.holds()]
         return None
 
     @property
@@ -109,8 +145,12 @@ class CapturedStep:
 
     def _key(self, leaves: list[Any], spec: Any) -> Any:
         parts: list[Any] = [spec, _modes()]
+        places: dict[int, int] = {}
         for leaf in leaves:
             if isinstance(leaf, vt.Tensor):
+                # Which arguments are one tensor belongs to the course too.
+                first = places.setdefault(leaf._storage_key(), len(parts))
+                parts.append(first)
                 if _is_state(leaf):
                     parts.append(id(leaf))
                 else:
@@ -119,6 +159,11 @@ class CapturedStep:
                 parts.append((leaf.shape, leaf.dtype.str))
             elif isinstance(leaf, float):
                 parts.append((float, leaf.hex()))  # 0.0 and -0.0 are equal, and not the same
+            elif type(leaf).__hash__ is object.__hash__ and not _is_fixed(leaf):
+                raise CaptureError(
+                    f"{self._name}: an argument of type {type(leaf).__name__} is compared by "
+                    "identity, so a capture would not see what changes in it; pass its tensors"
+                )
             else:
                 parts.append((type(leaf), leaf))
         parts.append(tuple(leaf.grad is None for leaf in self._leaves.values()))
@@ -135,12 +180,14 @@ class CapturedStep:
     # --- recording
 
     def _record(self, key: Any, leaves: list[Any], spec: Any) -> Any:
-        staged = [_staging(leaf) for leaf in leaves]
+        staged = _stage(leaves)
         session = Session()
-        before = {key: leaf.grad for key, leaf in self._leaves.items()}
+        before = {number: leaf.grad for number, leaf in self._leaves.items()}
         recording = self._run(session, leaves, staged, spec)
-        new_leaves = [leaf for leaf in recording.leaves if id(leaf) not in before]
-        self._leaves.update({id(leaf): leaf for leaf in recording.leaves})
+        self._check_arguments(recording, leaves, staged)
+        used = {id(leaf): leaf for leaf in (*recording.leaves, *session.parameters())}
+        new_leaves = [leaf for number, leaf in used.items() if number not in before]
+        self._leaves.update(used)
         result = recording.result
         outputs, out_spec = _flatten(result)
         if new_leaves or self._lasting_state(recording, outputs):
@@ -152,8 +199,8 @@ class CapturedStep:
             return result
         self._unsteady_runs = 0
         recording.result = None
-        carried = {id(leaf) for leaf in recording.leaves if leaf.grad is before.get(id(leaf))}
-        variant = self._compile(recording, session, staged, outputs, out_spec, carried)
+        gradients = [_gradient(leaf, before[number], recording) for number, leaf in used.items()]
+        variant = self._compile(recording, session, staged, outputs, out_spec, gradients)
         # The key holds weights among the arguments by identity: they must not be freed meanwhile.
         variant.keep.append([x for x, place in zip(leaves, staged) if place is None])
         self._variants.setdefault(key, []).append(variant)
@@ -165,18 +212,45 @@ class CapturedStep:
         args, kwargs = _unflatten(spec, inputs)
 
         def run() -> Any:
-            # Without history: a graph that lives on would hold every value saved for backward.
             results, structure = _flatten(self._function(*args, **kwargs))
-            return _unflatten(structure, [_plain(x) for x in results])
+            grads = [leaf.grad for leaf in self._leaves.values()]
+            return _unflatten(structure, [_plain(x, (*staged, *grads)) for x in results])
 
         with session.watching():
             return record(run)
 
+    def _check_arguments(self, recording: Recording, leaves: list[Any], staged: list[Any]) -> None:
+        written = {
+            view.buffer for op in recording.tape.ops if not op.is_view for view in op.writes()
+        }
+        for leaf, place in zip(leaves, staged):
+            if place is None or not _is_tensor(leaf) or recording.native.find(leaf) < 0:
+                continue
+            if written & {recording.buffer_of(leaf), recording.buffer_of(place)}:
+                raise CaptureError(
+                    f"{self._name} changes an argument of {tuple(leaf.shape)} that it also uses by "
+                    "another way (a closure, a global): the argument is a copy, and that use is "
+                    "not. Use the argument, or leave it out"
+                )
+
     def _lasting_state(self, recording: Recording, outputs: list[Any]) -> list[Any]:
         """Buffers that the run made and that live on, besides results and gradients."""
-        known = {recording.buffer_of(x) for x in outputs if isinstance(x, vt.Tensor)}
-        known |= {recording.buffer_of(x.grad) for x in recording.leaves if x.grad is not None}
-        return [b for b in recording.tape.buffers if b.role == "output" and b not in known]
+        holders: dict[Any, set[int]] = {}
+        for x in (*outputs, *(leaf.grad for leaf in self._leaves.values())):
+            if _is_tensor(x) and (buffer := recording.buffer_of(x)) is not None:
+                holders.setdefault(buffer, set()).add(id(x))
+        results = {recording.buffer_of(x): x for x in outputs if _is_tensor(x)}
+        made = [b for b in recording.tape.buffers if b.role == "output"]
+        return [
+            buffer
+            for buffer in made
+            if buffer not in holders
+            # Held by the tape and by those tensors, and by somebody else.
+            or (
+                buffer in results
+                and _C.graphs.storage_uses(results[buffer]) > 1 + len(holders[buffer])
+            )
+        ]
 
     def _unsteady(self, recording: Recording, outputs: list[Any]) -> str:
         places = []
@@ -198,17 +272,13 @@ class CapturedStep:
         staged: list[Any],
         outputs: list[Any],
         spec: Any,
-        carried: set[int],
+        gradients: list[Gradient],
     ) -> Variant:
-        gradients = []
         adopted = {}
-        for leaf in recording.leaves:
-            if leaf.grad is None:
-                continue
-            gradients.append((leaf, leaf.grad, id(leaf) in carried))
-            buffer = recording.buffer_of(leaf.grad)
+        for gradient in gradients:
+            buffer = None if gradient.end is None else recording.buffer_of(gradient.end)
             if buffer is not None and buffer.role == "output":
-                adopted[buffer] = leaf.grad
+                adopted[buffer] = gradient.end
         tape = passes.run(recording.tape) if self._optimize else recording.tape
         lowered = lower(tape, recording, adopted)
         loans: dict[Any, Any] = {}
@@ -222,7 +292,8 @@ class CapturedStep:
                 loans[buffer] = _C.graphs.Loan(lowered.base(buffer))
             made.append((loans[buffer], _geometry(value)))
         guard = _C.graphs.Guard()
-        for tensor in (*recording.leaves, *session.freeze()):
+        session.freeze()
+        for tensor in (*recording.native.firsts(), *recording.leaves, *session.parameters()):
             guard.add(tensor)
         keep: list[Any] = [recording.memory(b) for b in tape.buffers if b.role == "state"]
         return Variant(
@@ -245,9 +316,13 @@ class CapturedStep:
             for target, value in zip(variant.inputs, leaves):
                 if target is not None:
                     target.copy_(value if isinstance(value, vt.Tensor) else vt.from_numpy(value))
-            for leaf, grad, added_to in variant.gradients:
-                if added_to and leaf.grad is not grad:
-                    grad.copy_(leaf.grad)
+            for gradient in variant.gradients:
+                gradient.users = None
+                current = gradient.leaf.grad
+                if gradient.start is not None and current is not gradient.start:
+                    # The bound tensor may still be somebody's: its values come back afterwards.
+                    gradient.users = (current, gradient.start.clone())
+                    gradient.start.copy_(current)
         for loan, _ in variant.outputs:
             if loan is not None:
                 loan.settle()
@@ -256,9 +331,15 @@ class CapturedStep:
         """What the call returns, and gradients where eager code looks for them."""
         variant.replays += 1
         self.last = variant
-        for leaf, grad, _ in variant.gradients:
-            if leaf.grad is not grad:
-                leaf.grad = grad
+        for gradient in variant.gradients:
+            users, gradient.users = gradient.users, None
+            if users is not None and gradient.end is gradient.start:
+                current, kept = users
+                with vt.no_grad():
+                    current.copy_(gradient.end)
+                    gradient.end.copy_(kept)
+            elif gradient.leaf.grad is not gradient.end:
+                gradient.leaf.grad = gradient.end
         values = [how if loan is None else loan.tensor(*how) for loan, how in variant.outputs]
         return _unflatten(variant.result, values)
 
@@ -278,7 +359,8 @@ class CapturedStep:
                 + "\nPass what changes as a tensor argument, or a learning rate by param_groups"
             )
         expected = [x.detach().clone() for x in _flatten(again.result)[0] if _is_tensor(x)]
-        expected += [leaf.grad.clone() for leaf, _, _ in variant.gradients]
+        grads = [g.leaf for g in variant.gradients if g.end is not None]
+        expected += [leaf.grad.clone() for leaf in grads]
         # Gradients and constants that a run makes anew are no state of the other run.
         shared = [b for b in state if b not in rates[0] and again.buffer_of(state[b]) is not None]
         expected += [state[buffer].clone() for buffer in shared]
@@ -288,7 +370,7 @@ class CapturedStep:
         variant.lowered.program.run()
         result = self._leave(variant)
         found = [x for x in _flatten(result)[0] if _is_tensor(x)]
-        found += [leaf.grad for leaf, _, _ in variant.gradients]
+        found += [leaf.grad for leaf in grads]
         found += [state[buffer] for buffer in shared]
         same = all(checks.same_bits(x.detach(), y) for x, y in zip(found, expected))
         if not same or not checks.same_bits(vt.get_rng_state(), random):
@@ -317,6 +399,8 @@ class CapturedStep:
     def reset(self) -> None:
         """Forgets every capture and gives their memory back."""
         self._variants.clear()
+        self._leaves.clear()
+        self._bound.clear()
         self.last = None
         self._unsteady_runs = 0
 
@@ -353,7 +437,8 @@ def capture(
     differs or the number that Python changes from step to step.
 
     Raises RuntimeError at an op that reads a tensor on the host (``item()``, ``numpy()``, printing,
-    data-dependent shapes), with its line, and leaves everything as it was.
+    data-dependent shapes), with its line. What the function did before is done, as after any error
+    in eager code; of the capture nothing is left.
     """
     if function is None:
         return functools.partial(
@@ -386,22 +471,52 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array_interface__") and not isinstance(value, vt.Tensor)
+    return not isinstance(value, vt.Tensor) and hasattr(value, "__array_interface__")
 
 
 def _is_state(tensor: Any) -> bool:
     return tensor.requires_grad
 
 
-def _staging(value: Any) -> Any:
-    """The tensor that stands for an input in replays; None for what is used as it is."""
-    if isinstance(value, vt.Tensor):
-        return None if _is_state(value) else value.detach().clone()
-    return vt.from_numpy(value).clone() if _is_array(value) else None
+def _is_fixed(value: Any) -> bool:
+    """An argument that is compared by identity and yet means the same each time: what changes in a
+    module or an optimizer is noticed, and a function is itself."""
+    return value is None or callable(value) or isinstance(value, (vt.nn.Module, vt.optim.Optimizer))
 
 
-def _plain(value: Any) -> Any:
-    return value.detach() if isinstance(value, vt.Tensor) and value.requires_grad else value
+def _stage(leaves: list[Any]) -> list[Any]:
+    """The tensors that stand for inputs in replays; None for what is used as it is."""
+    made: dict[int, tuple[Any, Any]] = {}
+    staged = []
+    for value in leaves:
+        if _is_array(value):
+            staged.append(vt.from_numpy(value).clone())
+        elif not _is_tensor(value) or _is_state(value):
+            staged.append(None)
+        else:
+            original, copy = made.setdefault(value._storage_key(), (value, value.detach().clone()))
+            if original is not value and _geometry(original) != _geometry(value):
+                raise CaptureError(
+                    "two arguments share memory and are not the same tensor: a captured function "
+                    "works on copies, which would not. Pass one of them"
+                )
+            staged.append(copy)
+    return staged
+
+
+def _plain(value: Any, places: Any) -> Any:
+    """A result without history (a graph that lives on would hold all that was saved for backward),
+    in memory of its own where it lies in one of `places`."""
+    if not _is_tensor(value):
+        return value
+    keys = {place._storage_key() for place in places if place is not None and _is_tensor(place)}
+    value = value.detach()
+    return value.clone() if value._storage_key() in keys else value
+
+
+def _gradient(leaf: Any, before: Any, recording: Recording) -> Gradient:
+    reads = before is not None and recording.native.find(before) >= 0
+    return Gradient(leaf, before if reads else None, leaf.grad)
 
 
 def _geometry(tensor: Any) -> tuple[Any, ...]:
@@ -419,30 +534,31 @@ _LEAF = object()
 def _flatten(value: Any) -> tuple[list[Any], Any]:
     """Leaves of nested tuples, lists and dicts, and the structure without them."""
     leaves: list[Any] = []
+    return leaves, _structure(value, leaves)
 
-    def walk(node: Any) -> Any:
-        if isinstance(node, tuple) and hasattr(node, "_fields"):
-            return (type(node), tuple(walk(item) for item in node))
-        if type(node) in (tuple, list):
-            return (type(node), tuple(walk(item) for item in node))
-        if isinstance(node, dict):
-            return (type(node), tuple((key, walk(item)) for key, item in node.items()))
-        leaves.append(node)
-        return _LEAF
 
-    return leaves, walk(value)
+def _structure(node: Any, leaves: list[Any]) -> Any:
+    # No closure: one that calls itself is a cycle, and would keep tensors until it is collected.
+    if isinstance(node, tuple) or type(node) is list:
+        return (type(node), tuple([_structure(item, leaves) for item in node]))
+    if type(node) in (dict, OrderedDict, defaultdict):
+        made = (type(node), node.default_factory if type(node) is defaultdict else None)
+        return (made, tuple([(key, _structure(item, leaves)) for key, item in node.items()]))
+    leaves.append(node)
+    return _LEAF
 
 
 def _unflatten(spec: Any, leaves: list[Any]) -> Any:
-    remaining = iter(leaves)
+    return _built(spec, iter(leaves))
 
-    def build(node: Any) -> Any:
-        if node is _LEAF:
-            return next(remaining)
-        kind, items = node
-        if issubclass(kind, dict):
-            return kind((key, build(item)) for key, item in items)
-        values = [build(item) for item in items]
-        return kind(*values) if hasattr(kind, "_fields") else kind(values)
 
-    return build(spec)
+def _built(node: Any, leaves: Iterator[Any]) -> Any:
+    if node is _LEAF:
+        return next(leaves)
+    kind, items = node
+    if isinstance(kind, tuple):
+        kind, factory = kind
+        pairs = [(key, _built(item, leaves)) for key, item in items]
+        return defaultdict(factory, pairs) if kind is defaultdict else kind(pairs)
+    values = [_built(item, leaves) for item in items]
+    return kind(*values) if hasattr(kind, "_fields") else kind(values)

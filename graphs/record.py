@@ -44,9 +44,12 @@ def record(function: Callable[[], Any], *, execute: bool = True) -> Recording:
     Raises what the function raises; the recording then leaves nothing behind.
     """
     native = _C.graphs.Tape(_PACKAGE, execute)
+    # A cast that autocast has kept from before, or keeps for later, is neither input nor result.
+    _C._clear_autocast_cache()
     native.start()
     try:
         result = function()
+        _C._clear_autocast_cache()
     finally:
         native.stop()
     return _recording(native, result)

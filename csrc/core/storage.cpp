@@ -2,12 +2,14 @@
 
 #include "core/device_backend.h"
 #include "core/error.h"
+#include "core/storage_observer.h"
 
 namespace vt {
 namespace {
 
 std::atomic<int64_t> live_storages{0};
 Allocator* allocators[kNumDeviceTypes] = {};
+thread_local constinit StorageObserver* observer = nullptr;
 
 }  // namespace
 
@@ -44,7 +46,13 @@ void Storage::replace(Allocation allocation) {
 int64_t Storage::live_count() { return live_storages.load(std::memory_order_relaxed); }
 
 Ref<Storage> allocate_storage(size_t nbytes, Device device) {
-  return make_ref<Storage>(allocator_for(device.type).allocate(nbytes, device), device);
+  auto storage = make_ref<Storage>(allocator_for(device.type).allocate(nbytes, device), device);
+  if (observer) [[unlikely]]
+    observer->allocated(*storage);
+  return storage;
 }
+
+StorageObserver* storage_observer() { return observer; }
+void set_storage_observer(StorageObserver* wanted) { observer = wanted; }
 
 }  // namespace vt

@@ -8,11 +8,25 @@
 
 namespace vt::graphs {
 
-/// A result buffer that every replay overwrites, lent to the user between replays. Before it is
-/// overwritten, a loan that is still held moves to memory of its own, with its values.
+/// Memory that storages share.
+class SharedBytes final : public RefCounted {
+ public:
+  SharedBytes(size_t nbytes, Device device);
+  ~SharedBytes() override;
+  /// As an allocation that holds a reference.
+  Allocation share();
+
+ private:
+  Allocation allocation_;
+};
+
+/// A result buffer that every replay writes, lent to the user between replays. A loan that is still
+/// held when the next replay comes keeps its bytes, and the buffer gets others: pointers that NumPy
+/// and others took stay good.
 class Loan {
  public:
-  explicit Loan(Ref<Storage> base) : base_(std::move(base)) {}
+  /// `base` is the program's storage; its bytes are replaced.
+  explicit Loan(Ref<Storage> base);
 
   /// A tensor on the lent buffer, `byte_offset` from its start.
   Tensor tensor(int64_t byte_offset, DType dtype, IntSpan sizes, IntSpan strides);
@@ -20,7 +34,11 @@ class Loan {
   void settle();
 
  private:
+  void renew();
+
   Ref<Storage> base_, lent_;
+  Ref<SharedBytes> bytes_;
+  size_t nbytes_;
 };
 
 /// Tensors whose memory a captured step has bound.
@@ -36,6 +54,8 @@ class Guard {
     Ref<TensorImpl> impl;
     const Storage* storage;
     const void* data;
+    Dims sizes, strides;
+    int64_t offset;
     bool requires_grad;
   };
   std::vector<Bound> bound_;

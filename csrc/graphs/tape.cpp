@@ -24,6 +24,13 @@ Phase phase_of(OpId id) {
   return op_capture_class(id) == "optimizer" ? Phase::Optimizer : Phase::Forward;
 }
 
+bool is_in_place(OpId id) { return op_name(id).ends_with('_'); }
+
+constexpr const char* kReseeded =
+    "a captured random op draws from the default generator of its device, and nothing else moves "
+    "that: a generator of its own, a seed set or numbers drawn again (activation checkpointing) "
+    "inside the captured function cannot be repeated by a replay";
+
 }  // namespace
 
 std::vector<Value> Call::bind(TensorSpan tensors) const {
@@ -39,23 +46,36 @@ std::vector<Value> Call::bind(TensorSpan tensors) const {
 
 Tape::Tape(const Source* (*source)(), bool execute) : source_(source), execute_(execute) {}
 
-int Tape::storage_of(const Tensor& tensor, bool fresh) {
+int Tape::storage_of(const Tensor& tensor, bool written) {
   const Ref<Storage>& storage = tensor.storage();
   const auto [place, added] = known_.try_emplace(storage.get(), static_cast<int>(storages_.size()));
   if (added) {
-    storages_.push_back({storage, storage->nbytes(), tensor.device(), fresh, false});
+    const auto born = born_.find(storage.get());
+    // Blank memory that is read first was filled by the host (a number as a tensor).
+    const bool fresh = born != born_.end() && born->second == Origin::Blank && written;
+    StorageRecord record{storage, storage->nbytes(), tensor.device(), {}, fresh, false, false};
+    record.host = born != born_.end() && !fresh;
+    if (born == born_.end()) record.first = tensor;
+    storages_.push_back(std::move(record));
     if (fresh) open_.push_back(place->second);
   }
+  const StorageRecord& record = storages_[static_cast<size_t>(place->second)];
+  check(!(written && record.host), "a tensor of ", tensor.sizes(), " ", tensor.dtype(),
+        " that the captured function makes from host data is changed in place: every replay would "
+        "go on from the changed values. Make it outside, or write x = x + 1 instead of x += 1");
   return place->second;
 }
 
-int Tape::slot_of(const Tensor& tensor, bool fresh) {
+int Tape::slot_of(const Tensor& tensor, bool written) {
   if (!tensor.defined()) return -1;
-  Slot slot{storage_of(tensor, fresh), tensor.storage_offset(), tensor.impl()->sizes,
+  Slot slot{storage_of(tensor, written), tensor.storage_offset(), tensor.impl()->sizes,
             tensor.impl()->strides, tensor.dtype()};
   slots_.push_back(std::move(slot));
   return static_cast<int>(slots_.size()) - 1;
 }
+
+void Tape::allocated(const Storage& storage) { born_[&storage] = Origin::Blank; }
+void Tape::host_written(const Storage& storage) { born_[&storage] = Origin::Host; }
 
 int64_t Tape::relative_offset(const PhiloxArgs& rng, Device device) {
   const Generator& generator = default_generator(device);
@@ -63,13 +83,14 @@ int64_t Tape::relative_offset(const PhiloxArgs& rng, Device device) {
   auto draws = std::find_if(draws_.begin(), draws_.end(),
                             [&](const Draws& d) { return d.device == device; });
   if (draws == draws_.end()) {
-    draws_.push_back({device, generator->seed(), rng.offset, now});
+    const bool moved = device.is_cpu() && (rng.seed != start_.seed || rng.offset != start_.offset);
+    check(!moved, kReseeded);
+    draws_.push_back({device, generator->seed(), rng.offset, rng.offset});
     draws = draws_.end() - 1;
   }
-  check(rng.seed == generator->seed() && rng.seed == draws->seed && rng.offset >= draws->first &&
+  check(rng.seed == generator->seed() && rng.seed == draws->seed && rng.offset == draws->last &&
             rng.offset <= now,
-        "a captured random op draws from the default generator of its device, and the seed stays "
-        "as it is meanwhile; this one has a generator of its own");
+        kReseeded);
   draws->last = now;
   return static_cast<int64_t>(rng.offset - draws->first);
 }
@@ -88,11 +109,21 @@ void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
   recorded->id = call.id;
   recorded->phase = phase_of(call.id);
   recorded->args.assign(call.args.begin(), call.args.end());
+  const auto is_output = [&](const Tensor& tensor) {
+    return tensor.defined() &&
+           std::any_of(call.outputs.begin(), call.outputs.end(), [&](const Tensor& out) {
+             return out.defined() && out.storage() == tensor.storage();
+           });
+  };
+  // A view names memory; it is no write.
+  const bool view = !is_in_place(call.id) && !call.args.empty() &&
+                    std::holds_alternative<Tensor>(call.args[0]) &&
+                    is_output(std::get<Tensor>(call.args[0]));
   for_each_tensor(recorded->args, [&](Tensor& tensor) {
-    recorded->inputs.push_back(slot_of(tensor, false));
+    recorded->inputs.push_back(slot_of(tensor, !view && is_output(tensor)));
     tensor = Tensor();
   });
-  for (const Tensor& out : call.outputs) recorded->outputs.push_back(slot_of(out, true));
+  for (const Tensor& out : call.outputs) recorded->outputs.push_back(slot_of(out, !view));
   const Device device =
       !call.outputs.empty() && call.outputs[0].defined() ? call.outputs[0].device() : Device{};
   for (const Value& value : recorded->args) {
@@ -146,12 +177,16 @@ void Tape::start() {
   check(thread_state.consumer == nullptr,
         "a recording is already active on this thread: captured steps do not nest");
   thread_state.consumer = this;
+  set_storage_observer(this);
+  start_ = {default_generator(Device{})->seed(), default_generator(Device{})->offset()};
   active_ = true;
 }
 
 void Tape::stop() {
   check(active_ && thread_state.consumer == this, "this tape is not recording on this thread");
   thread_state.consumer = nullptr;
+  set_storage_observer(nullptr);
+  born_.clear();
   active_ = false;
   find_escapes();
 }

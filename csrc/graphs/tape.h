@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/generator.h"
+#include "core/storage_observer.h"
 #include "dispatch/consumer.h"
 
 namespace vt::graphs {
@@ -51,11 +52,13 @@ struct StorageRecord {
   Ref<Storage> storage;
   size_t nbytes = 0;
   Device device;
-  bool fresh = false;    // made by an op of the recording
+  Tensor first;          // the tensor that brought it onto the tape, if it was there before
+  bool fresh = false;    // made by the recording, from uninitialised memory
+  bool host = false;     // made by the recording, with values of the host
   bool escapes = false;  // still in use by others when the recording ended
 };
 
-class Tape final : public Consumer, public RefCounted {
+class Tape final : public Consumer, public StorageObserver, public RefCounted {
  public:
   /// `source` gives the line that is running, or null; it is called once an op. With `execute`
   /// false ops are only recorded, their outputs stay as allocated.
@@ -65,6 +68,8 @@ class Tape final : public Consumer, public RefCounted {
   void on_gradient(const Tensor& leaf) override;
   void on_host_read(const Tensor& tensor, const char* what) override;
   uint32_t references(const Storage& storage) const override;
+  void allocated(const Storage& storage) override;
+  void host_written(const Storage& storage) override;
   /// Records on this thread from now on; recordings do not nest.
   void start();
   /// Ends the recording and finds the storages that others still use.
@@ -92,9 +97,10 @@ class Tape final : public Consumer, public RefCounted {
     Device device;
     uint64_t seed, first, last;
   };
+  enum class Origin : uint8_t { Blank, Host };
 
-  int storage_of(const Tensor& tensor, bool fresh);
-  int slot_of(const Tensor& tensor, bool fresh);
+  int storage_of(const Tensor& tensor, bool written);
+  int slot_of(const Tensor& tensor, bool written);
   int64_t relative_offset(const PhiloxArgs& rng, Device device);
   void release_unused();
 
@@ -109,6 +115,8 @@ class Tape final : public Consumer, public RefCounted {
   std::vector<Tensor> leaves_;
   std::vector<int> open_;  // fresh storages that have their bytes
   std::vector<Draws> draws_;
+  PhiloxArgs start_;                                 // where the CPU's numbers were
+  std::unordered_map<const Storage*, Origin> born_;  // while recording; addresses may repeat
 };
 
 }  // namespace vt::graphs

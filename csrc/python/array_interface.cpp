@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "core/device_backend.h"
+#include "core/storage_observer.h"
 #include "python/arguments.h"
 
 namespace vt::python {
@@ -97,6 +98,8 @@ Interface parse(Object info, const char* array, const char* interface) {
   void* address = pointer == Py_None ? nullptr : PyLong_AsVoidPtr(pointer);
   if (PyErr_Occurred()) throw PythonError();
   const bool read_only = PyObject_IsTrue(PyTuple_GetItem(data, 1)) == 1;
+  const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
+  check_value(address || empty, "the array interface of an object with elements has no address");
   return {std::move(info), std::move(sizes), std::move(strides), *dtype, address, read_only};
 }
 
@@ -118,6 +121,7 @@ Tensor borrow(void* data, size_t nbytes, PyObject* keeper, bool writable, IntSpa
               IntSpan strides, DType dtype, Device device) {
   Py_INCREF(keeper);
   auto storage = make_ref<Storage>(Allocation{data, nbytes, keeper, release_object}, device);
+  if (StorageObserver* observer = storage_observer()) observer->host_written(*storage);
   storage->set_writable(writable);
   auto impl = make_ref<TensorImpl>(std::move(storage), dtype, device);
   impl->set_geometry(sizes, strides, 0);

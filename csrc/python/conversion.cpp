@@ -3,6 +3,7 @@
 
 #include "autograd/front.h"
 #include "core/device_backend.h"
+#include "core/storage_observer.h"
 #include "dispatch/consumer.h"
 #include "dispatch/default_device.h"
 #include "io/dlpack.h"
@@ -114,6 +115,9 @@ Tensor from_data(PyObject* data, std::optional<DType> dtype) {
   scan(data, shape, 0);
   if (!shape.any) shape.dtype = default_dtype();
   const DType target = dtype.value_or(shape.dtype);
+  const auto told = [](const Tensor& out) {
+    if (StorageObserver* observer = storage_observer()) observer->host_written(*out.storage());
+  };
   // Build in a type that holds every value exactly, then convert once.
   if (is_floating(target)) {
     Tensor out = empty(shape.sizes, target == DType::Float32 ? DType::Float32 : DType::Float64);
@@ -121,16 +125,19 @@ Tensor from_data(PyObject* data, std::optional<DType> dtype) {
       fill<float>(data, out);
     else
       fill<double>(data, out);
+    told(out);
     return out.dtype() == target ? out : ops::_to_dtype(out, target);
   }
   if (target == DType::Bool) {
     Tensor out = empty(shape.sizes, DType::Bool);
     fill<bool>(data, out);
+    told(out);
     return out;
   }
   if (is_floating(shape.dtype)) return ops::_to_dtype(from_data(data, DType::Float64), target);
   Tensor out = empty(shape.sizes, DType::Int64);
   fill<int64_t>(data, out);
+  told(out);
   if (target == DType::Int64) return out;
   return ops::_to_dtype(out, target);
 }
@@ -276,6 +283,7 @@ PyObject* from_buffer_function(PyObject*, PyObject* args) {
 PyObject* as_buffer_function(PyObject*, PyObject* object) {
   return guarded([&]() -> PyObject* {
     check_type(is_tensor(object), "_as_buffer expects a Tensor");
+    host_read(tensor_of(object), "reading the bytes (pickling, saving)");
     const Tensor& t = tensor_of(object);
     check(t.device().is_cpu() && t.is_contiguous(),
           "_as_buffer needs a contiguous CPU tensor, got ", t, " on ", t.device());
@@ -370,6 +378,7 @@ PyObject* method_dlpack(PyObject* self, PyObject* args, PyObject* kwargs) {
           "read-only memory can only be exported to consumers that pass max_version >= (1, 0)");
       return nullptr;
     }
+    host_read(t, "__dlpack__()");
     return io::to_dlpack_capsule(t, versioned, copy == Py_True);
   });
 }

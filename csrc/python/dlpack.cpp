@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "core/device_backend.h"
+#include "core/storage_observer.h"
 #include "python/python.h"
 
 namespace vt::io {
@@ -131,6 +132,7 @@ Tensor import_tensor(Managed* m, bool writable) {
     if (held->deleter) held->deleter(held);
   };
   auto storage = make_ref<Storage>(Allocation{data, nbytes, m, release}, device);
+  if (StorageObserver* observer = storage_observer()) observer->host_written(*storage);
   drop.m = nullptr;
   storage->set_writable(writable);
   auto impl = make_ref<TensorImpl>(std::move(storage), dtype, device);

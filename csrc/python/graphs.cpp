@@ -190,6 +190,16 @@ void bind_graphs(nb::module_& m) {
                out.append(nb::make_tuple(source.file, source.line, source.function));
              return out;
            })
+      .def(
+          "firsts",
+          [](const PyTape& self) {
+            nb::list out;
+            for (const StorageRecord& record : self.tape->storages()) {
+              if (record.first.defined()) out.append(nb::steal(wrap(record.first)));
+            }
+            return out;
+          },
+          "A tensor on each storage that was there before the recording.")
       .def("leaves",
            [](const PyTape& self) {
              nb::list out;

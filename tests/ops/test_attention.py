@@ -149,3 +149,20 @@ def test_mask_with_causal_is_refused() -> None:
         F.scaled_dot_product_attention(
             x, x, x, attn_mask=vt.ones(2, 2, dtype=vt.bool), is_causal=True
         )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("width", "value_width"), [(4, 0), (0, 4), (0, 0), (1, 1)])
+def test_heads_without_columns(width: int, value_width: int, dtype: str) -> None:
+    shapes = [(2, 2, 5, width), (2, 2, 7, width), (2, 2, 7, value_width)]
+    pairs = [_pair(shape, i, dtype) for i, shape in enumerate(shapes)]
+    poison = [vt.full((2, 2, 7, 4), 7.5) for _ in range(8)]
+    del poison
+    results = []
+    for library, inputs in ((vt, [a for a, _ in pairs]), (torch, [b for _, b in pairs])):
+        out = library.nn.functional.scaled_dot_product_attention(*inputs, scale=1.0)
+        results.append((out, *library.autograd.grad(out.sum(), inputs, allow_unused=True)))
+    for mine, other in zip(*results):
+        if other is None:
+            continue
+        _close(mine, other, 3e-5)

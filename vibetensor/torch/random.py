@@ -52,14 +52,20 @@ def fork_rng(
         yield
         return
     before = _states()
+    kept = None if devices is None else {0, *(_place(device) for device in devices)}
     try:
         yield
     finally:
-        if devices is not None:
-            after = _states()
-            kept = {0, *(_C.device(device).index + 1 for device in devices)}
-            before = [old if i in kept else after[i] for i, old in enumerate(before)]
-        _set_states(before)
+        after = _states()
+        _set_states(old if kept is None or i in kept else after[i] for i, old in enumerate(before))
+
+
+def _place(device: Any) -> int:
+    """Where `_states` has a device: the CPU first, then CUDA devices by index."""
+    if isinstance(device, int):
+        return device + 1
+    kind, _, index = str(device).partition(":")
+    return 0 if kind == "cpu" else int(index or 0) + 1
 
 
 def _states() -> list[tuple[int, int]]:

@@ -54,11 +54,18 @@ void backward_head(const Problem& p, const Tensor& grad_query, const Tensor& gra
     const int64_t limit = p.visible(q0 + qn);
     for (int64_t k0 = 0; k0 < limit; k0 += kKeyBlock) {
       const int64_t kn = std::min(kKeyBlock, limit - k0), ld = Right::row_length(kn);
+      // Operands without columns give scores and gradients of zero.
+      if (p.width == 0) std::fill(prob, prob + qn * ld, T(0));
+      if (p.value_width == 0) std::fill(dprob, dprob + qn * ld, T(0));
       by_rows<T>(p, q0, qn, k0, kn, [&](int64_t i, int64_t rows, int64_t seen) {
-        kv.keys_t.multiply({rows, seen, p.width}, scale, q_rows + i * q.ld, q.ld, 1, 0, k0, T(0),
-                           prob + i * ld, ld);
-        kv.values_t.multiply({rows, seen, p.value_width}, T(1), g_rows + i * g.ld, g.ld, 1, 0, k0,
-                             T(0), dprob + i * ld, ld);
+        if (p.width > 0) {
+          kv.keys_t.multiply({rows, seen, p.width}, scale, q_rows + i * q.ld, q.ld, 1, 0, k0, T(0),
+                             prob + i * ld, ld);
+        }
+        if (p.value_width > 0) {
+          kv.values_t.multiply({rows, seen, p.value_width}, T(1), g_rows + i * g.ld, g.ld, 1, 0, k0,
+                               T(0), dprob + i * ld, ld);
+        }
       });
       mask_scores(p, prob, ld, b, h, q0, qn, k0, kn);
       for (int64_t i = 0; i < qn; ++i) {
@@ -88,14 +95,17 @@ void backward_head(const Problem& p, const Tensor& grad_query, const Tensor& gra
       }
       by_keys<T>(p, q0, qn, k0, kn, [&](int64_t j, int64_t keys, int64_t first) {
         const int64_t at = first * ld + j, n = qn - first;
-        grads.multiply({keys, p.value_width, n}, T(1), prob + at, 1, ld, first, 0, T(1),
-                       kv.dv + (k0 + j) * kv.dv_ld, kv.dv_ld);
-        queries.multiply({keys, p.width, n}, T(1), dprob + at, 1, ld, first, 0, T(1),
-                         kv.dk + (k0 + j) * kv.dk_ld, kv.dk_ld);
+        if (p.value_width > 0)
+          grads.multiply({keys, p.value_width, n}, T(1), prob + at, 1, ld, first, 0, T(1),
+                         kv.dv + (k0 + j) * kv.dv_ld, kv.dv_ld);
+        if (p.width > 0)
+          queries.multiply({keys, p.width, n}, T(1), dprob + at, 1, ld, first, 0, T(1),
+                           kv.dk + (k0 + j) * kv.dk_ld, kv.dk_ld);
       });
       by_rows<T>(p, q0, qn, k0, kn, [&](int64_t i, int64_t rows, int64_t seen) {
-        kv.keys.multiply({rows, p.width, seen}, T(1), dprob + i * ld, ld, 1, k0, 0, T(1),
-                         dq + i * dq_ld, dq_ld);
+        if (p.width > 0)
+          kv.keys.multiply({rows, p.width, seen}, T(1), dprob + i * ld, ld, 1, k0, 0, T(1),
+                           dq + i * dq_ld, dq_ld);
       });
     }
     store_rows(grad_query, b, h, q0, qn, dq, dq_ld);
@@ -119,10 +129,8 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
         const int64_t b = pair / p.key_heads, kv = pair % p.key_heads;
         const Head<T> k(key, b, kv, Scratch::Key), v(value, b, kv, Scratch::Value);
         const KeyHead<T> head(p, k, v);
-        if (p.width > 0 && p.value_width > 0) {
-          for (int64_t h = kv * per_key_head; h < (kv + 1) * per_key_head; ++h)
-            backward_head(p, grad_query, grad, output, lse, query, head, b, h);
-        }
+        for (int64_t h = kv * per_key_head; h < (kv + 1) * per_key_head; ++h)
+          backward_head(p, grad_query, grad, output, lse, query, head, b, h);
         store_rows(grad_key, b, kv, 0, p.keys, head.dk, head.dk_ld);
         store_rows(grad_value, b, kv, 0, p.keys, head.dv, head.dv_ld);
       }

@@ -6,7 +6,7 @@
 namespace vt::cpu::VT_ISA {
 namespace {
 
-/// Sums carry 64 bits: float inputs in double (dense ones four at a time), integers in int64.
+/// Sums carry 64 bits: float inputs in double, integers in int64.
 template <class T>
 using Wide = std::conditional_t<std::is_floating_point_v<T>, double, int64_t>;
 
@@ -16,27 +16,27 @@ struct Sum {
   Acc start() const { return 0; }
   void step(Acc& a, T x) const { a += static_cast<Acc>(x); }
   void merge(Acc& a, const Acc& b) const { a += b; }
-  /// Four floats are added before the sum is widened, which leaves the memory as the limit.
+  /// Four independent vectors of doubles: one alone would wait for each addition.
   Acc dense(const T* values, int64_t n) const
     requires std::is_same_v<T, float>
   {
-    using Floats = Vector<float>;
-    typedef float Half __attribute__((vector_size(32)));
-    typename Vector<double>::type sums[2] = {};
+    using V = Vector<double>;
+    typedef float Floats __attribute__((vector_size(32)));
+    constexpr int kChains = 4;
+    typename V::type sums[kChains] = {};
     int64_t k = 0;
-    for (; k + 4 * Floats::kSize <= n; k += 4 * Floats::kSize) {
-      typename Floats::type x[4];
-      std::memcpy(x, values + k, sizeof(x));
-      const typename Floats::type four = (x[0] + x[1]) + (x[2] + x[3]);
-      Half halves[2];
-      std::memcpy(halves, &four, sizeof(four));
-      for (int h = 0; h < 2; ++h)
-        sums[h] += __builtin_convertvector(halves[h], typename Vector<double>::type);
+    for (; k + kChains * V::kSize <= n; k += kChains * V::kSize) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kChains; ++c) {
+        Floats x;
+        std::memcpy(&x, values + k + c * V::kSize, sizeof(x));
+        sums[c] += __builtin_convertvector(x, typename V::type);
+      }
     }
-    const typename Vector<double>::type sum = sums[0] + sums[1];
+    const typename V::type sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     double total = 0;
     for (; k < n; ++k) total += values[k];
-    for (int l = 0; l < Vector<double>::kSize; ++l) total += sum[l];
+    for (int l = 0; l < V::kSize; ++l) total += sum[l];
     return total;
   }
 };

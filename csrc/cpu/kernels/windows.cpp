@@ -85,27 +85,28 @@ void im2col(const Tensor& out, const Tensor& self, IntSpan kernel, IntSpan dilat
   const Windows w(s, extents, kernel, stride, padding, dilation);
   const int64_t taps = w.kernel[0] * w.kernel[1];
   on_bits(out, self, [&]<class T>(T* y, const T* x) {
-    parallel_for(0, self.numel() / w.in_area() * taps, row_grain(w.out_area()),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t row = begin; row < end; ++row) {
-                     const T* plane = x + row / taps * w.in_area();
-                     T* target = y + row * w.out_area();
-                     const int64_t ky = row % taps / w.kernel[1], kx = row % w.kernel[1];
-                     for (int64_t oy = 0; oy < w.out[0]; ++oy) {
-                       const int64_t iy = w.place(0, oy, ky);
-                       T* line = target + oy * w.out[1];
-                       if (iy < 0 || iy >= w.in[0]) {
-                         std::fill(line, line + w.out[1], T(0));
-                         continue;
-                       }
-                       const T* source = plane + iy * w.in[1];
-                       for (int64_t ox = 0; ox < w.out[1]; ++ox) {
-                         const int64_t ix = w.place(1, ox, kx);
-                         line[ox] = ix >= 0 && ix < w.in[1] ? source[ix] : T(0);
-                       }
-                     }
-                   }
-                 });
+    int64_t planes = 1;  // of an empty input too: its windows hold padding
+    for (const int64_t n : s.first(s.size() - 2)) planes *= n;
+    parallel_for(0, planes * taps, row_grain(w.out_area()), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const T* plane = x + row / taps * w.in_area();
+        T* target = y + row * w.out_area();
+        const int64_t ky = row % taps / w.kernel[1], kx = row % w.kernel[1];
+        for (int64_t oy = 0; oy < w.out[0]; ++oy) {
+          const int64_t iy = w.place(0, oy, ky);
+          T* line = target + oy * w.out[1];
+          if (iy < 0 || iy >= w.in[0]) {
+            std::fill(line, line + w.out[1], T(0));
+            continue;
+          }
+          const T* source = plane + iy * w.in[1];
+          for (int64_t ox = 0; ox < w.out[1]; ++ox) {
+            const int64_t ix = w.place(1, ox, kx);
+            line[ox] = ix >= 0 && ix < w.in[1] ? source[ix] : T(0);
+          }
+        }
+      }
+    });
   });
 }
 

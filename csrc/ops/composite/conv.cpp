@@ -52,6 +52,19 @@ void check_conv(const Tensor& input, const Tensor& weight, const Tensor& bias, i
         weight.dtype(), ") should be the same");
 }
 
+/// What every convolution asks of its windows, forward and transposed.
+void check_windows(const Tensor& input, IntSpan kernel, const ConvolutionWindow& w) {
+  for (size_t i = 0; i < kernel.size(); ++i) {
+    check(w.padding[i] >= 0, "negative padding is not supported");
+    check(w.stride[i] > 0, "non-positive stride is not supported");
+    check(w.dilation[i] > 0, "dilation should be greater than zero");
+    check(kernel[i] > 0, "kernel size should be greater than zero, but got shape ", kernel);
+    check(input.sizes()[2 + i] > 0,
+          "Only zero batch or zero channel inputs are supported, but got input shape: ",
+          input.sizes());
+  }
+}
+
 Tensor conv_nd(size_t rank, const Tensor& input, const Tensor& weight, const Tensor& bias,
                IntSpan stride, IntSpan padding, IntSpan dilation, int64_t groups,
                std::string_view op) {
@@ -67,12 +80,10 @@ Tensor conv_nd(size_t rank, const Tensor& input, const Tensor& weight, const Ten
   }
   const ConvolutionWindow w{per_dimension(stride, rank), per_dimension(padding, rank),
                             per_dimension(dilation, rank), groups};
+  check_windows(input, k.last(rank), w);
   Dims padded, reach;
   bool fits = true;
   for (size_t i = 0; i < rank; ++i) {
-    check(w.padding[i] >= 0, "negative padding is not supported");
-    check(w.stride[i] > 0, "non-positive stride is not supported");
-    check(w.dilation[i] > 0, "dilation should be greater than zero");
     padded.push_back(input.sizes()[2 + i] + 2 * w.padding[i]);
     reach.push_back(w.dilation[i] * (k[2 + i] - 1) + 1);
     fits = fits && padded[i] >= reach[i];
@@ -120,6 +131,7 @@ Tensor conv_transpose2d(const Tensor& input, const Tensor& weight, const Tensor&
   }
   const Dims s = pair(stride), p = pair(padding), d = pair(dilation), extra = pair(output_padding),
              kernel{w[2], w[3]};
+  check_windows(input, kernel, {s, p, d, groups});
   Dims size{0, 0};
   for (size_t i = 0; i < 2; ++i) {
     check(extra[i] < s[i] || extra[i] < d[i],

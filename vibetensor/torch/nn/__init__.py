@@ -1,5 +1,6 @@
 """Layers, parameters, initialisers and functions: torch.nn's names and behaviour."""
 
+from vibetensor.torch.nn import attention as attention
 from vibetensor.torch.nn import functional as functional
 from vibetensor.torch.nn import init as init
 from vibetensor.torch.nn import modules as modules

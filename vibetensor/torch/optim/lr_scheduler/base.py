@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -41,8 +42,33 @@ def per_group(name: str, optimizer: Optimizer, value: Any) -> list[Any]:
     return [value] * len(optimizer.param_groups)
 
 
-# Called with (scheduler, epoch) as a scheduler steps: capture mode repeats the step in replays.
-step_observers: list[Callable[[Any, int | None], None]] = []
+# Called with (scheduler, arguments) as a scheduler steps: capture mode repeats the step in replays.
+step_observers: list[Callable[[Any, tuple[Any, ...]], None]] = []
+
+
+def _observed(step: Callable[..., None]) -> Callable[..., None]:
+    """Tells the observers of the outermost step; a schedule made of others steps them inside."""
+
+    @functools.wraps(step)
+    def observed(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not step_observers or _stepping.depth:
+            return step(self, *args, **kwargs)
+        for observe in step_observers:
+            observe(self, (*args, *kwargs.values()))
+        _stepping.depth += 1
+        try:
+            return step(self, *args, **kwargs)
+        finally:
+            _stepping.depth -= 1
+
+    return observed
+
+
+class _Stepping(threading.local):
+    depth = 0
+
+
+_stepping = _Stepping()
 
 
 class LRScheduler:
@@ -112,10 +138,14 @@ class LRScheduler:
                 stacklevel=3,
             )
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "step" in cls.__dict__:
+            cls.step = _observed(cls.__dict__["step"])  # type: ignore[method-assign]
+
+    @_observed
     def step(self, epoch: int | None = None) -> None:
         """Moves to the next epoch (or, deprecated, to ``epoch``) and writes its rates."""
-        for observe in step_observers:
-            observe(self, epoch)
         if self._step_count == 1:
             if not hasattr(self.optimizer.step, "_wrapped_by_lr_sched"):
                 warnings.warn(
