@@ -46,15 +46,14 @@ class Variant:
 
     lowered: Lowered
     tape: Tape
-    recorded: Tape
+    recording: Recording
     session: Session
     guard: Any
     inputs: list[Any]
     outputs: list[tuple[Any, Any]]  # (loan, how to make the tensor)
     result: Any
     gradients: list[Gradient]
-    keep: Any
-    recording: Recording
+    arguments: list[Any]  # used as they are: the key holds them by identity, so they must live on
     verified: bool = False
     replays: int = 0
 
@@ -122,10 +121,7 @@ class CapturedStep:
                 f"different shapes or options; further ones run eagerly (max_variants)",
                 stacklevel=3,
             )
-        inputs = [x if place is None else place for x, place in zip(leaves, _stage(leaves))]
-        args, kwargs = _unflatten(spec, inputs)
-        results, structure = _flatten(self._function(*args, **kwargs))
-        return _unflatten(structure, [_plain(x, inputs) for x in results])
+        return self._plain_call(leaves, _stage(leaves), spec)
 
     def _find(self, key: Any) -> Variant | None:
         """The capture for this call. Those whose tensors have moved are dropped."""
@@ -200,24 +196,25 @@ class CapturedStep:
         self._unsteady_runs = 0
         recording.result = None
         gradients = [_gradient(leaf, before[number], recording) for number, leaf in used.items()]
-        variant = self._compile(recording, session, staged, outputs, out_spec, gradients)
-        # The key holds weights among the arguments by identity: they must not be freed meanwhile.
-        variant.keep.append([x for x, place in zip(leaves, staged) if place is None])
+        arguments = [x for x, place in zip(leaves, staged) if place is None]
+        variant = self._compile(recording, session, staged, outputs, out_spec, gradients, arguments)
         self._variants.setdefault(key, []).append(variant)
         return result
 
     def _run(self, session: Session, leaves: list[Any], staged: list[Any], spec: Any) -> Recording:
         """Runs the function once, on what stands for its inputs, and records it."""
+        with session.watching():
+            return record(lambda: self._plain_call(leaves, staged, spec))
+
+    def _plain_call(self, leaves: list[Any], staged: list[Any], spec: Any) -> Any:
+        """Calls the function. Results come without history (a graph that lives on would hold all
+        that was saved for backward), those that are inputs or gradients in memory of their own."""
         inputs = [x if place is None else place for x, place in zip(leaves, staged)]
         args, kwargs = _unflatten(spec, inputs)
-
-        def run() -> Any:
-            results, structure = _flatten(self._function(*args, **kwargs))
-            grads = [leaf.grad for leaf in self._leaves.values()]
-            return _unflatten(structure, [_plain(x, (*staged, *grads)) for x in results])
-
-        with session.watching():
-            return record(run)
+        results, structure = _flatten(self._function(*args, **kwargs))
+        places = (*staged, *(leaf.grad for leaf in self._leaves.values()))
+        taken = {place._storage_key() for place in places if place is not None}
+        return _unflatten(structure, [_plain(x, taken) for x in results])
 
     def _check_arguments(self, recording: Recording, leaves: list[Any], staged: list[Any]) -> None:
         written = {
@@ -273,6 +270,7 @@ class CapturedStep:
         outputs: list[Any],
         spec: Any,
         gradients: list[Gradient],
+        arguments: list[Any],
     ) -> Variant:
         adopted = {}
         for gradient in gradients:
@@ -289,17 +287,15 @@ class CapturedStep:
                 made.append((None, value.detach() if isinstance(value, vt.Tensor) else value))
                 continue
             if buffer not in loans:
-                loans[buffer] = _C.graphs.Loan(lowered.base(buffer))
+                loans[buffer] = _C.graphs.Loan(lowered.memory[buffer])
             made.append((loans[buffer], _geometry(value)))
         guard = _C.graphs.Guard()
         session.freeze()
         for tensor in (*recording.native.firsts(), *recording.leaves, *session.parameters()):
             guard.add(tensor)
-        keep: list[Any] = [recording.memory(b) for b in tape.buffers if b.role == "state"]
         return Variant(
-            lowered, tape, recording.tape, session, guard, staged, made, spec, gradients, keep,
-            recording,
-        )  # fmt: skip
+            lowered, tape, recording, session, guard, staged, made, spec, gradients, arguments
+        )
 
     # --- replaying
 
@@ -504,14 +500,11 @@ def _stage(leaves: list[Any]) -> list[Any]:
     return staged
 
 
-def _plain(value: Any, places: Any) -> Any:
-    """A result without history (a graph that lives on would hold all that was saved for backward),
-    in memory of its own where it lies in one of `places`."""
+def _plain(value: Any, taken: set[int]) -> Any:
     if not _is_tensor(value):
         return value
-    keys = {place._storage_key() for place in places if place is not None and _is_tensor(place)}
     value = value.detach()
-    return value.clone() if value._storage_key() in keys else value
+    return value.clone() if value._storage_key() in taken else value
 
 
 def _gradient(leaf: Any, before: Any, recording: Recording) -> Gradient:

@@ -24,11 +24,6 @@ class Lowered:
     outputs: list[list[Any]]
     memory: dict[Buffer, Any]
     plans: dict[str, Plan]
-    arenas: dict[str, Any]
-
-    def base(self, buffer: Buffer) -> Any:
-        """A tensor on an output's own storage."""
-        return self.memory[buffer]
 
 
 def lower(
@@ -69,7 +64,7 @@ def lower(
             program.add(op.call, [tensor(v) for v in op.inputs], outputs[-1])
     for device, counters in tape.draws:
         program.draw(device, counters)
-    return Lowered(program, outputs, memory, plans, arenas)
+    return Lowered(program, outputs, memory, plans)
 
 
 def _memory_of(buffer: Buffer, recording: Recording) -> Any:

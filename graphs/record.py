@@ -38,12 +38,12 @@ class Recording:
         return self.native.tensor(self.first_slot[buffer.index])
 
 
-def record(function: Callable[[], Any], *, execute: bool = True) -> Recording:
+def record(function: Callable[[], Any]) -> Recording:
     """Runs `function` and records every op it runs on this thread.
 
     Raises what the function raises; the recording then leaves nothing behind.
     """
-    native = _C.graphs.Tape(_PACKAGE, execute)
+    native = _C.graphs.Tape(_PACKAGE)
     # A cast that autocast has kept from before, or keeps for later, is neither input nor result.
     _C._clear_autocast_cache()
     native.start()
@@ -57,13 +57,11 @@ def record(function: Callable[[], Any], *, execute: bool = True) -> Recording:
 
 def _recording(native: Any, result: Any) -> Recording:
     storages = native.storages()
-    if any(fresh and escapes for _, _, fresh, escapes in storages):
-        # Tensors in reference cycles are garbage, not results; only then is it worth collecting.
-        held = sum(fresh and escapes for _, _, fresh, escapes in storages)
-        if held > 1:
-            gc.collect()
-            native.find_escapes()
-            storages = native.storages()
+    if sum(fresh and escapes for _, _, fresh, escapes in storages) > 1:
+        # Some may be garbage in reference cycles, no results.
+        gc.collect()
+        native.find_escapes()
+        storages = native.storages()
     buffers = [
         Buffer(
             index,
@@ -98,6 +96,7 @@ def _op(call: Any, views: list[View], sources: list[Source]) -> Op:
         sources[call.source] if call.source >= 0 else None,
         call,
         call.random_offset,
+        call.is_view,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 def report(name: str, variant: Any) -> str:
     """Ops before and after the passes, memory beside its bound, replays."""
-    recorded = [op for op in variant.recorded.ops if not op.is_view]
+    recorded = [op for op in variant.recording.tape.ops if not op.is_view]
     kept = [op for op in variant.tape.ops if not op.is_view]
     lines = [
         f"{name}: {len(kept)} ops of {len(recorded)} recorded, {variant.replays} replays",

@@ -65,7 +65,10 @@ class Source:
 
 @dataclass(eq=False, slots=True)
 class Op:
-    """One call: `args` as in the op's schema with views in place of tensors."""
+    """One call: `args` as in the op's schema with views in place of tensors.
+
+    is_view: it only names memory that exists, nothing runs for it.
+    """
 
     name: str
     args: tuple[Any, ...]
@@ -76,21 +79,11 @@ class Op:
     source: Source | None
     call: Any  # the native call that holds the arguments which are no tensors
     random_offset: int = -1
+    is_view: bool = False
 
     @property
     def is_random(self) -> bool:
         return self.random_offset >= 0
-
-    @property
-    def is_view(self) -> bool:
-        """Whether it only names memory that exists: nothing runs for it."""
-        source = self.inputs[0] if self.inputs else None
-        return (
-            source is not None
-            and bool(self.outputs)
-            and not self.name.endswith("_")
-            and all(out is not None and out.buffer is source.buffer for out in self.outputs)
-        )
 
     def reads(self) -> Iterator[View]:
         for view in self.inputs:

@@ -18,5 +18,10 @@ class StorageObserver {
 /// Of this thread; null where nobody looks.
 StorageObserver* storage_observer();
 void set_storage_observer(StorageObserver* observer);
+/// What fills a storage from the host, or makes one over the host's memory, says so here.
+inline void note_host_written(const Storage& storage) {
+  if (StorageObserver* observer = storage_observer()) [[unlikely]]
+    observer->host_written(storage);
+}
 
 }  // namespace vt

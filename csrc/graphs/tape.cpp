@@ -44,7 +44,7 @@ std::vector<Value> Call::bind(TensorSpan tensors) const {
   return bound;
 }
 
-Tape::Tape(const Source* (*source)(), bool execute) : source_(source), execute_(execute) {}
+Tape::Tape(const Source* (*source)()) : source_(source) {}
 
 int Tape::storage_of(const Tensor& tensor, bool written) {
   const Ref<Storage>& storage = tensor.storage();
@@ -103,7 +103,7 @@ void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
   {
     // Kernels that call ops themselves are one op on the tape.
     const Scoped<Consumer*> off(thread_state.consumer, nullptr);
-    if (execute_) execute();
+    execute();
   }
   auto recorded = make_ref<Call>();
   recorded->id = call.id;
@@ -115,10 +115,9 @@ void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
              return out.defined() && out.storage() == tensor.storage();
            });
   };
-  // A view names memory; it is no write.
-  const bool view = !is_in_place(call.id) && !call.args.empty() &&
-                    std::holds_alternative<Tensor>(call.args[0]) &&
-                    is_output(std::get<Tensor>(call.args[0]));
+  const bool view = recorded->is_view = !is_in_place(call.id) && !call.args.empty() &&
+                                        std::holds_alternative<Tensor>(call.args[0]) &&
+                                        is_output(std::get<Tensor>(call.args[0]));
   for_each_tensor(recorded->args, [&](Tensor& tensor) {
     recorded->inputs.push_back(slot_of(tensor, !view && is_output(tensor)));
     tensor = Tensor();
@@ -130,7 +129,7 @@ void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
     if (const auto* rng = std::get_if<PhiloxArgs>(&value))
       recorded->random_offset = relative_offset(*rng, device);
   }
-  if (const Source* source = source_ ? source_() : nullptr) {
+  if (const Source* source = source_()) {
     const auto same = [&](const Source& s) {
       return s.line == source->line && s.file == source->file && s.function == source->function;
     };
@@ -151,7 +150,7 @@ void Tape::on_gradient(const Tensor& leaf) {
 }
 
 void Tape::on_host_read(const Tensor& tensor, const char* what) {
-  const Source* source = source_ ? source_() : nullptr;
+  const Source* source = source_();
   fail(ErrorKind::Runtime, what, " of a tensor of ", tensor.sizes(), " ", tensor.dtype(), " on ",
        tensor.device(),
        " cannot be captured: the host would read its value once, and every replay ",

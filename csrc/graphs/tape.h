@@ -28,8 +28,6 @@ struct Slot {
   int64_t offset = 0;  // elements
   Dims sizes, strides;
   DType dtype = DType::Float32;
-
-  bool operator==(const Slot&) const = default;
 };
 
 /// One recorded op. The tensors among its arguments are indices of slots, in the order of the
@@ -40,6 +38,7 @@ struct Call final : RefCounted {
   std::vector<int> inputs;
   std::vector<int> outputs;
   Phase phase = Phase::Forward;
+  bool is_view = false;  // it only names memory: nothing runs for it
   int source = -1;
   /// Counters it draws, from the start of the recording; -1 for none.
   int64_t random_offset = -1;
@@ -60,9 +59,8 @@ struct StorageRecord {
 
 class Tape final : public Consumer, public StorageObserver, public RefCounted {
  public:
-  /// `source` gives the line that is running, or null; it is called once an op. With `execute`
-  /// false ops are only recorded, their outputs stay as allocated.
-  explicit Tape(const Source* (*source)(), bool execute);
+  /// `source` gives the line that is running, or null; it is called once an op.
+  explicit Tape(const Source* (*source)());
 
   void on_op(const OpCall& call, FunctionRef<void()> execute) override;
   void on_gradient(const Tensor& leaf) override;
@@ -105,7 +103,6 @@ class Tape final : public Consumer, public StorageObserver, public RefCounted {
   void release_unused();
 
   const Source* (*source_)();
-  bool execute_;
   bool active_ = false;
   std::vector<Ref<Call>> calls_;
   std::vector<Slot> slots_;

@@ -115,9 +115,6 @@ Tensor from_data(PyObject* data, std::optional<DType> dtype) {
   scan(data, shape, 0);
   if (!shape.any) shape.dtype = default_dtype();
   const DType target = dtype.value_or(shape.dtype);
-  const auto told = [](const Tensor& out) {
-    if (StorageObserver* observer = storage_observer()) observer->host_written(*out.storage());
-  };
   // Build in a type that holds every value exactly, then convert once.
   if (is_floating(target)) {
     Tensor out = empty(shape.sizes, target == DType::Float32 ? DType::Float32 : DType::Float64);
@@ -125,19 +122,19 @@ Tensor from_data(PyObject* data, std::optional<DType> dtype) {
       fill<float>(data, out);
     else
       fill<double>(data, out);
-    told(out);
+    note_host_written(*out.storage());
     return out.dtype() == target ? out : ops::_to_dtype(out, target);
   }
   if (target == DType::Bool) {
     Tensor out = empty(shape.sizes, DType::Bool);
     fill<bool>(data, out);
-    told(out);
+    note_host_written(*out.storage());
     return out;
   }
   if (is_floating(shape.dtype)) return ops::_to_dtype(from_data(data, DType::Float64), target);
   Tensor out = empty(shape.sizes, DType::Int64);
   fill<int64_t>(data, out);
-  told(out);
+  note_host_written(*out.storage());
   if (target == DType::Int64) return out;
   return ops::_to_dtype(out, target);
 }

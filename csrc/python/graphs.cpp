@@ -140,18 +140,18 @@ void bind_graphs(nb::module_& m) {
       .def_prop_ro("inputs", [](const PyCall& c) { return c.call->inputs; })
       .def_prop_ro("outputs", [](const PyCall& c) { return c.call->outputs; })
       .def_prop_ro("phase", [](const PyCall& c) { return static_cast<int>(c.call->phase); })
+      .def_prop_ro("is_view", [](const PyCall& c) { return c.call->is_view; })
       .def_prop_ro("source", [](const PyCall& c) { return c.call->source; })
       .def_prop_ro("random_offset", [](const PyCall& c) { return c.call->random_offset; });
 
   nb::class_<PyTape>(module, "Tape", "Records the ops that run on this thread.")
       .def(
           "__init__",
-          [](PyTape* self, const std::string& package, bool execute) {
-            new (self) PyTape{make_ref<Tape>(package.empty() ? nullptr : &running_line, execute),
-                              std::make_unique<SourceFinder>()};
+          [](PyTape* self, const std::string& package) {
+            new (self) PyTape{make_ref<Tape>(&running_line), std::make_unique<SourceFinder>()};
             self->sources->package = package;
           },
-          nb::arg("package") = "", nb::arg("execute") = true)
+          nb::arg("package"))
       .def("start",
            [](PyTape& self) {
              self.tape->start();

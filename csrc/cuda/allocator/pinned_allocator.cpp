@@ -303,14 +303,8 @@ void PinnedAllocator::reset_accumulated_stats() {
   }
 }
 
-std::vector<std::pair<std::string, int64_t>> flatten(const PinnedStats& stats) {
-  std::vector<std::pair<std::string, int64_t>> out;
-  const auto stat = [&](const std::string& name, const Stat& s) {
-    out.emplace_back(name + ".current", s.current);
-    out.emplace_back(name + ".peak", s.peak);
-    out.emplace_back(name + ".allocated", s.allocated);
-    out.emplace_back(name + ".freed", s.freed);
-  };
+NamedCounts flatten(const PinnedStats& stats) {
+  NamedCounts out;
   const auto duration = [&](const std::string& name, const DurationStat& d) {
     out.emplace_back(name + ".total", d.total);
     out.emplace_back(name + ".max", d.max);
@@ -318,10 +312,10 @@ std::vector<std::pair<std::string, int64_t>> flatten(const PinnedStats& stats) {
     out.emplace_back(name + ".count", d.count);
     out.emplace_back(name + ".avg", d.count ? d.total / d.count : 0);
   };
-  stat("allocations", stats.owned_blocks);
-  stat("allocated_bytes", stats.owned_bytes);
-  stat("active_requests", stats.active_blocks);
-  stat("active_bytes", stats.active_bytes);
+  append(out, "allocations", stats.owned_blocks);
+  append(out, "allocated_bytes", stats.owned_bytes);
+  append(out, "active_requests", stats.active_blocks);
+  append(out, "active_bytes", stats.active_bytes);
   duration("host_alloc_time", stats.host_alloc_time);
   duration("host_free_time", stats.host_free_time);
   out.emplace_back("num_host_alloc", stats.num_host_alloc);

@@ -33,7 +33,7 @@ struct PinnedStats {
   DurationStat host_alloc_time{}, host_free_time{};
 };
 /// The keys of torch.cuda.host_memory_stats, sorted; times in microseconds.
-std::vector<std::pair<std::string, int64_t>> flatten(const PinnedStats& stats);
+NamedCounts flatten(const PinnedStats& stats);
 
 class PinnedAllocator {
  public:

@@ -4,14 +4,16 @@
 
 namespace vt::cuda {
 
-std::vector<std::pair<std::string, int64_t>> flatten(const MemoryStats& stats) {
-  std::vector<std::pair<std::string, int64_t>> out;
-  const auto stat = [&](const std::string& name, const Stat& s) {
-    out.emplace_back(name + ".current", s.current);
-    out.emplace_back(name + ".peak", s.peak);
-    out.emplace_back(name + ".allocated", s.allocated);
-    out.emplace_back(name + ".freed", s.freed);
-  };
+void append(NamedCounts& out, const std::string& name, const Stat& stat) {
+  out.emplace_back(name + ".current", stat.current);
+  out.emplace_back(name + ".peak", stat.peak);
+  out.emplace_back(name + ".allocated", stat.allocated);
+  out.emplace_back(name + ".freed", stat.freed);
+}
+
+NamedCounts flatten(const MemoryStats& stats) {
+  NamedCounts out;
+  const auto stat = [&](const std::string& name, const Stat& s) { append(out, name, s); };
   const auto by_kind = [&](const std::string& name, const StatByKind& s) {
     stat(name + ".all", s.all);
     stat(name + ".small_pool", s.small_pool);

@@ -65,8 +65,11 @@ struct MemoryStats {
   int64_t max_split_size = -1;
 };
 
+using NamedCounts = std::vector<std::pair<std::string, int64_t>>;
+/// Appends "NAME.current", ".peak", ".allocated" and ".freed".
+void append(NamedCounts& out, const std::string& name, const Stat& stat);
 /// "allocated_bytes.all.current" and so on, the keys of torch.cuda.memory_stats, sorted.
-std::vector<std::pair<std::string, int64_t>> flatten(const MemoryStats& stats);
+NamedCounts flatten(const MemoryStats& stats);
 
 /// What one pool counts under its lock, by kind.
 struct PoolCounters {

@@ -208,9 +208,6 @@ void bind_statistics(nb::module_& m) {
       allocator->reset_accumulated_stats();
   });
   m.def("memory_usage", &usage);
-  m.def("memory_report", [](int device) {
-    return device_allocator(checked_device(device)).out_of_memory_report(0, {});
-  });
   m.def("check_memory",
         [](int device) { return device_allocator(checked_device(device)).check_invariants(); });
   m.def("host_memory_stats", [] { return dict_of(flatten(pinned_stats())); });
