@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ def _recording(native: Any, result: Any) -> Recording:
 def _op(call: Any, views: list[View], sources: list[Source]) -> Op:
     inputs = [None if slot < 0 else views[slot] for slot in call.inputs]
     tensors = iter(inputs)
-    args = _with_views(call, tensors)
+    args = with_views(call, tensors)
     return Op(
         call.name,
         args,
@@ -100,7 +100,8 @@ def _op(call: Any, views: list[View], sources: list[Source]) -> Op:
     )
 
 
-def _with_views(call: Any, tensors: Any) -> tuple[Any, ...]:
+def with_views(call: Any, tensors: Iterator[View | None]) -> tuple[Any, ...]:
+    """A native call's arguments in the order of the schema, with these in place of its tensors."""
     return tuple(
         next(tensors) if kind == 1 else [next(tensors) for _ in range(arg)] if kind == 2 else arg
         for kind, arg in call.args

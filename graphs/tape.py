@@ -111,13 +111,33 @@ def _show(arg: Any) -> str:
     return str(arg) if isinstance(arg, View) else repr(arg)
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A rewrite that a pass made, or one that it nearly made and why it did not."""
+
+    by: str  # the pass
+    made: bool
+    text: str
+    op: Op  # where
+
+    def __str__(self) -> str:
+        return f"{self.by}: {self.text} ({self.op.source})"
+
+
 @dataclass(eq=False)
 class Tape:
-    """The ops of a step in order, and the buffers they use."""
+    """The ops of a step in order, and the buffers they use.
+
+    draws: the counters that a run takes from each device's random numbers. decisions: what passes
+    did. bound: how far results may be from the recorded ops', relative to their largest element; 0
+    is bit for bit.
+    """
 
     ops: list[Op]
     buffers: list[Buffer]
     draws: list[tuple[str, int]] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    bound: float = 0.0
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -162,9 +182,23 @@ class Tape:
             }
         )
 
-    def replaced(self, ops: Iterable[Op]) -> Tape:
-        """The same step with other ops."""
-        return Tape(list(ops), self.buffers, self.draws)
+    def replaced(
+        self, ops: Iterable[Op], decisions: Iterable[Decision] = (), bound: float = 0.0
+    ) -> Tape:
+        """The same step with other ops, after a pass that made these decisions, with its bound."""
+        return Tape(
+            list(ops),
+            self.buffers,
+            self.draws,
+            [*self.decisions, *decisions],
+            max(self.bound, bound),
+        )
+
+    def new_buffer(self, nbytes: int, device: str) -> Buffer:
+        """Scratch memory for a pass."""
+        buffer = Buffer(len(self.buffers), nbytes, device, "scratch")
+        self.buffers.append(buffer)
+        return buffer
 
 
 def _json(arg: Any) -> Any:

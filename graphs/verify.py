@@ -80,6 +80,22 @@ def same_bits(a: Any, b: Any) -> bool:
     return bool(equal.all())
 
 
+def agree(a: Any, b: Any, bound: float) -> bool:
+    """Whether two tensors are the same within `bound`, relative to the largest element; bit for bit
+    for a bound of 0 and where the values are no floats."""
+    if same_bits(a, b):
+        return True
+    if bound == 0 or not a.is_floating_point() or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    x, y = a.double(), b.double()
+    finite = vt.isfinite(y)
+    if not bool(((x == y) | finite | ((x != x) & (y != y))).all()):
+        return False
+    zero = vt.zeros_like(y)
+    away, size = vt.where(finite, x - y, zero).abs(), vt.where(finite, y, zero).abs()
+    return bool((away.max() <= bound * size.max()).item())
+
+
 class Snapshot:
     """The values of tensors, and where the CPU's random numbers are, to go back to."""
 
@@ -123,7 +139,7 @@ def first_difference(recording: Recording, optimized: Tape, snapshot: Snapshot) 
         packed.program.run_op(index)
         results = [t for t in packed.outputs[index] if t is not None]
         for view, mine, other in zip(op.writes(), results, expected.get(id(op.call), ())):
-            if not same_bits(mine, other):
+            if not agree(mine, other, optimized.bound):
                 return f"the first to differ is {view} of: {op}"
     return "no op by itself differs: a result is overwritten, or read from the wrong place"
 

@@ -44,7 +44,8 @@ std::vector<Value> Call::bind(TensorSpan tensors) const {
   return bound;
 }
 
-Tape::Tape(const Source* (*source)()) : source_(source) {}
+Tape::Tape(const Source* (*source)(), Recording recording)
+    : source_(source), recording_(recording) {}
 
 int Tape::storage_of(const Tensor& tensor, bool written) {
   const Ref<Storage>& storage = tensor.storage();
@@ -100,7 +101,7 @@ void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
     check(!out.defined() || out.device().is_cpu(), op_name(call.id), " on ", out.device(),
           " cannot be captured: captured steps run on the CPU");
   }
-  {
+  if (recording_ == Recording::Running) {
     // Kernels that call ops themselves are one op on the tape.
     const Scoped<Consumer*> off(thread_state.consumer, nullptr);
     execute();
@@ -187,7 +188,13 @@ void Tape::stop() {
   set_storage_observer(nullptr);
   born_.clear();
   active_ = false;
+  if (recording_ == Recording::Dry) give_numbers_back();
   find_escapes();
+}
+
+void Tape::give_numbers_back() {
+  for (const Draws& draws : draws_)
+    default_generator(draws.device)->set_state(draws.seed, draws.first);
 }
 
 void Tape::find_escapes() {

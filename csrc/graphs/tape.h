@@ -1,7 +1,8 @@
 // What capture mode records of a run: every op that passes the consumer point, with its arguments,
 // on which storage each tensor lies, the phase of the step and the Python line. The ops run as they
-// are recorded. The tape keeps storages, not tensors: what nothing else refers to any more gives
-// its bytes back at once, so that recording needs little more memory than running.
+// are recorded, or not at all (a dry recording). The tape keeps storages, not tensors: what nothing
+// else refers to any more gives its bytes back at once, so that recording needs little more memory
+// than running.
 #pragma once
 
 #include <string>
@@ -57,10 +58,14 @@ struct StorageRecord {
   bool escapes = false;  // still in use by others when the recording ended
 };
 
+/// Whether the ops of a recording run. Dry, they only pass: tensors keep their values, results have
+/// memory without values, and random numbers are where they were when it ends.
+enum class Recording : uint8_t { Running, Dry };
+
 class Tape final : public Consumer, public StorageObserver, public RefCounted {
  public:
   /// `source` gives the line that is running, or null; it is called once an op.
-  explicit Tape(const Source* (*source)());
+  explicit Tape(const Source* (*source)(), Recording recording = Recording::Running);
 
   void on_op(const OpCall& call, FunctionRef<void()> execute) override;
   void on_gradient(const Tensor& leaf) override;
@@ -101,8 +106,10 @@ class Tape final : public Consumer, public StorageObserver, public RefCounted {
   int slot_of(const Tensor& tensor, bool written);
   int64_t relative_offset(const PhiloxArgs& rng, Device device);
   void release_unused();
+  void give_numbers_back();
 
   const Source* (*source_)();
+  Recording recording_;
   bool active_ = false;
   std::vector<Ref<Call>> calls_;
   std::vector<Slot> slots_;

@@ -142,16 +142,21 @@ void bind_graphs(nb::module_& m) {
       .def_prop_ro("phase", [](const PyCall& c) { return static_cast<int>(c.call->phase); })
       .def_prop_ro("is_view", [](const PyCall& c) { return c.call->is_view; })
       .def_prop_ro("source", [](const PyCall& c) { return c.call->source; })
-      .def_prop_ro("random_offset", [](const PyCall& c) { return c.call->random_offset; });
+      .def_prop_rw(
+          "random_offset", [](const PyCall& c) { return c.call->random_offset; },
+          [](PyCall& c, int64_t offset) { c.call->random_offset = offset; },
+          "Counters it draws from the start of the step; -1 for none.");
 
   nb::class_<PyTape>(module, "Tape", "Records the ops that run on this thread.")
       .def(
           "__init__",
-          [](PyTape* self, const std::string& package) {
-            new (self) PyTape{make_ref<Tape>(&running_line), std::make_unique<SourceFinder>()};
+          [](PyTape* self, const std::string& package, bool dry) {
+            const auto recording = dry ? graphs::Recording::Dry : graphs::Recording::Running;
+            new (self)
+                PyTape{make_ref<Tape>(&running_line, recording), std::make_unique<SourceFinder>()};
             self->sources->package = package;
           },
-          nb::arg("package"))
+          nb::arg("package"), nb::arg("dry") = false)
       .def("start",
            [](PyTape& self) {
              self.tape->start();

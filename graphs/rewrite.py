@@ -1,0 +1,122 @@
+"""What passes rewrite with: new ops for a tape, and who reads and writes each buffer."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+import vibetensor.torch as vt
+from vibetensor import _C
+from vibetensor.graphs.record import with_views
+from vibetensor.graphs.tape import Buffer, Op, Tape, View
+
+
+def make_op(
+    name: str,
+    args: Sequence[Any],
+    outputs: Sequence[View],
+    like: Op,
+    *,
+    random_offset: int = -1,
+    **keywords: Any,
+) -> Op:
+    """A call of the op `name` (as in `_C._ops`) for a tape; its kernel is not run.
+
+    args, keywords: as in a call, with a `View` where the op takes a tensor. outputs: where its
+    results go; for an op that changes its arguments, those. like: the op whose phase and line it
+    takes. random_offset: where its random numbers start in those of the step.
+
+    Raises what the op raises for such arguments, and ValueError if its results are not like
+    `outputs`, or a number is given where the tape has a tensor.
+    """
+    native = _C.graphs.Tape("", True)
+    stand_ins: list[tuple[Any, View]] = []
+    placed = [_stand_in(arg, stand_ins) for arg in args]
+    named = {key: _stand_in(arg, stand_ins) for key, arg in keywords.items()}
+    native.start()
+    try:
+        with vt.no_grad():
+            getattr(_C._ops, name)(*placed, **named)
+    finally:
+        native.stop()
+    (call,) = native.calls()
+    slots = native.slots()
+    view_of = {native.find(tensor): view for tensor, view in stand_ins}
+
+    def given(slot: int) -> View | None:
+        if slot < 0:
+            return None
+        view = view_of.get(slots[slot][0])
+        if view is None:
+            raise ValueError(f"{name}: a number is no tensor here; give the view of a 0-d one")
+        return view
+
+    made = [slots[slot] for slot in call.outputs if slot >= 0]
+    found = [tuple(slot[2:]) for slot in made]
+    if found != [(view.sizes, view.strides, view.dtype) for view in outputs]:
+        raise ValueError(f"{name} makes {found}, not {[str(view) for view in outputs]}")
+    call.random_offset = random_offset
+    inputs = [given(slot) for slot in call.inputs]
+    places = iter(outputs)
+    return Op(
+        call.name,
+        with_views(call, iter(inputs)),
+        inputs,
+        [None if slot < 0 else next(places) for slot in call.outputs],
+        like.phase,
+        call.capture_class,
+        like.source,
+        call,
+        random_offset,
+    )
+
+
+def _stand_in(arg: Any, made: list[tuple[Any, View]]) -> Any:
+    """A tensor of a view's geometry, whose values nobody reads."""
+    if isinstance(arg, View):
+        base = vt.empty(arg.buffer.nbytes, dtype=vt.uint8, device=arg.buffer.device)
+        offset = arg.offset * arg.dtype.itemsize
+        tensor = _C.graphs.tensor_on(base, offset, arg.dtype, arg.sizes, arg.strides)
+        made.append((tensor, arg))
+        return tensor
+    if isinstance(arg, list | tuple):
+        return type(arg)(_stand_in(item, made) for item in arg)
+    return arg
+
+
+class Uses:
+    """Where each buffer of a tape is read and written, by position of the op. Views run nothing and
+    count as neither."""
+
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
+        self._reads: dict[Buffer, list[int]] = {}
+        self._writes: dict[Buffer, list[int]] = {}
+        for at, op in enumerate(tape.ops):
+            if op.is_view:
+                continue
+            for view in op.reads():
+                self._reads.setdefault(view.buffer, []).append(at)
+            for view in op.writes():
+                self._writes.setdefault(view.buffer, []).append(at)
+
+    def reads(self, buffer: Buffer) -> list[int]:
+        """Ops that read it; an op that changes it in place does too."""
+        return self._reads.get(buffer, [])
+
+    def writes(self, buffer: Buffer) -> list[int]:
+        """Ops that write it."""
+        return self._writes.get(buffer, [])
+
+    def written_between(self, buffer: Buffer, first: int, last: int) -> bool:
+        """Whether an op after `first` and before `last` writes it."""
+        writes = self.writes(buffer)
+        return bisect_right(writes, first) < bisect_left(writes, last)
+
+    def only_reader(self, buffer: Buffer) -> int | None:
+        """The one op that reads a scratch buffer which one op writes; None if there are others."""
+        reads = self.reads(buffer)
+        if buffer.role != "scratch" or len(self.writes(buffer)) != 1 or len(set(reads)) != 1:
+            return None
+        return reads[0]
