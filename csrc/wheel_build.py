@@ -7,7 +7,10 @@ the compiler's packages to them, so nothing has to be installed by hand.
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,19 +55,40 @@ CUDA_COMPILER = tuple(
 TOOLKIT_NVCC = Path("/usr/local/cuda/bin/nvcc")
 
 
+# The first release whose code the oldest supported driver runs, and that knows C++20 as we use it.
+OLDEST_RELEASE = 13
+
+
 def _define(settings: Any, name: str) -> str:
     """A CMake definition of the build, from pyproject.toml, -C or the environment."""
-    return str(settings.cmake.define.get(name, ""))
+    value = str(settings.cmake.define.get(name, ""))
+    for argument in (*settings.cmake.args, *shlex.split(os.environ.get("CMAKE_ARGS", ""))):
+        key, _, given = argument.removeprefix("-D").partition("=")
+        if argument.startswith("-D") and key.partition(":")[0] == name:
+            value = given
+    return value
+
+
+def _release(nvcc: str | Path) -> int:
+    """The major release of a compiler; 0 for one that does not run."""
+    try:
+        shown = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return 0
+    found = re.search(r"release (\d+)\.", shown.stdout)
+    return int(found[1]) if found else 0
 
 
 def needs_cuda_compiler(config_settings: Mapping[str, Any] | None) -> bool:
-    """Whether the build wants CUDA and the machine has no nvcc where CMake looks for one."""
+    """Whether the build wants CUDA and the machine has no nvcc, or one that is too old, where CMake
+    looks for one."""
     settings = SettingsReader.from_file("pyproject.toml", config_settings or {}).settings
     if _define(settings, "VT_CUDA").upper() not in ("ON", "1", "TRUE", "YES", "Y"):
         return False
     if _define(settings, "CMAKE_CUDA_COMPILER") or os.environ.get("CUDACXX"):
         return False
-    return not (shutil.which("nvcc") or TOOLKIT_NVCC.exists())
+    nvcc = shutil.which("nvcc") or TOOLKIT_NVCC
+    return _release(nvcc) < OLDEST_RELEASE
 
 
 def get_requires_for_build_wheel(config_settings: Mapping[str, Any] | None = None) -> list[str]:

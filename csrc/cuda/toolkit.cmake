@@ -1,5 +1,5 @@
 # Finds nvcc: CUDACXX, the PATH, /usr/local/cuda, or the packages nvidia-cuda-nvcc, -crt, -runtime,
-# -cccl and nvidia-nvvm of the Python that builds.
+# -cccl and nvidia-nvvm of the Python that builds, which also come before one older than CUDA 13.
 set(VT_CUDA_PYTHON_ROOT "")
 execute_process(
   COMMAND
@@ -11,6 +11,13 @@ execute_process(
 )
 if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   find_program(VT_NVCC nvcc PATHS /usr/local/cuda/bin)
+  if(VT_NVCC AND VT_CUDA_PYTHON_ROOT)
+    execute_process(COMMAND ${VT_NVCC} --version OUTPUT_VARIABLE VT_NVCC_VERSION ERROR_QUIET)
+    string(REGEX MATCH "release ([0-9]+)" VT_NVCC_RELEASE "${VT_NVCC_VERSION}")
+    if(CMAKE_MATCH_1 LESS 13)
+      set(VT_NVCC "")
+    endif()
+  endif()
   if(VT_NVCC)
     set(CMAKE_CUDA_COMPILER ${VT_NVCC})
   elseif(VT_CUDA_PYTHON_ROOT)

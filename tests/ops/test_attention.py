@@ -166,3 +166,21 @@ def test_heads_without_columns(width: int, value_width: int, dtype: str) -> None
         if other is None:
             continue
         _close(mine, other, 3e-5)
+
+
+@pytest.mark.parametrize("boolean", [False, True])
+def test_rows_that_may_look_at_nothing(boolean: bool) -> None:
+    """They are zero and give no gradient, also where the mask is trained."""
+    blind = np.zeros((4, 3), dtype=np.float32)
+    blind[1] = blind[3, :2] = -np.inf
+    results = []
+    for library in (vt, torch):
+        q, k = (library.full((1, 1, n, 4), 0.5).requires_grad_() for n in (4, 3))
+        mask = library.from_numpy(blind.copy())
+        mask = mask == 0 if boolean else mask.requires_grad_()
+        out = library.nn.functional.scaled_dot_product_attention(q, k, k, attn_mask=mask)
+        out.square().sum().backward()
+        grads = [q.grad, k.grad, *(() if boolean else (mask.grad,))]
+        results.append([out, *grads])
+    for ours, theirs in zip(*results):
+        _close(ours, theirs, 1e-6)

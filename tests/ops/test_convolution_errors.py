@@ -27,6 +27,18 @@ X2, W2 = vt.ones(2, 3, 5, 6), vt.ones(4, 3, 3, 3)
         (lambda: F.conv_transpose2d(X2, vt.ones(3, 4, 3, 3), dilation=0), "dilation"),
         (lambda: F.conv_transpose1d(vt.ones(2, 3, 5), vt.ones(3, 4, 3), stride=0), "stride"),
         (lambda: F.conv_transpose2d(vt.ones(2, 3, 0, 3), vt.ones(3, 4, 3, 3)), "Only zero batch"),
+        (lambda: F.conv1d(vt.ones(2, 3, 5), vt.ones(4, 3, 2), stride=(1, 2)), "list of 1 values"),
+        (lambda: F.conv2d(X2, W2, stride=(1, 2, 1)), r"list of 2 values .* stride=\[1, 2, 1\]"),
+        (lambda: F.conv2d(X2, W2, stride=()), "list of 2 values"),
+        (lambda: F.conv2d(X2, W2, padding=(1, 1, 1)), "expected padding"),
+        (lambda: F.conv2d(X2, W2, dilation=(1, 1, 1)), "expected dilation"),
+        (
+            lambda: F.conv_transpose2d(X2, vt.ones(3, 4, 3, 3), stride=2, output_padding=(1, 1, 1)),
+            "expected output_padding",
+        ),
+        (lambda: F.conv2d(X2, vt.ones(0, 3, 3, 3)), "at least 1 at dimension 0"),
+        (lambda: F.max_pool2d(X2, (2, 2, 2)), "kernel_size must either be"),
+        (lambda: F.avg_pool2d(X2, 2, stride=(1, 2, 3)), "stride must either be"),
     ],
 )
 def test_error(call: Any, message: str) -> None:

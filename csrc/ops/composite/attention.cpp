@@ -28,9 +28,13 @@ Tensor probabilities(const Tensor& q, const Tensor& k, const Tensor& mask, bool 
         ops::tril(ops::ones(Dims{q.size(-2), k.size(-2)}, DType::Bool, q.device()), 0);
     scores = ops::where(seen, scores, never);
   }
-  if (mask.defined())
-    scores = mask.dtype() == DType::Bool ? ops::where(mask, scores, never) : scores + mask;
-  return ops::softmax(scores, -1, std::nullopt);
+  if (!mask.defined()) return ops::softmax(scores, -1, std::nullopt);
+  scores = mask.dtype() == DType::Bool ? ops::where(mask, scores, never) : scores + mask;
+  // A query that may look at no key attends to nothing: zeros, and no gradient.
+  const Tensor nothing = wrapped_scalar(Scalar(0.0));
+  const Tensor blind = ops::all_dim(ops::eq(scores, never), Dims{-1}, true);
+  return ops::where(blind, nothing,
+                    ops::softmax(ops::where(blind, nothing, scores), -1, std::nullopt));
 }
 
 }  // namespace

@@ -9,15 +9,16 @@ using namespace arithmetic;
 
 namespace {
 
-Dims per_dimension(IntSpan values, size_t rank) {
+Dims per_dimension(IntSpan values, size_t rank, const char* name) {
+  meta::check_per_dimension(values, rank, name);
   Dims out;
   for (size_t i = 0; i < rank; ++i) out.push_back(meta::at(values, i));
   return out;
 }
-Dims pair(IntSpan values) { return per_dimension(values, 2); }
 /// A 1-d setting as the 2-d one of a plane with a single row.
-Dims row_pair(IntSpan values, int64_t first) {
-  return values.empty() ? Dims{} : Dims{first, values[0]};
+Dims row_pair(IntSpan values, int64_t first, const char* name) {
+  meta::check_per_dimension(values, 1, name);
+  return {first, values[0]};
 }
 
 Tensor with_bias(const Tensor& out, const Tensor& bias) {
@@ -34,6 +35,8 @@ void check_conv(const Tensor& input, const Tensor& weight, const Tensor& bias, i
         "many dimensions as batched input, got ",
         input.sizes(), " and ", weight.sizes());
   check(groups > 0, "non-positive groups is not supported");
+  check(out_channels >= groups, "Given groups=", groups, ", expected weight to be at least ",
+        groups, " at dimension 0, but got weight of size ", weight.sizes(), " instead");
   check(out_channels % groups == 0, "Given groups=", groups,
         ", expected weight to be divisible by ", groups, " at dimension 0, but got weight of size ",
         weight.sizes(), " instead");
@@ -78,8 +81,9 @@ Tensor conv_nd(size_t rank, const Tensor& input, const Tensor& weight, const Ten
                                     dilation, groups, op),
                             Dims{0});
   }
-  const ConvolutionWindow w{per_dimension(stride, rank), per_dimension(padding, rank),
-                            per_dimension(dilation, rank), groups};
+  const ConvolutionWindow w{per_dimension(stride, rank, "stride"),
+                            per_dimension(padding, rank, "padding"),
+                            per_dimension(dilation, rank, "dilation"), groups};
   check_windows(input, k.last(rank), w);
   Dims padded, reach;
   bool fits = true;
@@ -111,9 +115,9 @@ Tensor conv1d(const Tensor& input, const Tensor& weight, const Tensor& bias, Int
         "Expected 2D (unbatched) or 3D (batched) input to conv1d, "
         "but got input of size: ",
         input.sizes(), " and weight of size: ", weight.sizes());
-  const Tensor out =
-      ops::conv2d(ops::unsqueeze(input, -2), ops::unsqueeze(weight, -2), bias, row_pair(stride, 1),
-                  row_pair(padding, 0), row_pair(dilation, 1), groups);
+  const Tensor out = ops::conv2d(ops::unsqueeze(input, -2), ops::unsqueeze(weight, -2), bias,
+                                 row_pair(stride, 1, "stride"), row_pair(padding, 0, "padding"),
+                                 row_pair(dilation, 1, "dilation"), groups);
   return ops::squeeze_dim(out, Dims{-2});
 }
 
@@ -129,8 +133,9 @@ Tensor conv_transpose2d(const Tensor& input, const Tensor& weight, const Tensor&
                                                   padding, output_padding, groups, dilation),
                             Dims{0});
   }
-  const Dims s = pair(stride), p = pair(padding), d = pair(dilation), extra = pair(output_padding),
-             kernel{w[2], w[3]};
+  const Dims s = per_dimension(stride, 2, "stride"), p = per_dimension(padding, 2, "padding"),
+             d = per_dimension(dilation, 2, "dilation"),
+             extra = per_dimension(output_padding, 2, "output_padding"), kernel{w[2], w[3]};
   check_windows(input, kernel, {s, p, d, groups});
   Dims size{0, 0};
   for (size_t i = 0; i < 2; ++i) {
@@ -162,8 +167,9 @@ Tensor conv_transpose1d(const Tensor& input, const Tensor& weight, const Tensor&
                         IntSpan stride, IntSpan padding, IntSpan output_padding, int64_t groups,
                         IntSpan dilation) {
   const Tensor out = ops::conv_transpose2d(
-      ops::unsqueeze(input, -2), ops::unsqueeze(weight, -2), bias, row_pair(stride, 1),
-      row_pair(padding, 0), row_pair(output_padding, 0), groups, row_pair(dilation, 1));
+      ops::unsqueeze(input, -2), ops::unsqueeze(weight, -2), bias, row_pair(stride, 1, "stride"),
+      row_pair(padding, 0, "padding"), row_pair(output_padding, 0, "output_padding"), groups,
+      row_pair(dilation, 1, "dilation"));
   return ops::squeeze_dim(out, Dims{-2});
 }
 
@@ -179,23 +185,25 @@ Tensor max_pool1d(const Tensor& self, IntSpan kernel_size, IntSpan stride, IntSp
         "max_pool1d: Expected 2D or 3D (batch mode) tensor with optional 0 dim batch size for "
         "input, but got ",
         self.sizes());
-  const Tensor out =
-      ops::max_pool2d(ops::unsqueeze(self, -2), row_pair(kernel_size, 1), row_pair(stride, 1),
-                      row_pair(padding, 0), row_pair(dilation, 1), ceil_mode);
+  const Tensor out = ops::max_pool2d(
+      ops::unsqueeze(self, -2), row_pair(kernel_size, 1, "kernel_size"),
+      stride.empty() ? Dims{} : row_pair(stride, 1, "stride"), row_pair(padding, 0, "padding"),
+      row_pair(dilation, 1, "dilation"), ceil_mode);
   return ops::squeeze_dim(out, Dims{-2});
 }
 Tensor avg_pool1d(const Tensor& self, IntSpan kernel_size, IntSpan stride, IntSpan padding,
                   bool ceil_mode, bool count_include_pad) {
   const Tensor out =
-      ops::avg_pool2d(ops::unsqueeze(self, -2), row_pair(kernel_size, 1), row_pair(stride, 1),
-                      row_pair(padding, 0), ceil_mode, count_include_pad, std::nullopt);
+      ops::avg_pool2d(ops::unsqueeze(self, -2), row_pair(kernel_size, 1, "kernel_size"),
+                      stride.empty() ? Dims{} : row_pair(stride, 1, "stride"),
+                      row_pair(padding, 0, "padding"), ceil_mode, count_include_pad, std::nullopt);
   return ops::squeeze_dim(out, Dims{-2});
 }
 Tensor adaptive_avg_pool1d(const Tensor& self, IntSpan output_size) {
   check(output_size.size() == 1, "adaptive_avg_pool1d: 'output_size' should contain one int, got ",
         output_size);
   return ops::squeeze_dim(
-      ops::adaptive_avg_pool2d(ops::unsqueeze(self, -2), row_pair(output_size, 1)), Dims{-2});
+      ops::adaptive_avg_pool2d(ops::unsqueeze(self, -2), Dims{1, output_size[0]}), Dims{-2});
 }
 
 }  // namespace vt::composite

@@ -10,6 +10,12 @@ void check_windows(const Tensor& self, IntSpan kernel, IntSpan stride, IntSpan p
                    IntSpan dilation, std::string_view op) {
   check(self.dim() == 3 || self.dim() == 4, op,
         ": Expected 3D or 4D (batch mode) tensor for input, but got ", self.sizes());
+  const std::pair<const char*, IntSpan> settings[] = {
+      {"kernel_size", kernel}, {"stride", stride}, {"padding", padding}, {"dilation", dilation}};
+  for (const auto& [name, values] : settings) {
+    check(values.size() == 1 || values.size() == 2, op, ": ", name,
+          " must either be a single int, or a tuple of two ints, but got ", values);
+  }
   for (size_t i = 0; i < 2; ++i) {
     check(at(kernel, i) > 0, op, ": kernel size should be greater than zero, but got ", kernel);
     check(at(stride, i) > 0, op, ": stride should be greater than zero, but got ", stride);

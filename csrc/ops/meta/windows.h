@@ -7,6 +7,12 @@
 namespace vt::meta {
 
 inline int64_t at(IntSpan values, size_t i) { return values[values.size() == 1 ? 0 : i]; }
+/// One value for all of `rank` dimensions, or one each.
+inline void check_per_dimension(IntSpan values, size_t rank, const char* name) {
+  check(values.size() == 1 || values.size() == rank, "expected ", name,
+        " to be a single integer value or a list of ", rank,
+        " values to match the convolution dimensions, but got ", name, "=", values);
+}
 
 /// Windows along one dimension. With `ceil_mode` a last window may hang over the end, if it
 /// starts inside the input or its left padding.

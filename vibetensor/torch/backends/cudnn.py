@@ -48,10 +48,10 @@ def set_flags(
     _benchmark_limit: int | None = None,
     _deterministic: bool | None = None,
     _allow_tf32: bool | None = None,
-) -> dict[str, bool]:
-    """Sets those switches that are given; returns the former values of all."""
+) -> tuple[bool, bool, None, bool, bool]:
+    """Sets those switches that are given; returns the former values of all, in this order."""
     del _benchmark_limit  # as many candidates are measured as are worth it
-    former = {name: _get(name) for name in _values}
+    former = (_get("enabled"), _get("benchmark"), None, _get("deterministic"), _get("allow_tf32"))
     given = dict(
         enabled=_enabled,
         benchmark=_benchmark,
@@ -77,8 +77,7 @@ def flags(
     try:
         yield
     finally:
-        for name, value in former.items():
-            _set(name, value)
+        set_flags(*former)
 
 
 def _switch(name: str) -> property:

@@ -209,8 +209,10 @@ def host_memory_stats() -> dict[str, int]:
     "active_requests" and "active_bytes" those in use or waiting for copies; each has ".current",
     ".peak", ".allocated" and ".freed". "host_alloc_time" and "host_free_time" have ".total",
     ".max", ".min", ".count" and ".avg" of the "num_host_alloc" and "num_host_free" driver calls.
+    Empty without a device.
     """
-    return _backend.required().host_memory_stats()
+    native = _backend.native()
+    return native.host_memory_stats() if native is not None and native.device_count() else {}
 
 
 def host_memory_stats_as_nested_dict() -> dict[str, Any]:

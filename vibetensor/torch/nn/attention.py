@@ -18,6 +18,7 @@ class SDPBackend(enum.Enum):
     FLASH_ATTENTION = 1
     EFFICIENT_ATTENTION = 2
     CUDNN_ATTENTION = 3
+    OVERRIDEABLE = 4
 
 
 @contextmanager
