@@ -57,8 +57,11 @@ def record(function: Callable[[], Any]) -> Recording:
 
 def _recording(native: Any, result: Any) -> Recording:
     storages = native.storages()
-    if sum(fresh and escapes for _, _, fresh, escapes in storages) > 1:
-        # Some may be garbage in reference cycles, no results.
+    held = {native.find(tensor) for tensor in (*_tensors(result), *_gradients(native))}
+    if any(
+        fresh and escapes and at not in held for at, (_, _, fresh, escapes) in enumerate(storages)
+    ):
+        # Some may be garbage in reference cycles, and no state. A collection takes 0.1 s.
         gc.collect()
         native.find_escapes()
         storages = native.storages()
@@ -80,6 +83,19 @@ def _recording(native: Any, result: Any) -> Recording:
     ops = [_op(call, views, sources) for call in native.calls()]
     draws = [(str(device), count) for device, count in native.draws()]
     return Recording(Tape(ops, buffers, draws), native, result, native.leaves(), first_slot)
+
+
+def _tensors(value: Any) -> Iterator[Any]:
+    """The tensors in nested containers."""
+    if isinstance(value, vt.Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _gradients(native: Any) -> Iterator[Any]:
+    return (leaf.grad for leaf in native.leaves() if leaf.grad is not None)
 
 
 def _op(call: Any, views: list[View], sources: list[Source]) -> Op:
