@@ -17,12 +17,15 @@ from vibetensor.graphs import passes
 from vibetensor.graphs import verify as checks
 from vibetensor.graphs.lower import Lowered, lower
 from vibetensor.graphs.record import Recording, record
-from vibetensor.graphs.session import Session
+from vibetensor.graphs.session import Rate, Session
 from vibetensor.graphs.tape import Tape
 
 # A run that makes lasting state (an optimizer's moments) is no steady step: the next one is. This
 # many in a row are a step that never becomes steady.
 _MOST_UNSTEADY = 4
+
+
+_MISSED = object()
 
 
 class CaptureError(RuntimeError):
@@ -55,7 +58,26 @@ class Variant:
     gradients: list[Gradient]
     arguments: list[Any]  # used as they are: the key holds them by identity, so they must live on
     verified: bool = False
-    replays: int = 0
+    slow_replays: int = 0  # by the code below
+
+    def __post_init__(self) -> None:
+        self.native = _C.graphs.Replay(
+            program=self.lowered.program,
+            guard=self.guard,
+            course=self.session.course,
+            tensors=self.session.tensors,
+            inputs=self.inputs,
+            acts=[(a.group, a.live) if isinstance(a, Rate) else a for a in self.session.host],
+            outputs=self.outputs,
+            structure=self.result,
+            build=functools.partial(_unflatten, self.result),
+            gradients=[(g.leaf, g.start, g.end) for g in self.gradients],
+        )
+
+    @property
+    def replays(self) -> int:
+        """How often it has been replayed."""
+        return self.slow_replays + self.native.count
 
     def holds(self) -> bool:
         """Whether the tensors it is bound to are where they were."""
@@ -81,10 +103,13 @@ class CapturedStep:
         self._max_variants = max_variants
         self._optimize = optimize
         self._variants: dict[Any, list[Variant]] = {}
+        # The same by calls, for replays without Python code.
+        self._replays = _C.graphs.Replays()
+        self._replayed_keys: set[Any] = set()
         self._leaves: dict[int, Any] = {}
         self._unsteady_runs = 0
         self._warned = False
-        self.last: Variant | None = None
+        self._last: Variant | None = None
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """As a method: each object has captures of its own."""
@@ -102,7 +127,8 @@ class CapturedStep:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
-            return self._call(args, kwargs)
+            result = self._replays.run(args, kwargs, _MISSED)
+            return self._call(args, kwargs) if result is _MISSED else result
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, spec = _flatten((args, kwargs))
@@ -111,6 +137,8 @@ class CapturedStep:
         if variant is not None:
             if self._verify and not variant.verified:
                 return self._verified(variant, leaves, spec)
+            if key not in self._replayed_keys:
+                self._add_replays(key, leaves, spec)
             return self._replay(variant, leaves)
         if len(self.variants) < self._max_variants:
             return self._record(key, leaves, spec)
@@ -133,7 +161,21 @@ class CapturedStep:
                 return variant
         # Those whose tensors have moved will not come back.
         self._variants[key] = [v for v in known if v.holds()]
+        self._forget_replays()
         return None
+
+    def _add_replays(self, key: Any, leaves: list[Any], spec: Any) -> None:
+        """Calls with this key need not come here again while one of its variants fits."""
+        known = self._variants[key]
+        if self._verify and not all(variant.verified for variant in known):
+            return
+        self._replayed_keys.add(key)
+        natives = [variant.native for variant in known]
+        self._replays.add(spec, leaves, list(self._leaves.values()), natives)
+
+    def _forget_replays(self) -> None:
+        self._replays.clear()
+        self._replayed_keys.clear()
 
     @property
     def _name(self) -> str:
@@ -184,6 +226,8 @@ class CapturedStep:
         used = {id(leaf): leaf for leaf in (*recording.leaves, *session.parameters())}
         new_leaves = [leaf for number, leaf in used.items() if number not in before]
         self._leaves.update(used)
+        if new_leaves:  # keys tell of more tensors from now on
+            self._forget_replays()
         result = recording.result
         outputs, out_spec = _flatten(result)
         if new_leaves or self._lasting_state(recording, outputs):
@@ -199,6 +243,7 @@ class CapturedStep:
         arguments = [x for x, place in zip(leaves, staged) if place is None]
         variant = self._compile(recording, session, staged, outputs, out_spec, gradients, arguments)
         self._variants.setdefault(key, []).append(variant)
+        self._forget_replays()
         return result
 
     def _run(self, session: Session, leaves: list[Any], staged: list[Any], spec: Any) -> Recording:
@@ -325,8 +370,9 @@ class CapturedStep:
 
     def _leave(self, variant: Variant) -> Any:
         """What the call returns, and gradients where eager code looks for them."""
-        variant.replays += 1
-        self.last = variant
+        variant.slow_replays += 1
+        self._last = variant
+        self._replays.forget_last()
         for gradient in variant.gradients:
             users, gradient.users = gradient.users, None
             if users is not None and gradient.end is gradient.start:
@@ -383,6 +429,12 @@ class CapturedStep:
         """What has been captured so far."""
         return [variant for known in self._variants.values() for variant in known]
 
+    @property
+    def last(self) -> Variant | None:
+        """The one that was replayed last."""
+        native = self._replays.last
+        return next((v for v in self.variants if v.native is native), self._last)
+
     def tape(self) -> Tape:
         """The tape of the latest capture, after the passes."""
         return self._latest().tape
@@ -395,10 +447,11 @@ class CapturedStep:
 
     def reset(self) -> None:
         """Forgets every capture and gives their memory back."""
+        self._forget_replays()
         self._variants.clear()
         self._leaves.clear()
         self._bound.clear()
-        self.last = None
+        self._last = None
         self._unsteady_runs = 0
 
     def _latest(self) -> Variant:

@@ -10,18 +10,41 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from operator import is_
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import vibetensor.torch as vt
+from vibetensor import _C
+from vibetensor.torch import session as settings
 from vibetensor.torch.nn.modules import hooks
+from vibetensor.torch.nn.modules.module import CALL_HOOK_TABLES
 from vibetensor.torch.optim import optimizer as optim
 from vibetensor.torch.optim.lr_scheduler import base as schedules
+from vibetensor.torch.utils.registry import HookTable, Registry
 
 # Kept in a group by schedules for themselves; no update reads it.
-_CHANGED_BY_SCHEDULES = ("initial_lr",)
+_CHANGED_BY_SCHEDULES = "initial_lr"
+
+_NO_KEYS: frozenset[Any] = frozenset()
+
+
+@dataclass
+class Rate:
+    """A learning rate, which is read before every replay and written where the program reads it."""
+
+    optimizer: Any
+    index: int  # of the group
+    live: Any  # a 0-d float64 tensor
+
+    def __call__(self) -> None:
+        self.live.fill_(float(self.group["lr"]))
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """The options it is one of."""
+        return self.optimizer.param_groups[self.index]
 
 
 class Session:
@@ -33,16 +56,16 @@ class Session:
         # In the order of the run: what the host does before a replay.
         self.host: list[Callable[[], None]] = []
         self._thread = threading.get_ident()
-        self._modes: list[bool] = []  # `training` as the function found it
-        self._options: list[Any] = []  # of the optimizers, likewise
+        self._attributes: list[dict[str, Any]] = []  # marks of the modules', as the function found them
+        self._options: list[list[dict[str, Any]]] = []  # of the optimizers, likewise
+        self.course: Any = None  # what decides how Python runs, from freeze() on
+        self.tensors: Any = None  # and which tensors it runs on
         self._live: dict[tuple[int, int, int], Any] = {}
         self._steps: dict[int, int] = {}
         self._rates: dict[tuple[int, int], tuple[float, int]] = {}
         self._schedules = 0
         self._restore: list[tuple[dict[str, Any], str, Any]] = []
         self._seen: set[int] = set()
-        self._held: list[tuple[Any, tuple[Any, ...]]] = []
-        self._items: list[tuple[dict[str, Any], str, Any]] = []
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -66,7 +89,7 @@ class Session:
         if id(module) not in self._seen and not self._elsewhere():
             self._seen.add(id(module))
             self.modules.append(module)
-            self._modes.append(module.training)
+            self._attributes.append({key: _mark(value) for key, value in vars(module).items()})
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._elsewhere():
@@ -74,7 +97,7 @@ class Session:
         if id(optimizer) not in self._seen:
             self._seen.add(id(optimizer))
             self.optimizers.append(optimizer)
-            self._options.append(_options(optimizer))
+            self._options.append([_options(group) for group in optimizer.param_groups])
         step = self._steps[id(optimizer)] = self._steps.get(id(optimizer), 0) + 1
         for index, group in enumerate(optimizer.param_groups):
             if not _reads_rate(group):
@@ -83,7 +106,7 @@ class Session:
             self._check_rate(optimizer, index, value)
             live = vt.from_numpy(np.array(float(value)))
             self._live[(id(optimizer), index, step)] = live
-            self.host.append(_reader(optimizer, index, live))
+            self.host.append(Rate(optimizer, index, live))
             self._restore.append((group, "lr", value))
             group["lr"] = live
 
@@ -119,35 +142,65 @@ class Session:
 
     def freeze(self) -> None:
         """Ends the collection: from now on the session tells whether a replay is right."""
-        for module in self.modules:
-            for held in (module._parameters, module._buffers, module._modules):
-                self._held.append((held, tuple(held.values())))
-        for optimizer in self.optimizers:
-            self._held.append((optimizer.param_groups, tuple(optimizer.param_groups)))
-            self._held.append((optimizer.state, tuple(optimizer.state.values())))
-            for state in optimizer.state.values():
-                self._held.append((state, tuple(state.values())))
-            for group in optimizer.param_groups:
-                self._items.append((group, "params", group["params"]))
-                self._held.append((group["params"], tuple(group["params"])))
+        self.course, self.tensors = _C.graphs.Watch(), _C.graphs.Watch()
+        self.course.add_attribute(settings, "_deterministic", settings._deterministic)
+        for table in hooks.CALL_HOOKS_OF_ALL:
+            self._watch_hooks(table)
+        for module, found in zip(self.modules, self._attributes):
+            self._watch_module(module, found)
+        for optimizer, options in zip(self.optimizers, self._options):
+            self._watch_optimizer(optimizer, options)
+        self._attributes.clear()
+        self._options.clear()
+
+    def _watch_module(self, module: Any, found: dict[str, Any]) -> None:
+        fields = vars(module)
+        # What the run itself sets, a counter say, is an effect of Python's, and no replay's.
+        kept = {
+            key: value for key, value in fields.items() if found.get(key, _mark(found)) == _mark(value)
+        }
+        ignored = frozenset({*found, *fields, "_hooked"} - {*kept, "training"})
+        kept["training"] = found["training"][1]
+        counted = type(module).__setattr__ is vt.nn.Module.__setattr__
+        self.course.add_dict(fields, kept, ignored, counted)
+        if hasattr(type(module), "training"):  # a property, which the fields do not show
+            self.course.add_attribute(module, "training", module.training)
+        for table in CALL_HOOK_TABLES:
+            self._watch_hooks(fields[table])
+        for held in (module._parameters, module._buffers, module._modules):
+            self.tensors.add_dict(held, dict(held), _NO_KEYS, type(held) is Registry)
+
+    def _watch_optimizer(self, optimizer: Any, options: list[dict[str, Any]]) -> None:
+        groups, state = optimizer.param_groups, optimizer.state
+        # Loading a state dict makes new ones.
+        self.course.add_attribute(optimizer, "param_groups", groups)
+        self.course.add_attribute(optimizer, "state", state)
+        self._watch_hooks(optimizer._optimizer_step_pre_hooks)
+        self._watch_hooks(optimizer._optimizer_step_post_hooks)
+        self.tensors.add_list(groups)
+        self.tensors.add_dict(state, dict(state), _NO_KEYS, False)
+        for values in state.values():
+            self.tensors.add_dict(values, dict(values), _NO_KEYS, False)
+        for group, found in zip(groups, options):
+            ignored = frozenset({_CHANGED_BY_SCHEDULES, "params"})
+            self.course.add_dict(group, found, ignored, False)
+            self.tensors.add_list(group["params"])
+
+    def _watch_hooks(self, table: Any) -> None:
+        self.course.add_dict(table, dict(table), _NO_KEYS, type(table) is HookTable)
 
     def parameters(self) -> list[Any]:
         """What the optimizers that stepped train."""
         return [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
 
     def same_course(self) -> bool:
-        """Whether Python would decide again as it did: modes of modules, options of optimizers."""
-        return [module.training for module in self.modules] == self._modes and [
-            _options(optimizer) for optimizer in self.optimizers
-        ] == self._options
+        """Whether Python would decide again as it did: attributes and hooks of modules, options of
+        optimizers."""
+        return self.course.holds()
 
     def same_tensors(self) -> bool:
         """Whether modules and optimizers hold the tensors they did."""
-        for held, values in self._held:
-            now = held.values() if isinstance(held, dict) else held
-            if len(now) != len(values) or not all(map(is_, now, values)):
-                return False
-        return all(group.get(key) is value for group, key, value in self._items)
+        return self.tensors.holds()
 
     def read_like(self, other: Session) -> None:
         """Takes over the rates that another run of the function read."""
@@ -166,41 +219,19 @@ def _reads_rate(group: dict[str, Any]) -> bool:
     return not (plain or group.get("differentiable")) and type(rate) in (float, int)
 
 
-def _reader(optimizer: Any, index: int, live: Any) -> Callable[[], None]:
-    def read() -> None:
-        live.fill_(float(optimizer.param_groups[index]["lr"]))
-
-    return read
+_PLAIN = (bool, int, float, str, bytes, type(None))
 
 
-class _Same:
-    """Equal to another of the same object only."""
-
-    __slots__ = ("object",)
-
-    def __init__(self, object: Any) -> None:
-        self.object = object
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.object is self.object
-
-    __hash__ = None  # type: ignore[assignment]
+def _mark(value: Any) -> tuple[int, Any]:
+    """Tells an object from others, and holds it only if it has no tensors: what a recording makes
+    must be free to go."""
+    return id(value), value if type(value) in _PLAIN else None
 
 
-def _options(optimizer: Any) -> tuple[Any, ...]:
-    """The options a run bakes in, and which state the optimizer works on."""
-    return (
-        _Same(optimizer.state),  # loading a state dict makes a new one
-        [
-            [
-                (key, _Same(value) if isinstance(value, vt.Tensor) else value)
-                for key, value in group.items()
-                if key != "params" and not (key in _CHANGED_BY_SCHEDULES or _is_rate(group, key))
-            ]
-            for group in optimizer.param_groups
-        ],
-    )
-
-
-def _is_rate(group: dict[str, Any], key: str) -> bool:
-    return key == "lr" and _reads_rate(group)
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    """The options a run bakes in: all but rates that it reads."""
+    skipped = ("params", _CHANGED_BY_SCHEDULES)
+    found = {key: value for key, value in group.items() if key not in skipped}
+    if _reads_rate(group):
+        found["lr"] = _C.graphs.RATE
+    return found

@@ -2,6 +2,7 @@
 
 #include "autograd/engine.h"
 #include "autograd/view_nodes.h"
+#include "core/rebinding.h"
 
 namespace vt::autograd {
 
@@ -109,7 +110,10 @@ void rebase_history(const Tensor& self, const Ref<Node>& node) {
     meta.grad_fn = node;
     meta.output_nr = node->add_input(self);
     meta.view_version = self.version();
-    if (self.impl()->requires_grad) self.impl()->requires_grad = false;
+    if (self.impl()->requires_grad) {
+      self.impl()->requires_grad = false;
+      note_rebinding();
+    }
     return;
   }
   // The view was written: the base now comes from CopySlices, which sends the written part of the

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/allocator.h"
+#include "core/rebinding.h"
 
 namespace vt::graphs {
 
@@ -46,16 +47,33 @@ void Guard::add(const Tensor& tensor) {
   const auto same = [&](const Bound& known) { return known.impl == tensor.ref(); };
   if (std::any_of(bound_.begin(), bound_.end(), same)) return;
   const TensorImpl& impl = *tensor.impl();
-  bound_.push_back({tensor.ref(), impl.storage.get(), impl.storage->data(), impl.sizes,
-                    impl.strides, impl.offset, impl.requires_grad});
+  Bound bound{tensor.ref(), impl.storage.get(), impl.storage->data(), impl.sizes,
+              impl.strides, impl.offset,        impl.requires_grad,   {},
+              {}};
+  if (impl.autograd) {
+    bound.hooks = impl.autograd->hooks;
+    bound.post_hooks = impl.autograd->post_accumulate_hooks;
+  }
+  bound_.push_back(std::move(bound));
+  seen_ = 0;
 }
 
-bool Guard::holds() const {
-  return std::all_of(bound_.begin(), bound_.end(), [](const Bound& b) {
-    return b.impl->storage.get() == b.storage && b.storage->data() == b.data &&
-           b.impl->requires_grad == b.requires_grad && b.impl->offset == b.offset &&
-           b.impl->sizes == b.sizes && b.impl->strides == b.strides;
-  });
+bool Guard::Bound::holds() const {
+  const autograd::AutogradMeta* meta = impl->autograd.get();
+  return impl->storage.get() == storage && storage->data() == data &&
+         impl->requires_grad == requires_grad && impl->offset == offset && impl->sizes == sizes &&
+         impl->strides == strides &&
+         (meta ? meta->hooks == hooks && meta->post_accumulate_hooks == post_hooks
+               : hooks.empty() && post_hooks.empty());
+}
+
+bool Guard::holds() {
+  const uint64_t now = rebindings.load(std::memory_order_acquire);
+  if (seen_ == now) return true;
+  if (!std::all_of(bound_.begin(), bound_.end(), [](const Bound& b) { return b.holds(); }))
+    return false;
+  seen_ = now;
+  return true;
 }
 
 }  // namespace vt::graphs

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "autograd/meta.h"
 #include "core/tensor.h"
 
 namespace vt::graphs {
@@ -45,9 +46,10 @@ class Loan {
 class Guard {
  public:
   void add(const Tensor& tensor);
-  /// False once one of them lies elsewhere (`.data` was set, a module was moved or cast), or is
-  /// trained and was not, or the other way round.
-  bool holds() const;
+  /// False once one of them lies elsewhere (`.data` was set, a module was moved or cast), is
+  /// trained and was not or the other way round, or has got other hooks. They are looked at only
+  /// when some tensor of the process changed in such a way since it held last.
+  bool holds();
 
  private:
   struct Bound {
@@ -57,8 +59,13 @@ class Guard {
     Dims sizes, strides;
     int64_t offset;
     bool requires_grad;
+    std::vector<Ref<autograd::TensorHook>> hooks;
+    std::vector<Ref<autograd::PostAccumulateHook>> post_hooks;
+
+    bool holds() const;
   };
   std::vector<Bound> bound_;
+  uint64_t seen_ = 0;  // rebindings when it held last; 0 before
 };
 
 }  // namespace vt::graphs

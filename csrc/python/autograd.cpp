@@ -5,6 +5,7 @@
 
 #include "autograd/engine.h"
 #include "autograd/front.h"
+#include "core/rebinding.h"
 #include "dispatch/consumer.h"
 #include "python/arguments.h"
 #include "python/tensor_type.h"
@@ -271,7 +272,9 @@ void set_requires_grad(const Tensor& t, bool value) {
         "only Tensors of floating point dtype can require gradients (got ", t.dtype(), ")");
   check(!value || !t.impl()->inference || thread_state.inference_mode,
         "Setting requires_grad=True on inference tensor outside InferenceMode is not allowed.");
+  if (t.impl()->requires_grad == value) return;
   t.impl()->requires_grad = value;
+  note_rebinding();
 }
 template <class F>
 int set(PyObject* value, const char* name, F&& f) {
@@ -345,6 +348,7 @@ int put_data(PyObject* self, PyObject* value, void*) {
     to->dtype = from->dtype;
     to->device = from->device;
     to->set_geometry(from->sizes, from->strides, from->offset);
+    note_rebinding();
   });
 }
 PyObject* get_version(PyObject* self, void*) {
@@ -413,7 +417,11 @@ PyObject* method_register_hook(PyObject* self, PyObject* function) {
       return make_handle([node, entry] { erase_item(node->extras->tensor_hooks, entry); });
     }
     ensure_meta(t).hooks.push_back(hook);
-    return make_handle([t, hook] { erase_item(ensure_meta(t).hooks, hook); });
+    note_rebinding();
+    return make_handle([t, hook] {
+      erase_item(ensure_meta(t).hooks, hook);
+      note_rebinding();
+    });
   });
 }
 PyObject* method_register_post_accumulate(PyObject* self, PyObject* function) {
@@ -424,7 +432,11 @@ PyObject* method_register_post_accumulate(PyObject* self, PyObject* function) {
     check(is_leaf(t), "post accumulate grad hooks cannot be registered on non-leaf tensors");
     const Ref<autograd::PostAccumulateHook> hook(new PyPostAccumulateHook(function));
     ensure_meta(t).post_accumulate_hooks.push_back(hook);
-    return make_handle([t, hook] { erase_item(ensure_meta(t).post_accumulate_hooks, hook); });
+    note_rebinding();
+    return make_handle([t, hook] {
+      erase_item(ensure_meta(t).post_accumulate_hooks, hook);
+      note_rebinding();
+    });
   });
 }
 PyObject* method_make_subclass(PyObject*, PyObject* args) {
@@ -545,6 +557,7 @@ PyObject* forget_history(PyObject*, PyObject* object) {
     const Tensor& t = tensor_of(object);
     if (AutogradMeta* meta = t.impl()->autograd.get()) meta->grad_fn.reset();
     t.impl()->requires_grad = false;
+    note_rebinding();
     return none();
   });
 }

@@ -11,11 +11,16 @@
 #include "graphs/program.h"
 #include "graphs/tape.h"
 #include "python/arguments.h"
+#include "python/graphs.h"
 #include "python/tensor_type.h"
 
 namespace nb = nanobind;
 
 namespace vt::python {
+
+void bind_watch(nb::module_& root, nb::module_& graphs);
+void bind_replay(nb::module_& graphs);
+
 namespace {
 
 namespace graphs = vt::graphs;
@@ -114,9 +119,6 @@ struct PyTape {
 };
 struct PyCall {
   Ref<Call> call;
-};
-struct PyProgram {
-  Ref<Program> program = make_ref<Program>();
 };
 
 nb::tuple shown_slot(const Slot& slot) {
@@ -282,6 +284,8 @@ void bind_graphs(nb::module_& m) {
       "storage_uses",
       [](const nb::object& tensor) { return one_tensor(tensor).storage()->use_count(); },
       "How many tensors (and others) hold the tensor's storage.");
+  bind_watch(m, module);
+  bind_replay(module);
 }
 
 }  // namespace vt::python

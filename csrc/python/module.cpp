@@ -87,6 +87,15 @@ void take_gil_back(void* state) {
 }  // namespace
 
 NB_MODULE(_C, m) {
+  nb::register_exception_translator([](const std::exception_ptr& error, void*) {
+    try {
+      std::rethrow_exception(error);
+    } catch (const PythonError&) {
+      // Already set.
+    } catch (const Error&) {
+      raise_current();
+    }
+  });
   set_host_wait_hooks({release_gil, take_gil_back});
   cpu::load_backend();
   add_value_types(m.ptr());

@@ -1,5 +1,6 @@
 // In-place forms that are an op and a copy, and views in place.
 #include "autograd/front.h"
+#include "core/rebinding.h"
 #include "core/tensor_iterator.h"
 #include "vt/meta_decls.h"
 #include "vt/ops.h"
@@ -42,6 +43,7 @@ Tensor become(const Tensor& self, const Tensor& view, std::string_view op) {
   }
   const Dims sizes(view.sizes()), strides(view.strides());
   impl->set_geometry(sizes, strides, view.storage_offset());
+  note_rebinding();
   return self;
 }
 

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "autograd/front.h"
+#include "core/rebinding.h"
 #include "dispatch/consumer.h"
 #include "vt/meta_decls.h"
 #include "vt/ops.h"
@@ -34,6 +35,7 @@ Tensor resize_(const Tensor& self, IntSpan size, std::optional<MemoryFormat> mem
     if (held > 0) ops::copy_(make_view(ops::detach(self), Dims{held}, Dims{1}, 0), kept, false);
   }
   self.impl()->set_geometry(size, strides, self.storage_offset());
+  note_rebinding();
   return self;
 }
 
@@ -57,6 +59,7 @@ Tensor set_(const Tensor& self, const Tensor& source) {
   to->device = source.device();
   to->set_geometry(source.sizes(), source.strides(), source.storage_offset());
   self.bump_version();
+  note_rebinding();
   return self;
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vibetensor.torch.nn.modules.module import Module, _indented
+from vibetensor.torch.utils.registry import Registry
 
 
 class _Positions(Module):
@@ -21,7 +22,7 @@ class _Positions(Module):
         return str(index % count)
 
     def _renumber(self, modules: Iterable[Module]) -> None:
-        self._modules = {str(place): module for place, module in enumerate(modules)}
+        self._modules = Registry((str(place), module) for place, module in enumerate(modules))
 
     def __len__(self) -> int:
         return len(self._modules)

@@ -17,14 +17,21 @@ from vibetensor import _C
 from vibetensor._C import Tensor
 from vibetensor.torch.autograd.function import Function
 from vibetensor.torch.utils.hooks import RemovableHandle
+from vibetensor.torch.utils.registry import HookTable
 
 # Hooks of every module. `any_global` keeps the straight path at one truth test; registration sets
 # it for good.
-global_forward_pre_hooks: OrderedDict[int, Callable[..., Any]] = OrderedDict()
-global_forward_hooks: OrderedDict[int, Callable[..., Any]] = OrderedDict()
+global_forward_pre_hooks: OrderedDict[int, Callable[..., Any]] = HookTable()
+global_forward_hooks: OrderedDict[int, Callable[..., Any]] = HookTable()
 global_forward_hooks_always_called: OrderedDict[int, bool] = OrderedDict()
-global_backward_pre_hooks: OrderedDict[int, Callable[..., Any]] = OrderedDict()
-global_backward_hooks: OrderedDict[int, Callable[..., Any]] = OrderedDict()
+global_backward_pre_hooks: OrderedDict[int, Callable[..., Any]] = HookTable()
+global_backward_hooks: OrderedDict[int, Callable[..., Any]] = HookTable()
+CALL_HOOKS_OF_ALL = (
+    global_forward_pre_hooks,
+    global_forward_hooks,
+    global_backward_pre_hooks,
+    global_backward_hooks,
+)
 any_global: list[bool] = []
 
 

@@ -18,6 +18,7 @@ from vibetensor.torch.nn.modules.hooks import (
 )
 from vibetensor.torch.nn.modules.state_dict import ModuleState
 from vibetensor.torch.nn.parameter import Buffer, Parameter
+from vibetensor.torch.utils.registry import HookTable, Registry, note_change
 
 __all__ = [
     "Module",
@@ -27,19 +28,20 @@ __all__ = [
     "register_module_full_backward_pre_hook",
 ]
 
-_HOOK_TABLES = (
-    "_forward_hooks",
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+# Run by calls of the module; the others mark some of these, or concern its state dict.
+CALL_HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OTHER_HOOK_TABLES = (
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
-    "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+
+_MISSING = object()
 
 
 class Module(ModuleState):
@@ -63,11 +65,13 @@ class Module(ModuleState):
         fields = self.__dict__
         fields["training"] = True
         fields["_hooked"] = False
-        fields["_parameters"] = {}
-        fields["_buffers"] = {}
-        fields["_modules"] = {}
+        fields["_parameters"] = Registry()
+        fields["_buffers"] = Registry()
+        fields["_modules"] = Registry()
         fields["_non_persistent_buffers_set"] = set()
-        for table in _HOOK_TABLES:
+        for table in CALL_HOOK_TABLES:
+            fields[table] = HookTable()
+        for table in _OTHER_HOOK_TABLES:
             fields[table] = OrderedDict()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -137,15 +141,18 @@ class Module(ModuleState):
             self._forget(name, keep="_buffers")
             self.register_buffer(name, value, value.persistent)
         else:
+            same = fields.get(name, _MISSING) is value
             object.__setattr__(self, name, value)
+            if not same:
+                note_change()
 
     def _forget(self, name: str, keep: str) -> None:
         """Takes a name out of wherever it was, so that it can be registered in `keep`."""
         fields = self.__dict__
         fields.pop(name, None)
-        for registry in ("_parameters", "_buffers", "_modules"):
-            if registry != keep:
-                fields[registry].pop(name, None)
+        for registry in _REGISTRIES:
+            if registry != keep and name in fields[registry]:
+                del fields[registry][name]
         if keep != "_buffers":
             fields["_non_persistent_buffers_set"].discard(name)
 
@@ -156,6 +163,7 @@ class Module(ModuleState):
                 self._non_persistent_buffers_set.discard(name)
                 return
         object.__delattr__(self, name)
+        note_change()
 
     def __dir__(self) -> list[str]:
         names = {*dir(type(self)), *self.__dict__}
@@ -163,11 +171,18 @@ class Module(ModuleState):
         return sorted(name for name in names if name.isidentifier())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        for table in _HOOK_TABLES:
-            self.__dict__.setdefault(table, OrderedDict())
-        self.__dict__.setdefault("_non_persistent_buffers_set", set())
-        self.__dict__.setdefault("_hooked", False)
+        fields = self.__dict__
+        fields.update(state)
+        for registry in _REGISTRIES:
+            if type(fields.get(registry)) is dict:
+                fields[registry] = Registry(fields[registry])
+        for table in CALL_HOOK_TABLES:
+            fields.setdefault(table, HookTable())
+        for table in _OTHER_HOOK_TABLES:
+            fields.setdefault(table, OrderedDict())
+        fields.setdefault("_non_persistent_buffers_set", set())
+        fields.setdefault("_hooked", False)
+        note_change()
 
     # --- registration
 

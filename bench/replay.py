@@ -1,0 +1,161 @@
+"""What a replay of a captured step costs the host besides its kernels.
+
+python bench/replay.py [--save]
+
+Two steps with AdamW: a tiny one, and one with the modules and the 148 parameters of GPT-2 at tiny
+widths. The host's part is measured with a program that is empty, so that it is not the small
+difference of two large numbers: the call then matches its arguments, checks the guards, stages,
+reads learning rates, fills in gradients and makes its result, and no kernel runs. "with kernels"
+is that difference all the same: the whole call less `program.run()`, caches as the kernels leave
+them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from side_by_side import RESULTS, commit, processor
+
+import vibetensor as vibe
+import vibetensor.torch as vt
+import vibetensor.torch.nn.functional as F
+from vibetensor import _C
+from vibetensor.graphs import capture
+
+# Microseconds, for the host's part of any step.
+GOALS = {"guard": 2.0, "without staging": 8.0, "with staging": 25.0}
+
+
+class Block(vt.nn.Module):
+    """GPT-2's block: 12 parameters."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.ln_1 = vt.nn.LayerNorm(width)
+        self.qkv = vt.nn.Linear(width, 3 * width)
+        self.out = vt.nn.Linear(width, width)
+        self.ln_2 = vt.nn.LayerNorm(width)
+        self.fc = vt.nn.Linear(width, 4 * width)
+        self.proj = vt.nn.Linear(4 * width, width)
+        self.drop = vt.nn.Dropout(0.1)
+
+    def forward(self, x: Any) -> Any:
+        b, t, d = x.shape
+        parts = self.qkv(self.ln_1(x)).view(b, t, 3, self.heads, d // self.heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.drop(self.out(y.transpose(1, 2).reshape(b, t, d)))
+        return x + self.drop(self.proj(F.gelu(self.fc(self.ln_2(x)))))
+
+
+class Gpt(vt.nn.Module):
+    """GPT-2's tree of modules: 12 blocks and 148 parameters with a tied head."""
+
+    def __init__(self, width: int = 8, heads: int = 2, vocabulary: int = 16, length: int = 4):
+        super().__init__()
+        self.wte = vt.nn.Embedding(vocabulary, width)
+        self.wpe = vt.nn.Embedding(length, width)
+        self.blocks = vt.nn.ModuleList([Block(width, heads) for _ in range(12)])
+        self.ln_f = vt.nn.LayerNorm(width)
+        self.places = vt.arange(length)
+
+    def forward(self, x: Any) -> Any:
+        x = self.wte(x) + self.wpe(self.places)
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.ln_f(x), self.wte.weight)
+
+
+def tiny() -> tuple[Callable[..., Any], list[Any]]:
+    """A linear layer; two inputs."""
+    vt.manual_seed(0)
+    model = vt.nn.Linear(4, 4)
+    optimizer = vt.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def step(x: Any, y: Any) -> Any:
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step, [vt.randn(2, 4), vt.randn(2, 4)]
+
+
+def gpt() -> tuple[Callable[..., Any], list[Any]]:
+    """148 parameters in two groups, as they are trained; tokens and targets."""
+    vt.manual_seed(0)
+    model = Gpt()
+    assert len(list(model.parameters())) == 148
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = vt.optim.AdamW(groups, lr=1e-3)
+
+    def step(x: Any, y: Any) -> Any:
+        optimizer.zero_grad()
+        logits = model(x)
+        loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), y.view(-1))
+        loss.backward()
+        vt.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss
+
+    return step, [vt.randint(0, 16, (1, 4)), vt.randint(0, 16, (1, 4))]
+
+
+def microseconds(function: Callable[[], Any], calls: int, rounds: int = 9) -> float:
+    """The median of several rounds, a call."""
+    times = []
+    function()
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        times.append((time.perf_counter() - start) / calls)
+    return statistics.median(times) * 1e6
+
+
+def without_kernels(step: Any, staging: bool) -> None:
+    """Takes the program out of a captured step, and if asked the inputs."""
+    for variant in step.variants:
+        variant.lowered.program = _C.graphs.Program()
+        if not staging:
+            variant.inputs = [None for _ in variant.inputs]
+        variant.__post_init__()
+    step._forget_replays()
+
+
+def measure(make: Callable[[], tuple[Callable[..., Any], list[Any]]]) -> dict[str, float]:
+    """The parts of one step's replay, in microseconds."""
+    function, tensors = make()
+    arrays = [np.array(t) for t in tensors]
+    step = capture(function)
+    for _ in range(6):
+        step(*tensors)
+        step(*arrays)
+    variant, _ = step.variants
+    found: dict[str, float] = {}
+    run = variant.lowered.program.run
+    found["kernels"] = microseconds(run, 200)
+    found["with kernels"] = microseconds(lambda: step(*tensors), 200) - found["kernels"]
+    without_kernels(step, staging=True)
+    found["guard"] = microseconds(variant.native.holds, 2000)
+    found["with staging"] = microseconds(lambda: step(*tensors), 2000)
+    found["with staging of arrays"] = microseconds(lambda: step(*arrays), 2000)
+    without_kernels(step, staging=False)
+    found["without staging"] = microseconds(lambda: step(*tensors), 2000)
+    return found
+
+
+print({name: {k: round(v, 2) for k, v in measure(make).items()} for name, make in (("tiny", tiny), ("gpt", gpt))})

@@ -1,0 +1,315 @@
+#include "python/replay.h"
+
+#include <nanobind/nanobind.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "autograd/front.h"
+#include "dispatch/thread_state.h"
+#include "python/arguments.h"
+#include "python/array_interface.h"
+#include "python/graphs.h"
+#include "python/tensor_type.h"
+#include "vt/ops.h"
+
+namespace nb = nanobind;
+
+namespace vt::python {
+namespace {
+
+// Up to here one thread copies as fast as several.
+constexpr int64_t kSmallCopy = 64 * 1024;
+
+template <class F>
+void for_each(const Object& sequence, F&& f) {
+  const Py_ssize_t n = PyList_Size(sequence.get());
+  if (n < 0) throw PythonError();
+  for (Py_ssize_t i = 0; i < n; ++i) f(PyList_GetItem(sequence.get(), i));
+}
+PyObject* item(PyObject* tuple, Py_ssize_t i) {
+  PyObject* found = PyTuple_GetItem(tuple, i);
+  return checked(found);
+}
+/// None is an undefined tensor.
+Tensor optional_tensor(PyObject* object) {
+  if (object == Py_None) return {};
+  check_type(is_tensor(object), "a replay expects a tensor or None");
+  return tensor_of(object);
+}
+template <class T>
+T* instance(PyObject* object) {
+  return nb::cast<T*>(nb::handle(object));
+}
+
+const Tensor* grad_of(const Tensor& leaf) {
+  const autograd::AutogradMeta* meta = leaf.impl()->autograd.get();
+  return meta ? &meta->grad : nullptr;
+}
+bool has_grad(const Tensor& leaf, const Tensor& grad) {
+  const Tensor* now = grad_of(leaf);
+  return now ? now->is_same(grad) : !grad.defined();
+}
+
+/// Bytes that can be copied as they lie.
+bool is_block(const Tensor& t) { return t.is_contiguous() && t.device().is_cpu(); }
+
+}  // namespace
+
+Replay::Replay(Parts parts)
+    : parts_(std::move(parts)),
+      program_(instance<PyProgram>(parts_.program.get())->program.get()),
+      guard_(instance<graphs::Guard>(parts_.guard.get())),
+      course_(instance<Watch>(parts_.course.get())),
+      tensors_(instance<Watch>(parts_.tensors.get())),
+      structure_(Structure::parse(parts_.structure.get())) {
+  if (structure_ && !structure_->plain()) structure_.reset();
+  for_each(parts_.inputs, [&](PyObject* target) { inputs_.push_back(optional_tensor(target)); });
+  for_each(parts_.acts, [&](PyObject* act) {
+    if (PyTuple_Check(act)) {
+      acts_.push_back({item(act, 0), optional_tensor(item(act, 1)), nullptr});
+    } else {
+      acts_.push_back({nullptr, {}, act});
+    }
+  });
+  for_each(parts_.outputs, [&](PyObject* output) {
+    PyObject* how = item(output, 1);
+    if (item(output, 0) == Py_None) {
+      outputs_.push_back({nullptr, how, 0, {}, {}, {}});
+      return;
+    }
+    auto* loan = instance<graphs::Loan>(item(output, 0));
+    if (std::find(loans_.begin(), loans_.end(), loan) == loans_.end()) loans_.push_back(loan);
+    outputs_.push_back({loan, nullptr, int_arg(item(how, 0)), dtype_arg(item(how, 1)),
+                        int_list_arg(item(how, 2), 0), int_list_arg(item(how, 3), 0)});
+  });
+  for_each(parts_.gradients, [&](PyObject* gradient) {
+    gradients_.push_back({optional_tensor(item(gradient, 0)), optional_tensor(item(gradient, 1)),
+                          optional_tensor(item(gradient, 2))});
+  });
+}
+
+bool Replay::holds() { return course_->holds() && guard_->holds() && tensors_->holds(); }
+
+bool Replay::gradients_in_place() const {
+  return std::all_of(gradients_.begin(), gradients_.end(), [](const Gradient& g) {
+    return !g.start.defined() || has_grad(g.leaf, g.start);
+  });
+}
+
+void Replay::stage(const Argument& argument, const Tensor& target) const {
+  const int64_t bytes = target.numel() * target.itemsize();
+  const bool block = is_block(target) && bytes <= kSmallCopy;
+  if (const ArrayStruct* array = argument.array) {
+    if (block) {
+      std::memcpy(target.data(), array->data, static_cast<size_t>(bytes));
+      target.bump_version();
+      return;
+    }
+    const Tensor source =
+        borrow(array->data, static_cast<size_t>(bytes), argument.capsule.get(), false,
+               target.sizes(), contiguous_strides(target.sizes()), target.dtype());
+    ReleaseGil released(target.numel());
+    ops::copy_(target, source, false);
+    return;
+  }
+  const Tensor source = tensor_of(argument.object);
+  if (block && is_block(source) && thread_state.front == 0) {
+    std::memcpy(target.data(), source.data(), static_cast<size_t>(bytes));
+    target.bump_version();
+    return;
+  }
+  ReleaseGil released(target.numel());
+  ops::copy_(target, source, false);
+}
+
+void Replay::act(const Rate& act) const {
+  if (act.call) {
+    const Object done = own(PyObject_CallNoArgs(act.call));
+    return;
+  }
+  static PyObject* const name = PyUnicode_InternFromString("lr");
+  PyObject* rate = PyDict_GetItemWithError(act.group, name);
+  const double value = rate ? PyFloat_AsDouble(rate) : -1;
+  if (!rate && !PyErr_Occurred()) PyErr_SetObject(PyExc_KeyError, name);
+  if (PyErr_Occurred()) throw PythonError();
+  if (act.live.device().is_cpu() && act.live.dtype() == DType::Float64) {
+    *act.live.data_as<double>() = value;
+    act.live.bump_version();
+  } else {
+    ops::fill_(act.live, wrapped_scalar(Scalar(value)));
+  }
+}
+
+Object Replay::results() const {
+  SmallVector<Object, 4> leaves;
+  for (const Output& output : outputs_) {
+    leaves.push_back(output.loan ? own(wrap(output.loan->tensor(output.byte_offset, output.dtype,
+                                                                output.sizes, output.strides)))
+                                 : Object::borrow(output.result));
+  }
+  if (structure_) {
+    std::span<Object> rest(leaves.begin(), leaves.end());
+    return structure_->build(rest);
+  }
+  const Object list = own(PyList_New(static_cast<Py_ssize_t>(leaves.size())));
+  for (size_t i = 0; i < leaves.size(); ++i)
+    PyList_SetItem(list.get(), static_cast<Py_ssize_t>(i), leaves[i].release());
+  return own(PyObject_CallFunctionObjArgs(parts_.build.get(), list.get(), nullptr));
+}
+
+Object Replay::run(const Arguments& arguments) {
+  {
+    const NoGrad no_grad;
+    for (size_t i = 0; i < inputs_.size(); ++i) {
+      if (inputs_[i].defined()) stage(arguments[i], inputs_[i]);
+    }
+  }
+  for (graphs::Loan* loan : loans_) loan->settle();
+  for (const Rate& each : acts_) act(each);
+  {
+    const ReleaseGil released(ReleaseGil::kWorthwhile);
+    program_->run();
+  }
+  ++count_;
+  for (const Gradient& g : gradients_) {
+    if (!has_grad(g.leaf, g.end)) autograd::ensure_meta(g.leaf).grad = g.end;
+  }
+  return results();
+}
+
+int Replay::traverse(visitproc visit, void* arg) const {
+  for (const Object* part :
+       {&parts_.program, &parts_.guard, &parts_.course, &parts_.tensors, &parts_.inputs,
+        &parts_.acts, &parts_.outputs, &parts_.structure, &parts_.build, &parts_.gradients})
+    Py_VISIT(part->get());
+  return structure_ ? structure_->traverse(visit, arg) : 0;
+}
+
+bool Replays::add(PyObject* spec, PyObject* leaves, PyObject* watched,
+                  std::vector<Object> replays) {
+  std::unique_ptr<CallKey> key = CallKey::make(spec, leaves, watched);
+  if (!key) return false;
+  Entry entry{std::move(key), std::move(replays)};
+  entries_.insert(entries_.begin(), std::move(entry));
+  return true;
+}
+
+void Replays::clear() {
+  // Emptied before anything is dropped: what goes may come back to this object.
+  const auto entries = std::exchange(entries_, {});
+  const Object last = std::exchange(last_, Object());
+}
+
+Object Replays::run(PyObject* args, PyObject* kwargs) {
+  if (thread_state.consumer) return {};
+  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+    Arguments arguments;
+    if (!entry->key->matches(args, kwargs, arguments)) continue;
+    for (const Object& object : entry->replays) {
+      auto* replay = instance<Replay>(object.get());
+      if (!replay->holds()) continue;
+      if (!replay->gradients_in_place()) return {};
+      // Kept: schedules are Python code, which may do anything.
+      const Object kept = last_ = object;
+      std::rotate(entries_.begin(), entry, entry + 1);
+      return replay->run(arguments);
+    }
+    return {};
+  }
+  return {};
+}
+
+int Replays::traverse(visitproc visit, void* arg) const {
+  Py_VISIT(last_.get());
+  for (const Entry& entry : entries_) {
+    for (const Object& replay : entry.replays) Py_VISIT(replay.get());
+    if (const int stop = entry.key->traverse(visit, arg)) return stop;
+  }
+  return 0;
+}
+
+namespace {
+
+template <class T>
+T* ready_instance(PyObject* self) {
+  const nb::handle object(self);
+  return nb::inst_ready(object) ? nb::inst_ptr<T>(object) : nullptr;
+}
+template <class T>
+int traverse_instance(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  const T* object = ready_instance<T>(self);
+  return object ? object->traverse(visit, arg) : 0;
+}
+int clear_replays(PyObject* self) {
+  if (auto* replays = ready_instance<Replays>(self)) replays->clear();
+  return 0;
+}
+
+Object kept(const nb::object& object) { return Object::borrow(object.ptr()); }
+nb::object given(Object object) { return nb::steal(object.release()); }
+
+}  // namespace
+
+void bind_replay(nb::module_& graphs) {
+  static PyType_Slot replay_slots[] = {
+      {Py_tp_traverse, reinterpret_cast<void*>(traverse_instance<Replay>)}, {0, nullptr}};
+  nb::class_<Replay>(graphs, "Replay", nb::type_slots(replay_slots),
+                     "A captured course, replayed without Python code.")
+      .def(
+          "__init__",
+          [](Replay* self, const nb::object& program, const nb::object& guard,
+             const nb::object& course, const nb::object& tensors, const nb::list& inputs,
+             const nb::list& acts, const nb::list& outputs, const nb::object& structure,
+             const nb::object& build, const nb::list& gradients) {
+            new (self) Replay({kept(program), kept(guard), kept(course), kept(tensors),
+                               kept(inputs), kept(acts), kept(outputs), kept(structure),
+                               kept(build), kept(gradients)});
+          },
+          nb::kw_only(), nb::arg("program"), nb::arg("guard"), nb::arg("course"),
+          nb::arg("tensors"), nb::arg("inputs"), nb::arg("acts"), nb::arg("outputs"),
+          nb::arg("structure"), nb::arg("build"), nb::arg("gradients"))
+      .def_prop_ro("count", &Replay::count, "How often it ran.")
+      .def("holds", &Replay::holds);
+
+  static PyType_Slot replays_slots[] = {
+      {Py_tp_traverse, reinterpret_cast<void*>(traverse_instance<Replays>)},
+      {Py_tp_clear, reinterpret_cast<void*>(clear_replays)},
+      {0, nullptr}};
+  nb::class_<Replays>(graphs, "Replays", nb::type_slots(replays_slots),
+                      "The courses of a captured function, by the calls they belong to.")
+      .def(nb::init<>())
+      .def(
+          "add",
+          [](Replays& self, const nb::object& spec, const nb::list& leaves,
+             const nb::list& watched, const nb::list& replays) {
+            std::vector<Object> all;
+            for (const nb::handle replay : replays) {
+              check_type(nb::isinstance<Replay>(replay), "Replays.add expects Replays");
+              all.push_back(Object::borrow(replay.ptr()));
+            }
+            return self.add(spec.ptr(), leaves.ptr(), watched.ptr(), std::move(all));
+          },
+          nb::arg("spec"), nb::arg("leaves"), nb::arg("watched"), nb::arg("replays"),
+          "Courses for calls like the one that runs: with this structure, leaves, modes of the "
+          "thread and gradients of the watched tensors. False where a leaf is of a kind that only "
+          "Python can tell apart.")
+      .def("clear", &Replays::clear)
+      .def("forget_last", &Replays::forget_last)
+      .def_prop_ro("last",
+                   [](const Replays& self) {
+                     return self.last() ? nb::borrow(self.last().get()) : nb::none();
+                   })
+      .def(
+          "run",
+          [](Replays& self, const nb::object& args, const nb::object& kwargs,
+             const nb::object& missed) {
+            Object result = self.run(args.ptr(), kwargs.ptr());
+            return result ? given(std::move(result)) : missed;
+          },
+          nb::arg("args"), nb::arg("kwargs"), nb::arg("missed"),
+          "The result of a replay, or `missed` where the call belongs to none of them.");
+}
+
+}  // namespace vt::python

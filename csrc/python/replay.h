@@ -1,0 +1,103 @@
+// A captured step's replay without Python code: match the call, check what the capture relies on,
+// copy inputs, read learning rates, run, give out results and gradients. It does what
+// graphs/capture.py does (_enter, host acts, _leave) where nothing is out of the ordinary, and
+// leaves the call to it where something is.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "graphs/memory.h"
+#include "graphs/program.h"
+#include "python/call_key.h"
+#include "python/watch.h"
+
+namespace vt::python {
+
+/// One captured course.
+class Replay {
+ public:
+  /// The parts of a Variant in graphs/capture.py; see the binding.
+  struct Parts {
+    Object program, guard, course, tensors;
+    Object inputs;     // a tensor to copy into, or None, for each leaf of the arguments
+    Object acts;       // (group, live tensor) of a learning rate, or something to call
+    Object outputs;    // (loan, geometry), or (None, the result itself)
+    Object structure;  // of the results
+    Object build;      // makes them of a list of leaves, where the structure is of a rare kind
+    Object gradients;  // (leaf, .grad that is read or None, .grad that is left or None)
+  };
+  explicit Replay(Parts parts);
+  Replay(const Replay&) = delete;
+  Replay& operator=(const Replay&) = delete;
+
+  /// Whether Python would decide again as it did and every tensor is where it was.
+  bool holds();
+  /// Whether the gradients that the step reads are the tensors it is bound to.
+  bool gradients_in_place() const;
+  Object run(const Arguments& arguments);
+
+  int64_t count() const { return count_; }
+  int traverse(visitproc visit, void* arg) const;
+
+ private:
+  struct Rate {
+    PyObject* group;  // kept by parts_
+    Tensor live;      // null for something to call
+    PyObject* call;
+  };
+  struct Output {
+    graphs::Loan* loan;  // null: the result itself
+    PyObject* result;
+    int64_t byte_offset;
+    DType dtype;
+    Dims sizes, strides;
+  };
+  struct Gradient {
+    Tensor leaf, start, end;
+  };
+
+  void stage(const Argument& argument, const Tensor& target) const;
+  void act(const Rate& act) const;
+  Object results() const;
+
+  Parts parts_;
+  graphs::Program* program_;
+  graphs::Guard* guard_;
+  Watch *course_, *tensors_;
+  std::vector<Tensor> inputs_;
+  std::vector<Rate> acts_;
+  std::vector<Output> outputs_;
+  std::vector<graphs::Loan*> loans_;
+  std::vector<Gradient> gradients_;
+  std::optional<Structure> structure_;
+  int64_t count_ = 0;
+};
+
+/// All courses of a captured function by the calls they belong to; those used last come first.
+class Replays {
+ public:
+  Replays() = default;
+  Replays(const Replays&) = delete;
+  Replays& operator=(const Replays&) = delete;
+  /// In the order in which they are to be tried. False where only Python can tell the calls apart.
+  bool add(PyObject* spec, PyObject* leaves, PyObject* watched, std::vector<Object> replays);
+  void clear();
+  /// The result, or null where the call is not one of those.
+  Object run(PyObject* args, PyObject* kwargs);
+  /// What ran last, or null.
+  const Object& last() const { return last_; }
+  void forget_last() { last_ = Object(); }
+  int traverse(visitproc visit, void* arg) const;
+
+ private:
+  struct Entry {
+    std::unique_ptr<CallKey> key;
+    std::vector<Object> replays;
+  };
+  std::vector<Entry> entries_;
+  Object last_;
+};
+
+}  // namespace vt::python

@@ -1,0 +1,221 @@
+#include "python/watch.h"
+
+#include <nanobind/nanobind.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace nb = nanobind;
+
+namespace vt::python {
+
+PyObject* rate_marker = nullptr;
+
+namespace {
+
+// Changes of what counts its changes. Only touched with the GIL held.
+uint64_t changes = 1;
+
+bool same_bits(double a, double b) { return std::memcmp(&a, &b, sizeof a) == 0; }
+
+bool same_items(PyObject* a, PyObject* b) {
+  const Py_ssize_t n = PyTuple_Size(a);
+  if (PyTuple_Size(b) != n) return false;
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    if (!same_value(PyTuple_GetItem(a, i), PyTuple_GetItem(b, i))) return false;
+  }
+  return true;
+}
+
+bool same_or_rate(PyObject* found, PyObject* expected) {
+  if (found == expected) return true;
+  if (expected == rate_marker) return PyFloat_CheckExact(found) || PyLong_CheckExact(found);
+  return same_value(found, expected);
+}
+
+int visit_all(const std::vector<Object>& objects, visitproc visit, void* arg) {
+  for (const Object& object : objects) Py_VISIT(object.get());
+  return 0;
+}
+
+}  // namespace
+
+bool same_value(PyObject* a, PyObject* b) {
+  if (a == b) return true;
+  if (Py_TYPE(a) != Py_TYPE(b)) return false;
+  if (PyFloat_Check(a)) return same_bits(PyFloat_AsDouble(a), PyFloat_AsDouble(b));
+  if (PyLong_CheckExact(a) || PyUnicode_CheckExact(a) || PyBytes_CheckExact(a))
+    return PyObject_RichCompareBool(a, b, Py_EQ) == 1;
+  return PyTuple_Check(a) && same_items(a, b);
+}
+
+void Watch::add_dict(PyObject* dict, PyObject* entries, PyObject* ignored, bool counted) {
+  check_type(PyDict_Check(dict) && PyDict_Check(entries) && PyAnySet_Check(ignored),
+             "Watch.add_dict expects two dicts and a set");
+  Dict watched{Object::borrow(dict), Object::borrow(ignored), {}, {}};
+  PyObject *key = nullptr, *value = nullptr;
+  for (Py_ssize_t place = 0; PyDict_Next(entries, &place, &key, &value);) {
+    watched.keys.push_back(Object::borrow(key));
+    watched.values.push_back(Object::borrow(value));
+  }
+  (counted ? counted_ : dicts_).push_back(std::move(watched));
+  if (counted) seen_ = 0;
+}
+
+void Watch::add_list(PyObject* list) {
+  check_type(PyList_Check(list), "Watch.add_list expects a list");
+  List watched{Object::borrow(list), {}};
+  for (Py_ssize_t i = 0; i < PyList_Size(list); ++i)
+    watched.items.push_back(Object::borrow(PyList_GetItem(list, i)));
+  lists_.push_back(std::move(watched));
+}
+
+void Watch::add_attribute(PyObject* object, PyObject* name, PyObject* value) {
+  attributes_.push_back({Object::borrow(object), Object::borrow(name), Object::borrow(value)});
+}
+
+bool Watch::Dict::holds() const {
+  const size_t n = keys.size();
+  size_t i = 0;
+  PyObject *key = nullptr, *value = nullptr;
+  for (Py_ssize_t place = 0; PyDict_Next(dict.get(), &place, &key, &value);) {
+    if (i < n && key == keys[i].get()) {
+      if (!same_or_rate(value, values[i].get())) return false;
+      ++i;
+      continue;
+    }
+    const int skipped = PySet_Contains(ignored.get(), key);
+    if (skipped < 0) throw PythonError();
+    if (!skipped) return holds_in_any_order();
+  }
+  return i == n;
+}
+
+bool Watch::Dict::holds_in_any_order() const {
+  size_t found = 0;
+  PyObject *key = nullptr, *value = nullptr;
+  for (Py_ssize_t place = 0; PyDict_Next(dict.get(), &place, &key, &value);) {
+    const int skipped = PySet_Contains(ignored.get(), key);
+    if (skipped < 0) throw PythonError();
+    found += !skipped;
+  }
+  if (found != keys.size()) return false;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    PyObject* now = PyDict_GetItemWithError(dict.get(), keys[i].get());
+    if (!now && PyErr_Occurred()) throw PythonError();
+    if (!now || !same_or_rate(now, values[i].get())) return false;
+  }
+  return true;
+}
+
+bool Watch::List::holds() const {
+  const auto n = static_cast<Py_ssize_t>(items.size());
+  if (PyList_Size(list.get()) != n) return false;
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    if (PyList_GetItem(list.get(), i) != items[static_cast<size_t>(i)].get()) return false;
+  }
+  return true;
+}
+
+bool Watch::Attribute::holds() const {
+  const Object now = own(PyObject_GetAttr(object.get(), name.get()));
+  return same_value(now.get(), value.get());
+}
+
+bool Watch::holds() {
+  const auto holds = [](const auto& watched) { return watched.holds(); };
+  if (!std::all_of(attributes_.begin(), attributes_.end(), holds) ||
+      !std::all_of(dicts_.begin(), dicts_.end(), holds) ||
+      !std::all_of(lists_.begin(), lists_.end(), holds))
+    return false;
+  if (seen_ == changes) return true;
+  const uint64_t now = changes;
+  if (!std::all_of(counted_.begin(), counted_.end(), holds)) return false;
+  seen_ = now;
+  return true;
+}
+
+int Watch::traverse(visitproc visit, void* arg) const {
+  for (const auto* dicts : {&dicts_, &counted_}) {
+    for (const Dict& d : *dicts) {
+      Py_VISIT(d.dict.get());
+      Py_VISIT(d.ignored.get());
+      if (const int stop = visit_all(d.keys, visit, arg)) return stop;
+      if (const int stop = visit_all(d.values, visit, arg)) return stop;
+    }
+  }
+  for (const List& l : lists_) {
+    Py_VISIT(l.list.get());
+    if (const int stop = visit_all(l.items, visit, arg)) return stop;
+  }
+  for (const Attribute& a : attributes_) {
+    Py_VISIT(a.object.get());
+    Py_VISIT(a.name.get());
+    Py_VISIT(a.value.get());
+  }
+  return 0;
+}
+
+void Watch::clear() {
+  // Emptied before anything is dropped: what goes may come back to this object.
+  const auto dicts = std::exchange(dicts_, {}), counted = std::exchange(counted_, {});
+  const auto lists = std::exchange(lists_, {});
+  const auto attributes = std::exchange(attributes_, {});
+}
+
+namespace {
+
+Watch* watch_of(PyObject* self) {
+  const nb::handle object(self);
+  return nb::inst_ready(object) ? nb::inst_ptr<Watch>(object) : nullptr;
+}
+int traverse_watch(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  const Watch* watch = watch_of(self);
+  return watch ? watch->traverse(visit, arg) : 0;
+}
+int clear_watch(PyObject* self) {
+  if (Watch* watch = watch_of(self)) watch->clear();
+  return 0;
+}
+
+PyObject* note_change(PyObject*, PyObject*) {
+  ++changes;
+  return none();
+}
+PyMethodDef functions[] = {
+    {"_note_change", note_change, METH_NOARGS,
+     "Called after a change of anything that counts its changes (see graphs.Watch)."},
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace
+
+void bind_watch(nb::module_& root, nb::module_& graphs) {
+  if (PyModule_AddFunctions(root.ptr(), functions) < 0) throw PythonError();
+  rate_marker = checked(PyObject_CallNoArgs(reinterpret_cast<PyObject*>(&PyBaseObject_Type)));
+  graphs.attr("RATE") = nb::borrow(rate_marker);
+  static PyType_Slot slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(traverse_watch)},
+                                {Py_tp_clear, reinterpret_cast<void*>(clear_watch)},
+                                {0, nullptr}};
+  nb::class_<Watch>(graphs, "Watch", nb::type_slots(slots),
+                    "What a captured function found in Python's objects.")
+      .def(nb::init<>())
+      .def(
+          "add_dict",
+          [](Watch& self, const nb::object& dict, const nb::object& entries,
+             const nb::object& ignored, bool counted) {
+            self.add_dict(dict.ptr(), entries.ptr(), ignored.ptr(), counted);
+          },
+          nb::arg("dict"), nb::arg("entries"), nb::arg("ignored"), nb::arg("counted"),
+          "These entries of a dict, and no others but ignored ones. RATE stands for any number.")
+      .def("add_list", [](Watch& self, const nb::object& list) { self.add_list(list.ptr()); },
+           "The items that a list has now.")
+      .def("add_attribute",
+           [](Watch& self, const nb::object& object, const nb::str& name,
+              const nb::object& value) {
+             self.add_attribute(object.ptr(), name.ptr(), value.ptr());
+           })
+      .def("holds", &Watch::holds, "Whether everything is as it was.");
+}
+
+}  // namespace vt::python
