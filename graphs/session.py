@@ -22,7 +22,7 @@ from vibetensor.torch.nn.modules import hooks
 from vibetensor.torch.nn.modules.module import CALL_HOOK_TABLES
 from vibetensor.torch.optim import optimizer as optim
 from vibetensor.torch.optim.lr_scheduler import base as schedules
-from vibetensor.torch.utils.registry import HookTable, Registry
+from vibetensor.torch.utils.registry import HookTable, Registry, StateTable
 
 # Kept in a group by schedules for themselves; no update reads it.
 _CHANGED_BY_SCHEDULES = "initial_lr"
@@ -178,9 +178,9 @@ class Session:
         self._watch_hooks(optimizer._optimizer_step_pre_hooks)
         self._watch_hooks(optimizer._optimizer_step_post_hooks)
         self.tensors.add_list(groups)
-        self.tensors.add_dict(state, dict(state), _NO_KEYS, False)
+        self.tensors.add_dict(state, dict(state), _NO_KEYS, type(state) is StateTable)
         for values in state.values():
-            self.tensors.add_dict(values, dict(values), _NO_KEYS, False)
+            self.tensors.add_dict(values, dict(values), _NO_KEYS, type(values) is Registry)
         for group, found in zip(groups, options):
             ignored = frozenset({_CHANGED_BY_SCHEDULES, "params"})
             self.course.add_dict(group, found, ignored, False)

@@ -13,6 +13,7 @@ from typing import Any
 import vibetensor.torch as torch
 from vibetensor.torch.optim.step_plan import Bucket, StepPlan
 from vibetensor.torch.utils.hooks import RemovableHandle
+from vibetensor.torch.utils.registry import Registry, StateTable
 
 _global_pre_hooks: OrderedDict[int, Callable] = OrderedDict()
 _global_post_hooks: OrderedDict[int, Callable] = OrderedDict()
@@ -100,7 +101,7 @@ class Optimizer:
                 "params argument given to the optimizer should be an iterable of Tensors or "
                 f"dicts, but got {_type_name(params)}"
             )
-        self.state: defaultdict[Any, Any] = defaultdict(dict)
+        self.state: defaultdict[Any, Any] = StateTable()
         self.param_groups: list[dict[str, Any]] = []
         groups = list(params)
         if not groups:
@@ -124,6 +125,8 @@ class Optimizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        if type(self.state) is not StateTable:
+            self.state = StateTable(self.state)
         if "_optimizer_step_pre_hooks" not in self.__dict__:
             self._init_hooks()
         self._plans = {}
@@ -287,7 +290,10 @@ class Optimizer:
             packed["params"] = [index[id(p)] for p in group["params"]]
             packed_groups.append(packed)
         state = {
-            index[id(key)] if isinstance(key, torch.Tensor) else key: value
+            # Plain dictionaries: what is saved must not depend on this library.
+            index[id(key)] if isinstance(key, torch.Tensor) else key: (
+                dict(value) if type(value) is Registry else value
+            )
             for key, value in self.state.items()
         }
         result = {"state": state, "param_groups": packed_groups}

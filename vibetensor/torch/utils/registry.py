@@ -1,14 +1,14 @@
-"""Dictionaries that count their changes: what a module registers, and its hooks.
+"""Dictionaries that count their changes: what a module registers, its hooks, an optimizer's state.
 
-A captured step relies on what the modules held when it was recorded. With these it need not look
+A captured step relies on what they held when it was recorded. With these it need not look
 at them again as long as the count of the process (`_C._note_change`) stands still.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vibetensor._C import _note_change as note_change
@@ -47,6 +47,31 @@ class Registry(dict):
     popitem = _counted(dict.popitem)
     setdefault = _counted(dict.setdefault)
     update = _counted(dict.update)
+
+
+class StateTable(defaultdict):
+    """An optimizer's state by parameter: counts its changes, as the dictionaries it makes do."""
+
+    def __init__(self, state: Mapping[Any, Any] | None = None) -> None:
+        super().__init__(Registry)
+        for key, value in (state or {}).items():
+            self[key] = Registry(value) if type(value) is dict else value
+
+    def __reduce__(self) -> Any:
+        return type(self), (), None, None, iter(self.items())
+
+    def __copy__(self) -> StateTable:
+        return type(self)(self)
+
+    copy = __copy__
+    __setitem__ = _counted(defaultdict.__setitem__)
+    __delitem__ = _counted(defaultdict.__delitem__)
+    __ior__ = _counted(defaultdict.__ior__)
+    clear = _counted(defaultdict.clear)
+    pop = _counted(defaultdict.pop)
+    popitem = _counted(defaultdict.popitem)
+    setdefault = _counted(defaultdict.setdefault)
+    update = _counted(defaultdict.update)
 
 
 class HookTable(OrderedDict):
