@@ -174,6 +174,7 @@ class CapturedStep:
         self._replays.add(spec, leaves, list(self._leaves.values()), natives)
 
     def _forget_replays(self) -> None:
+        self._last = self.last
         self._replays.clear()
         self._replayed_keys.clear()
 

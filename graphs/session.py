@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.torch import session as settings
 from vibetensor.torch.nn.modules import hooks
-from vibetensor.torch.nn.modules.module import CALL_HOOK_TABLES
+from vibetensor.torch.nn.modules.module import CALL_HOOK_TABLES, observed_reads
 from vibetensor.torch.optim import optimizer as optim
 from vibetensor.torch.optim.lr_scheduler import base as schedules
 from vibetensor.torch.utils.registry import HookTable, Registry, StateTable
@@ -28,6 +29,10 @@ from vibetensor.torch.utils.registry import HookTable, Registry, StateTable
 _CHANGED_BY_SCHEDULES = "initial_lr"
 
 _NO_KEYS: frozenset[Any] = frozenset()
+
+# Attributes that recorded functions set themselves, a counter or a cache say: effects of Python's,
+# which no replay has and none depends on.
+_effects: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -56,7 +61,8 @@ class Session:
         # In the order of the run: what the host does before a replay.
         self.host: list[Callable[[], None]] = []
         self._thread = threading.get_ident()
-        self._attributes: list[dict[str, Any]] = []  # marks of the modules', as the function found them
+        self._modes: list[bool] = []  # `training` of the modules, as the function found it
+        self._reads: dict[int, tuple[Any, dict[str, Any]]] = {}  # module, marks of its attributes
         self._options: list[list[dict[str, Any]]] = []  # of the optimizers, likewise
         self.course: Any = None  # what decides how Python runs, from freeze() on
         self.tensors: Any = None  # and which tensors it runs on
@@ -74,7 +80,7 @@ class Session:
         after = optim.register_optimizer_step_post_hook(self._after_step)
         schedules.step_observers.append(self._on_schedule)
         try:
-            with hooks.observed_calls(self._on_module):
+            with hooks.observed_calls(self._on_module), observed_reads(self._on_read):
                 yield
         finally:
             before.remove()
@@ -89,7 +95,16 @@ class Session:
         if id(module) not in self._seen and not self._elsewhere():
             self._seen.add(id(module))
             self.modules.append(module)
-            self._attributes.append({key: _mark(value) for key, value in vars(module).items()})
+            self._modes.append(module.training)
+
+    def _on_read(self, module: Any, name: str) -> None:
+        if self._elsewhere():
+            return
+        known = self._reads.get(id(module))
+        if known is None:
+            known = self._reads[id(module)] = (module, {})
+        if name not in known[1]:
+            known[1][name] = _mark(vars(module).get(name, _C.graphs.ABSENT))
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._elsewhere():
@@ -146,25 +161,31 @@ class Session:
         self.course.add_attribute(settings, "_deterministic", settings._deterministic)
         for table in hooks.CALL_HOOKS_OF_ALL:
             self._watch_hooks(table)
-        for module, found in zip(self.modules, self._attributes):
-            self._watch_module(module, found)
+        for module, reads in self._reads.values():
+            self._watch_reads(module, reads)
+        for module, training in zip(self.modules, self._modes):
+            self._watch_module(module, training)
         for optimizer, options in zip(self.optimizers, self._options):
             self._watch_optimizer(optimizer, options)
-        self._attributes.clear()
+        self._reads.clear()
         self._options.clear()
 
-    def _watch_module(self, module: Any, found: dict[str, Any]) -> None:
+    def _watch_reads(self, module: Any, reads: dict[str, Any]) -> None:
+        """The attributes that the function read, but not those that it also sets."""
         fields = vars(module)
-        # What the run itself sets, a counter say, is an effect of Python's, and no replay's.
-        kept = {
-            key: value for key, value in fields.items() if found.get(key, _mark(found)) == _mark(value)
-        }
-        ignored = frozenset({*found, *fields, "_hooked"} - {*kept, "training"})
-        kept["training"] = found["training"][1]
-        counted = type(module).__setattr__ is vt.nn.Module.__setattr__
-        self.course.add_dict(fields, kept, ignored, counted)
+        effects = _effects.setdefault(module, set())
+        found = {name: fields.get(name, _C.graphs.ABSENT) for name in reads}
+        same = {name for name, mark in reads.items() if _mark(found[name]) == mark}
+        effects.update(reads.keys() - same - {"training"})
+        kept = {name: found[name] for name in same - _PRIVATE}
+        self.course.add_items(fields, kept, effects, _counts(module))
+
+    def _watch_module(self, module: Any, training: bool) -> None:
+        fields = vars(module)
         if hasattr(type(module), "training"):  # a property, which the fields do not show
-            self.course.add_attribute(module, "training", module.training)
+            self.course.add_attribute(module, "training", training)
+        else:
+            self.course.add_items(fields, {"training": training}, _NO_KEYS, _counts(module))
         for table in CALL_HOOK_TABLES:
             self._watch_hooks(fields[table])
         for held in (module._parameters, module._buffers, module._modules):
@@ -219,7 +240,13 @@ def _reads_rate(group: dict[str, Any]) -> bool:
     return not (plain or group.get("differentiable")) and type(rate) in (float, int)
 
 
+_PRIVATE = {"_hooked"}  # means nothing to a run: tables of hooks are looked at themselves
 _PLAIN = (bool, int, float, str, bytes, type(None))
+
+
+def _counts(module: Any) -> bool:
+    """Whether every change of the module's attributes is counted."""
+    return type(module).__setattr__ is vt.nn.Module.__setattr__
 
 
 def _mark(value: Any) -> tuple[int, Any]:

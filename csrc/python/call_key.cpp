@@ -12,17 +12,17 @@
 namespace vt::python {
 namespace {
 
-constexpr int kContiguous = 0x1, kNativeOrder = 0x200;  // NumPy's flags
+constexpr int kContiguous = 0x1, kAligned = 0x100, kNativeOrder = 0x200;  // NumPy's flags
 
 /// The array behind an object; the argument is left without one where it has none that can be read
 /// as it lies.
 void find_array(Argument& argument) {
   static PyObject* const name = PyUnicode_InternFromString("__array_struct__");
-  argument.capsule = Object(PyObject_GetAttr(argument.object, name));
+  argument.capsule = Object(PyObject_GetAttr(argument.object.get(), name));
   if (argument.capsule && PyCapsule_CheckExact(argument.capsule.get())) {
     const auto* array =
         static_cast<const ArrayStruct*>(PyCapsule_GetPointer(argument.capsule.get(), nullptr));
-    constexpr int wanted = kContiguous | kNativeOrder;
+    constexpr int wanted = kContiguous | kAligned | kNativeOrder;
     if (array && array->two == 2 && (array->flags & wanted) == wanted) argument.array = array;
   }
   if (!argument.array) PyErr_Clear();
@@ -72,7 +72,7 @@ bool CallKey::describe(PyObject* object, Leaf& leaf) {
     return true;
   }
   if (has_array_interface(object)) {
-    Argument argument{object, {}};
+    Argument argument{Object::borrow(object), {}};
     find_array(argument);
     if (!argument.array) return false;
     leaf.kind = Leaf::Kind::Array;
@@ -117,7 +117,7 @@ std::unique_ptr<CallKey> CallKey::make(PyObject* spec, PyObject* leaves, PyObjec
 }
 
 bool CallKey::accepts(const Leaf& leaf, Argument& argument) {
-  PyObject* object = argument.object;
+  PyObject* object = argument.object.get();
   switch (leaf.kind) {
     case Leaf::Kind::Constant:
       return same_value(object, leaf.value.get());
@@ -163,10 +163,9 @@ bool CallKey::matches(PyObject* args, PyObject* kwargs, Arguments& arguments) co
   const std::span<const Structure> call = structure_.children();
   Leaves leaves;
   if (!call[0].flatten(args, leaves) || !call[1].flatten(kwargs, leaves)) return false;
+  for (PyObject* leaf : leaves) arguments.push_back({Object::borrow(leaf), {}});
   for (size_t i = 0; i < leaves_.size(); ++i) {
-    Argument argument{leaves[i], {}};
-    if (!accepts(leaves_[i], argument)) return false;
-    arguments.push_back(std::move(argument));
+    if (!accepts(leaves_[i], arguments[i])) return false;
   }
   return same_aliases(leaves) &&
          std::all_of(watched_.begin(), watched_.end(),

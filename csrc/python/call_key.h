@@ -22,8 +22,8 @@ struct ArrayStruct {
 
 /// Where an argument's values lie, for the length of a call.
 struct Argument {
-  PyObject* object;             // borrowed from the call
-  Object capsule;               // keeps an array's memory
+  Object object;
+  Object capsule;  // keeps an array's memory
   const ArrayStruct* array = nullptr;
 };
 using Arguments = SmallVector<Argument, 8>;

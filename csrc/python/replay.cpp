@@ -113,7 +113,7 @@ void Replay::stage(const Argument& argument, const Tensor& target) const {
     ops::copy_(target, source, false);
     return;
   }
-  const Tensor source = tensor_of(argument.object);
+  const Tensor source = tensor_of(argument.object.get());
   if (block && is_block(source) && thread_state.front == 0) {
     std::memcpy(target.data(), source.data(), static_cast<size_t>(bytes));
     target.bump_version();

@@ -10,6 +10,7 @@ namespace nb = nanobind;
 namespace vt::python {
 
 PyObject* rate_marker = nullptr;
+PyObject* absent_marker = nullptr;
 
 namespace {
 
@@ -50,9 +51,17 @@ bool same_value(PyObject* a, PyObject* b) {
 }
 
 void Watch::add_dict(PyObject* dict, PyObject* entries, PyObject* ignored, bool counted) {
+  add(dict, entries, ignored, counted, true);
+}
+
+void Watch::add_items(PyObject* dict, PyObject* entries, PyObject* ignored, bool counted) {
+  add(dict, entries, ignored, counted, false);
+}
+
+void Watch::add(PyObject* dict, PyObject* entries, PyObject* ignored, bool counted, bool whole) {
   check_type(PyDict_Check(dict) && PyDict_Check(entries) && PyAnySet_Check(ignored),
-             "Watch.add_dict expects two dicts and a set");
-  Dict watched{Object::borrow(dict), Object::borrow(ignored), {}, {}};
+             "a Watch expects two dicts and a set");
+  Dict watched{Object::borrow(dict), Object::borrow(ignored), whole, {}, {}};
   PyObject *key = nullptr, *value = nullptr;
   for (Py_ssize_t place = 0; PyDict_Next(entries, &place, &key, &value);) {
     watched.keys.push_back(Object::borrow(key));
@@ -74,7 +83,18 @@ void Watch::add_attribute(PyObject* object, PyObject* name, PyObject* value) {
   attributes_.push_back({Object::borrow(object), Object::borrow(name), Object::borrow(value)});
 }
 
+bool Watch::Dict::ignores(PyObject* key) const {
+  const int found = PySet_Contains(ignored.get(), key);
+  if (found < 0) throw PythonError();
+  return found == 1;
+}
+
 bool Watch::Dict::holds() const {
+  return whole ? holds_in_order() || (has_items() && !has_others()) : has_items();
+}
+
+/// The usual case, in one pass without a look-up.
+bool Watch::Dict::holds_in_order() const {
   const size_t n = keys.size();
   size_t i = 0;
   PyObject *key = nullptr, *value = nullptr;
@@ -82,30 +102,29 @@ bool Watch::Dict::holds() const {
     if (i < n && key == keys[i].get()) {
       if (!same_or_rate(value, values[i].get())) return false;
       ++i;
-      continue;
+    } else if (!ignores(key)) {
+      return false;
     }
-    const int skipped = PySet_Contains(ignored.get(), key);
-    if (skipped < 0) throw PythonError();
-    if (!skipped) return holds_in_any_order();
   }
   return i == n;
 }
 
-bool Watch::Dict::holds_in_any_order() const {
-  size_t found = 0;
-  PyObject *key = nullptr, *value = nullptr;
-  for (Py_ssize_t place = 0; PyDict_Next(dict.get(), &place, &key, &value);) {
-    const int skipped = PySet_Contains(ignored.get(), key);
-    if (skipped < 0) throw PythonError();
-    found += !skipped;
-  }
-  if (found != keys.size()) return false;
+bool Watch::Dict::has_items() const {
   for (size_t i = 0; i < keys.size(); ++i) {
     PyObject* now = PyDict_GetItemWithError(dict.get(), keys[i].get());
     if (!now && PyErr_Occurred()) throw PythonError();
-    if (!now || !same_or_rate(now, values[i].get())) return false;
+    if (!same_or_rate(now ? now : absent_marker, values[i].get()) && !ignores(keys[i].get()))
+      return false;
   }
   return true;
+}
+
+bool Watch::Dict::has_others() const {
+  size_t found = 0;
+  PyObject *key = nullptr, *value = nullptr;
+  for (Py_ssize_t place = 0; PyDict_Next(dict.get(), &place, &key, &value);)
+    found += !ignores(key);
+  return found != keys.size();
 }
 
 bool Watch::List::holds() const {
@@ -133,6 +152,19 @@ bool Watch::holds() {
   if (!std::all_of(counted_.begin(), counted_.end(), holds)) return false;
   seen_ = now;
   return true;
+}
+
+size_t Watch::counted() const {
+  size_t total = 0;
+  for (const Dict& d : counted_) total += d.keys.size();
+  return total;
+}
+
+size_t Watch::always() const {
+  size_t total = attributes_.size();
+  for (const Dict& d : dicts_) total += d.keys.size();
+  for (const List& l : lists_) total += l.items.size();
+  return total;
 }
 
 int Watch::traverse(visitproc visit, void* arg) const {
@@ -192,8 +224,11 @@ PyMethodDef functions[] = {
 
 void bind_watch(nb::module_& root, nb::module_& graphs) {
   if (PyModule_AddFunctions(root.ptr(), functions) < 0) throw PythonError();
-  rate_marker = checked(PyObject_CallNoArgs(reinterpret_cast<PyObject*>(&PyBaseObject_Type)));
+  auto* const object_type = reinterpret_cast<PyObject*>(&PyBaseObject_Type);
+  rate_marker = checked(PyObject_CallNoArgs(object_type));
+  absent_marker = checked(PyObject_CallNoArgs(object_type));
   graphs.attr("RATE") = nb::borrow(rate_marker);
+  graphs.attr("ABSENT") = nb::borrow(absent_marker);
   static PyType_Slot slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(traverse_watch)},
                                 {Py_tp_clear, reinterpret_cast<void*>(clear_watch)},
                                 {0, nullptr}};
@@ -207,7 +242,17 @@ void bind_watch(nb::module_& root, nb::module_& graphs) {
             self.add_dict(dict.ptr(), entries.ptr(), ignored.ptr(), counted);
           },
           nb::arg("dict"), nb::arg("entries"), nb::arg("ignored"), nb::arg("counted"),
-          "These entries of a dict, and no others but ignored ones. RATE stands for any number.")
+          "All entries of a dict but ignored ones. RATE stands for any number.")
+      .def(
+          "add_items",
+          [](Watch& self, const nb::object& dict, const nb::object& entries,
+             const nb::object& ignored, bool counted) {
+            self.add_items(dict.ptr(), entries.ptr(), ignored.ptr(), counted);
+          },
+          nb::arg("dict"), nb::arg("entries"), nb::arg("ignored"), nb::arg("counted"),
+          "Some entries of a dict. ABSENT stands for one that is not there.")
+      .def_prop_ro("always", &Watch::always, "How many things each holds() looks at.")
+      .def_prop_ro("counted", &Watch::counted, "How many more after a counted change.")
       .def("add_list", [](Watch& self, const nb::object& list) { self.add_list(list.ptr()); },
            "The items that a list has now.")
       .def("add_attribute",

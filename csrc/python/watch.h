@@ -17,18 +17,26 @@ bool same_value(PyObject* a, PyObject* b);
 
 /// Where an entry of a watched dictionary is a learning rate: any float or int will do.
 extern PyObject* rate_marker;
+/// Where a watched dictionary has no such entry.
+extern PyObject* absent_marker;
 
 class Watch {
  public:
-  /// These entries of a dictionary, which has no others but `ignored` ones (a set of keys).
+  /// All entries of a dictionary but `ignored` ones (a set of keys, which may still grow).
   /// `counted`: note_change() follows every change of it.
   void add_dict(PyObject* dict, PyObject* entries, PyObject* ignored, bool counted);
+  /// Some entries of a dictionary; whatever else it has may change.
+  void add_items(PyObject* dict, PyObject* entries, PyObject* ignored, bool counted);
   /// The items of a list as they are now.
   void add_list(PyObject* list);
   /// An attribute's value.
   void add_attribute(PyObject* object, PyObject* name, PyObject* value);
-  /// Whether everything is as it was. Sets no Python error unless it throws PythonError.
+  /// Whether everything is as it was. Throws PythonError.
   bool holds();
+  /// How many entries, items and attributes are looked at each time, and how many more after a
+  /// counted change.
+  size_t always() const;
+  size_t counted() const;
 
   int traverse(visitproc visit, void* arg) const;
   void clear();
@@ -36,10 +44,14 @@ class Watch {
  private:
   struct Dict {
     Object dict, ignored;
+    bool whole;
     std::vector<Object> keys, values;
 
+    bool ignores(PyObject* key) const;
     bool holds() const;
-    bool holds_in_any_order() const;
+    bool holds_in_order() const;
+    bool has_items() const;
+    bool has_others() const;
   };
   struct List {
     Object list;
@@ -52,6 +64,8 @@ class Watch {
 
     bool holds() const;
   };
+
+  void add(PyObject* dict, PyObject* entries, PyObject* ignored, bool counted, bool whole);
 
   std::vector<Dict> dicts_, counted_;
   std::vector<List> lists_;

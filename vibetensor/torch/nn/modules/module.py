@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -543,3 +545,30 @@ def _type_name(value: Any) -> str:
         if kind.__module__ == "builtins"
         else f"{kind.__module__}.{kind.__qualname__}"
     )
+
+
+_read_observers: list[Callable[[Module, str], None]] = []
+_observing = threading.Lock()
+
+
+def _observed_read(module: Module, name: str) -> Any:
+    if not name.startswith("__"):
+        for observe in _read_observers:
+            observe(module, name)
+    return object.__getattribute__(module, name)
+
+
+@contextlib.contextmanager
+def observed_reads(observe: Callable[[Module, str], None]) -> Iterator[None]:
+    """Meanwhile calls ``observe(module, name)`` before an attribute of any module is read. All
+    reads are slow then; before and after they cost nothing."""
+    with _observing:
+        _read_observers.append(observe)
+        Module.__getattribute__ = _observed_read  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        with _observing:
+            _read_observers.remove(observe)
+            if not _read_observers:
+                del Module.__getattribute__
