@@ -161,7 +161,8 @@ class CapturedStep:
                 return variant
         # Those whose tensors have moved will not come back.
         self._variants[key] = [v for v in known if v.holds()]
-        self._forget_replays()
+        if key in self._replayed_keys:
+            self._forget_replays()
         return None
 
     def _add_replays(self, key: Any, leaves: list[Any], spec: Any) -> None:
@@ -244,7 +245,8 @@ class CapturedStep:
         arguments = [x for x, place in zip(leaves, staged) if place is None]
         variant = self._compile(recording, session, staged, outputs, out_spec, gradients, arguments)
         self._variants.setdefault(key, []).append(variant)
-        self._forget_replays()
+        if key in self._replayed_keys:
+            self._forget_replays()
         return result
 
     def _run(self, session: Session, leaves: list[Any], staged: list[Any], spec: Any) -> Recording:
@@ -532,7 +534,8 @@ def _is_state(tensor: Any) -> bool:
 def _is_fixed(value: Any) -> bool:
     """An argument that is compared by identity and yet means the same each time: what changes in a
     module or an optimizer is noticed, and a function is itself."""
-    return value is None or callable(value) or isinstance(value, (vt.nn.Module, vt.optim.Optimizer))
+    kinds = (vt.nn.Module, vt.optim.Optimizer, vt.dtype)
+    return value is None or callable(value) or isinstance(value, kinds)
 
 
 def _stage(leaves: list[Any]) -> list[Any]:

@@ -20,7 +20,11 @@ import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.torch import session as settings
 from vibetensor.torch.nn.modules import hooks
-from vibetensor.torch.nn.modules.module import CALL_HOOK_TABLES, observed_reads
+from vibetensor.torch.nn.modules.module import (
+    CALL_HOOK_TABLES,
+    REGISTRIES,
+    observed_reads,
+)
 from vibetensor.torch.optim import optimizer as optim
 from vibetensor.torch.optim.lr_scheduler import base as schedules
 from vibetensor.torch.utils.registry import HookTable, Registry, StateTable
@@ -177,15 +181,17 @@ class Session:
         found = {name: fields.get(name, _C.graphs.ABSENT) for name in reads}
         same = {name for name, mark in reads.items() if _mark(found[name]) == mark}
         effects.update(reads.keys() - same - {"training"})
-        kept = {name: found[name] for name in same - _PRIVATE}
+        kept = {name: found[name] for name in same}
         self.course.add_items(fields, kept, effects, _counts(module))
 
     def _watch_module(self, module: Any, training: bool) -> None:
         fields = vars(module)
+        kept = {name: fields[name] for name in REGISTRIES}
         if hasattr(type(module), "training"):  # a property, which the fields do not show
             self.course.add_attribute(module, "training", training)
         else:
-            self.course.add_items(fields, {"training": training}, _NO_KEYS, _counts(module))
+            kept["training"] = training
+        self.course.add_items(fields, kept, _NO_KEYS, _counts(module))
         for table in CALL_HOOK_TABLES:
             self._watch_hooks(fields[table])
         for held in (module._parameters, module._buffers, module._modules):
@@ -240,7 +246,6 @@ def _reads_rate(group: dict[str, Any]) -> bool:
     return not (plain or group.get("differentiable")) and type(rate) in (float, int)
 
 
-_PRIVATE = {"_hooked"}  # means nothing to a run: tables of hooks are looked at themselves
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
 

@@ -30,7 +30,7 @@ __all__ = [
     "register_module_full_backward_pre_hook",
 ]
 
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
+REGISTRIES = ("_parameters", "_buffers", "_modules")
 # Run by calls of the module; the others mark some of these, or concern its state dict.
 CALL_HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OTHER_HOOK_TABLES = (
@@ -152,7 +152,7 @@ class Module(ModuleState):
         """Takes a name out of wherever it was, so that it can be registered in `keep`."""
         fields = self.__dict__
         fields.pop(name, None)
-        for registry in _REGISTRIES:
+        for registry in REGISTRIES:
             if registry != keep and name in fields[registry]:
                 del fields[registry][name]
         if keep != "_buffers":
@@ -175,7 +175,7 @@ class Module(ModuleState):
     def __setstate__(self, state: dict[str, Any]) -> None:
         fields = self.__dict__
         fields.update(state)
-        for registry in _REGISTRIES:
+        for registry in REGISTRIES:
             if type(fields.get(registry)) is dict:
                 fields[registry] = Registry(fields[registry])
         for table in CALL_HOOK_TABLES:
@@ -551,8 +551,12 @@ _read_observers: list[Callable[[Module, str], None]] = []
 _observing = threading.Lock()
 
 
+# What every module has; only `training` and `forward` may be a module's own.
+_INNER = frozenset({*dir(Module), *vars(Module())} - {"training", "forward"})
+
+
 def _observed_read(module: Module, name: str) -> Any:
-    if not name.startswith("__"):
+    if name not in _INNER:
         for observe in _read_observers:
             observe(module, name)
     return object.__getattribute__(module, name)
@@ -560,8 +564,9 @@ def _observed_read(module: Module, name: str) -> Any:
 
 @contextlib.contextmanager
 def observed_reads(observe: Callable[[Module, str], None]) -> Iterator[None]:
-    """Meanwhile calls ``observe(module, name)`` before an attribute of any module is read. All
-    reads are slow then; before and after they cost nothing."""
+    """Meanwhile calls ``observe(module, name)`` before an attribute of any module is read, except
+    what the base class has for itself. All reads are slow then; before and after they cost
+    nothing."""
     with _observing:
         _read_observers.append(observe)
         Module.__getattribute__ = _observed_read  # type: ignore[method-assign]
