@@ -116,7 +116,8 @@ def launch_time() -> dict[str, float]:
 
 
 def report(name: str, rows: list[dict[str, Any]], threads: int, save: bool) -> bool:
-    """Prints the table and, if asked, writes results/NAME.json. True if every goal is met."""
+    """Prints the table and, if asked, writes results/NAME.json. True if every goal is met. Rows
+    without torch's time stand alone."""
     import torch
 
     import vibetensor as vt
@@ -124,16 +125,17 @@ def report(name: str, rows: list[dict[str, Any]], threads: int, save: bool) -> b
     width = max(len(r["case"]) for r in rows)
     met = True
     for r in rows:
-        r["ratio"] = round(r["vibetensor"] / r["torch"], 3)
+        beside = ""
+        if "torch" in r:
+            r["ratio"] = round(r["vibetensor"] / r["torch"], 3)
+            beside = f"torch {r['torch']:>10.4g} {r['unit']}  {r['ratio']:.2f}x"
         goal = r.get("goal")
         limit = r.get("limit")
         ok = (goal is None or r["ratio"] <= goal) and (limit is None or r["vibetensor"] <= limit)
         met &= ok
         asked = f"{goal}x" if limit is None else f"{limit:.3g} {r['unit']}"
         note = "" if goal is limit is None else f"  goal ≤ {asked} {'met' if ok else 'MISSED'}"
-        print(
-            f"{r['case']:<{width}}  {r['vibetensor']:>10.4g}  torch {r['torch']:>10.4g} {r['unit']}  {r['ratio']:.2f}x{note}"
-        )
+        print(f"{r['case']:<{width}}  {r['vibetensor']:>10.4g} {r['unit']}  {beside}{note}")
     if save:
         RESULTS.mkdir(exist_ok=True)
         record = {

@@ -43,9 +43,13 @@ def page() -> str:
             if limit is not None:
                 asked, met = f"≤ {limit:.3g} {row['unit']}", row["vibetensor"] <= limit
             verdict = "" if not asked else "met" if met else "**missed**"
+            torch = (
+                f"{row['torch']:.3g} {row['unit']} | {row['ratio']:.2f}"
+                if "torch" in row
+                else " | "
+            )
             lines.append(
-                f"| {row['case']} | {row['vibetensor']:.3g} {row['unit']} | {row['torch']:.3g} {row['unit']} | "
-                f"{row['ratio']:.2f} | {asked} | {verdict} |"
+                f"| {row['case']} | {row['vibetensor']:.3g} {row['unit']} | {torch} | {asked} | {verdict} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -8,8 +8,8 @@
 namespace vt {
 
 /// Counts changes of an existing tensor's storage, geometry, dtype or leaf flag (`.data`, `set_`,
-/// `resize_`, `t_`, `requires_grad_`), of the bytes behind a storage, and of a leaf's hooks. Read it
-/// before looking, compare later.
+/// `resize_`, `t_`, `requires_grad_`), of the bytes behind a storage, and of a leaf's hooks. Read
+/// it before looking, compare later.
 extern std::atomic<uint64_t> rebindings;
 
 /// Call after such a change.

@@ -47,8 +47,14 @@ void Guard::add(const Tensor& tensor) {
   const auto same = [&](const Bound& known) { return known.impl == tensor.ref(); };
   if (std::any_of(bound_.begin(), bound_.end(), same)) return;
   const TensorImpl& impl = *tensor.impl();
-  Bound bound{tensor.ref(), impl.storage.get(), impl.storage->data(), impl.sizes,
-              impl.strides, impl.offset,        impl.requires_grad,   {},
+  Bound bound{tensor.ref(),
+              impl.storage.get(),
+              impl.storage->data(),
+              impl.sizes,
+              impl.strides,
+              impl.offset,
+              impl.requires_grad,
+              {},
               {}};
   if (impl.autograd) {
     bound.hooks = impl.autograd->hooks;

@@ -35,8 +35,8 @@ bool is_constant(PyObject* object) {
       is_dtype(object) || is_device(object))
     return true;
   // Compared by identity: what these do is watched, or theirs alone (functions).
-  static const Object plain_hash = own(PyObject_GetAttrString(
-      reinterpret_cast<PyObject*>(&PyBaseObject_Type), "__hash__"));
+  static const Object plain_hash =
+      own(PyObject_GetAttrString(reinterpret_cast<PyObject*>(&PyBaseObject_Type), "__hash__"));
   const Object hash =
       own(PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object)), "__hash__"));
   return hash.get() == plain_hash.get();
@@ -126,9 +126,8 @@ bool CallKey::accepts(const Leaf& leaf, Argument& argument) {
     case Leaf::Kind::Tensor: {
       if (!is_tensor(object)) return false;
       const Tensor& t = tensor_of(object);
-      return t.dtype() == leaf.dtype && t.device() == leaf.device &&
-             equal(t.sizes(), leaf.sizes) && equal(t.strides(), leaf.strides) &&
-             !autograd::any_requires_grad(t);
+      return t.dtype() == leaf.dtype && t.device() == leaf.device && equal(t.sizes(), leaf.sizes) &&
+             equal(t.strides(), leaf.strides) && !autograd::any_requires_grad(t);
     }
     case Leaf::Kind::Array: {
       if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != leaf.value.get()) return false;

@@ -50,8 +50,8 @@ class CallKey {
   };
   struct Leaf {
     enum class Kind : uint8_t { Tensor, Trained, Array, Constant } kind = Kind::Constant;
-    Object value;          // a constant, a tensor that is used as it is, the type of an array
-    size_t first = 0;      // the first leaf on the same storage
+    Object value;      // a constant, a tensor that is used as it is, the type of an array
+    size_t first = 0;  // the first leaf on the same storage
     Dims sizes, strides;
     DType dtype = DType::Float32;
     Device device;

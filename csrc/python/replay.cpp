@@ -263,9 +263,9 @@ void bind_replay(nb::module_& graphs) {
              const nb::object& course, const nb::object& tensors, const nb::list& inputs,
              const nb::list& acts, const nb::list& outputs, const nb::object& structure,
              const nb::object& build, const nb::list& gradients) {
-            new (self) Replay({kept(program), kept(guard), kept(course), kept(tensors),
-                               kept(inputs), kept(acts), kept(outputs), kept(structure),
-                               kept(build), kept(gradients)});
+            new (self)
+                Replay({kept(program), kept(guard), kept(course), kept(tensors), kept(inputs),
+                        kept(acts), kept(outputs), kept(structure), kept(build), kept(gradients)});
           },
           nb::kw_only(), nb::arg("program"), nb::arg("guard"), nb::arg("course"),
           nb::arg("tensors"), nb::arg("inputs"), nb::arg("acts"), nb::arg("outputs"),
@@ -282,8 +282,8 @@ void bind_replay(nb::module_& graphs) {
       .def(nb::init<>())
       .def(
           "add",
-          [](Replays& self, const nb::object& spec, const nb::list& leaves,
-             const nb::list& watched, const nb::list& replays) {
+          [](Replays& self, const nb::object& spec, const nb::list& leaves, const nb::list& watched,
+             const nb::list& replays) {
             std::vector<Object> all;
             for (const nb::handle replay : replays) {
               check_type(nb::isinstance<Replay>(replay), "Replays.add expects Replays");

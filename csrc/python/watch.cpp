@@ -122,8 +122,7 @@ bool Watch::Dict::has_items() const {
 bool Watch::Dict::has_others() const {
   size_t found = 0;
   PyObject *key = nullptr, *value = nullptr;
-  for (Py_ssize_t place = 0; PyDict_Next(dict.get(), &place, &key, &value);)
-    found += !ignores(key);
+  for (Py_ssize_t place = 0; PyDict_Next(dict.get(), &place, &key, &value);) found += !ignores(key);
   return found != keys.size();
 }
 
@@ -238,26 +237,24 @@ void bind_watch(nb::module_& root, nb::module_& graphs) {
       .def(
           "add_dict",
           [](Watch& self, const nb::object& dict, const nb::object& entries,
-             const nb::object& ignored, bool counted) {
-            self.add_dict(dict.ptr(), entries.ptr(), ignored.ptr(), counted);
-          },
+             const nb::object& ignored,
+             bool counted) { self.add_dict(dict.ptr(), entries.ptr(), ignored.ptr(), counted); },
           nb::arg("dict"), nb::arg("entries"), nb::arg("ignored"), nb::arg("counted"),
           "All entries of a dict but ignored ones. RATE stands for any number.")
       .def(
           "add_items",
           [](Watch& self, const nb::object& dict, const nb::object& entries,
-             const nb::object& ignored, bool counted) {
-            self.add_items(dict.ptr(), entries.ptr(), ignored.ptr(), counted);
-          },
+             const nb::object& ignored,
+             bool counted) { self.add_items(dict.ptr(), entries.ptr(), ignored.ptr(), counted); },
           nb::arg("dict"), nb::arg("entries"), nb::arg("ignored"), nb::arg("counted"),
           "Some entries of a dict. ABSENT stands for one that is not there.")
       .def_prop_ro("always", &Watch::always, "How many things each holds() looks at.")
       .def_prop_ro("counted", &Watch::counted, "How many more after a counted change.")
-      .def("add_list", [](Watch& self, const nb::object& list) { self.add_list(list.ptr()); },
-           "The items that a list has now.")
+      .def(
+          "add_list", [](Watch& self, const nb::object& list) { self.add_list(list.ptr()); },
+          "The items that a list has now.")
       .def("add_attribute",
-           [](Watch& self, const nb::object& object, const nb::str& name,
-              const nb::object& value) {
+           [](Watch& self, const nb::object& object, const nb::str& name, const nb::object& value) {
              self.add_attribute(object.ptr(), name.ptr(), value.ptr());
            })
       .def("holds", &Watch::holds, "Whether everything is as it was.");

@@ -1,7 +1,7 @@
-// What a captured function found in Python's objects - attributes of modules, options of optimizers,
-// which tensors are registered where - and whether it is still so. Looking at everything costs
-// microseconds; most of it lies in objects that count their changes, and is looked at only when the
-// count has moved.
+// What a captured function found in Python's objects - attributes of modules, options of
+// optimizers, which tensors are registered where - and whether it is still so. Looking at
+// everything costs microseconds; most of it lies in objects that count their changes, and is looked
+// at only when the count has moved.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@
 
 namespace vt::python {
 
-/// The same object; or numbers, strings and tuples of such that are of one type and equal, floats bit
-/// for bit. Runs no Python code.
+/// The same object; or numbers, strings and tuples of such that are of one type and equal, floats
+/// bit for bit. Runs no Python code.
 bool same_value(PyObject* a, PyObject* b);
 
 /// Where an entry of a watched dictionary is a learning rate: any float or int will do.

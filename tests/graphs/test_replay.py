@@ -133,7 +133,10 @@ def test_structures_of_arguments_and_results() -> None:
         assert type(out) is dict and type(out["list"][1]) is tuple and empty == []
         assert out["sum"].tolist() == [i + 2.0] * 2
         assert out["list"][0].tolist() == [2 * (i + 2.0)] * 2
-        assert out["list"][1][0].tolist() == [3 * (i + 2.0)] * 2 and out["list"][1][1:] == ("m", None)
+        assert out["list"][1][0].tolist() == [3 * (i + 2.0)] * 2 and out["list"][1][1:] == (
+            "m",
+            None,
+        )
     assert short(step) == 3
     maximum = capture(lambda x: Pair(*x.max(dim=0)))
     for i in range(4):
@@ -348,7 +351,9 @@ def test_what_the_function_sets_itself_is_no_reason_to_record() -> None:
 
 def test_modules_that_only_were_looked_at_are_watched() -> None:
     one, two = vt.nn.Identity(), vt.nn.Identity()
-    step = capture(lambda x: x * (2 if one.training else 3) + (two.bonus if hasattr(two, "bonus") else 0))
+    step = capture(
+        lambda x: x * (2 if one.training else 3) + (two.bonus if hasattr(two, "bonus") else 0)
+    )
     for _ in range(3):
         assert step(vt.ones(1)).item() == 2
     one.eval()

@@ -60,7 +60,7 @@ class StateTable(defaultdict):
     def __reduce__(self) -> Any:
         return type(self), (), None, None, iter(self.items())
 
-    def __copy__(self) -> StateTable:
+    def __copy__(self) -> Any:
         return type(self)(self)
 
     copy = __copy__

@@ -32,7 +32,12 @@ __all__ = [
 
 REGISTRIES = ("_parameters", "_buffers", "_modules")
 # Run by calls of the module; the others mark some of these, or concern its state dict.
-CALL_HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+CALL_HOOK_TABLES = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 _OTHER_HOOK_TABLES = (
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
