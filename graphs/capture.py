@@ -450,12 +450,13 @@ class CapturedStep:
 
     def reset(self) -> None:
         """Forgets every capture and gives their memory back."""
-        self._forget_replays()
-        self._variants.clear()
-        self._leaves.clear()
-        self._bound.clear()
-        self._last = None
-        self._unsteady_runs = 0
+        with self._lock:
+            self._forget_replays()
+            self._variants.clear()
+            self._leaves.clear()
+            self._bound.clear()
+            self._last = None
+            self._unsteady_runs = 0
 
     def _latest(self) -> Variant:
         variants = self.variants

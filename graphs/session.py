@@ -99,7 +99,9 @@ class Session:
         if id(module) not in self._seen and not self._elsewhere():
             self._seen.add(id(module))
             self.modules.append(module)
-            self._modes.append(module.training)
+            fields = vars(module)
+            own = hasattr(type(module), "training")  # a property, which the fields do not show
+            self._modes.append(module.training if own else fields["training"])
 
     def _on_read(self, module: Any, name: str) -> None:
         if self._elsewhere():
@@ -187,13 +189,16 @@ class Session:
     def _watch_module(self, module: Any, training: bool) -> None:
         fields = vars(module)
         kept = {name: fields[name] for name in REGISTRIES}
-        if hasattr(type(module), "training"):  # a property, which the fields do not show
+        if hasattr(type(module), "training"):
             self.course.add_attribute(module, "training", training)
         else:
             kept["training"] = training
+            if id(module) in self._reads and "training" in self._reads[id(module)][1]:
+                # Few modules read it, and it may be written past them.
+                self.course.add_items(fields, {"training": training}, _NO_KEYS, False)
         self.course.add_items(fields, kept, _NO_KEYS, _counts(module))
         for table in CALL_HOOK_TABLES:
-            self._watch_hooks(fields[table])
+            self._watch_hooks(fields.get(table))
         for held in (module._parameters, module._buffers, module._modules):
             self.tensors.add_dict(held, dict(held), _NO_KEYS, type(held) is Registry)
 
@@ -211,9 +216,12 @@ class Session:
         for group, found in zip(groups, options):
             ignored = frozenset({_CHANGED_BY_SCHEDULES, "params"})
             self.course.add_dict(group, found, ignored, False)
+            self.tensors.add_items(group, {"params": group["params"]}, _NO_KEYS, False)
             self.tensors.add_list(group["params"])
 
     def _watch_hooks(self, table: Any) -> None:
+        if table is None:  # an object without, from an old pickle say
+            return
         self.course.add_dict(table, dict(table), _NO_KEYS, type(table) is HookTable)
 
     def parameters(self) -> list[Any]:

@@ -292,6 +292,11 @@ CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     "option": lambda m, o: o.param_groups[0].update(weight_decay=0.5),
     "state": lambda m, o: o.state[m.fc.weight].update(exp_avg=vt.ones(4, 4)),
     "state cleared": lambda m, o: o.state.clear(),
+    "mode written past the module": lambda m, o: vars(m.drop).update(training=False),
+    "other list of parameters": lambda m, o: o.param_groups[0].update(params=[m.fc.weight]),
+    "other groups": lambda m, o: setattr(
+        o, "param_groups", [{**o.param_groups[0], "params": [m.fc.bias]}]
+    ),
     "fewer parameters": lambda m, o: o.param_groups[0]["params"].pop(),
     "frozen": lambda m, o: m.fc.bias.requires_grad_(False),
     "moved": lambda m, o: setattr(m.fc.bias, "data", vt.ones(4)),
@@ -413,7 +418,7 @@ def test_unchanged_things_are_not_looked_at() -> None:
     for _ in range(4):
         step(vt.ones(1, 2))
     session = step.variants[0].session
-    assert session.tensors.always <= 148 + 2
+    assert session.tensors.always <= 148 + 4
     assert session.course.always <= 40
     assert session.tensors.counted >= 148 * 4  # parameters and their state
     assert session.course.counted >= 74 * 3
