@@ -6,8 +6,7 @@ import functools
 import threading
 import warnings
 import weakref
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,8 @@ from vibetensor.graphs import verify as checks
 from vibetensor.graphs.lower import Lowered, lower
 from vibetensor.graphs.record import Recording, record
 from vibetensor.graphs.session import Rate, Session
+from vibetensor.graphs.structure import flatten as _flatten
+from vibetensor.graphs.structure import unflatten as _unflatten
 from vibetensor.graphs.tape import Tape
 
 # A run that makes lasting state (an optimizer's moments) is no steady step: the next one is. This
@@ -517,6 +518,7 @@ def _modes() -> tuple[Any, ...]:
         _C._get_autocast("cpu"),
         _C._get_autocast("cuda"),
         vt.get_default_dtype(),
+        str(vt.get_default_device()),
     )
 
 
@@ -578,39 +580,3 @@ def _geometry(tensor: Any) -> tuple[Any, ...]:
         list(tensor.shape),
         list(tensor.stride()),
     )
-
-
-_LEAF = object()
-
-
-def _flatten(value: Any) -> tuple[list[Any], Any]:
-    """Leaves of nested tuples, lists and dicts, and the structure without them."""
-    leaves: list[Any] = []
-    return leaves, _structure(value, leaves)
-
-
-def _structure(node: Any, leaves: list[Any]) -> Any:
-    # No closure: one that calls itself is a cycle, and would keep tensors until it is collected.
-    if isinstance(node, tuple) or type(node) is list:
-        return (type(node), tuple([_structure(item, leaves) for item in node]))
-    if type(node) in (dict, OrderedDict, defaultdict):
-        made = (type(node), node.default_factory if type(node) is defaultdict else None)
-        return (made, tuple([(key, _structure(item, leaves)) for key, item in node.items()]))
-    leaves.append(node)
-    return _LEAF
-
-
-def _unflatten(spec: Any, leaves: list[Any]) -> Any:
-    return _built(spec, iter(leaves))
-
-
-def _built(node: Any, leaves: Iterator[Any]) -> Any:
-    if node is _LEAF:
-        return next(leaves)
-    kind, items = node
-    if isinstance(kind, tuple):
-        kind, factory = kind
-        pairs = [(key, _built(item, leaves)) for key, item in items]
-        return defaultdict(factory, pairs) if kind is defaultdict else kind(pairs)
-    values = [_built(item, leaves) for item in items]
-    return kind(*values) if hasattr(kind, "_fields") else kind(values)

@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "autograd/front.h"
+#include "core/device_backend.h"
+#include "dispatch/default_device.h"
 #include "dispatch/thread_state.h"
 #include "python/arguments.h"
 #include "python/array_interface.h"
@@ -53,7 +55,8 @@ CallKey::Modes CallKey::Modes::now() {
           t.inference_mode,
           autocast,
           {t.autocast_dtype[0], t.autocast_dtype[1]},
-          vt::default_dtype()};
+          vt::default_dtype(),
+          resolve_device(vt::default_device())};
 }
 
 bool CallKey::describe(PyObject* object, Leaf& leaf) {

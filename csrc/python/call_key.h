@@ -44,6 +44,7 @@ class CallKey {
     bool grad, inference;
     uint8_t autocast, autocast_dtypes[2];
     DType default_dtype;
+    Device default_device;
 
     static Modes now();
     bool operator==(const Modes&) const = default;

@@ -130,6 +130,11 @@ void Replay::act(const Rate& act) const {
   }
   static PyObject* const name = PyUnicode_InternFromString("lr");
   PyObject* rate = PyDict_GetItemWithError(act.group, name);
+  if (rate && is_tensor(rate)) {
+    const NoGrad no_grad;
+    ops::copy_(act.live, ops::reshape(tensor_of(rate), act.live.sizes()), false);
+    return;
+  }
   const double value = rate ? PyFloat_AsDouble(rate) : -1;
   if (!rate && !PyErr_Occurred()) PyErr_SetObject(PyExc_KeyError, name);
   if (PyErr_Occurred()) throw PythonError();

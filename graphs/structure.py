@@ -1,0 +1,46 @@
+"""Nested tuples, lists and dicts as a list of leaves and the structure around them.
+
+A structure is `LEAF`, (type, children), or for a dict ((type, default factory), (key, child) pairs);
+csrc/python/structure.h reads it too.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+LEAF = object()
+
+
+def flatten(value: Any) -> tuple[list[Any], Any]:
+    """Leaves of nested tuples, lists and dicts, and the structure without them."""
+    leaves: list[Any] = []
+    return leaves, _structure(value, leaves)
+
+
+def _structure(node: Any, leaves: list[Any]) -> Any:
+    # No closure: one that calls itself is a cycle, and would keep tensors until it is collected.
+    if isinstance(node, tuple) or type(node) is list:
+        return (type(node), tuple([_structure(item, leaves) for item in node]))
+    if type(node) in (dict, OrderedDict, defaultdict):
+        made = (type(node), node.default_factory if type(node) is defaultdict else None)
+        return (made, tuple([(key, _structure(item, leaves)) for key, item in node.items()]))
+    leaves.append(node)
+    return LEAF
+
+
+def unflatten(spec: Any, leaves: list[Any]) -> Any:
+    return _built(spec, iter(leaves))
+
+
+def _built(node: Any, leaves: Iterator[Any]) -> Any:
+    if node is LEAF:
+        return next(leaves)
+    kind, items = node
+    if isinstance(kind, tuple):
+        kind, factory = kind
+        pairs = [(key, _built(item, leaves)) for key, item in items]
+        return defaultdict(factory, pairs) if kind is defaultdict else kind(pairs)
+    values = [_built(item, leaves) for item in items]
+    return kind(*values) if hasattr(kind, "_fields") else kind(values)
