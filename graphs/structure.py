@@ -31,6 +31,7 @@ def _structure(node: Any, leaves: list[Any]) -> Any:
 
 
 def unflatten(spec: Any, leaves: list[Any]) -> Any:
+    """The containers again, with these leaves in them."""
     return _built(spec, iter(leaves))
 
 

@@ -1,4 +1,4 @@
-// The shape of nested tuples, lists and dicts, as graphs/capture.py describes it: a leaf is any
+// The shape of nested tuples, lists and dicts, as graphs/structure.py describes it: a leaf is any
 // object, a container is (type, children), children of a dict are (key, child) pairs and its type
 // is (type, default factory).
 #pragma once
