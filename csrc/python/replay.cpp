@@ -58,38 +58,38 @@ void await_readers(P& program) {
 }
 
 /// Bytes that can be copied as they lie.
-bool is_block(const Tensor& t) { return t.is_contiguous() && t.device().is_cpu(); }
+bool is_block(const Tensor& t) { return t.is_contiguous() && t.device().is_cpu() && t.numel() > 0; }
 
 }  // namespace
 
-Replay::Replay(Parts parts)
-    : parts_(std::move(parts)),
-      program_(instance<PyProgram>(parts_.program.get())->program.get()),
-      guard_(instance<graphs::Guard>(parts_.guard.get())),
-      course_(instance<Watch>(parts_.course.get())),
-      tensors_(instance<Watch>(parts_.tensors.get())),
-      structure_(Structure::parse(parts_.structure.get())) {
+Replay::Replay(const Parts& parts)
+    : kept_{parts.program, parts.guard, parts.course, parts.tensors},
+      program_(instance<PyProgram>(parts.program.get())->program.get()),
+      guard_(instance<graphs::Guard>(parts.guard.get())),
+      course_(instance<Watch>(parts.course.get())),
+      tensors_(instance<Watch>(parts.tensors.get())),
+      build_(parts.build),
+      structure_(Structure::parse(parts.structure.get())) {
   if (structure_ && !structure_->plain()) structure_.reset();
-  for_each(parts_.inputs, [&](PyObject* target) { inputs_.push_back(optional_tensor(target)); });
-  for_each(parts_.acts, [&](PyObject* act) {
-    if (PyTuple_Check(act)) {
-      acts_.push_back({item(act, 0), optional_tensor(item(act, 1)), nullptr});
-    } else {
-      acts_.push_back({nullptr, {}, act});
-    }
+  for_each(parts.inputs, [&](PyObject* target) { inputs_.push_back(optional_tensor(target)); });
+  for_each(parts.acts, [&](PyObject* act) {
+    const bool rate = PyTuple_Check(act);
+    acts_.push_back({Object::borrow(rate ? item(act, 0) : act),
+                     rate ? optional_tensor(item(act, 1)) : Tensor()});
   });
-  for_each(parts_.outputs, [&](PyObject* output) {
+  for_each(parts.outputs, [&](PyObject* output) {
     PyObject* how = item(output, 1);
     if (item(output, 0) == Py_None) {
-      outputs_.push_back({nullptr, how, 0, {}, {}, {}});
+      outputs_.push_back({Object::borrow(how), nullptr, 0, {}, {}, {}});
       return;
     }
     auto* loan = instance<graphs::Loan>(item(output, 0));
     if (std::find(loans_.begin(), loans_.end(), loan) == loans_.end()) loans_.push_back(loan);
-    outputs_.push_back({loan, nullptr, int_arg(item(how, 0)), dtype_arg(item(how, 1)),
-                        int_list_arg(item(how, 2), 0), int_list_arg(item(how, 3), 0)});
+    outputs_.push_back({Object::borrow(item(output, 0)), loan, int_arg(item(how, 0)),
+                        dtype_arg(item(how, 1)), int_list_arg(item(how, 2), 0),
+                        int_list_arg(item(how, 3), 0)});
   });
-  for_each(parts_.gradients, [&](PyObject* gradient) {
+  for_each(parts.gradients, [&](PyObject* gradient) {
     gradients_.push_back({optional_tensor(item(gradient, 0)), optional_tensor(item(gradient, 1)),
                           optional_tensor(item(gradient, 2))});
   });
@@ -129,13 +129,13 @@ void Replay::stage(const Argument& argument, const Tensor& target) const {
   ops::copy_(target, source, false);
 }
 
-void Replay::act(const Rate& act) const {
-  if (act.call) {
-    const Object done = own(PyObject_CallNoArgs(act.call));
+void Replay::perform(const Act& act) const {
+  if (!act.live.defined()) {
+    const Object done = own(PyObject_CallNoArgs(act.group.get()));
     return;
   }
   static PyObject* const name = PyUnicode_InternFromString("lr");
-  PyObject* rate = PyDict_GetItemWithError(act.group, name);
+  PyObject* rate = PyDict_GetItemWithError(act.group.get(), name);
   if (rate && is_tensor(rate)) {
     const NoGrad no_grad;
     ops::copy_(act.live, ops::reshape(tensor_of(rate), act.live.sizes()), false);
@@ -157,7 +157,7 @@ Object Replay::results() const {
   for (const Output& output : outputs_) {
     leaves.push_back(output.loan ? own(wrap(output.loan->tensor(output.byte_offset, output.dtype,
                                                                 output.sizes, output.strides)))
-                                 : Object::borrow(output.result));
+                                 : output.object);
   }
   if (structure_) {
     std::span<Object> rest(leaves.begin(), leaves.end());
@@ -166,7 +166,7 @@ Object Replay::results() const {
   const Object list = own(PyList_New(static_cast<Py_ssize_t>(leaves.size())));
   for (size_t i = 0; i < leaves.size(); ++i)
     PyList_SetItem(list.get(), static_cast<Py_ssize_t>(i), leaves[i].release());
-  return own(PyObject_CallFunctionObjArgs(parts_.build.get(), list.get(), nullptr));
+  return own(PyObject_CallFunctionObjArgs(build_.get(), list.get(), nullptr));
 }
 
 Object Replay::run(const Arguments& arguments) {
@@ -178,7 +178,7 @@ Object Replay::run(const Arguments& arguments) {
     }
   }
   for (graphs::Loan* loan : loans_) loan->settle();
-  for (const Rate& each : acts_) act(each);
+  for (const Act& act : acts_) perform(act);
   {
     const ReleaseGil released(ReleaseGil::kWorthwhile);
     program_->run();
@@ -191,10 +191,10 @@ Object Replay::run(const Arguments& arguments) {
 }
 
 int Replay::traverse(visitproc visit, void* arg) const {
-  for (const Object* part :
-       {&parts_.program, &parts_.guard, &parts_.course, &parts_.tensors, &parts_.inputs,
-        &parts_.acts, &parts_.outputs, &parts_.structure, &parts_.build, &parts_.gradients})
-    Py_VISIT(part->get());
+  for (const Object& object : kept_) Py_VISIT(object.get());
+  for (const Act& act : acts_) Py_VISIT(act.group.get());
+  for (const Output& output : outputs_) Py_VISIT(output.object.get());
+  Py_VISIT(build_.get());
   return structure_ ? structure_->traverse(visit, arg) : 0;
 }
 

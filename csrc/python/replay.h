@@ -28,7 +28,7 @@ class Replay {
     Object build;      // makes them of a list of leaves, where the structure is of a rare kind
     Object gradients;  // (leaf, .grad that is read or None, .grad that is left or None)
   };
-  explicit Replay(Parts parts);
+  explicit Replay(const Parts& parts);
   Replay(const Replay&) = delete;
   Replay& operator=(const Replay&) = delete;
 
@@ -42,14 +42,13 @@ class Replay {
   int traverse(visitproc visit, void* arg) const;
 
  private:
-  struct Rate {
-    PyObject* group;  // kept by parts_
-    Tensor live;      // null for something to call
-    PyObject* call;
+  struct Act {
+    Object group;  // whose learning rate goes into `live`; or something to call
+    Tensor live;
   };
   struct Output {
-    graphs::Loan* loan;  // null: the result itself
-    PyObject* result;
+    Object object;       // the loan, or the result itself
+    graphs::Loan* loan;  // null for the latter
     int64_t byte_offset;
     DType dtype;
     Dims sizes, strides;
@@ -59,15 +58,16 @@ class Replay {
   };
 
   void stage(const Argument& argument, const Tensor& target) const;
-  void act(const Rate& act) const;
+  void perform(const Act& act) const;
   Object results() const;
 
-  Parts parts_;
+  std::vector<Object> kept_;  // what the pointers point into
   graphs::Program* program_;
   graphs::Guard* guard_;
   Watch *course_, *tensors_;
+  Object build_;
   std::vector<Tensor> inputs_;
-  std::vector<Rate> acts_;
+  std::vector<Act> acts_;
   std::vector<Output> outputs_;
   std::vector<graphs::Loan*> loans_;
   std::vector<Gradient> gradients_;
