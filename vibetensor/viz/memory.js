@@ -63,7 +63,7 @@ function main(data) {
   const at = (id) => document.getElementById(id);
   const canvas = at("timeline"), context = canvas.getContext("2d");
   const width = canvas.width, height = canvas.height;
-  let line, from, to, top, chosen = -1, dragged = null;
+  let line, from, to, top, chosen = -1;
 
   const byTime = () => at("axis").value === "time";
   const whole = () => {
@@ -162,17 +162,10 @@ function main(data) {
       "\nevents " + (a[START] < 0 ? "before the record" : a[START]) + " to " +
       (a[END] < line.times.length ? a[END] : "the end") + "\n" + stackText(data, a[STACK]));
   });
-  canvas.addEventListener("mousedown", (event) => { dragged = event.offsetX; });
-  canvas.addEventListener("mouseup", (event) => {
-    if (dragged !== null && Math.abs(event.offsetX - dragged) > 4) {
-      const ends = [dragged, event.offsetX].map((x) => valueOf(width * x / canvas.clientWidth));
-      from = Math.min(...ends);
-      to = Math.max(...ends);
-      draw();
-    }
-    dragged = null;
-  });
-  canvas.addEventListener("dblclick", () => { whole(); draw(); });
+  dragZoom(canvas, (a, b) => {
+    [from, to] = [valueOf(width * a), valueOf(width * b)];
+    draw();
+  }, () => { whole(); draw(); });
   document.addEventListener("mouseout", () => showTip({ clientX: 0, clientY: 0 }, ""));
   at("axis").addEventListener("change", () => { whole(); draw(); });
   at("device").addEventListener("change", choose);

@@ -19,3 +19,16 @@ function showTip(event, text) {
   tip.style.left = Math.max(0, Math.min(event.clientX + 14, window.innerWidth - 480)) + "px";
   tip.style.top = event.clientY + 14 + "px";
 }
+
+// Dragging over a canvas calls zoom(from, to), parts of its width; a double click calls whole().
+function dragZoom(canvas, zoom, whole) {
+  let start = null;
+  canvas.addEventListener("mousedown", (event) => { start = event.offsetX; });
+  canvas.addEventListener("mouseup", (event) => {
+    const end = event.offsetX, from = start;
+    start = null;
+    if (from === null || Math.abs(end - from) <= 4) return;
+    zoom(Math.min(from, end) / canvas.clientWidth, Math.max(from, end) / canvas.clientWidth);
+  });
+  canvas.addEventListener("dblclick", whole);
+}
