@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import warnings
 import weakref
@@ -14,6 +15,7 @@ import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs import passes
 from vibetensor.graphs import verify as checks
+from vibetensor.graphs.course import Course, course
 from vibetensor.graphs.lower import Lowered, lower
 from vibetensor.graphs.record import Recording, record
 from vibetensor.graphs.session import Rate, Session
@@ -60,6 +62,8 @@ class Variant:
     arguments: list[Any]  # used as they are: the key holds them by identity, so they must live on
     verified: bool = False
     slow_replays: int = 0  # by the code below
+    course: Course | None = None  # what the report tells of the call
+    profile: Any = None  # the latest one
 
     def __post_init__(self) -> None:
         self.native = _C.graphs.Replay(
@@ -110,6 +114,7 @@ class CapturedStep:
         self._leaves: dict[int, Any] = {}
         self._unsteady_runs = 0
         self._warned = False
+        self._captures = 0
         self._last: Variant | None = None
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -244,7 +249,9 @@ class CapturedStep:
         recording.result = None
         gradients = [_gradient(leaf, before[number], recording) for number, leaf in used.items()]
         arguments = [x for x, place in zip(leaves, staged) if place is None]
+        self._captures += 1
         variant = self._compile(recording, session, staged, outputs, out_spec, gradients, arguments)
+        variant.course = course(self._captures, _unflatten(spec, leaves), session, before)
         self._variants.setdefault(key, []).append(variant)
         if key in self._replayed_keys:
             self._forget_replays()
@@ -444,10 +451,60 @@ class CapturedStep:
         return self._latest().tape
 
     def report(self) -> str:
-        """What was captured: ops, memory, replays."""
+        """What was captured, and why again: ops, passes, memory, time if it was profiled."""
         from vibetensor.graphs.report import report
 
-        return "\n\n".join(report(self._name, variant) for variant in self.variants)
+        return report(self._name, self.variants)
+
+    def profile(self, *args: Any, **kwargs: Any) -> Any:
+        """Times each op in replays that run op by op; returns a `Profile`, which prints.
+
+        Given the arguments of a call, it takes the capture for them; without any, the one that ran
+        last, with the inputs of that call. It is no step: weights, optimizer state, gradients,
+        random numbers and schedules are afterwards as they were.
+        """
+        from vibetensor.graphs.profile import profile
+
+        with self._lock:
+            variant, leaves = self._latest(), None
+            if args or kwargs:
+                leaves, spec = _flatten((args, kwargs))
+                found = self._find(self._key(leaves, spec))
+                if found is None:
+                    raise CaptureError(
+                        f"{self._name} has no capture for these arguments: call it with them first"
+                    )
+                variant = found
+            variant.profile = profile(variant, leaves)
+            return variant.profile
+
+    def report_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes a page for a browser, one file that needs no network: ops with their lines, what
+        the passes did, the memory plan over time, and time by op of what was profiled."""
+        from vibetensor.graphs.report_html import report_page
+
+        page = report_page(self._name, self._captured(), self.last)
+        _write(path, page)
+
+    def to_dot(self) -> str:
+        """The latest capture as a graph in DOT: ops by phase, and what each reads."""
+        from vibetensor.graphs.dot import to_dot
+
+        return to_dot(self.tape(), self._name)
+
+    def debug_dump(self, path: str | os.PathLike[str]) -> None:
+        """Writes `to_dot` to a file."""
+        _write(path, self.to_dot())
+
+    def chrome_trace(self, path: str | os.PathLike[str]) -> None:
+        """Writes the latest capture's profile for Perfetto or chrome://tracing; takes one if there
+        is none yet."""
+        from vibetensor.graphs.trace_events import trace_text
+
+        with self._lock:
+            variant = self._latest()
+            timed = variant.profile or self.profile()
+            _write(path, trace_text(self._name, variant.tape, variant.lowered.plans, timed))
 
     def reset(self) -> None:
         """Forgets every capture and gives their memory back."""
@@ -459,11 +516,14 @@ class CapturedStep:
             self._last = None
             self._unsteady_runs = 0
 
-    def _latest(self) -> Variant:
+    def _captured(self) -> list[Variant]:
         variants = self.variants
         if not variants:
             raise CaptureError(f"{self._name} has not been captured yet: call it first")
-        return self.last or variants[-1]
+        return variants
+
+    def _latest(self) -> Variant:
+        return self.last or self._captured()[-1]
 
 
 def capture(
@@ -508,6 +568,12 @@ def capture(
 
         function = forward
     return CapturedStep(function, max_variants=max_variants, optimize=optimize, verify=verify)
+
+
+def _write(path: str | os.PathLike[str], text: str) -> None:
+    # A file name of the program that is not UTF-8 has lone surrogates; they are shown as "?".
+    with open(path, "w", encoding="utf-8", errors="replace") as file:
+        file.write(text)
 
 
 def _modes() -> tuple[Any, ...]:

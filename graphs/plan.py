@@ -52,7 +52,7 @@ def plan(tape: Tape, arena_device: str) -> Plan:
         span = blocks.setdefault(root, [first[buffer], last[buffer]])
         span[0], span[1] = min(span[0], first[buffer]), max(span[1], last[buffer])
     roots = list(blocks)
-    sizes = np.array([_aligned(b.nbytes) for b in roots], dtype=np.int64)
+    sizes = np.array([aligned(b.nbytes) for b in roots], dtype=np.int64)
     starts = np.array([blocks[b][0] for b in roots], dtype=np.int64)
     ends = np.array([blocks[b][1] for b in roots], dtype=np.int64)
     live = np.zeros(len(tape.ops) + 1, dtype=np.int64)
@@ -73,7 +73,8 @@ def plan(tape: Tape, arena_device: str) -> Plan:
     return Plan(offsets, nbytes, bound, int(live.argmax()) if len(live) else 0, shared)
 
 
-def _aligned(nbytes: int) -> int:
+def aligned(nbytes: int) -> int:
+    """The bytes that a buffer takes in an arena."""
     return (nbytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
 
 

@@ -130,7 +130,7 @@ class Tape:
 
     draws: the counters that a run takes from each device's random numbers. decisions: what passes
     did. bound: how far results may be from the recorded ops', relative to their largest element; 0
-    is bit for bit.
+    is bit for bit. passes: of each that ran its name, and the ops before and after it.
     """
 
     ops: list[Op]
@@ -138,6 +138,7 @@ class Tape:
     draws: list[tuple[str, int]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     bound: float = 0.0
+    passes: list[tuple[str, int, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -147,11 +148,11 @@ class Tape:
 
     def __str__(self) -> str:
         lines, phase = [], None
-        for op in self.ops:
+        for at, op in enumerate(self.ops):
             if op.phase != phase:
                 phase = op.phase
                 lines.append(f"# {phase}")
-            lines.append(str(op))
+            lines.append(f"{at:4} {op}")
         return "\n".join(lines)
 
     def diff(self, other: Tape) -> list[str]:

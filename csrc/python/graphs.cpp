@@ -44,6 +44,14 @@ struct SourceFinder {
 };
 thread_local SourceFinder* finder = nullptr;  // of the recording on this thread
 
+/// A string of Python's as UTF-8; what is no text in a file name becomes "?".
+std::string text_of(const nb::object& string) {
+  const auto bytes =
+      nb::steal<nb::bytes>(PyUnicode_AsEncodedString(string.ptr(), "utf-8", "replace"));
+  if (!bytes.is_valid()) throw nb::python_error();
+  return {bytes.c_str(), bytes.size()};
+}
+
 /// The innermost line outside the package that is running on this thread.
 const Source* running_line() {
   const AcquireGil gil;
@@ -57,8 +65,8 @@ const Source* running_line() {
     Code& known = place->second;
     if (added) {
       known.object = code;
-      known.file = nb::cast<std::string>(code.attr("co_filename"));
-      known.function = nb::cast<std::string>(code.attr("co_name"));
+      known.file = text_of(code.attr("co_filename"));
+      known.function = text_of(code.attr("co_name"));
       known.ours = known.file.starts_with(finder->package);
     }
     if (!known.ours) {

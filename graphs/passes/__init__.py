@@ -13,7 +13,16 @@ ALL = (repeated, dead_code)
 
 
 def run(tape: Tape) -> Tape:
-    """Every pass in order."""
+    """Every pass in order. The tape tells how many ops ran before and after each."""
+    counts = []
     for one in ALL:
+        before = tape
         tape = one.run(tape)
+        name = one.__name__.rsplit(".", 1)[-1]
+        counts.append((name, _running(before), _running(tape)))
+    tape.passes = counts
     return tape
+
+
+def _running(tape: Tape) -> int:
+    return sum(not op.is_view for op in tape.ops)

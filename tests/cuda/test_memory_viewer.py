@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import pickle
 import random
@@ -20,13 +21,8 @@ from vibetensor.torch.cuda.memory import snapshot_html
 from vibetensor.train.cli import main
 from vibetensor.viz import memory as page_module
 from vibetensor.viz.memory import memory_page
-from vibetensor.viz.memory_timeline import (
-    Stacks,
-    load_snapshot,
-    places_at_peak,
-    pool_rows,
-    timeline,
-)
+from vibetensor.viz.memory_snapshot import load_snapshot
+from vibetensor.viz.memory_timeline import Stacks, places_at_peak, pool_rows, timeline
 
 pytestmark = pytest.mark.cpu_only
 
@@ -199,8 +195,10 @@ class Trap:
         (pickle.dumps({"a": 1}), "it has no segments"),
         (pickle.dumps([1, 2]), "it has no segments"),
         (pickle.dumps({"segments": Trap()}), "a snapshot holds plain data only"),
+        (b"\x80\x04\x8c\x02\xff\xfe.", "is not a memory snapshot"),
+        (b"I1\nI2\nb.", "is not a memory snapshot"),  # state for a number
     ],
-    ids=["text", "empty", "other dict", "list", "code"],
+    ids=["text", "empty", "other dict", "list", "code", "no UTF-8", "no object"],
 )
 def test_other_files_are_refused(
     tmp_path: Path,
@@ -218,9 +216,66 @@ def test_other_files_are_refused(
     assert not (tmp_path / "trapped").exists() and not (tmp_path / "x.html").exists()
 
 
+def whole_snapshot() -> dict[str, Any]:
+    block = {"size": 512, "state": "active_allocated", "frames": frames(1)}
+    segment = {"address": 4096, "total_size": 512, "stream": 0, "blocks": [block]}
+    event = {"action": "alloc", "size": 512, "addr": 4096, "frames": frames(2)}
+    return {"segments": [segment], "device_traces": [[event]], "allocator_settings": {}}
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (("segments",), 3, "segments is of type int, not a list"),
+        (("segments", 0), "x", r"segments\[0\] is of type str, not a dict"),
+        (("segments", 0, "stream"), MISSING, r"segments\[0\] has no 'stream'"),
+        (("segments", 0, "total_size"), "8", r"segments\[0\]\.total_size is of type str"),
+        (("segments", 0, "device"), -1, r"segments\[0\]\.device is -1"),
+        (("segments", 0, "segment_pool_id"), 7, r"segment_pool_id is of type int"),
+        (("segments", 0, "blocks", 0, "state"), MISSING, r"blocks\[0\] has no 'state'"),
+        (("segments", 0, "blocks", 0, "size"), -5, r"blocks\[0\]\.size is -5"),
+        (("segments", 0, "blocks", 0, "frames"), 1, r"blocks\[0\]\.frames is of type int"),
+        (("segments", 0, "blocks", 0, "frames", 1, "line"), MISSING, r"frames\[1\] has no 'line'"),
+        (("device_traces",), {}, "device_traces is of type dict, not a list"),
+        (("device_traces", 0), None, r"device_traces\[0\] is of type NoneType, not a list"),
+        (("device_traces", 0, 0), [], r"device_traces\[0\]\[0\] is of type list, not a dict"),
+        (("device_traces", 0, 0, "action"), MISSING, r"device_traces\[0\]\[0\] has no 'action'"),
+        (("device_traces", 0, 0, "time_us"), 1.5, r"time_us is of type float"),
+        (("allocator_settings",), [1], "allocator_settings is no dict"),
+    ],
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_malformed_snapshots_are_refused_by_place(
+    tmp_path: Path, path: tuple[Any, ...], value: Any, says: str
+) -> None:
+    file = tmp_path / "bad.pickle"
+    file.write_bytes(pickle.dumps(whole_snapshot()))
+    assert load_snapshot(file) == whole_snapshot()
+    snapshot = whole_snapshot()
+    place: Any = snapshot
+    for key in path[:-1]:
+        place = place[key]
+    if value is MISSING:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    file.write_bytes(pickle.dumps(snapshot))
+    with pytest.raises(ValueError, match=rf"bad\.pickle' is not a memory snapshot: .*{says}"):
+        load_snapshot(file)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_snapshot(tmp_path / "nowhere.pickle")
+
+
 # --- the script of the page
 
-SCRIPT = Path(page_module.__file__).parent / "memory.js"
+FOLDER = Path(page_module.__file__).parent
+SCRIPT = "".join((FOLDER / name).read_text(encoding="utf-8") for name in ("page.js", "memory.js"))
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 
 STUB = """
@@ -260,7 +315,7 @@ def test_script_finds_what_was_live(first_fit: Any, tmp_path: Path) -> None:
     positions = list(range(0, len(allocator.trace), 3))
     live, found, events = run_node(
         tmp_path,
-        SCRIPT.read_text(encoding="utf-8"),
+        SCRIPT,
         f"const line = {json.dumps(line)}, positions = {positions}, live = [], found = [];",
         "sweep(line.allocations, positions, (_, l) => live.push(l.slice()));",
         "positions.forEach((p) => found.push([0, 1e6, 4e6, 1e9].map("
@@ -281,17 +336,14 @@ def test_script_finds_what_was_live(first_fit: Any, tmp_path: Path) -> None:
     assert events == [-1, *range(len(allocator.trace))]
 
 
-@needs_node
-@pytest.mark.parametrize("axis", ["event", "time"])
-def test_script_draws_the_live_memory(first_fit: Any, tmp_path: Path, axis: str) -> None:
-    allocator = record(first_fit, 5)
-    data = json.loads(Document(memory_page(allocator.snapshot())).scripts[0])
-    count = len(allocator.trace)
-    heights, texts, rows, tip = run_node(
+def drawn(tmp_path: Path, snapshot: dict[str, Any], axis: str) -> Any:
+    """What the page draws: the height of each of 1200 columns, its texts, segments and a tip."""
+    data = json.loads(Document(memory_page(snapshot)).scripts[0])
+    return run_node(
         tmp_path,
         f'const data = {json.dumps(data)}, values = {{ device: "0", axis: "{axis}" }};',
         STUB,
-        SCRIPT.read_text(encoding="utf-8"),
+        SCRIPT,
         "const last = painted.length - 1, heights = [];",
         "for (let x = 0; x < 1200; ++x) { let n = 0;",
         "  for (let y = 0; y < 380; ++y) n += painted[last][4 * (y * 1200 + x) + 3] === 255;",
@@ -303,15 +355,50 @@ def test_script_draws_the_live_memory(first_fit: Any, tmp_path: Path, axis: str)
         'heard["timeline dblclick"]();',
         "console.log(JSON.stringify([heights, made, rows, tip]));",
     )
+
+
+@needs_node
+@pytest.mark.parametrize("axis", ["event", "time"])
+def test_script_draws_the_live_memory(first_fit: Any, tmp_path: Path, axis: str) -> None:
+    allocator = record(first_fit, 5)
+    heights, texts, rows, tip = drawn(tmp_path, allocator.snapshot(), axis)
+    count = len(allocator.trace)
     top = 1.05 * (16 << 20)  # what is reserved
     for x, height in enumerate(heights):
-        if axis == "event":
-            position = int((count - 1) * x / 1200)
-        else:
-            position = int(3 * (count - 1) * x / 1200) // 3
-        assert abs(height - 380 * allocator.live_after[position] / top) <= 1
+        # A column shows what is live at its right edge; events are 3 µs apart.
+        end = (x + 1) / 1200
+        at = math.ceil(count * end) - 1 if axis == "event" else int((count - 1) * end)
+        wanted = [380 * live / top for live in allocator.live_after[max(at - 1, 0) : at + 2]]
+        assert min(abs(height - h) for h in wanted) <= 1
+    assert abs(heights[-1] - 380 * allocator.live_after[-1] / top) <= 1
     assert len(texts) >= sum(e["action"] == "oom" for e in allocator.trace) > 0
     assert rows == 2 and "train.py:7 <module>" in tip
+
+
+@needs_node
+@pytest.mark.parametrize("axis", ["event", "time"])
+def test_script_draws_the_last_event_of_few(first_fit: Any, tmp_path: Path, axis: str) -> None:
+    """The last event is the only one after which all is live."""
+    allocator = first_fit(16 << 20)
+    for size in (1 << 20, 2 << 20, 8 << 20):
+        allocator.allocate(size, frames(1))
+    heights, *_ = drawn(tmp_path, allocator.snapshot(), axis)
+    assert abs(heights[-1] - 380 * allocator.live_after[-1] / (1.05 * (16 << 20))) <= 1
+    if axis == "event":  # as wide as any other
+        assert 250 < sum(h == heights[-1] for h in heights) < 400
+
+
+@needs_node
+@pytest.mark.parametrize("axis", ["event", "time"])
+def test_script_draws_what_is_held_without_events(
+    first_fit: Any, tmp_path: Path, axis: str
+) -> None:
+    allocator = record(first_fit, 3)
+    snapshot = {"segments": allocator.snapshot()["segments"]}
+    heights, _, _, tip = drawn(tmp_path, snapshot, axis)
+    live = 380 * allocator.live_after[-1] / (1.05 * (16 << 20))
+    assert all(abs(height - live) <= 1 for height in heights)
+    assert "before the record to the end" in tip
 
 
 # --- PyTorch's viewer

@@ -66,6 +66,15 @@ def test_outer_folders_ship_inside_the_package(name: str) -> None:
     assert Path(module.__file__).parent == PACKAGE / name
 
 
+@pytest.mark.parametrize("name", ["graphs/report_page", "viz/memory", "viz/page"])
+def test_files_of_pages_ship(name: str) -> None:
+    """Pages are put together from them; a package of Python files alone would lack them."""
+    kinds = {"graphs/report_page": {".html", ".css", ".js"}}.get(name, {".css", ".js"})
+    place = PACKAGE / name
+    found = {path.suffix for path in place.parent.glob(f"{place.name}.*")} - {".py"}
+    assert found == kinds
+
+
 def test_console_script() -> None:
     distribution()
     script = Path(sys.executable).parent / "vibetensor"

@@ -196,7 +196,7 @@ def _sample(options: argparse.Namespace) -> int:
 
 def _viz_memory(options: argparse.Namespace) -> int:
     from vibetensor.viz.memory import write_memory_page
-    from vibetensor.viz.memory_timeline import load_snapshot
+    from vibetensor.viz.memory_snapshot import load_snapshot
 
     output = options.output or os.path.splitext(options.snapshot)[0] + ".html"
     if os.path.abspath(output) == os.path.abspath(options.snapshot):

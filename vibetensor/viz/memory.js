@@ -1,6 +1,5 @@
-"use strict";
 // Draws the data that the page carries. What computes is apart from what draws, so that it can be
-// tested without a page.
+// tested without a page. page.js comes before it.
 
 // An allocation is [start, end, size, stack, address, stream]; they come in the order of starts.
 const START = 0, END = 1, SIZE = 2, STACK = 3, ADDRESS = 4, STREAM = 5;
@@ -46,13 +45,6 @@ function eventAt(times, time) {
   return low - 1;
 }
 
-function bytesText(bytes) {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let unit = 0;
-  while (bytes >= 1024 && unit < 4) { bytes /= 1024; ++unit; }
-  return (unit ? bytes.toFixed(2) : bytes) + " " + units[unit];
-}
-
 function stackText(data, stack) {
   const lines = data.stacks[stack].map((line) => data.lines[line]);
   return lines.length ? lines.join("\n") : "(no stack was recorded)";
@@ -60,7 +52,7 @@ function stackText(data, stack) {
 
 // A colour by the place of allocation, as canvas pixels hold it: 0xAABBGGRR.
 function colour(stack) {
-  const hue = (stack * 137.508) % 360, part = (shift) => {
+  const hue = hueOf(stack), part = (shift) => {
     const k = (shift + hue / 30) % 12;
     return Math.round(255 * (0.58 - 0.26 * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
   };
@@ -69,17 +61,23 @@ function colour(stack) {
 
 function main(data) {
   const at = (id) => document.getElementById(id);
-  const canvas = at("timeline"), context = canvas.getContext("2d"), tip = at("tip");
+  const canvas = at("timeline"), context = canvas.getContext("2d");
   const width = canvas.width, height = canvas.height;
-  let line, from, to, top, chosen = -1, dragged = null;
+  let line, from, to, top, chosen = -1;
 
   const byTime = () => at("axis").value === "time";
   const whole = () => {
+    const count = line.times.length;
     from = 0;
-    to = byTime() ? (line.times[line.times.length - 1] || 1) : Math.max(line.times.length - 1, 1);
+    to = (byTime() ? line.times[count - 1] : count) || 1;
   };
   const valueOf = (x) => from + (to - from) * x / width;
-  const position = (x) => byTime() ? eventAt(line.times, valueOf(x)) : Math.floor(valueOf(x));
+  // The last event that a pixel column shows; -1: what was there before the first one.
+  const position = (x) => {
+    const end = valueOf(Math.floor(x) + 1);
+    const event = byTime() ? eventAt(line.times, end) : Math.ceil(end) - 1;
+    return Math.min(event, line.times.length - 1);
+  };
   const place = (event) =>
     width * ((byTime() ? line.times[Math.max(event, 0)] : event) - from) / (to - from);
 
@@ -121,13 +119,6 @@ function main(data) {
       : "events " + Math.round(from) + " to " + Math.round(to));
   }
 
-  function show(event, text) {
-    tip.textContent = text;
-    tip.style.display = text ? "block" : "none";
-    tip.style.left = Math.min(event.clientX + 14, window.innerWidth - 480) + "px";
-    tip.style.top = event.clientY + 14 + "px";
-  }
-
   function segments(device) {
     const list = at("segments"), shown = data.segments.filter((s) => s.device === device);
     const largest = Math.max(1, ...shown.map((s) => s.size));
@@ -141,7 +132,7 @@ function main(data) {
         const block = document.createElement("div");
         block.className = state;
         block.style.flexGrow = size;
-        block.addEventListener("mousemove", (event) => show(event,
+        block.addEventListener("mousemove", (event) => showTip(event,
           "0x" + address.toString(16) + "  " + bytesText(size) + "  " + state +
           (state === "inactive" ? "" : "\nasked for " + requested + " bytes\n" +
             stackText(data, stack))));
@@ -165,24 +156,17 @@ function main(data) {
     const p = position(width * event.offsetX / canvas.clientWidth);
     const found = hit(line.allocations, p, top * y / height);
     if (found !== chosen) { chosen = found; draw(); }
-    if (found < 0) return show(event, "");
+    if (found < 0) return showTip(event, "");
     const a = line.allocations[found];
-    show(event, bytesText(a[SIZE]) + " at 0x" + a[ADDRESS].toString(16) + " on stream " + a[STREAM] +
+    showTip(event, bytesText(a[SIZE]) + " at 0x" + a[ADDRESS].toString(16) + " on stream " + a[STREAM] +
       "\nevents " + (a[START] < 0 ? "before the record" : a[START]) + " to " +
       (a[END] < line.times.length ? a[END] : "the end") + "\n" + stackText(data, a[STACK]));
   });
-  canvas.addEventListener("mousedown", (event) => { dragged = event.offsetX; });
-  canvas.addEventListener("mouseup", (event) => {
-    if (dragged !== null && Math.abs(event.offsetX - dragged) > 4) {
-      const ends = [dragged, event.offsetX].map((x) => valueOf(width * x / canvas.clientWidth));
-      from = Math.min(...ends);
-      to = Math.max(...ends);
-      draw();
-    }
-    dragged = null;
-  });
-  canvas.addEventListener("dblclick", () => { whole(); draw(); });
-  document.addEventListener("mouseout", () => show({ clientX: 0, clientY: 0 }, ""));
+  dragZoom(canvas, (a, b) => {
+    [from, to] = [valueOf(width * a), valueOf(width * b)];
+    draw();
+  }, () => { whole(); draw(); });
+  document.addEventListener("mouseout", () => showTip({ clientX: 0, clientY: 0 }, ""));
   at("axis").addEventListener("change", () => { whole(); draw(); });
   at("device").addEventListener("change", choose);
   choose();

@@ -2,59 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from vibetensor.viz.memory_timeline import Stacks, Timeline, places_at_peak, pool_rows, timeline
+from vibetensor.viz.page import bytes_text, html_page, table
 
-_STYLE = """\
-body { font: 14px system-ui, sans-serif; margin: 24px; color: #222; background: #fff }
-canvas { width: 100%; height: 380px; border: 1px solid #8884; display: block; cursor: crosshair }
-table { border-collapse: collapse } td, th { padding: 2px 10px; text-align: right }
-th { border-bottom: 1px solid #8888 } td:last-child, th:last-child { text-align: left }
-pre { margin: 0; white-space: pre-wrap } .note { color: #777 }
-#tip { position: fixed; display: none; max-width: 460px; padding: 8px; background: #222e;
-  color: #fff; white-space: pre-wrap; overflow-wrap: anywhere; pointer-events: none;
-  font: 12px monospace; z-index: 1 }
-.segment { display: flex; height: 18px; margin: 2px 0 8px; border: 1px solid #8888 }
-.segment > div { flex-basis: 0; min-width: 0; border-right: 1px solid #fff6 }
-.active_allocated { background: #3b7dd8 } .inactive { background: #eee }
-.active_pending_free, .active_awaiting_free { background: #d8b13b }
-@media (prefers-color-scheme: dark) { body { color: #ddd; background: #161616 }
-  .inactive { background: #333 } }"""
-
-# Scripts and styles of the page itself run, and nothing may be loaded.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
-
-
-def bytes_text(nbytes: int) -> str:
-    """A size for people: 512 B, 1.50 MiB."""
-    value, unit = float(nbytes), 0
-    units = ("B", "KiB", "MiB", "GiB", "TiB")
-    while abs(value) >= 1024 and unit + 1 < len(units):
-        value, unit = value / 1024, unit + 1
-    return f"{value:.2f} {units[unit]}" if unit else f"{nbytes} B"
-
-
-def embedded_json(value: Any) -> str:
-    """JSON text that is safe inside a script element: it holds no "<", so nothing ends the element
-    or starts a comment, whatever the strings are."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=True)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; cells are escaped, a cell of several lines is kept as it is."""
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    parts = [f"<table><thead><tr>{cells}</tr></thead><tbody>"]
-    for row in rows:
-        texts = (f"<pre>{escape(c)}</pre>" if "\n" in c else escape(c) for c in row)
-        parts.append("<tr>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>")
-    return "\n".join([*parts, "</tbody></table>"])
+_FOLDER = Path(__file__).parent
 
 
 def _segment(segment: dict[str, Any], stacks: Stacks) -> dict[str, Any]:
@@ -94,7 +49,7 @@ def _pools(segments: list[dict[str, Any]]) -> str:
         for row in pool_rows(segments)
     ]
     names = ("device", "pool", "reserved", "allocated", "pending", "free", "largest free")
-    return _table((*names, "segments", "stream"), rows)
+    return table((*names, "segments", "stream"), rows)
 
 
 def _peaks(lines: list[Timeline], stacks: Stacks) -> str:
@@ -105,7 +60,7 @@ def _peaks(lines: list[Timeline], stacks: Stacks) -> str:
             continue
         parts.append(f"<p>Device {device}: {bytes_text(peak)} at the peak.</p>")
         parts.append(
-            _table(
+            table(
                 ("bytes", "allocations", "from"),
                 (
                     (bytes_text(b), str(n), "\n".join(stacks.text(stack)[:6]) or "(no stack)")
@@ -130,8 +85,8 @@ def _ooms(lines: list[Timeline], stacks: Stacks) -> str:
     ]
     if not rows:
         return ""
-    table = _table(("device", "event", "asked for", "free on the device", "from"), rows)
-    return f"<h2>Out of memory</h2>\n{table}"
+    shown = table(("device", "event", "asked for", "free on the device", "from"), rows)
+    return f"<h2>Out of memory</h2>\n{shown}"
 
 
 def memory_page(snapshot: dict[str, Any], title: str = "CUDA memory") -> str:
@@ -162,20 +117,7 @@ def memory_page(snapshot: dict[str, Any], title: str = "CUDA memory") -> str:
         for n in range(count)
     )
     settings = snapshot.get("allocator_settings") or {}
-    script = (Path(__file__).parent / "memory.js").read_text(encoding="utf-8")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{escape(title)}</title>
-<style>
-{_STYLE}
-</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-<p>Device <select id="device">{options}</select>
+    body = f"""<p>Device <select id="device">{options}</select>
 by <select id="axis"><option value="event">event</option><option value="time">time</option></select>
 <span id="scale" class="note"></span></p>
 <canvas id="timeline" width="1200" height="380"></canvas>
@@ -189,14 +131,10 @@ Drag to zoom, double-click to see all.</p>
 <h2>Segments</h2>
 <div id="segments"></div>
 <h2>Settings</h2>
-{_table(("setting", "value"), ((str(k), str(v)) for k, v in settings.items()))}
-<div id="tip"></div>
-<script type="application/json" id="data">{embedded_json(data)}</script>
-<script>
-{script}</script>
-</body>
-</html>
-"""
+{table(("setting", "value"), ((str(k), str(v)) for k, v in settings.items()))}"""
+    script = (_FOLDER / "memory.js").read_text(encoding="utf-8")
+    style = (_FOLDER / "memory.css").read_text(encoding="utf-8")
+    return html_page(title, body, data, style=style, script=script)
 
 
 def write_memory_page(

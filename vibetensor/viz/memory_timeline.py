@@ -5,30 +5,9 @@ The snapshot is a dict as torch.cuda.memory._snapshot() gives it, ours or PyTorc
 
 from __future__ import annotations
 
-import os
-import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, strings and containers only: a file cannot run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}; a snapshot holds plain data only")
-
-
-def load_snapshot(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The snapshot in a pickle file. Raises ValueError where the file holds something else."""
-    try:
-        with open(path, "rb") as file:
-            snapshot = _PlainUnpickler(file).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"'{os.fspath(path)}' is not a memory snapshot: {error}") from error
-    if not isinstance(snapshot, dict) or "segments" not in snapshot:
-        raise ValueError(f"'{os.fspath(path)}' is not a memory snapshot: it has no segments")
-    return snapshot
 
 
 @dataclass
