@@ -116,21 +116,8 @@ int checked_device(int device) {
 
 NB_MODULE(_cuda, m) {
   using namespace vt;
-  nb::register_exception_translator(
-      [](const std::exception_ptr& p, void* type) {
-        try {
-          std::rethrow_exception(p);
-        } catch (const Error& error) {
-          auto* out_of_memory = static_cast<PyObject*>(type);
-          PyErr_SetString(error.kind() == ErrorKind::OutOfMemory      ? out_of_memory
-                          : error.kind() == ErrorKind::Value          ? PyExc_ValueError
-                          : error.kind() == ErrorKind::Type           ? PyExc_TypeError
-                          : error.kind() == ErrorKind::NotImplemented ? PyExc_NotImplementedError
-                                                                      : PyExc_RuntimeError,
-                          error.what());
-        }
-      },
-      nb::object(nb::module_::import_("vibetensor._C").attr("OutOfMemoryError")).release().ptr());
+  // Its translator of errors serves this module too: nanobind's modules share one list.
+  nb::module_::import_("vibetensor._C");
   cuda::bind_devices(m);
   cuda::bind_memory(m);
   cuda::bind_memory_history(m);
