@@ -98,7 +98,13 @@ class CapturedStep:
     """
 
     def __init__(
-        self, function: Callable[..., Any], *, max_variants: int, optimize: bool, verify: bool
+        self,
+        function: Callable[..., Any],
+        *,
+        max_variants: int,
+        optimize: bool,
+        verify: bool,
+        pool: Any = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self._lock = threading.RLock()  # replays work on one set of memory
@@ -107,6 +113,8 @@ class CapturedStep:
         self._function = function
         self._max_variants = max_variants
         self._optimize = optimize
+        self._pool = (0, 0) if pool is None else tuple(getattr(pool, "id", pool))
+        self._pools: dict[str, Any] = {}  # by device
         self._variants: dict[Any, list[Variant]] = {}
         # The same by calls, for replays without Python code.
         self._replays = _C.graphs.Replays()
@@ -128,6 +136,7 @@ class CapturedStep:
                 max_variants=self._max_variants,
                 optimize=self._optimize,
                 verify=self._verify,
+                pool=self._pool,
             )
         return bound
 
@@ -305,6 +314,12 @@ class CapturedStep:
             )
         ]
 
+    def _pool_of(self, device: str) -> Any:
+        """The memory that all captures of the step share on a device."""
+        if device not in self._pools:
+            self._pools[device] = _C.graphs.Pool(device, self._pool)
+        return self._pools[device]
+
     def _unsteady(self, recording: Recording, outputs: list[Any]) -> str:
         places = []
         for buffer in self._lasting_state(recording, outputs)[:5]:
@@ -334,7 +349,8 @@ class CapturedStep:
             if buffer is not None and buffer.role == "output":
                 adopted[buffer] = gradient.end
         tape = passes.run(recording.tape) if self._optimize else recording.tape
-        lowered = lower(tape, recording, adopted)
+        live = session.live_buffers(recording)
+        lowered = lower(tape, recording, adopted, live=live, pool_of=self._pool_of)
         loans: dict[Any, Any] = {}
         made = []
         for value in outputs:
@@ -400,7 +416,7 @@ class CapturedStep:
         """Runs the function and the program from one state; both must leave the same."""
         self._enter(variant, leaves)
         state = checks.state_tensors(variant.recording)
-        snapshot = checks.Snapshot(list(state.values()))
+        snapshot = checks.Snapshot(list(state.values()), variant.tape)
         session = Session()
         again = self._run(session, leaves, variant.inputs, spec)
         rates = (variant.session.live_buffers(variant.recording), session.live_buffers(again))
@@ -417,7 +433,7 @@ class CapturedStep:
         # Gradients and constants that a run makes anew are no state of the other run.
         shared = [b for b in state if b not in rates[0] and again.buffer_of(state[b]) is not None]
         expected += [state[buffer].clone() for buffer in shared]
-        random = vt.get_rng_state()
+        random = checks.RandomNumbers(variant.tape)
         snapshot.restore()
         variant.session.read_like(session)
         variant.lowered.program.run()
@@ -427,7 +443,7 @@ class CapturedStep:
         found += [state[buffer] for buffer in shared]
         bound = variant.tape.bound
         same = all(checks.agree(x.detach(), y, bound) for x, y in zip(found, expected))
-        if not same or not checks.same_bits(vt.get_rng_state(), random):
+        if not same or not random.here():
             where = checks.first_difference(variant.recording, variant.tape, snapshot)
             raise checks.CaptureMismatch(f"a replay of {self._name} is not the function: {where}")
         variant.verified = True
@@ -511,6 +527,7 @@ class CapturedStep:
         with self._lock:
             self._forget_replays()
             self._variants.clear()
+            self._pools.clear()
             self._leaves.clear()
             self._bound.clear()
             self._last = None
@@ -532,6 +549,7 @@ def capture(
     max_variants: int = 16,
     optimize: bool = True,
     verify: bool = False,
+    pool: Any = None,
 ) -> Any:
     """Captures a whole training step (or any function of tensors) and replays it.
 
@@ -551,13 +569,16 @@ def capture(
     as well, from the same state, and a difference raises CaptureMismatch, with the first op that
     differs or the number that Python changes from step to step.
 
+    pool: a handle of a memory pool on the device (``cuda.graph_pool_handle()``, ``CUDAGraph.pool()``,
+    a ``MemPool``): steps of one pool share memory for their intermediates. Not used on the CPU.
+
     Raises RuntimeError at an op that reads a tensor on the host (``item()``, ``numpy()``, printing,
     data-dependent shapes), with its line. What the function did before is done, as after any error
     in eager code; of the capture nothing is left.
     """
     if function is None:
         return functools.partial(
-            capture, max_variants=max_variants, optimize=optimize, verify=verify
+            capture, max_variants=max_variants, optimize=optimize, verify=verify, pool=pool
         )
     if isinstance(function, vt.nn.Module):
         module = function
@@ -567,7 +588,9 @@ def capture(
             return module(*args, **kwargs)
 
         function = forward
-    return CapturedStep(function, max_variants=max_variants, optimize=optimize, verify=verify)
+    return CapturedStep(
+        function, max_variants=max_variants, optimize=optimize, verify=verify, pool=pool
+    )
 
 
 def _write(path: str | os.PathLike[str], text: str) -> None:

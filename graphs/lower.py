@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs.plan import Plan, plan
 from vibetensor.graphs.record import Recording
-from vibetensor.graphs.tape import Buffer, Tape, View
+from vibetensor.graphs.tape import Buffer, Op, Tape, View
 
 
 @dataclass
@@ -27,19 +28,35 @@ class Lowered:
 
 
 def lower(
-    tape: Tape, recording: Recording, adopted: dict[Buffer, Any], *, arena: bool = True
+    tape: Tape,
+    recording: Recording,
+    adopted: dict[Buffer, Any],
+    *,
+    arena: bool = True,
+    live: Iterable[Buffer | None] = (),
+    pool_of: Callable[[str], Any] | None = None,
 ) -> Lowered:
     """Plans the tape's memory and binds its ops to it.
 
     adopted: outputs that stay in the memory they were recorded in, with a tensor on it. arena:
-    False gives every scratch buffer memory of its own.
+    False gives every scratch buffer memory of its own. live: buffers that the host writes before
+    each run. pool_of: the pool of a device; with it the ops of an accelerator become one graph of
+    that device, else they run one by one.
+
+    Raises RuntimeError for an op that the device's graph cannot have; the op is named.
     """
     memory: dict[Buffer, Any] = dict(adopted)
     plans: dict[str, Plan] = {}
     arenas: dict[str, Any] = {}
+    accelerator = _accelerator(tape) if pool_of is not None else None
+    pool = pool_of(accelerator) if pool_of is not None and accelerator is not None else None
     for device in sorted({b.device for b in tape.buffers if arena and b.role == "scratch"}):
         plans[device] = plan(tape, device)
-        arenas[device] = vt.empty(plans[device].nbytes, dtype=vt.uint8, device=device)
+        nbytes = plans[device].nbytes
+        shared = pool is not None and device == accelerator
+        arenas[device] = (
+            pool.arena(nbytes) if shared else vt.empty(nbytes, dtype=vt.uint8, device=device)
+        )
 
     def tensor(view: View | None) -> Any:
         if view is None:
@@ -57,14 +74,91 @@ def lower(
         )
 
     program = _C.graphs.Program()
+    staged = _HostInputs(program, recording, live, accelerator, tensor)
     outputs = []
     for op in tape.ops:
         if not op.is_view:
             outputs.append([tensor(v) for v in op.outputs])
-            program.add(op.call, [tensor(v) for v in op.inputs], outputs[-1])
+            program.add(op.call, staged.inputs(op), outputs[-1])
     for device, counters in tape.draws:
         program.draw(device, counters)
+    if pool is not None:
+        _hand_over(program, pool, tape)
     return Lowered(program, outputs, memory, plans)
+
+
+def _hand_over(program: Any, pool: Any, tape: Tape) -> None:
+    try:
+        program.lower(pool)
+    except RuntimeError as error:
+        if program.failed_op < 0:
+            raise
+        op = [op for op in tape.ops if not op.is_view][program.failed_op]
+        raise type(error)(f"{error}\n  recorded as: {op}") from None
+
+
+def _accelerator(tape: Tape) -> str | None:
+    """The device that is not the CPU; a tape has at most one."""
+    for op in tape.ops:
+        for view in op.writes():
+            if not op.is_view and view.buffer.device != "cpu":
+                return view.buffer.device
+    return None
+
+
+class _HostInputs:
+    """What ops of an accelerator read from host memory.
+
+    A number that the function made is part of the kernel call, as in eager. Other constants are
+    copied to the device once. Everything else may change between runs, or within one by ops of the
+    host (step counts), and is uploaded with each.
+    """
+
+    def __init__(
+        self,
+        program: Any,
+        recording: Recording,
+        live: Iterable[Buffer | None],
+        accelerator: str | None,
+        tensor: Callable[[View | None], Any],
+    ) -> None:
+        self._program = program
+        self._accelerator = accelerator
+        self._tensor = tensor
+        buffers = recording.tape.buffers
+        self._constants = {buffers[i] for i in recording.native.constants()} - set(live)
+        self._known: dict[View, Any] = {}  # constants on the device, and uploads still valid
+
+    def inputs(self, op: Op) -> list[Any]:
+        """The op's tensors, those of the host replaced for an op of the accelerator."""
+        if self._accelerator is None or _device(op) != self._accelerator:
+            for view in op.writes():
+                # What an op of the host changes is uploaded anew for those that read it later.
+                for known in [k for k in self._known if k.buffer is view.buffer]:
+                    del self._known[known]
+            return [self._tensor(v) for v in op.inputs]
+        return [
+            self._tensor(v) if v is None or v.buffer.device != "cpu" else self._on_device(op, v)
+            for v in op.inputs
+        ]
+
+    def _on_device(self, op: Op, view: View) -> Any:
+        constant = view.buffer in self._constants
+        if constant and not view.sizes and op.name != "copy_":
+            return self._tensor(view)
+        found = self._known.get(view)
+        if found is None:
+            host = self._tensor(view)
+            if constant:
+                found = host.to(self._accelerator)
+            else:
+                found = self._program.upload(host, self._accelerator)
+            self._known[view] = found
+        return found
+
+
+def _device(op: Op) -> str:
+    return next((view.buffer.device for view in op.writes()), "cpu")
 
 
 def _memory_of(buffer: Buffer, recording: Recording) -> Any:

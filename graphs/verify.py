@@ -96,19 +96,37 @@ def agree(a: Any, b: Any, bound: float) -> bool:
     return bool((away.max() <= bound * size.max()).item())
 
 
-class Snapshot:
-    """The values of tensors, and where the CPU's random numbers are, to go back to."""
+class RandomNumbers:
+    """Where the default generators are: the CPU's, and those of the tape's other devices."""
 
-    def __init__(self, tensors: list[Any]) -> None:
+    def __init__(self, tape: Tape) -> None:
+        devices = {"cpu", *(device for device, _ in tape.draws)}
+        generators = [_C._default_generator(vt.device(device)) for device in sorted(devices)]
+        self._states = [(generator, generator.get_state()) for generator in generators]
+
+    def restore(self) -> None:
+        """All of them back to there."""
+        for generator, state in self._states:
+            generator.set_state(state)
+
+    def here(self) -> bool:
+        """Whether all of them are there now."""
+        return all(same_bits(generator.get_state(), state) for generator, state in self._states)
+
+
+class Snapshot:
+    """The values of tensors, and where random numbers are, to go back to."""
+
+    def __init__(self, tensors: list[Any], tape: Tape) -> None:
         self._kept = [(t, t.detach().clone()) for t in tensors]
-        self._random = vt.get_rng_state()
+        self._random = RandomNumbers(tape)
 
     def restore(self) -> None:
         """Everything as it was."""
         with vt.no_grad():
             for tensor, value in self._kept:
                 tensor.copy_(value)
-        vt.set_rng_state(self._random)
+        self._random.restore()
 
 
 def state_tensors(recording: Recording) -> dict[Buffer, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import runpy
@@ -25,7 +26,9 @@ if not (ROOT / "vibetensor" / "_C.abi3.so").exists():
 # The suites that run on any device: `pytest --device cuda`, or VT_TEST_DEVICE=cuda, makes it the
 # default device of their tests, so that the tests themselves name none. Other libraries stay on the
 # CPU, as the reference.
-SUITES = ("amp", "autograd", "core", "data", "io", "nn", "ops", "optim", "properties", "train")
+SUITES = (
+    "amp", "autograd", "core", "data", "graphs", "io", "nn", "ops", "optim", "properties", "train",
+)  # fmt: skip
 NOT_ON_DEVICE: dict[str, str] = runpy.run_path(
     str(Path(__file__).parent / "cuda" / "not_on_device.py")
 )["NOT_ON_DEVICE"]
@@ -36,7 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device",
         default=os.environ.get("VT_TEST_DEVICE", "cpu"),
-        help="default device of the tests that run on any (cpu, cuda, cuda:1)",
+        help="default device of the tests that run on any (cpu, cuda, cuda:1); or 'simulated', a "
+        "device without hardware whose kernels are the CPU's (tests/simulated_cuda, in "
+        "development builds)",
     )
 
 
@@ -47,12 +52,29 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     import vibetensor.torch as torch
 
+    if device == "simulated":
+        _load_simulated_device()
     try:
-        torch.set_default_device(device)
+        torch.set_default_device(_tensor_device(config))
     except RuntimeError as error:
         raise pytest.UsageError(f"--device {device}: {error}") from None
-    torch.backends.cudnn.allow_tf32 = False  # the references keep float32's bits
+    if device != "simulated":
+        torch.backends.cudnn.allow_tf32 = False  # the references keep float32's bits
     _read_through_the_cpu(torch.Tensor)
+
+
+def _tensor_device(config: pytest.Config) -> str:
+    """The name that tensors know the device by."""
+    device = config.getoption("--device")
+    return "cuda" if device == "simulated" else device
+
+
+def _load_simulated_device() -> None:
+    """Puts the simulated device in the place of the CUDA backend, for the whole process."""
+    found = sorted(ROOT.glob("build/*/tests/libvt_simulated_cuda.so"))
+    if not found:
+        raise pytest.UsageError("--device simulated: there is no development build of this tree")
+    ctypes.CDLL(str(max(found, key=lambda path: path.stat().st_mtime)))
 
 
 def _read_through_the_cpu(tensor_type: Any) -> None:
@@ -79,7 +101,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     import vibetensor.torch as torch
 
-    torch.set_default_device(item.config.getoption("--device") if _on_device(item) else None)
+    torch.set_default_device(_tensor_device(item.config) if _on_device(item) else None)
     return (yield)
 
 
@@ -87,7 +109,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     """A kernel's failure belongs to the test that launched it, and the device is lost after it."""
     result = yield
-    if _on_device(item):
+    if _on_device(item) and item.config.getoption("--device") != "simulated":
         import vibetensor.torch as torch
 
         try:

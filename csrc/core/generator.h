@@ -17,6 +17,9 @@ namespace vt {
 struct PhiloxArgs {
   uint64_t seed = 0;
   uint64_t offset = 0;
+  /// Set where a device program draws: {seed, offset} in the device's memory, read as the kernel
+  /// runs; `offset` counts from there, and `seed` is not used.
+  const uint64_t* state = nullptr;
 };
 
 class GeneratorImpl final : public RefCounted {

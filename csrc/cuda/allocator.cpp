@@ -9,6 +9,7 @@
 #include "cuda/allocator/cuda_allocator.h"
 #include "cuda/driver_device.h"
 #include "cuda/error.h"
+#include "cuda/graph.h"
 #include "cuda/stream.h"
 
 namespace vt::cuda {
@@ -99,6 +100,7 @@ PinnedAllocator* pinned_allocator_if_used() { return pinned_in_use; }
 
 void empty_cache() {
   const HostWait waiting;  // memory is unmapped when the work that used it is done
+  collect_graphs();
   for (int device = 0; device < device_count(); ++device) {
     if (CachingAllocator* allocator = device_allocator_if_used(device)) allocator->empty_cache();
   }

@@ -4,6 +4,7 @@
 #include "cuda/allocator.h"
 #include "cuda/cudnn_convolution.h"
 #include "cuda/device.h"
+#include "cuda/graph.h"
 #include "cuda/stream.h"
 
 namespace vt::cuda {
@@ -41,6 +42,7 @@ const bool registered = [] {
   static Backend* backend = new Backend;  // outlives static objects that hold tensors
   set_backend(DeviceType::CUDA, backend);
   install_allocator();
+  install_lowering();
   return true;
 }();
 

@@ -97,7 +97,7 @@ Handle handle_of(int device) {
 }
 
 // One workspace per stream, as large as Hopper's algorithms ask for: products on one stream run
-// one after another, and a fixed address stays valid in captured graphs.
+// one after another.
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
 void* workspace_of(Stream stream) {
@@ -116,6 +116,28 @@ void* workspace_of(Stream stream) {
   last = stream;
   return last_workspace = found.data;
 }
+
+/// The workspace of one product. A graph has its own, from its pool: it may run on any stream, and
+/// beside other graphs.
+class Workspace {
+ public:
+  explicit Workspace(Stream stream) {
+    if (capturing()) [[unlikely]]
+      own_ = allocator_for(DeviceType::CUDA)
+                 .allocate(kWorkspaceBytes, {DeviceType::CUDA, static_cast<int8_t>(stream.device)});
+    data_ = own_.data ? own_.data : workspace_of(stream);
+  }
+  ~Workspace() {
+    if (own_.release) own_.release(own_.context, own_.data, own_.nbytes);
+  }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  Allocation own_;
+  void* data_;
+};
 
 /// What a plan depends on; all bytes count, so there is no padding.
 struct Key {
@@ -274,9 +296,10 @@ bool cublaslt_gemm(const GemmProblem& p, Stream stream) {
   const void* beta = &beta32;
   if (f64) alpha = &p.alpha, beta = &p.beta;
   if (int8) alpha = &one, beta = &zero;
+  const Workspace workspace(stream);
   check_status(api().matmul(handle_of(stream.device), plan.op, alpha, p.b.data, plan.b, p.a.data,
                             plan.a, beta, p.c, plan.c, p.c, plan.c, &plan.algorithm,
-                            workspace_of(stream), kWorkspaceBytes, stream.handle),
+                            workspace.data(), kWorkspaceBytes, stream.handle),
                "multiplying matrices");
   return true;
 }

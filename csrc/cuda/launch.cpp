@@ -63,7 +63,7 @@ void launch_kernel(const void* kernel, dim3 grid, dim3 block, size_t shared_byte
     check_cuda(cudaLaunchKernel(kernel, grid, block, arguments, shared_bytes, stream.handle),
                "launching a kernel");
   }
-  if (launch_blocking) [[unlikely]] {
+  if (launch_blocking && !capturing()) [[unlikely]] {
     const HostWait waiting;
     check_cuda(cudaStreamSynchronize(stream.handle), "running the kernel just launched");
   }

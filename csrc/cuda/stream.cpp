@@ -12,7 +12,8 @@ namespace vt::cuda {
 
 namespace detail {
 thread_local constinit cudaStream_t current_streams[kMaxDevices] = {};
-}
+thread_local constinit bool capturing = false;
+}  // namespace detail
 
 namespace {
 
@@ -51,6 +52,13 @@ Stream pool_stream(int device, int priority) {
     }
   }
   return {slot.load(), device};
+}
+
+bool is_captured(Stream stream) {
+  if (!stream.handle) return false;  // the default stream cannot be
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_cuda(cudaStreamIsCapturing(stream.handle, &status), "asking whether a stream is captured");
+  return status != cudaStreamCaptureStatusNone;
 }
 
 bool query(Stream stream) {

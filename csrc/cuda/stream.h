@@ -20,8 +20,14 @@ struct Stream {
 
 namespace detail {
 extern thread_local constinit cudaStream_t current_streams[kMaxDevices];
+extern thread_local constinit bool capturing;
 }
 inline Stream current_stream(int device) { return {detail::current_streams[device], device}; }
+/// Whether the calling thread is handing kernel calls over to a graph (graph.h): nothing runs, so
+/// the host cannot wait for anything, and addresses must stay good for as long as the graph lives.
+inline bool capturing() { return detail::capturing; }
+/// Whether work given to the stream becomes part of a graph, ours or another's.
+bool is_captured(Stream stream);
 void set_current_stream(Stream stream);
 /// A stream of the pool, handed out in turn. Priority: 0 normal, negative higher.
 Stream pool_stream(int device, int priority);

@@ -5,6 +5,7 @@
 
 #include "core/host_wait.h"
 #include "cuda/error.h"
+#include "cuda/stream.h"
 
 namespace vt::cuda {
 namespace {
@@ -39,6 +40,8 @@ void set_sync_warning(void (*warn)(const char*)) { warning = warn; }
 int64_t implicit_syncs() { return count.load(std::memory_order_relaxed); }
 
 void wait_for_result(cudaStream_t stream, std::string_view what) {
+  check(!capturing(), "the host would have to wait for the device (", what,
+        "), which it cannot in a captured step");
   count.fetch_add(1, std::memory_order_relaxed);
   if (const SyncDebug debug = sync_debug(); debug != SyncDebug::Off) [[unlikely]] {
     const std::string message = str("called a synchronizing CUDA operation (", what, ")");

@@ -4,6 +4,7 @@
 
 #include "core/allocator.h"
 #include "core/rebinding.h"
+#include "dispatch/kernels.h"
 
 namespace vt::graphs {
 
@@ -23,23 +24,38 @@ Allocation SharedBytes::share() {
   return {allocation_.data, allocation_.nbytes, this, drop};
 }
 
-Loan::Loan(Ref<Storage> base) : base_(std::move(base)), nbytes_(base_->nbytes()) { renew(); }
+Loan::Loan(Ref<Storage> base) : base_(std::move(base)), nbytes_(base_->nbytes()) {
+  if (base_->device().is_cpu()) renew();
+}
 
 void Loan::renew() {
   bytes_ = make_ref<SharedBytes>(nbytes_, base_->device());
   base_->replace(bytes_->share());
 }
 
+Ref<Storage> Loan::copied() const {
+  const auto bytes_of = [&](const Ref<Storage>& storage) {
+    auto impl = make_ref<TensorImpl>(storage, DType::UInt8, storage->device());
+    const Dims all{static_cast<int64_t>(nbytes_)}, dense{1};
+    impl->set_geometry(all, dense, 0);
+    return Tensor(std::move(impl));
+  };
+  Ref<Storage> copy = allocate_storage(nbytes_, base_->device());
+  kernels_for(base_->device().type).copy_(bytes_of(copy), bytes_of(base_), true);
+  return copy;
+}
+
 Tensor Loan::tensor(int64_t byte_offset, DType dtype, IntSpan sizes, IntSpan strides) {
-  if (!lent_) lent_ = make_ref<Storage>(bytes_->share(), base_->device());
+  if (!lent_) lent_ = bytes_ ? make_ref<Storage>(bytes_->share(), base_->device()) : copied();
   auto impl = make_ref<TensorImpl>(lent_, dtype, lent_->device());
   impl->set_geometry(sizes, strides, byte_offset / item_size(dtype));
   return Tensor(std::move(impl));
 }
 
 void Loan::settle() {
-  if (!lent_ || lent_->use_count() == 1) return;
+  if (!lent_ || (bytes_ && lent_->use_count() == 1)) return;
   lent_.reset();
+  if (!bytes_) return;
   renew();
 }
 

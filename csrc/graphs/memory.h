@@ -23,10 +23,11 @@ class SharedBytes final : public RefCounted {
 
 /// A result buffer that every replay writes, lent to the user between replays. A loan that is still
 /// held when the next replay comes keeps its bytes, and the buffer gets others: pointers that NumPy
-/// and others took stay good.
+/// and others took stay good. A device's graph has the addresses in it, so there the user gets a
+/// copy, made on the current stream after the replay.
 class Loan {
  public:
-  /// `base` is the program's storage; its bytes are replaced.
+  /// `base` is the program's storage; on the CPU its bytes are replaced.
   explicit Loan(Ref<Storage> base);
 
   /// A tensor on the lent buffer, `byte_offset` from its start.
@@ -36,6 +37,7 @@ class Loan {
 
  private:
   void renew();
+  Ref<Storage> copied() const;
 
   Ref<Storage> base_, lent_;
   Ref<SharedBytes> bytes_;

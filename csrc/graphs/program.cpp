@@ -1,19 +1,50 @@
 #include "graphs/program.h"
 
 #include <algorithm>
+#include <cstring>
+
+#include "dispatch/kernels.h"
 
 namespace vt::graphs {
+namespace {
+
+constexpr size_t kUploadAlignment = 16;
+
+void execute(const Instruction& instruction) {
+  execute_kernel(instruction.id, instruction.args, instruction.outputs);
+}
+
+template <class F>
+void for_each_input(const Instruction& instruction, const F& f) {
+  for (const Value& value : instruction.args) {
+    if (const auto* tensor = std::get_if<Tensor>(&value)) {
+      if (tensor->defined()) f(*tensor);
+    } else if (const auto* list = std::get_if<std::vector<Tensor>>(&value)) {
+      for (const Tensor& item : *list) {
+        if (item.defined()) f(item);
+      }
+    }
+  }
+}
+
+}  // namespace
 
 void Program::add(const Call& call, TensorSpan inputs, TensorSpan outputs) {
+  check(!device_program_, "nothing can be added to a program that is lowered");
   check(outputs.size() == call.outputs.size(), op_name(call.id), ": ", call.outputs.size(),
         " outputs to bind, not ", outputs.size());
   Instruction instruction{call.id, call.bind(inputs), {outputs.begin(), outputs.end()}, -1, 0, {}};
-  if (!outputs.empty()) instruction.device = outputs[0].device();
+  for (const Tensor& out : outputs) {
+    if (!out.defined()) continue;
+    instruction.device = out.device();
+    break;
+  }
   for (size_t i = 0; i < instruction.args.size(); ++i) {
     if (!std::holds_alternative<PhiloxArgs>(instruction.args[i])) continue;
     instruction.rng = static_cast<int>(i);
     instruction.random_offset = call.random_offset;
   }
+  steps_.push_back({false, instructions_.size()});
   instructions_.push_back(std::move(instruction));
   for (const Tensor& out : outputs) {
     const auto same = [&](const Tensor& known) { return known.storage() == out.storage(); };
@@ -24,9 +55,77 @@ void Program::add(const Call& call, TensorSpan inputs, TensorSpan outputs) {
 
 void Program::draw(Device device, uint64_t counters) { draws_.push_back({device, counters}); }
 
+Tensor Program::upload(const Tensor& host, Device device) {
+  check(!device_program_, "nothing can be added to a program that is lowered");
+  check(host.device().is_cpu() && !device.is_cpu(), "upload: from the CPU to a device, not from ",
+        host.device(), " to ", device);
+  if (!control_) control_ = make_ref<Storage>(Allocation{}, device);  // bytes come with lower()
+  Upload made{host, {}, control_bytes_, static_cast<size_t>(host.numel() * host.itemsize())};
+  if (!host.is_contiguous()) made.dense = empty(host.sizes(), host.dtype());
+  control_bytes_ += (made.nbytes + kUploadAlignment - 1) / kUploadAlignment * kUploadAlignment;
+  auto impl = make_ref<TensorImpl>(control_, host.dtype(), device);
+  impl->set_geometry(host.sizes(), contiguous_strides(host.sizes()),
+                     static_cast<int64_t>(made.offset) / host.itemsize());
+  steps_.push_back({true, uploads_.size()});
+  uploads_.push_back(std::move(made));
+  return Tensor(std::move(impl));
+}
+
+void Program::check_lowerable(const Instruction& instruction, Device device) const {
+  const bool host = instruction.device.is_cpu();
+  check(host || instruction.device == device, op_name(instruction.id), " on ", instruction.device,
+        " in a captured step on ", device, ": a step runs on one device");
+  for_each_input(instruction, [&](const Tensor& tensor) {
+    if (host)
+      check(tensor.device().is_cpu(), op_name(instruction.id), " on the CPU reads a tensor of ",
+            tensor.sizes(), " on ", tensor.device(),
+            ": the host would have to wait for the device in the middle of a captured step");
+    else
+      check(tensor.device() == device || tensor.dim() == 0, op_name(instruction.id), " on ", device,
+            " reads a tensor of ", tensor.sizes(), " on ", tensor.device());
+  });
+}
+
+void Program::lower(Ref<Pool> pool) {
+  check(!device_program_, "a program is lowered once");
+  device_ = pool->device();
+  for (const Instruction& instruction : instructions_) check_lowerable(instruction, device_);
+  for (const Draw& draw : draws_)
+    check(draw.device.is_cpu() || draw.device == device_, "a captured step on ", device_,
+          " draws random numbers of ", draw.device);
+  if (!control_) control_ = make_ref<Storage>(Allocation{}, device_);
+  control_->replace(pool->allocate(control_bytes_));
+  // The device's calls keep copies of the arguments: it needs them for as long as a run lasts,
+  // which may be longer than this program lives.
+  std::vector<Instruction> calls;
+  std::vector<Step> host;
+  for (const Step& step : steps_) {
+    if (step.is_upload || instructions_[step.index].device.is_cpu()) {
+      host.push_back(step);
+      continue;
+    }
+    calls.push_back(instructions_[step.index]);
+    on_device_.push_back(step.index);
+    Instruction& call = calls.back();
+    if (call.rng < 0) continue;
+    call.args[static_cast<size_t>(call.rng)] =
+        PhiloxArgs{0, static_cast<uint64_t>(std::max<int64_t>(call.random_offset, 0)),
+                   static_cast<const uint64_t*>(control_->data())};
+  }
+  const NoGrad no_grad;
+  try {
+    device_program_ = lowering_for(device_.type).lower(std::move(calls), control_, std::move(pool));
+  } catch (const CallError& error) {
+    failed_op_ = static_cast<int64_t>(on_device_[error.call()]);
+    throw;
+  }
+  steps_ = std::move(host);
+}
+
 void Program::reserve() {
   for (const Draw& draw : draws_) {
     const PhiloxArgs base = default_generator(draw.device)->reserve(draw.counters);
+    if (device_program_ && draw.device == device_) drawn_ = base;
     for (Instruction& instruction : instructions_) {
       if (instruction.rng < 0 || instruction.device != draw.device) continue;
       instruction.args[static_cast<size_t>(instruction.rng)] =
@@ -39,19 +138,50 @@ void Program::run() {
   check(thread_state.consumer == nullptr,
         "a captured step cannot be replayed inside a recording: captured steps do not nest");
   const Scoped<bool> no_grad(thread_state.grad_enabled, false);
-  reserve();
-  for (const Instruction& instruction : instructions_)
-    execute_kernel(instruction.id, instruction.args, instruction.outputs);
+  if (device_program_) {
+    run_lowered();
+  } else {
+    reserve();
+    for (const Instruction& instruction : instructions_) execute(instruction);
+  }
   for (const Tensor& tensor : written_) tensor.bump_version();
+}
+
+void Program::run_lowered() {
+  // The memory first: waiting for it must not come between what the host's calls change.
+  std::byte* control = device_program_->control();
+  reserve();
+  const uint64_t random[] = {drawn_.seed, drawn_.offset};
+  std::memcpy(control, random, sizeof random);
+  for (const Step& step : steps_) {
+    if (!step.is_upload) {
+      execute(instructions_[step.index]);
+      continue;
+    }
+    const Upload& upload = uploads_[step.index];
+    const Tensor& from = upload.dense.defined() ? upload.dense : upload.host;
+    if (upload.dense.defined())
+      kernels_for(DeviceType::CPU).copy_(upload.dense, upload.host, false);
+    if (upload.nbytes > 0) std::memcpy(control + upload.offset, from.data(), upload.nbytes);
+  }
+  device_program_->launch();
 }
 
 void Program::run_op(size_t index) {
   check_index(index < instructions_.size(), "a program of ", instructions_.size(),
               " ops has none at ", index);
+  check(!device_program_, "the ops of a program that is lowered do not run by themselves");
   check(thread_state.consumer == nullptr, "a captured op cannot be run inside a recording");
   const Scoped<bool> no_grad(thread_state.grad_enabled, false);
-  const Instruction& instruction = instructions_[index];
-  execute_kernel(instruction.id, instruction.args, instruction.outputs);
+  execute(instructions_[index]);
+}
+
+std::vector<size_t> Program::nodes() const {
+  if (!device_program_) return {};
+  std::vector<size_t> all(instructions_.size(), 0);
+  const std::vector<size_t> found = device_program_->nodes();
+  for (size_t i = 0; i < found.size(); ++i) all[on_device_[i]] = found[i];
+  return all;
 }
 
 }  // namespace vt::graphs

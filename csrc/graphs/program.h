@@ -1,9 +1,11 @@
 // A captured step as a flat list of kernel calls: no Python, shape inference, autograd or
-// allocation between them.
+// allocation between them. On a device with graphs the calls are handed to it as one (lower); the
+// host's own calls, such as those that count steps, then run before each launch.
 #pragma once
 
 #include <vector>
 
+#include "graphs/lowering.h"
 #include "graphs/tape.h"
 
 namespace vt::graphs {
@@ -14,32 +16,63 @@ class Program final : public RefCounted {
   void add(const Call& call, TensorSpan inputs, TensorSpan outputs);
   /// Numbers that a run draws from the device's default generator.
   void draw(Device device, uint64_t counters);
-  /// Runs everything once, in order, on the calling thread. Tensors that it writes count as changed
-  /// in place.
+  /// A tensor on the device that has, in each run, the values `host` has there between the calls
+  /// added before and after. For programs that are lowered.
+  Tensor upload(const Tensor& host, Device device);
+  /// Hands the calls of the pool's device to it. The other calls must be the host's, and neither
+  /// kind may use what the other writes, save by upload(). Nothing is added afterwards.
+  void lower(Ref<Pool> pool);
+
+  /// Runs everything once: in order on the calling thread, or, lowered, the host's calls and then
+  /// the device's. Tensors that it writes count as changed in place.
   void run();
   /// Reserves the random numbers of a run; run() does it itself.
   void reserve();
-  /// Runs one op, with the numbers reserved last.
+  /// Runs one op of a program that is not lowered, with the numbers reserved last.
   void run_op(size_t index);
+
   size_t size() const { return instructions_.size(); }
+  /// Bytes that go to the device with every run.
+  size_t control_bytes() const { return control_bytes_; }
+  /// What the device made of its calls; null for a program that is not lowered.
+  const DeviceProgram* on_device() const { return device_program_.get(); }
+  /// The op for which lower() failed; -1 if none is to blame.
+  int64_t failed_op() const { return failed_op_; }
+  /// Nodes of the device's graph by op: 0 for an op of the host. Empty if not lowered.
+  std::vector<size_t> nodes() const;
 
  private:
-  struct Instruction {
-    OpId id;
-    std::vector<Value> args;
-    std::vector<Tensor> outputs;
-    int rng = -1;  // the argument that is a PhiloxArgs
-    int64_t random_offset = 0;
-    Device device;
-  };
   struct Draw {
     Device device;
     uint64_t counters;
   };
+  /// A host tensor whose bytes go into the control block.
+  struct Upload {
+    Tensor host;
+    Tensor dense;  // a contiguous copy on the way, where `host` is not
+    size_t offset;
+    size_t nbytes;
+  };
+  struct Step {
+    bool is_upload;
+    size_t index;  // of instructions_, or of uploads_
+  };
+
+  void run_lowered();
+  void check_lowerable(const Instruction& instruction, Device device) const;
 
   std::vector<Instruction> instructions_;
   std::vector<Tensor> written_;  // one a storage that a run writes
   std::vector<Draw> draws_;
+  std::vector<Upload> uploads_;
+  std::vector<Step> steps_;  // in the order they were added; lowered, the host's
+  Ref<Storage> control_;
+  size_t control_bytes_ = 2 * sizeof(uint64_t);  // seed and offset come first
+  PhiloxArgs drawn_;                             // what the device's calls draw from
+  Device device_;
+  std::vector<size_t> on_device_;  // the instructions that the device took over
+  std::unique_ptr<DeviceProgram> device_program_;
+  int64_t failed_op_ = -1;
 };
 
 }  // namespace vt::graphs

@@ -84,8 +84,11 @@ int64_t Tape::relative_offset(const PhiloxArgs& rng, Device device) {
   auto draws = std::find_if(draws_.begin(), draws_.end(),
                             [&](const Draws& d) { return d.device == device; });
   if (draws == draws_.end()) {
-    const bool moved = device.is_cpu() && (rng.seed != start_.seed || rng.offset != start_.offset);
-    check(!moved, kReseeded);
+    const auto start = std::find_if(starts_.begin(), starts_.end(),
+                                    [&](const Start& s) { return s.device == device; });
+    check(start == starts_.end() ||
+              (rng.seed == start->numbers.seed && rng.offset == start->numbers.offset),
+          kReseeded);
     draws_.push_back({device, generator->seed(), rng.offset, rng.offset});
     draws = draws_.end() - 1;
   }
@@ -96,11 +99,30 @@ int64_t Tape::relative_offset(const PhiloxArgs& rng, Device device) {
   return static_cast<int64_t>(rng.offset - draws->first);
 }
 
-void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
+void Tape::check_devices(const OpCall& call) {
+  const auto seen = [&](const Tensor& tensor) {
+    if (!tensor.defined() || tensor.device().is_cpu()) return false;
+    if (!device_) device_ = tensor.device();
+    check(tensor.device() == *device_, op_name(call.id), " uses a tensor of ", tensor.sizes(),
+          " on ", tensor.device(), ", and this captured step began on ", *device_,
+          ": a step runs on one device");
+    return true;
+  };
+  bool reads = false, writes_host = false;
+  for_each_tensor(call.args, [&](const Tensor& tensor) { reads = seen(tensor) || reads; });
   for (const Tensor& out : call.outputs) {
-    check(!out.defined() || out.device().is_cpu(), op_name(call.id), " on ", out.device(),
-          " cannot be captured: captured steps run on the CPU");
+    if (out.defined() && !seen(out)) writes_host = true;
   }
+  if (!reads || !writes_host) return;
+  const Source* source = source_();
+  fail(op_name(call.id), " from ", *device_,
+       " to the CPU cannot be captured: the host would have to wait for the device in the middle of "
+       "the step. Return the tensor from the captured function and copy it outside",
+       source ? str(", at ", source->file, ":", source->line, " in ", source->function) : "");
+}
+
+void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
+  check_devices(call);
   if (recording_ == Recording::Running) {
     // Kernels that call ops themselves are one op on the tape.
     const Scoped<Consumer*> off(thread_state.consumer, nullptr);
@@ -178,7 +200,9 @@ void Tape::start() {
         "a recording is already active on this thread: captured steps do not nest");
   thread_state.consumer = this;
   set_storage_observer(this);
-  start_ = {default_generator(Device{})->seed(), default_generator(Device{})->offset()};
+  starts_.clear();
+  for (const Generator* generator : default_generators())
+    starts_.push_back({(*generator)->device(), (*generator)->state()});
   active_ = true;
 }
 

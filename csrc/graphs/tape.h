@@ -5,6 +5,7 @@
 // than running.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -100,8 +101,13 @@ class Tape final : public Consumer, public StorageObserver, public RefCounted {
     Device device;
     uint64_t seed, first, last;
   };
+  struct Start {  // where a device's numbers were
+    Device device;
+    PhiloxArgs numbers;
+  };
   enum class Origin : uint8_t { Blank, Host };
 
+  void check_devices(const OpCall& call);
   int storage_of(const Tensor& tensor, bool written);
   int slot_of(const Tensor& tensor, bool written);
   int64_t relative_offset(const PhiloxArgs& rng, Device device);
@@ -119,7 +125,8 @@ class Tape final : public Consumer, public StorageObserver, public RefCounted {
   std::vector<Tensor> leaves_;
   std::vector<int> open_;  // fresh storages that have their bytes
   std::vector<Draws> draws_;
-  PhiloxArgs start_;                                 // where the CPU's numbers were
+  std::vector<Start> starts_;
+  std::optional<Device> device_;  // of what is not on the CPU
   std::unordered_map<const Storage*, Origin> born_;  // while recording; addresses may repeat
 };
 

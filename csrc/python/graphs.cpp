@@ -1,12 +1,14 @@
 // vibetensor._C.graphs: the tape and the program of capture mode. Passes and plans are made in
 // Python (graphs/) from what the tape shows here.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
 #include <unordered_map>
 
+#include "graphs/lowering.h"
 #include "graphs/memory.h"
 #include "graphs/program.h"
 #include "graphs/tape.h"
@@ -128,6 +130,17 @@ struct PyTape {
 struct PyCall {
   Ref<Call> call;
 };
+struct PyPool {
+  Ref<graphs::Pool> pool;
+};
+
+/// All bytes of a storage, as a tensor.
+nb::object bytes_of(const Ref<Storage>& storage) {
+  auto impl = make_ref<TensorImpl>(storage, DType::UInt8, storage->device());
+  const Dims all{static_cast<int64_t>(storage->nbytes())}, dense{1};
+  impl->set_geometry(all, dense, 0);
+  return nb::steal(wrap(Tensor(std::move(impl))));
+}
 
 nb::tuple shown_slot(const Slot& slot) {
   return nb::make_tuple(slot.storage, slot.offset, dims(slot.sizes), dims(slot.strides),
@@ -206,6 +219,17 @@ void bind_graphs(nb::module_& m) {
              return out;
            })
       .def(
+          "constants",
+          [](const PyTape& self) {
+            nb::list out;
+            const auto& storages = self.tape->storages();
+            for (size_t i = 0; i < storages.size(); ++i) {
+              if (storages[i].host) out.append(i);
+            }
+            return out;
+          },
+          "Indices of the storages that the recorded function made from host data.")
+      .def(
           "firsts",
           [](const PyTape& self) {
             nb::list out;
@@ -234,6 +258,36 @@ void bind_graphs(nb::module_& m) {
       .def("tensor",
            [](const PyTape& self, int slot) { return nb::steal(wrap(self.tape->tensor(slot))); });
 
+  nb::class_<PyPool>(module, "Pool", "Device memory of captured steps.")
+      .def(
+          "__init__",
+          [](PyPool* self, const nb::object& device, const std::pair<uint64_t, uint64_t>& handle) {
+            const Device on = device_arg(device.ptr());
+            new (self) PyPool{
+                graphs::lowering_for(on.type).pool(on, {handle.first, handle.second})};
+          },
+          nb::arg("device"), nb::arg("handle") = std::pair<uint64_t, uint64_t>{0, 0},
+          "The pool of that name, or for (0, 0) a new one.")
+      .def_prop_ro("device",
+                   [](const PyPool& self) { return nb::steal(wrap_device(self.pool->device())); })
+      .def_prop_ro("handle",
+                   [](const PyPool& self) {
+                     const graphs::PoolHandle handle = self.pool->handle();
+                     return std::pair(handle.first, handle.second);
+                   })
+      .def(
+          "arena",
+          [](PyPool& self, size_t nbytes) {
+            Ref<Storage> arena;
+            {
+              const nb::gil_scoped_release release;
+              arena = self.pool->arena(nbytes);
+            }
+            return bytes_of(arena);
+          },
+          "Memory of at least so many bytes for the intermediates of a step, the same as before "
+          "where that is enough.");
+
   nb::class_<PyProgram>(module, "Program", "A captured step as a flat list of kernel calls.")
       .def(nb::init<>())
       .def("add",
@@ -245,6 +299,39 @@ void bind_graphs(nb::module_& m) {
            [](PyProgram& self, const nb::object& device, uint64_t counters) {
              self.program->draw(device_arg(device.ptr()), counters);
            })
+      .def(
+          "upload",
+          [](PyProgram& self, const nb::object& host, const nb::object& device) {
+            return nb::steal(
+                wrap(self.program->upload(one_tensor(host), device_arg(device.ptr()))));
+          },
+          "A tensor on the device that has, in each run, the values that a CPU tensor has there "
+          "between the ops added before and after.")
+      .def(
+          "lower",
+          [](PyProgram& self, const PyPool& pool) {
+            const nb::gil_scoped_release release;
+            self.program->lower(pool.pool);
+          },
+          "Hands the ops of the pool's device to it, as one graph.")
+      .def_prop_ro(
+          "on_device", [](const PyProgram& self) { return self.program->on_device() != nullptr; },
+          "Whether a device has taken over its ops.")
+      .def_prop_ro(
+          "failed_op", [](const PyProgram& self) { return self.program->failed_op(); },
+          "The op for which lower() failed; -1 if none is to blame.")
+      .def_prop_ro("control_bytes",
+                   [](const PyProgram& self) { return self.program->control_bytes(); })
+      .def(
+          "nodes", [](const PyProgram& self) { return self.program->nodes(); },
+          "How many nodes of the device's graph each op became; empty if there is none.")
+      .def(
+          "dump",
+          [](const PyProgram& self, const std::string& path) {
+            check(self.program->on_device() != nullptr, "this program has no device graph to write");
+            self.program->on_device()->dump(path);
+          },
+          "Writes the device's graph as a DOT file.")
       .def("run",
            [](PyProgram& self) {
              const nb::gil_scoped_release release;

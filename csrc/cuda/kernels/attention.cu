@@ -10,7 +10,8 @@ namespace vt::cuda {
 namespace {
 using namespace attention;
 
-__global__ void store_rng_state(int64_t* state, PhiloxArgs rng) {
+__global__ void store_rng_state(int64_t* state, PhiloxArgs args) {
+  const PhiloxArgs rng = counters_of(args);
   state[0] = static_cast<int64_t>(rng.seed);
   state[1] = static_cast<int64_t>(rng.offset);
 }
@@ -33,8 +34,9 @@ __global__ void __launch_bounds__(kThreads)
   const Shared<T, D> shared(memory);
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   if (rng_state && blockIdx.x == 0 && threadIdx.x == 0) {
-    rng_state[0] = static_cast<int64_t>(p.rng.seed);
-    rng_state[1] = static_cast<int64_t>(p.rng.offset);
+    const PhiloxArgs rng = counters_of(p.rng);
+    rng_state[0] = static_cast<int64_t>(rng.seed);
+    rng_state[1] = static_cast<int64_t>(rng.offset);
   }
   const int64_t column = static_cast<int64_t>(blockIdx.x % parts) * D;
   // The last queries see the most keys: they go first.
@@ -69,7 +71,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int j = 0; j < 4; ++j) {
         tile[i][j] = exp_of(tile[i][j] - shift);
         row += tile[i][j];
-        if (p.dropout > 0) tile[i][j] *= dropout_factor(p, p.rng, b, h, q, k0 + tx + 16 * j);
+        if (p.dropout > 0) tile[i][j] *= dropout_factor(p, counters_of(p.rng), b, h, q, k0 + tx + 16 * j);
         shared.scores[(ty * 4 + i) * kScoreRow + tx + 16 * j] = tile[i][j];
       }
       total[i] = total[i] * correction + across_row(row, Plus());

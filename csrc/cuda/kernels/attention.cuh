@@ -96,6 +96,12 @@ __device__ inline T masked_score(const Problem<S>& p, T dot, int64_t b, int64_t 
   return score;
 }
 
+/// The counters of a launch: in a device program those of the state in the device's memory.
+__device__ inline PhiloxArgs counters_of(const PhiloxArgs& rng) {
+  if (!rng.state) return rng;
+  return {rng.state[0], rng.state[1] + rng.offset};
+}
+
 /// What dropout multiplies element (b, h, q, k) by: element ((b·H + h)·L + q)·S + k of the op's
 /// counters decides.
 template <class S>

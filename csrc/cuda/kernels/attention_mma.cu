@@ -30,8 +30,9 @@ __global__ void __launch_bounds__(kMmaThreads)
       value{reinterpret_cast<S*>(memory + 2 * MmaTile<S, D>::kBytes)};
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   if (rng_state && blockIdx.x == 0 && threadIdx.x == 0) {
-    rng_state[0] = static_cast<int64_t>(p.rng.seed);
-    rng_state[1] = static_cast<int64_t>(p.rng.offset);
+    const PhiloxArgs rng = counters_of(p.rng);
+    rng_state[0] = static_cast<int64_t>(rng.seed);
+    rng_state[1] = static_cast<int64_t>(rng.offset);
   }
   // The last queries see the most keys: they go first.
   const int64_t q0 = (tiles - 1 - static_cast<int64_t>(blockIdx.x % tiles)) * kTile;
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(kMmaThreads)
         row[i / 2] += score[n][i];
         if (p.dropout > 0) {
           const int64_t q = mine + lane / 4 + i / 2 * 8, k = k0 + n * 8 + lane % 4 * 2 + i % 2;
-          score[n][i] *= dropout_factor(p, p.rng, b, h, q, k);
+          score[n][i] *= dropout_factor(p, counters_of(p.rng), b, h, q, k);
         }
       }
     }

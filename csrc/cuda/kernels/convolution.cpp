@@ -26,13 +26,6 @@ Tensor aligned(const Tensor& t, MemoryFormat format) {
   return out;
 }
 
-bool is_capturing(const Launch& launch) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check_cuda(cudaStreamIsCapturing(launch.stream(), &status),
-             "asking whether a stream is captured");
-  return status != cudaStreamCaptureStatusNone;
-}
-
 void run(const Launch& launch, const Plan& plan, cudnn::Handle handle,
          std::span<void* const> operands) {
   const Scratch workspace(static_cast<size_t>(plan.workspace), launch);
@@ -85,7 +78,7 @@ void convolve(ConvolutionProduct product, const Tensor& x, const Tensor& w, cons
   const auto place = [&](const Tensor& t) { return &t == &result ? t : aligned(t, format); };
   const Tensor a = place(x), b = place(w), d = place(y);
   void* const operands[] = {a.data(), b.data(), d.data()};
-  if (plans->size() > 1 && !is_capturing(launch)) [[unlikely]]
+  if (plans->size() > 1 && !is_captured({launch.stream(), launch.device()})) [[unlikely]]
     keep_fastest(launch, *plans, context.handle(), operands);
   run(launch, plans->front(), context.handle(), operands);
 }

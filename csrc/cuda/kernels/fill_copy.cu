@@ -91,6 +91,8 @@ void copy_on_device(const Tensor& self, const Tensor& src) {
 /// The two ends have the same sizes, dtype and row-major layout; one is in host memory.
 void copy_bytes(const Tensor& self, const Tensor& src, bool non_blocking) {
   const bool to_host = self.device().is_cpu();
+  check(!capturing(), "a copy between host and device of ", self.sizes(), " ", self.dtype(),
+        " would be repeated with the addresses of now, so it cannot be part of a captured step");
   const Launch launch(to_host ? src.device() : self.device());
   const auto bytes = static_cast<size_t>(self.numel() * self.itemsize());
   const Tensor& host = to_host ? self : src;
@@ -111,6 +113,8 @@ void copy_bytes(const Tensor& self, const Tensor& src, bool non_blocking) {
 }
 
 void copy_between_devices(const Tensor& self, const Tensor& src) {
+  check(!capturing(), "a captured step runs on one device: it cannot copy from ", src.device(),
+        " to ", self.device());
   // The copy runs on the source's stream, after the target's earlier work and before its later.
   enable_peer_access(self.device().index, src.device().index);
   const Stream from = current_stream(src.device().index), to = current_stream(self.device().index);

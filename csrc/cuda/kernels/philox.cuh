@@ -16,7 +16,8 @@ struct PhiloxState {
   const uint64_t* state = nullptr;
 
   PhiloxState() = default;
-  explicit PhiloxState(const PhiloxArgs& args) : seed(args.seed), offset(args.offset) {}
+  explicit PhiloxState(const PhiloxArgs& args)
+      : seed(args.seed), offset(args.offset), state(args.state) {}
 };
 
 /// The numbers of one op: seed and first counter, read once a thread.

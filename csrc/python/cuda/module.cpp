@@ -85,6 +85,8 @@ void bind_streams(nb::module_& m) {
   });
   m.def("stream_query",
         [](int device, uintptr_t handle) { return query(stream_of(device, handle)); });
+  m.def("stream_is_captured",
+        [](int device, uintptr_t handle) { return is_captured(stream_of(device, handle)); });
   m.def("stream_priority",
         [](int device, uintptr_t handle) { return priority(stream_of(device, handle)); });
   m.def("stream_synchronize",

@@ -150,6 +150,15 @@ def synchronize(device: Any = None) -> None:
     _backend.required().synchronize_device(_backend.device_index(device))
 
 
+def is_current_stream_capturing() -> bool:
+    """Whether work given to the current stream becomes part of a graph; False without a device."""
+    native = _backend.native()
+    if native is None or native.device_count() == 0:
+        return False
+    index = native.current_device()
+    return native.stream_is_captured(index, native.current_stream(index))
+
+
 def set_sync_debug_mode(debug_mode: int | str) -> None:
     """What happens when an op makes the host wait: "default" (0), "warn" (1) or "error" (2)."""
     modes = {"default": 0, "warn": 1, "error": 2}
@@ -248,4 +257,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     if name == "default_generators":
         return tuple(_generator(index) for index in range(device_count()))
+    if name == "capture":  # imported when asked for: it is built on this package
+        from vibetensor.graphs import capture
+
+        return capture
     raise AttributeError(f"module 'vibetensor.cuda' has no attribute '{name}'")

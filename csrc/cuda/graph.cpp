@@ -1,0 +1,252 @@
+#include "cuda/graph.h"
+
+#include <array>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "cuda/allocator.h"
+#include "cuda/allocator/retired.h"
+#include "cuda/allocator/staging_ring.h"
+#include "cuda/driver_device.h"
+#include "cuda/error.h"
+#include "cuda/graph_capture.h"
+#include "cuda/stream.h"
+#include "cuda/sync.h"
+#include "graphs/lowering.h"
+
+namespace vt::cuda {
+namespace {
+
+using graphs::DeviceProgram;
+using graphs::Instruction;
+using graphs::PoolHandle;
+
+/// The driver as events and rings see it; one a device, never destroyed.
+DeviceApi& driver_of(int device) {
+  static std::array<DeviceApi*, kMaxDevices> made{};
+  static std::array<std::once_flag, kMaxDevices> once;
+  std::call_once(once[static_cast<size_t>(device)],
+                 [device] { made[static_cast<size_t>(device)] = new DriverDevice(device); });
+  return *made[static_cast<size_t>(device)];
+}
+
+RetiredList& retired() {
+  static auto* list = new RetiredList;  // graphs may outlive static objects
+  return *list;
+}
+
+// --- pools
+
+/// A pool as all graphs that name it share it: one of them runs at a time.
+struct SharedPool {
+  SharedPool(int device, MempoolId id) : allocator(device_allocator(device)), id(id) {
+    allocator.hold_pool(id);
+  }
+  ~SharedPool() {
+    arena.reset();
+    allocator.release_pool(id);
+  }
+  SharedPool(const SharedPool&) = delete;
+  SharedPool& operator=(const SharedPool&) = delete;
+
+  CachingAllocator& allocator;
+  const MempoolId id;
+  std::mutex mutex;  // guards what follows
+  Ref<Storage> arena;
+  std::shared_ptr<DeviceEvent> last_run;
+  StreamHandle last_stream = nullptr;
+};
+
+std::shared_ptr<SharedPool> shared_pool(int device, MempoolId id) {
+  static std::mutex mutex;
+  static auto* known = new std::map<std::pair<int, MempoolId>, std::weak_ptr<SharedPool>>;
+  const std::lock_guard lock(mutex);
+  std::weak_ptr<SharedPool>& found = (*known)[{device, id}];
+  std::shared_ptr<SharedPool> pool = found.lock();
+  if (!pool) found = pool = std::make_shared<SharedPool>(device, id);
+  return pool;
+}
+
+// From this size on memory of the recording, which the allocator still has, would double the peak.
+constexpr size_t kLargeArena = size_t{64} << 20;
+
+class GraphPool final : public graphs::Pool {
+ public:
+  GraphPool(Device device, std::shared_ptr<SharedPool> shared)
+      : Pool(device), shared_(std::move(shared)) {}
+
+  PoolHandle handle() const override { return {shared_->id.first, shared_->id.second}; }
+  Allocation allocate(size_t nbytes) override {
+    const int device = this->device().index;
+    CachingAllocator& allocator = shared_->allocator;
+    if (nbytes >= kLargeArena) allocator.empty_cache();
+    allocator.begin_allocate_to_pool(shared_->id, AllocationRoute::this_thread());
+    struct End {
+      SharedPool& pool;
+      ~End() { pool.allocator.end_allocate_to_pool(pool.id); }
+    } const end{*shared_};
+    return allocator.allocate(nbytes, current_stream(device).handle);
+  }
+  Ref<Storage> arena(size_t nbytes) override {
+    const std::lock_guard lock(shared_->mutex);
+    Ref<Storage>& arena = shared_->arena;
+    if (!arena || arena->nbytes() < nbytes) {
+      arena.reset();  // free for the new one, unless a graph still uses it
+      arena = make_ref<Storage>(allocate(nbytes), device());
+    }
+    return arena;
+  }
+  SharedPool& shared() const { return *shared_; }
+
+ private:
+  std::shared_ptr<SharedPool> shared_;
+};
+
+// --- the program
+
+/// A graph and all that it uses.
+struct Captured {
+  int device = 0;
+  CapturedGraph graph;
+  std::vector<Instruction> calls;  // holds the tensors
+  Ref<Storage> control;
+  Ref<graphs::Pool> pool;
+  std::unique_ptr<StagingRing> ring;
+  std::vector<std::pair<const Storage*, const void*>> addresses;
+
+  SharedPool& shared() const { return static_cast<GraphPool&>(*pool).shared(); }
+};
+
+void add_address(std::map<const Storage*, const void*>& found, const Tensor& tensor) {
+  if (tensor.defined() && !tensor.device().is_cpu())
+    found.emplace(tensor.storage().get(), tensor.storage()->data());
+}
+
+std::vector<std::pair<const Storage*, const void*>> addresses_of(
+    const std::vector<Instruction>& calls) {
+  std::map<const Storage*, const void*> found;
+  for (const Instruction& call : calls) {
+    for (const Value& value : call.args) {
+      if (const auto* tensor = std::get_if<Tensor>(&value)) {
+        add_address(found, *tensor);
+      } else if (const auto* list = std::get_if<std::vector<Tensor>>(&value)) {
+        for (const Tensor& item : *list) add_address(found, item);
+      }
+    }
+    for (const Tensor& out : call.outputs) add_address(found, out);
+  }
+  return {found.begin(), found.end()};
+}
+
+class GraphProgram final : public DeviceProgram {
+ public:
+  explicit GraphProgram(std::shared_ptr<Captured> captured) : captured_(std::move(captured)) {}
+  ~GraphProgram() override {
+    try {
+      retired().add(captured_->ring->last(), captured_);
+    } catch (const Error&) {
+      // The process is exiting, and the driver is gone.
+    }
+  }
+
+  std::byte* control() override { return slot_ = captured_->ring->current(); }
+  void launch() override;
+  std::vector<size_t> nodes() const override { return captured_->graph.nodes; }
+  void dump(const std::string& path) const override {
+    check_cuda(cudaGraphDebugDotPrint(captured_->graph.graph, path.c_str(),
+                                      cudaGraphDebugDotFlagsVerbose),
+               str("writing a graph to ", path));
+  }
+
+ private:
+  std::shared_ptr<Captured> captured_;
+  std::byte* slot_ = nullptr;  // of the run to come
+};
+
+void GraphProgram::launch() {
+  Captured& c = *captured_;
+  check(slot_ != nullptr, "launch() comes after control()");
+  for (const auto& [storage, data] : c.addresses) {
+    check(storage->data() == data,
+          "memory that a captured step is bound to has moved (a tensor was resized or its .data "
+          "set); capture the step again");
+  }
+  const Stream stream = current_stream(c.device);
+  check(!is_captured(stream),
+        "a captured step cannot be replayed on a stream that is being captured");
+  const DeviceGuard guard(c.device);
+  retired().collect();
+  SharedPool& pool = c.shared();
+  const std::lock_guard lock(pool.mutex);
+  // Runs that share memory, be it of one graph or of several, do not overlap.
+  if (pool.last_run && pool.last_stream != stream.handle) pool.last_run->order(stream.handle);
+  check_cuda(cudaMemcpyAsync(c.control->data(), slot_, c.control->nbytes(),
+                             cudaMemcpyHostToDevice, stream.handle),
+             "uploading the control block of a captured step");
+  const cudaError_t launched = cudaGraphLaunch(c.graph.executable, stream.handle);
+  slot_ = nullptr;
+  c.ring->sent(stream.handle);
+  pool.last_run = c.ring->last();
+  pool.last_stream = stream.handle;
+  check_cuda(launched, "launching a captured step");
+  if (launch_blocking) [[unlikely]]
+    synchronize(stream);
+}
+
+// --- the lowering
+
+/// The stream on which a device's graphs are captured. One, so that graphs of one pool find each
+/// other's memory there.
+struct CaptureStream {
+  std::mutex mutex;  // held while a graph is captured
+  Stream stream;
+};
+CaptureStream& capture_stream(int device) {
+  static auto* all = new std::array<CaptureStream, kMaxDevices>;
+  return (*all)[static_cast<size_t>(device)];
+}
+
+class CudaLowering final : public graphs::Lowering {
+ public:
+  Ref<graphs::Pool> pool(Device device, PoolHandle wanted) override {
+    const MempoolId id = wanted == PoolHandle{} ? new_mempool_id(false)
+                                                : MempoolId{wanted.first, wanted.second};
+    return make_ref<GraphPool>(device, shared_pool(device.index, id));
+  }
+
+  std::unique_ptr<DeviceProgram> lower(std::vector<Instruction> calls, Ref<Storage> control,
+                                       Ref<graphs::Pool> pool) override {
+    retired().collect();
+    auto captured = std::make_shared<Captured>();
+    Captured& c = *captured;
+    c.device = pool->device().index;
+    c.calls = std::move(calls);
+    c.control = std::move(control);
+    c.pool = std::move(pool);
+    const DeviceGuard guard(c.device);
+    const Stream caller = current_stream(c.device);
+    check(!is_captured(caller), "a step cannot be captured on a stream that is being captured");
+    c.addresses = addresses_of(c.calls);
+    c.ring = std::make_unique<StagingRing>(driver_of(c.device), pinned_allocator(),
+                                           c.control->nbytes());
+    {
+      CaptureStream& own = capture_stream(c.device);
+      const std::lock_guard lock(own.mutex);
+      c.graph.capture(own.stream, c.device, c.calls, c.shared().allocator, c.shared().id);
+    }
+    c.graph.instantiate(caller);
+    return std::make_unique<GraphProgram>(std::move(captured));
+  }
+};
+
+}  // namespace
+
+void install_lowering() {
+  static auto* lowering = new CudaLowering;
+  graphs::set_lowering(DeviceType::CUDA, lowering);
+}
+
+size_t collect_graphs() { return retired().collect(); }
+
+}  // namespace vt::cuda

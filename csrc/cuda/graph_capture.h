@@ -1,0 +1,33 @@
+// Stream capture of a program's kernel calls, and the graph that comes of it.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <vector>
+
+#include "cuda/allocator/caching_allocator.h"
+#include "cuda/stream.h"
+#include "graphs/lowering.h"
+
+namespace vt::cuda {
+
+struct CapturedGraph {
+  CapturedGraph() = default;
+  ~CapturedGraph();
+  CapturedGraph(const CapturedGraph&) = delete;
+  CapturedGraph& operator=(const CapturedGraph&) = delete;
+
+  /// Captures the calls on `stream`, which is made if it is not there. What they allocate comes
+  /// from `pool`. Throws graphs::CallError where a call cannot be captured; streams and pool are
+  /// then as before.
+  void capture(Stream& stream, int device, const std::vector<graphs::Instruction>& calls,
+               CachingAllocator& allocator, MempoolId pool);
+  /// Makes the graph ready to run, and brings it to the device on `stream`.
+  void instantiate(Stream stream);
+
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  std::vector<size_t> nodes;  // that each call became
+};
+
+}  // namespace vt::cuda

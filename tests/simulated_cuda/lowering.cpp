@@ -1,0 +1,131 @@
+// A graph as the hardware has it: the calls with the addresses and the numbers of the host that
+// they had when they were taken over. What changes afterwards is seen only if it is in the control
+// block.
+#include "lowering.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include "graphs/lowering.h"
+
+namespace vt::simulated {
+namespace {
+
+using graphs::DeviceProgram;
+using graphs::Instruction;
+using graphs::Pool;
+using graphs::PoolHandle;
+
+class HostPool final : public Pool {
+ public:
+  HostPool(Device device, PoolHandle handle) : Pool(device), handle_(handle) {}
+  PoolHandle handle() const override { return handle_; }
+  Allocation allocate(size_t nbytes) override {
+    return allocator_for(DeviceType::CUDA).allocate(nbytes, device());
+  }
+  Ref<Storage> arena(size_t nbytes) override {
+    if (!arena_ || arena_->nbytes() < nbytes)
+      arena_ = make_ref<Storage>(allocate(nbytes), device());
+    return arena_;
+  }
+
+ private:
+  PoolHandle handle_;
+  Ref<Storage> arena_;
+};
+
+template <class F>
+void for_each_tensor(Instruction& call, const F& f) {
+  for (Value& value : call.args) {
+    if (auto* tensor = std::get_if<Tensor>(&value)) {
+      f(*tensor);
+    } else if (auto* list = std::get_if<std::vector<Tensor>>(&value)) {
+      for (Tensor& item : *list) f(item);
+    }
+  }
+  for (Tensor& out : call.outputs) f(out);
+}
+
+class Graph final : public DeviceProgram {
+ public:
+  Graph(std::vector<Instruction> calls, Ref<Storage> control, Ref<Pool> pool)
+      : calls_(std::move(calls)), control_(std::move(control)), pool_(std::move(pool)) {
+    for (auto& slot : slots_) slot.resize(control_->nbytes());
+    for (Instruction& call : calls_) {
+      for_each_tensor(call, [&](Tensor& tensor) {
+        if (!tensor.defined()) return;
+        if (tensor.device().is_cpu()) {
+          check(tensor.dim() == 0, op_name(call.id), ": a tensor of the host in a graph");
+          Tensor number = empty({}, tensor.dtype());
+          std::memcpy(number.data(), tensor.data(), static_cast<size_t>(tensor.itemsize()));
+          number.impl()->wrapped_number = tensor.impl()->wrapped_number;
+          tensor = number;
+        } else {
+          addresses_.emplace_back(tensor.storage().get(), tensor.storage()->data());
+        }
+      });
+    }
+  }
+
+  std::byte* control() override { return slots_[turn_].data(); }
+  void launch() override {
+    for (const auto& [storage, data] : addresses_)
+      check(storage->data() == data, "memory of a captured step has moved");
+    std::vector<std::byte>& slot = slots_[turn_];
+    std::memcpy(control_->data(), slot.data(), slot.size());
+    std::memset(slot.data(), 0xCD, slot.size());
+    turn_ = 1 - turn_;
+    for (const Instruction& call : calls_) {
+      if (call.rng < 0) {
+        execute_kernel(call.id, call.args, call.outputs);
+        continue;
+      }
+      std::vector<Value> args = call.args;
+      PhiloxArgs& random = std::get<PhiloxArgs>(args[static_cast<size_t>(call.rng)]);
+      check(random.state == control_->data(), "random numbers that are not the control block's");
+      random = {random.state[0], random.state[1] + random.offset};
+      execute_kernel(call.id, args, call.outputs);
+    }
+  }
+  std::vector<size_t> nodes() const override { return std::vector<size_t>(calls_.size(), 1); }
+  void dump(const std::string&) const override { fail("the simulated device has no DOT files"); }
+
+ private:
+  std::vector<Instruction> calls_;
+  Ref<Storage> control_;
+  Ref<Pool> pool_;
+  std::array<std::vector<std::byte>, 2> slots_;
+  size_t turn_ = 0;
+  std::vector<std::pair<const Storage*, const void*>> addresses_;
+};
+
+class HostLowering final : public graphs::Lowering {
+ public:
+  Ref<Pool> pool(Device device, PoolHandle wanted) override {
+    static std::mutex mutex;
+    static std::map<uint64_t, Ref<Pool>> shared;
+    static uint64_t last = 0;
+    const std::lock_guard lock(mutex);
+    if (wanted == PoolHandle{}) return make_ref<HostPool>(device, PoolHandle{0, ++last});
+    Ref<Pool>& found = shared[wanted.second];
+    if (!found) found = make_ref<HostPool>(device, wanted);
+    return found;
+  }
+  std::unique_ptr<DeviceProgram> lower(std::vector<Instruction> calls, Ref<Storage> control,
+                                       Ref<Pool> pool) override {
+    return std::make_unique<Graph>(std::move(calls), std::move(control), std::move(pool));
+  }
+};
+
+}  // namespace
+
+void install_lowering() {
+  static HostLowering lowering;
+  graphs::set_lowering(DeviceType::CUDA, &lowering);
+}
+
+}  // namespace vt::simulated
