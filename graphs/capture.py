@@ -211,7 +211,7 @@ class CapturedStep:
                 else:
                     parts.append((tuple(leaf.shape), leaf.stride(), leaf.dtype, str(leaf.device)))
             elif _is_array(leaf):
-                parts.append((leaf.shape, leaf.dtype.str))
+                parts.append((leaf.shape, leaf.dtype.str, str(vt.get_default_device())))
             elif isinstance(leaf, float):
                 parts.append((float, leaf.hex()))  # 0.0 and -0.0 are equal, and not the same
             elif type(leaf).__hash__ is object.__hash__ and not _is_fixed(leaf):
@@ -274,7 +274,7 @@ class CapturedStep:
     def _plain_call(self, leaves: list[Any], staged: list[Any], spec: Any) -> Any:
         """Calls the function. Results come without history (a graph that lives on would hold all
         that was saved for backward), those that are inputs or gradients in memory of their own."""
-        inputs = [x if place is None else place for x, place in zip(leaves, staged)]
+        inputs = [x if place is None else _given(x, place) for x, place in zip(leaves, staged)]
         args, kwargs = _unflatten(spec, inputs)
         results, structure = _flatten(self._function(*args, **kwargs))
         places = (*staged, *(leaf.grad for leaf in self._leaves.values()))
@@ -648,6 +648,11 @@ def _stage(leaves: list[Any]) -> list[Any]:
                 )
             staged.append(copy)
     return staged
+
+
+def _given(value: Any, place: Any) -> Any:
+    """What the function gets for an argument: an array comes on the default device."""
+    return place.to(vt.get_default_device()) if _is_array(value) else place
 
 
 def _plain(value: Any, taken: set[int]) -> Any:

@@ -32,24 +32,30 @@ def lower(
     recording: Recording,
     adopted: dict[Buffer, Any],
     *,
-    arena: bool = True,
-    live: Iterable[Buffer | None] = (),
+    live: Iterable[Buffer | None] | None = None,
     pool_of: Callable[[str], Any] | None = None,
+    arena: bool = True,
+    one_by_one: bool = False,
 ) -> Lowered:
     """Plans the tape's memory and binds its ops to it.
 
-    adopted: outputs that stay in the memory they were recorded in, with a tensor on it. arena:
-    False gives every scratch buffer memory of its own. live: buffers that the host writes before
-    each run. pool_of: the pool of a device; with it the ops of an accelerator become one graph of
-    that device, else they run one by one.
+    adopted: outputs that stay in the memory they were recorded in, with a tensor on it. live:
+    buffers of host memory that are written before each run, such as learning rates; needed where
+    the ops of an accelerator become a graph. pool_of: gives that graph's pool by device; without it
+    the graph has a pool of its own. arena: False gives every scratch buffer memory of its own.
+    one_by_one: ops of an accelerator run by themselves, as those of the CPU do.
 
     Raises RuntimeError for an op that the device's graph cannot have; the op is named.
     """
     memory: dict[Buffer, Any] = dict(adopted)
     plans: dict[str, Plan] = {}
     arenas: dict[str, Any] = {}
-    accelerator = _accelerator(tape) if pool_of is not None else None
-    pool = pool_of(accelerator) if pool_of is not None and accelerator is not None else None
+    accelerator = None if one_by_one else _accelerator(tape)
+    pool = None
+    if accelerator is not None:
+        if live is None:
+            raise TypeError("lower() must be told which host buffers change: live=")
+        pool = pool_of(accelerator) if pool_of else _C.graphs.Pool(accelerator)
     for device in sorted({b.device for b in tape.buffers if arena and b.role == "scratch"}):
         plans[device] = plan(tape, device)
         nbytes = plans[device].nbytes
@@ -74,7 +80,7 @@ def lower(
         )
 
     program = _C.graphs.Program()
-    staged = _HostInputs(program, recording, live, accelerator, tensor)
+    staged = _HostInputs(program, recording, live or (), accelerator, tensor)
     outputs = []
     for op in tape.ops:
         if not op.is_view:

@@ -145,13 +145,13 @@ def first_difference(recording: Recording, optimized: Tape, snapshot: Snapshot) 
     """
     expected: dict[int, list[Any]] = {}
     snapshot.restore()
-    plain = lower(recording.tape, recording, {}, arena=False)
+    plain = lower(recording.tape, recording, {}, arena=False, one_by_one=True)
     plain.program.reserve()
     for index, op in enumerate(_running(recording.tape)):
         plain.program.run_op(index)
         expected[id(op.call)] = [t.clone() for t in plain.outputs[index] if t is not None]
     snapshot.restore()
-    packed = lower(optimized, recording, {})
+    packed = lower(optimized, recording, {}, one_by_one=True)
     packed.program.reserve()
     for index, op in enumerate(_running(optimized)):
         packed.program.run_op(index)

@@ -25,6 +25,13 @@ NOT_ON_DEVICE: dict[str, str] = {
     "core/test_errors.py::test_message[<lambda>-RuntimeError-ZeroDivisionError]": _ZERO,
     "core/test_limits.py::test_absurd_request[<lambda>-IndexError-out of bounds1]": _INDEX,
     "data/test_workers.py::*": _FORK,
+    "graphs/test_capture.py::test_host_reads_are_refused_with_their_line[numpy-<lambda>]": (
+        "the tests' numpy() copies through the CPU, and is the line that is named"
+    ),
+    "graphs/test_capture_edges.py::test_arrays_of_results_stay": _SHARED,
+    "graphs/test_capture_edges.py::test_host_data_changed_in_place_is_refused": (
+        "host data is copied to the device anew in each run, so it may be changed there"
+    ),
     "nn/test_module_against_torch.py::test_errors[a tensor for a parameter]": _TYPE_NAME,
     "optim/test_optimizers.py::test_errors_are_torchs[1]": _TYPE_NAME,
     "ops/test_indexing.py::test_out_of_bounds_is_an_index_error*": _INDEX,

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #include "core/device_backend.h"
 #include "core/storage.h"
@@ -54,9 +55,48 @@ Tensor on_cpu(const Tensor& t) {
   return Tensor(std::move(impl));
 }
 
-void copy(const Tensor& self, const Tensor& source, bool) {
-  kernels_for(DeviceType::CPU).copy_(on_cpu(self), on_cpu(source), false);
+const Tensor& on_cpu_if(const Tensor& t, Tensor& moved) {
+  return t.defined() && !t.device().is_cpu() ? moved = on_cpu(t) : t;
 }
+/// What stands for an argument of a CPU kernel.
+template <class T>
+struct Argument {
+  T value;
+  operator T() const { return value; }  // NOLINT: implicit on purpose
+};
+template <>
+struct Argument<const Tensor&> {
+  explicit Argument(const Tensor& t) : value(on_cpu_if(t, moved)) {}
+  operator const Tensor&() const { return value; }  // NOLINT
+  Tensor moved;
+  const Tensor& value;
+};
+
+template <>
+struct Argument<TensorSpan> {
+  explicit Argument(TensorSpan list) {
+    for (const Tensor& t : list) {
+      Tensor place;
+      moved.push_back(on_cpu_if(t, place));
+    }
+  }
+  operator TensorSpan() const { return moved; }  // NOLINT
+  std::vector<Tensor> moved;
+};
+
+/// A CPU kernel that takes whole tensors may mix them with new ones of the CPU: it gets them as
+/// tensors of the CPU.
+template <auto Member>
+struct OnCpu;
+template <class... Args, void (*KernelTable::*Member)(Args...)>
+struct OnCpu<Member> {
+  static inline void (*original)(Args...) = nullptr;
+  static void call(Args... args) { original(Argument<Args>{args}...); }
+  static void install(KernelTable& table) {
+    original = table.*Member;
+    table.*Member = call;
+  }
+};
 
 const bool installed = [] {
   static Backend backend;
@@ -65,7 +105,9 @@ const bool installed = [] {
   set_allocator(DeviceType::CUDA, &allocator);
   KernelTable& kernels = kernels_for(DeviceType::CUDA);
   kernels = kernels_for(DeviceType::CPU);
-  kernels.copy_ = copy;
+#define KERNEL(name) OnCpu<&KernelTable::name>::install(kernels);
+#include "kernels.inc"
+#undef KERNEL
   install_lowering();
   return true;
 }();
