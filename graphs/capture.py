@@ -372,6 +372,8 @@ class CapturedStep:
     # --- replaying
 
     def _replay(self, variant: Variant, leaves: list[Any]) -> Any:
+        if variant.lowered.device is not None:
+            variant.lowered.program.join()
         self._enter(variant, leaves)
         for act in variant.session.host:
             act()

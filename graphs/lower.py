@@ -18,10 +18,12 @@ class Lowered:
     """A program and the memory it works on.
 
     memory: a tensor on the storage of each buffer outside the arena (state and outputs). plans: the
-    arena's layout by device. outputs: of each op of the program.
+    arena's layout by device. outputs: of each op of the program. device: the one whose graph the
+    program's ops are in; None if they run one by one.
     """
 
     program: Any
+    device: str | None
     outputs: list[list[Any]]
     memory: dict[Buffer, Any]
     plans: dict[str, Plan]
@@ -90,7 +92,7 @@ def lower(
         program.draw(device, counters)
     if pool is not None:
         _hand_over(program, pool, tape)
-    return Lowered(program, outputs, memory, plans)
+    return Lowered(program, accelerator, outputs, memory, plans)
 
 
 def _hand_over(program: Any, pool: Any, tape: Tape) -> None:

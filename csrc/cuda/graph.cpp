@@ -50,6 +50,11 @@ struct SharedPool {
   SharedPool(const SharedPool&) = delete;
   SharedPool& operator=(const SharedPool&) = delete;
 
+  /// Makes `stream` wait for the last run if that was on another one.
+  void order(StreamHandle stream) const {
+    if (last_run && last_stream != stream) last_run->order(stream);
+  }
+
   CachingAllocator& allocator;
   const MempoolId id;
   std::mutex mutex;  // guards what follows
@@ -150,7 +155,16 @@ class GraphProgram final : public DeviceProgram {
     }
   }
 
-  std::byte* control() override { return slot_ = captured_->ring->current(); }
+  void join() override {
+    const Stream stream = current_stream(captured_->device);
+    SharedPool& pool = captured_->shared();
+    const std::lock_guard lock(pool.mutex);
+    pool.order(stream.handle);
+  }
+  std::byte* control() override {
+    check_runnable();
+    return slot_ = captured_->ring->current();
+  }
   void launch() override;
   std::vector<size_t> nodes() const override { return captured_->graph.nodes; }
   void dump(const std::string& path) const override {
@@ -160,27 +174,32 @@ class GraphProgram final : public DeviceProgram {
   }
 
  private:
+  void check_runnable() const;
+
   std::shared_ptr<Captured> captured_;
   std::byte* slot_ = nullptr;  // of the run to come
 };
 
-void GraphProgram::launch() {
-  Captured& c = *captured_;
-  check(slot_ != nullptr, "launch() comes after control()");
-  for (const auto& [storage, data] : c.addresses) {
+void GraphProgram::check_runnable() const {
+  for (const auto& [storage, data] : captured_->addresses) {
     check(storage->data() == data,
           "memory that a captured step is bound to has moved (a tensor was resized or its .data "
           "set); capture the step again");
   }
-  const Stream stream = current_stream(c.device);
-  check(!is_captured(stream),
+  check(!is_captured(current_stream(captured_->device)),
         "a captured step cannot be replayed on a stream that is being captured");
+}
+
+void GraphProgram::launch() {
+  Captured& c = *captured_;
+  check(slot_ != nullptr, "launch() comes after control()");
+  const Stream stream = current_stream(c.device);
   const DeviceGuard guard(c.device);
   retired().collect();
   SharedPool& pool = c.shared();
   const std::lock_guard lock(pool.mutex);
   // Runs that share memory, be it of one graph or of several, do not overlap.
-  if (pool.last_run && pool.last_stream != stream.handle) pool.last_run->order(stream.handle);
+  pool.order(stream.handle);
   check_cuda(cudaMemcpyAsync(c.control->data(), slot_, c.control->nbytes(),
                              cudaMemcpyHostToDevice, stream.handle),
              "uploading the control block of a captured step");

@@ -49,11 +49,14 @@ class Pool : public RefCounted {
 class DeviceProgram {
  public:
   virtual ~DeviceProgram() = default;
-  /// Host memory for what the next run is told, as large as the control block. May wait for an
-  /// earlier run; the same until launch().
+  /// What the calling thread's current stream is given from now on comes after earlier runs, on
+  /// whatever stream, of all programs that share the memory.
+  virtual void join() = 0;
+  /// Host memory for what the next run is told, as large as the control block; the same until
+  /// launch(). May wait for an earlier run. Throws if a run is impossible, as when memory that the
+  /// calls are bound to has moved.
   virtual std::byte* control() = 0;
-  /// Brings the control block to the device and starts a run on the calling thread's current
-  /// stream. Throws if memory that the calls are bound to has moved.
+  /// Brings the control block to the device and starts a run on the current stream.
   virtual void launch() = 0;
   /// How many nodes of the device's graph each call became.
   virtual std::vector<size_t> nodes() const = 0;

@@ -148,7 +148,7 @@ void Program::run() {
 }
 
 void Program::run_lowered() {
-  // The memory first: waiting for it must not come between what the host's calls change.
+  // First, as it may throw: nothing has been changed yet.
   std::byte* control = device_program_->control();
   reserve();
   const uint64_t random[] = {drawn_.seed, drawn_.offset};

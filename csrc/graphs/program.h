@@ -26,6 +26,11 @@ class Program final : public RefCounted {
   /// Runs everything once: in order on the calling thread, or, lowered, the host's calls and then
   /// the device's. Tensors that it writes count as changed in place.
   void run();
+  /// Call before writing what a run reads: on a device the current stream then waits for earlier
+  /// runs on other streams.
+  void join() {
+    if (device_program_) device_program_->join();
+  }
   /// Reserves the random numbers of a run; run() does it itself.
   void reserve();
   /// Runs one op of a program that is not lowered, with the numbers reserved last.

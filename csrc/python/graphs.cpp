@@ -337,6 +337,9 @@ void bind_graphs(nb::module_& m) {
              const nb::gil_scoped_release release;
              self.program->run();
            })
+      .def(
+          "join", [](PyProgram& self) { self.program->join(); },
+          "Call before writing what a run reads: the current stream waits for earlier runs.")
       .def("reserve", [](PyProgram& self) { self.program->reserve(); })
       .def("run_op", [](PyProgram& self, size_t index) { self.program->run_op(index); })
       .def("__len__", [](const PyProgram& self) { return self.program->size(); });

@@ -50,12 +50,17 @@ void for_each_tensor(Instruction& call, const F& f) {
   for (Tensor& out : call.outputs) f(out);
 }
 
+std::atomic<int> refused{-1};  // the call that is not taken over
+
 class Graph final : public DeviceProgram {
  public:
   Graph(std::vector<Instruction> calls, Ref<Storage> control, Ref<Pool> pool)
       : calls_(std::move(calls)), control_(std::move(control)), pool_(std::move(pool)) {
     for (auto& slot : slots_) slot.resize(control_->nbytes());
-    for (Instruction& call : calls_) {
+    for (size_t i = 0; i < calls_.size(); ++i) {
+      Instruction& call = calls_[i];
+      if (static_cast<int>(i) == refused)
+        throw graphs::CallError(ErrorKind::Runtime, "simulated refusal", i);
       for_each_tensor(call, [&](Tensor& tensor) {
         if (!tensor.defined()) return;
         if (tensor.device().is_cpu()) {
@@ -71,10 +76,13 @@ class Graph final : public DeviceProgram {
     }
   }
 
-  std::byte* control() override { return slots_[turn_].data(); }
-  void launch() override {
+  void join() override {}
+  std::byte* control() override {
     for (const auto& [storage, data] : addresses_)
       check(storage->data() == data, "memory of a captured step has moved");
+    return slots_[turn_].data();
+  }
+  void launch() override {
     std::vector<std::byte>& slot = slots_[turn_];
     std::memcpy(control_->data(), slot.data(), slot.size());
     std::memset(slot.data(), 0xCD, slot.size());
@@ -122,6 +130,9 @@ class HostLowering final : public graphs::Lowering {
 };
 
 }  // namespace
+
+/// For tests: the call of that number is refused from now on; -1 for none.
+extern "C" void vt_simulated_refuse(int call) { refused = call; }
 
 void install_lowering() {
   static HostLowering lowering;

@@ -1,0 +1,33 @@
+"""Captures on a CUDA device, without one: the suite runs once more on the simulated device."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SUITES = ["test_device_steps.py", "test_capture.py"]
+
+
+@pytest.mark.skipif(
+    os.environ.get("VT_TEST_DEVICE", "cpu") != "cpu", reason="these run on a device already"
+)
+@pytest.mark.skipif(
+    not list(ROOT.glob("build/*/tests/libvt_simulated_cuda.so"))
+    or not (ROOT / "vibetensor" / "_C.abi3.so").exists(),
+    reason="the simulated device is part of development builds",
+)
+def test_captures_on_the_simulated_device() -> None:
+    files = [str(Path(__file__).with_name(name)) for name in SUITES]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--device", "simulated", "-p", "no:cacheprovider",
+         *files],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
