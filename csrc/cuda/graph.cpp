@@ -168,9 +168,9 @@ class GraphProgram final : public DeviceProgram {
   void launch() override;
   std::vector<size_t> nodes() const override { return captured_->graph.nodes; }
   void dump(const std::string& path) const override {
-    check_cuda(cudaGraphDebugDotPrint(captured_->graph.graph, path.c_str(),
-                                      cudaGraphDebugDotFlagsVerbose),
-               str("writing a graph to ", path));
+    check_cuda(
+        cudaGraphDebugDotPrint(captured_->graph.graph, path.c_str(), cudaGraphDebugDotFlagsVerbose),
+        str("writing a graph to ", path));
   }
 
  private:
@@ -200,8 +200,8 @@ void GraphProgram::launch() {
   const std::lock_guard lock(pool.mutex);
   // Runs that share memory, be it of one graph or of several, do not overlap.
   pool.order(stream.handle);
-  check_cuda(cudaMemcpyAsync(c.control->data(), slot_, c.control->nbytes(),
-                             cudaMemcpyHostToDevice, stream.handle),
+  check_cuda(cudaMemcpyAsync(c.control->data(), slot_, c.control->nbytes(), cudaMemcpyHostToDevice,
+                             stream.handle),
              "uploading the control block of a captured step");
   const cudaError_t launched = cudaGraphLaunch(c.graph.executable, stream.handle);
   slot_ = nullptr;
@@ -229,8 +229,8 @@ CaptureStream& capture_stream(int device) {
 class CudaLowering final : public graphs::Lowering {
  public:
   Ref<graphs::Pool> pool(Device device, PoolHandle wanted) override {
-    const MempoolId id = wanted == PoolHandle{} ? new_mempool_id(false)
-                                                : MempoolId{wanted.first, wanted.second};
+    const MempoolId id =
+        wanted == PoolHandle{} ? new_mempool_id(false) : MempoolId{wanted.first, wanted.second};
     return make_ref<GraphPool>(device, shared_pool(device.index, id));
   }
 
@@ -247,8 +247,8 @@ class CudaLowering final : public graphs::Lowering {
     const Stream caller = current_stream(c.device);
     check(!is_captured(caller), "a step cannot be captured on a stream that is being captured");
     c.addresses = addresses_of(c.calls);
-    c.ring = std::make_unique<StagingRing>(driver_of(c.device), pinned_allocator(),
-                                           c.control->nbytes());
+    c.ring =
+        std::make_unique<StagingRing>(driver_of(c.device), pinned_allocator(), c.control->nbytes());
     {
       CaptureStream& own = capture_stream(c.device);
       const std::lock_guard lock(own.mutex);

@@ -21,7 +21,7 @@ struct Stream {
 namespace detail {
 extern thread_local constinit cudaStream_t current_streams[kMaxDevices];
 extern thread_local constinit bool capturing;
-}
+}  // namespace detail
 inline Stream current_stream(int device) { return {detail::current_streams[device], device}; }
 /// Whether the calling thread is handing kernel calls over to a graph (graph.h): nothing runs, so
 /// the host cannot wait for anything, and addresses must stay good for as long as the graph lives.

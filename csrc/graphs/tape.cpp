@@ -115,10 +115,11 @@ void Tape::check_devices(const OpCall& call) {
   }
   if (!reads || !writes_host) return;
   const Source* source = source_();
-  fail(op_name(call.id), " from ", *device_,
-       " to the CPU cannot be captured: the host would have to wait for the device in the middle of "
-       "the step. Return the tensor from the captured function and copy it outside",
-       source ? str(", at ", source->file, ":", source->line, " in ", source->function) : "");
+  fail(
+      op_name(call.id), " from ", *device_,
+      " to the CPU cannot be captured: the host would have to wait for the device in the middle of "
+      "the step. Return the tensor from the captured function and copy it outside",
+      source ? str(", at ", source->file, ":", source->line, " in ", source->function) : "");
 }
 
 void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {

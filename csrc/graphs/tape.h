@@ -126,7 +126,7 @@ class Tape final : public Consumer, public StorageObserver, public RefCounted {
   std::vector<int> open_;  // fresh storages that have their bytes
   std::vector<Draws> draws_;
   std::vector<Start> starts_;
-  std::optional<Device> device_;  // of what is not on the CPU
+  std::optional<Device> device_;                     // of what is not on the CPU
   std::unordered_map<const Storage*, Origin> born_;  // while recording; addresses may repeat
 };
 

@@ -263,8 +263,8 @@ void bind_graphs(nb::module_& m) {
           "__init__",
           [](PyPool* self, const nb::object& device, const std::pair<uint64_t, uint64_t>& handle) {
             const Device on = device_arg(device.ptr());
-            new (self) PyPool{
-                graphs::lowering_for(on.type).pool(on, {handle.first, handle.second})};
+            new (self)
+                PyPool{graphs::lowering_for(on.type).pool(on, {handle.first, handle.second})};
           },
           nb::arg("device"), nb::arg("handle") = std::pair<uint64_t, uint64_t>{0, 0},
           "The pool of that name, or for (0, 0) a new one.")
@@ -328,7 +328,8 @@ void bind_graphs(nb::module_& m) {
       .def(
           "dump",
           [](const PyProgram& self, const std::string& path) {
-            check(self.program->on_device() != nullptr, "this program has no device graph to write");
+            check(self.program->on_device() != nullptr,
+                  "this program has no device graph to write");
             self.program->on_device()->dump(path);
           },
           "Writes the device's graph as a DOT file.")

@@ -64,7 +64,7 @@ void a_slot_waits_for_its_reader_only() {
   StagingRing ring(f.device, *f.memory, 64);
   const auto waits = [&] { return f.device.calls(SimulatedCall::SynchronizeEvent); };
   for (size_t run = 0; run < ring.slots(); ++run) {
-    ring.current();
+    read(f, stream, ring.current(), 64);
     ring.sent(stream);
   }
   CHECK(waits() == 0);  // nothing to wait for the first time round

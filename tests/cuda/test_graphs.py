@@ -97,26 +97,24 @@ def test_training_is_the_eager_one(name: str, autocast: bool, options: dict[str,
         np.testing.assert_array_equal(a, b)
 
 
-def test_attention_with_dropout_draws_from_the_control_block() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_with_dropout_draws_from_the_control_block(dtype: Any) -> None:
     q, k, v = (torch.randn(2, 4, 64, 32, device="cuda") for _ in range(3))
-    for dtype in (torch.float32, torch.bfloat16):
-        q.requires_grad_(True)
+    q.requires_grad_(True)
 
-        def function() -> Any:
-            q.grad = None
-            out = F.scaled_dot_product_attention(
-                q.to(dtype), k.to(dtype), v.to(dtype), dropout_p=0.3
-            )
-            out.float().sum().backward()
-            return out, q.grad.clone()
+    def function() -> Any:
+        q.grad = None
+        out = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), dropout_p=0.3)
+        out.float().sum().backward()
+        return out, q.grad.clone()
 
-        runs = []
-        for run in (function, torch.cuda.capture(function)):
-            torch.manual_seed(3)
-            runs.append([[t.detach().float().cpu().numpy() for t in run()] for _ in range(5)])
-        np.testing.assert_array_equal(runs[0][4][0], runs[1][4][0])
-        np.testing.assert_array_equal(runs[0][4][1], runs[1][4][1])
-        assert not np.array_equal(runs[1][3][0], runs[1][4][0])
+    runs = []
+    for run in (function, torch.cuda.capture(function)):
+        torch.manual_seed(3)
+        runs.append([[t.detach().float().cpu().numpy() for t in run()] for _ in range(5)])
+    np.testing.assert_array_equal(runs[0][4][0], runs[1][4][0])
+    np.testing.assert_array_equal(runs[0][4][1], runs[1][4][1])
+    assert not np.array_equal(runs[1][3][0], runs[1][4][0])
 
 
 def test_replays_neither_wait_nor_allocate() -> None:
@@ -262,12 +260,12 @@ def test_memory_comes_back() -> None:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
     x = torch.randn(1 << 20, device="cuda")
-    step = torch.cuda.capture(lambda: ((x * 2).exp() + x).sum())
+    step = torch.cuda.capture(lambda y: ((y * 2).exp() + y).sum())
     for _ in range(3):
-        step()
+        step(x)
     pool = step._pools[str(x.device)].handle
     assert sum(s["total_size"] for s in torch.cuda.memory_snapshot(pool)) > 0
-    del x
+    x = None
     step.reset()
     torch.cuda.synchronize()
     gc.collect()

@@ -9,6 +9,7 @@ import gc
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -258,8 +259,8 @@ def test_steps_may_be_dropped_at_any_time() -> None:
 @pytest.fixture
 def refuse() -> Iterator[Any]:
     """refuse(n): the simulated device does not take over the n-th call of the next steps."""
-    library = next((line.split()[-1] for line in open("/proc/self/maps", encoding="utf-8")
-                    if "libvt_simulated_cuda" in line), None)  # fmt: skip
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    library = next((line.split()[-1] for line in maps if "libvt_simulated_cuda" in line), None)
     if library is None:
         pytest.skip("needs --device simulated")
     native = ctypes.CDLL(library)
