@@ -211,7 +211,7 @@ class CapturedStep:
                 else:
                     parts.append((tuple(leaf.shape), leaf.stride(), leaf.dtype, str(leaf.device)))
             elif _is_array(leaf):
-                parts.append((leaf.shape, leaf.dtype.str, str(vt.get_default_device())))
+                parts.append((leaf.shape, leaf.dtype.str))
             elif isinstance(leaf, float):
                 parts.append((float, leaf.hex()))  # 0.0 and -0.0 are equal, and not the same
             elif type(leaf).__hash__ is object.__hash__ and not _is_fixed(leaf):

@@ -51,12 +51,6 @@ bool has_grad(const Tensor& leaf, const Tensor& grad) {
   return now ? now->is_same(grad) : !grad.defined();
 }
 
-/// Programs on a device let earlier runs read their inputs before others are written.
-template <class P>
-void await_readers(P& program) {
-  if constexpr (requires { program.join(); }) program.join();
-}
-
 /// Bytes that can be copied as they lie.
 bool is_block(const Tensor& t) { return t.is_contiguous() && t.device().is_cpu() && t.numel() > 0; }
 
@@ -170,7 +164,7 @@ Object Replay::results() const {
 }
 
 Object Replay::run(const Arguments& arguments) {
-  await_readers(*program_);
+  program_->join();  // earlier runs read their inputs before others are written
   {
     const NoGrad no_grad;
     for (size_t i = 0; i < inputs_.size(); ++i) {
