@@ -5,6 +5,7 @@
 #include <mutex>
 #include <utility>
 
+#include "core/rebinding.h"
 #include "cuda/allocator.h"
 #include "cuda/allocator/retired.h"
 #include "cuda/allocator/staging_ring.h"
@@ -119,6 +120,7 @@ struct Captured {
   Ref<graphs::Pool> pool;
   std::unique_ptr<StagingRing> ring;
   std::vector<std::pair<const Storage*, const void*>> addresses;
+  uint64_t rebindings_seen = 0;  // when they were right last
 
   SharedPool& shared() const { return static_cast<GraphPool&>(*pool).shared(); }
 };
@@ -174,17 +176,21 @@ class GraphProgram final : public DeviceProgram {
   }
 
  private:
-  void check_runnable() const;
+  void check_runnable();
 
   std::shared_ptr<Captured> captured_;
   std::byte* slot_ = nullptr;  // of the run to come
 };
 
-void GraphProgram::check_runnable() const {
-  for (const auto& [storage, data] : captured_->addresses) {
-    check(storage->data() == data,
-          "memory that a captured step is bound to has moved (a tensor was resized or its .data "
-          "set); capture the step again");
+void GraphProgram::check_runnable() {
+  if (const uint64_t now = rebindings.load(std::memory_order_acquire);
+      captured_->rebindings_seen != now) {
+    for (const auto& [storage, data] : captured_->addresses) {
+      check(storage->data() == data,
+            "memory that a captured step is bound to has moved (a tensor was resized or its .data "
+            "set); capture the step again");
+    }
+    captured_->rebindings_seen = now;
   }
   check(!is_captured(current_stream(captured_->device)),
         "a captured step cannot be replayed on a stream that is being captured");
@@ -246,6 +252,7 @@ class CudaLowering final : public graphs::Lowering {
     const DeviceGuard guard(c.device);
     const Stream caller = current_stream(c.device);
     check(!is_captured(caller), "a step cannot be captured on a stream that is being captured");
+    c.rebindings_seen = rebindings.load(std::memory_order_acquire);
     c.addresses = addresses_of(c.calls);
     c.ring =
         std::make_unique<StagingRing>(driver_of(c.device), pinned_allocator(), c.control->nbytes());
