@@ -151,7 +151,7 @@ class _HostInputs:
         ]
 
     def _on_device(self, op: Op, view: View) -> Any:
-        constant = view.buffer in self._constants
+        constant = view.buffer in self._constants or view.buffer.role == "constant"
         if constant and not view.sizes and op.name != "copy_":
             return self._tensor(view)
         found = self._known.get(view)

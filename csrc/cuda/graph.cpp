@@ -70,7 +70,10 @@ std::shared_ptr<SharedPool> shared_pool(int device, MempoolId id) {
   const std::lock_guard lock(mutex);
   std::weak_ptr<SharedPool>& found = (*known)[{device, id}];
   std::shared_ptr<SharedPool> pool = found.lock();
-  if (!pool) found = pool = std::make_shared<SharedPool>(device, id);
+  if (!pool) {
+    found = pool = std::make_shared<SharedPool>(device, id);
+    std::erase_if(*known, [](const auto& entry) { return entry.second.expired(); });
+  }
   return pool;
 }
 
@@ -95,13 +98,18 @@ class GraphPool final : public graphs::Pool {
     return allocator.allocate(nbytes, current_stream(device).handle);
   }
   Ref<Storage> arena(size_t nbytes) override {
-    const std::lock_guard lock(shared_->mutex);
-    Ref<Storage>& arena = shared_->arena;
-    if (!arena || arena->nbytes() < nbytes) {
-      arena.reset();  // free for the new one, unless a graph still uses it
-      arena = make_ref<Storage>(allocate(nbytes), device());
+    Ref<Storage> small;  // given back for the new one to take, unless a graph still uses it
+    {
+      const std::lock_guard lock(shared_->mutex);
+      if (shared_->arena && shared_->arena->nbytes() >= nbytes) return shared_->arena;
+      small = std::move(shared_->arena);
     }
-    return arena;
+    small.reset();
+    // No lock here: where memory is short the allocator asks code of the user.
+    Ref<Storage> made = make_ref<Storage>(allocate(nbytes), device());
+    const std::lock_guard lock(shared_->mutex);
+    if (!shared_->arena || shared_->arena->nbytes() < nbytes) shared_->arena = made;
+    return made;
   }
   SharedPool& shared() const { return *shared_; }
 
