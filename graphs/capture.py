@@ -349,8 +349,7 @@ class CapturedStep:
             if buffer is not None and buffer.role == "output":
                 adopted[buffer] = gradient.end
         tape = passes.run(recording.tape) if self._optimize else recording.tape
-        live = session.live_buffers(recording)
-        lowered = lower(tape, recording, adopted, live=live, pool_of=self._pool_of)
+        lowered = lower(tape, recording, adopted, pool_of=self._pool_of)
         loans: dict[Any, Any] = {}
         made = []
         for value in outputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,18 +34,16 @@ def lower(
     recording: Recording,
     adopted: dict[Buffer, Any],
     *,
-    live: Iterable[Buffer | None] | None = None,
     pool_of: Callable[[str], Any] | None = None,
     arena: bool = True,
     one_by_one: bool = False,
 ) -> Lowered:
     """Plans the tape's memory and binds its ops to it.
 
-    adopted: outputs that stay in the memory they were recorded in, with a tensor on it. live:
-    buffers of host memory that are written before each run, such as learning rates; needed where
-    the ops of an accelerator become a graph. pool_of: gives that graph's pool by device; without it
-    the graph has a pool of its own. arena: False gives every scratch buffer memory of its own.
-    one_by_one: ops of an accelerator run by themselves, as those of the CPU do.
+    adopted: outputs that stay in the memory they were recorded in, with a tensor on it. pool_of:
+    gives the pool by device where the ops of an accelerator become a graph; without it the graph
+    has a pool of its own. arena: False gives every scratch buffer memory of its own. one_by_one:
+    ops of an accelerator run by themselves, as those of the CPU do.
 
     Raises RuntimeError for an op that the device's graph cannot have; the op is named.
     """
@@ -55,8 +53,6 @@ def lower(
     accelerator = None if one_by_one else _accelerator(tape)
     pool = None
     if accelerator is not None:
-        if live is None:
-            raise TypeError("lower() must be told which host buffers change: live=")
         pool = pool_of(accelerator) if pool_of else _C.graphs.Pool(accelerator)
     for device in sorted({b.device for b in tape.buffers if arena and b.role == "scratch"}):
         plans[device] = plan(tape, device)
@@ -82,7 +78,7 @@ def lower(
         )
 
     program = _C.graphs.Program()
-    staged = _HostInputs(program, recording, live or (), accelerator, tensor)
+    staged = _HostInputs(program, recording, accelerator, tensor)
     outputs = []
     for op in tape.ops:
         if not op.is_view:
@@ -118,15 +114,14 @@ class _HostInputs:
     """What ops of an accelerator read from host memory.
 
     A number that the function made is part of the kernel call, as in eager. Other constants are
-    copied to the device once. Everything else may change between runs, or within one by ops of the
-    host (step counts), and is uploaded with each.
+    copied to the device once. Everything else may change between runs (learning rates), or within
+    one by ops of the host (step counts), and is uploaded with each.
     """
 
     def __init__(
         self,
         program: Any,
         recording: Recording,
-        live: Iterable[Buffer | None],
         accelerator: str | None,
         tensor: Callable[[View | None], Any],
     ) -> None:
@@ -134,7 +129,7 @@ class _HostInputs:
         self._accelerator = accelerator
         self._tensor = tensor
         buffers = recording.tape.buffers
-        self._constants = {buffers[i] for i in recording.native.constants()} - set(live)
+        self._constants = {buffers[i] for i in recording.native.constants()}
         self._known: dict[View, Any] = {}  # constants on the device, and uploads still valid
 
     def inputs(self, op: Op) -> list[Any]:

@@ -167,7 +167,9 @@ def profile(
     program, one_by_one = variant.lowered.program, variant.lowered.program
     if not _on_host(variant):
         # A device's graph runs as one: its ops run from a program of their own on the same memory.
-        one_by_one = lower(variant.tape, variant.recording, dict(variant.lowered.memory)).program
+        one_by_one = lower(
+            variant.tape, variant.recording, dict(variant.lowered.memory), one_by_one=True
+        ).program
     if len(running) != len(one_by_one):
         raise RuntimeError(
             f"the program runs {len(one_by_one)} ops and the tape has {len(running)}: no time "
@@ -176,11 +178,13 @@ def profile(
     if clock is None:
         clock = HostClock() if _on_host(variant) else EventClock()
     _settle(variant)
-    kept = Snapshot([*_written(variant), *(t for t in variant.inputs if t is not None)])
+    kept = Snapshot(
+        [*_written(variant), *(t for t in variant.inputs if t is not None)], variant.tape
+    )
     try:
         if inputs is not None:
             _stage(variant, inputs)
-        start = Snapshot(_written(variant))
+        start = Snapshot(_written(variant), variant.tape)
         ops, whole = _timed_runs(one_by_one, program, len(running), start, runs, clock)
     finally:
         kept.restore()

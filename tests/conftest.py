@@ -32,6 +32,11 @@ SUITES = (
 NOT_ON_DEVICE: dict[str, str] = runpy.run_path(
     str(Path(__file__).parent / "cuda" / "not_on_device.py")
 )["NOT_ON_DEVICE"]
+_PROFILES = "profiles take the device's events"
+NOT_SIMULATED: dict[str, str] = {
+    "graphs/test_capture.py::test_the_guide_is_true": _PROFILES,
+    "graphs/test_report_profile.py::*": _PROFILES,
+}
 _OLDER = runpy.run_path(str(Path(__file__).parent / "older_pytorch.py"))
 
 
@@ -75,6 +80,10 @@ def _load_simulated_device() -> None:
     if not found:
         raise pytest.UsageError("--device simulated: there is no development build of this tree")
     ctypes.CDLL(str(max(found, key=lambda path: path.stat().st_mtime)))
+    from vibetensor.torch.cuda import _backend
+
+    # Or opening the real backend would put it in the place of this one.
+    _backend._opened, _backend._problem = True, "the device is a simulated one"
 
 
 def _read_through_the_cpu(tensor_type: Any) -> None:
@@ -162,6 +171,8 @@ def _older_pytorch() -> str | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Applies the list of what is not for a device, and marks what needs PyTorch."""
     _skip_listed(config, items, NOT_ON_DEVICE, "tests/cuda/not_on_device.py", _on_device)
+    simulated = config.getoption("--device") == "simulated"
+    _skip_listed(config, items, NOT_SIMULATED, "tests/conftest.py", lambda item: simulated)
     older = _older_pytorch()
     listed = {p: f"PyTorch {older}: {why}" for p, why in _OLDER["OLDER_PYTORCH"].items()}
     _skip_listed(config, items, listed, "tests/older_pytorch.py", lambda item: older is not None)

@@ -224,11 +224,12 @@ void bind_graphs(nb::module_& m) {
             nb::list out;
             const auto& storages = self.tape->storages();
             for (size_t i = 0; i < storages.size(); ++i) {
-              if (storages[i].host) out.append(i);
+              if (storages[i].host && storages[i].storage->use_count() == 1) out.append(i);
             }
             return out;
           },
-          "Indices of the storages that the recorded function made from host data.")
+          "Indices of the storages that the recorded function made from host data and that nobody "
+          "else reaches: their values cannot change.")
       .def(
           "firsts",
           [](const PyTape& self) {

@@ -13,6 +13,7 @@ _INTEGERS = "a device has no integer kernel of it, as in torch"
 _TYPE_NAME = "the message names the device's type, which the reference on the CPU does not"
 _EXCHANGE = "PyTorch's tensors are on the CPU here; tests/cuda/test_exchange.py has the device's"
 _REPR = "the text names the device, which the reference on the CPU does not"
+_REPORT = "reports name the device; the texts that are expected are those of the CPU"
 _SHARED = "memory shared with NumPy is the host's"
 
 NOT_ON_DEVICE: dict[str, str] = {
@@ -32,6 +33,8 @@ NOT_ON_DEVICE: dict[str, str] = {
     "graphs/test_capture_edges.py::test_host_data_changed_in_place_is_refused": (
         "host data is copied to the device anew in each run, so it may be changed there"
     ),
+    "graphs/test_report.py::*": _REPORT,
+    "graphs/test_report_html.py::*": _REPORT,
     "nn/test_module_against_torch.py::test_errors[a tensor for a parameter]": _TYPE_NAME,
     "optim/test_optimizers.py::test_errors_are_torchs[1]": _TYPE_NAME,
     "ops/test_indexing.py::test_out_of_bounds_is_an_index_error*": _INDEX,

@@ -300,7 +300,7 @@ def test_a_capture_that_fails_leaves_nothing() -> None:
     recording = record(lambda: x.mul_(2).add_(torch.rand(3, device="cuda")).copy_(ready))
     program = _C.graphs.Program()
     tape = recording.tape
-    good = lower(tape, recording, {}, live=[])
+    good = lower(tape, recording, {})
     for op in tape.ops:
         if not op.is_view:
             tensors = [recording.memory(v.buffer) if v.buffer.role == "state" else x.clone()

@@ -20,7 +20,7 @@ def test_make_op_runs_in_a_program() -> None:
     made = make_op("sub", (mul.args[0], mul.args[0]), [out], mul, alpha=1)
     assert (made.name, made.phase, made.source) == ("sub", "forward", mul.source)
     assert made.inputs == [mul.args[0], mul.args[0]]
-    lowered = lower(tape.replaced([made]), recording, {out.buffer: recording.result[0]}, live=[])
+    lowered = lower(tape.replaced([made]), recording, {out.buffer: recording.result[0]})
     recording.result[0].fill_(7.0)
     lowered.program.run()
     assert (recording.result[0] == 0).all()
