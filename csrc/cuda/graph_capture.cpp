@@ -72,8 +72,8 @@ class StreamCapture {
   }
   cudaGraph_t end() {
     cudaGraph_t graph = nullptr;
-    open_ = false;
     check_cuda(cudaStreamEndCapture(stream_.handle, &graph), "ending the capture of a step");
+    open_ = false;
     return graph;
   }
 

@@ -1,0 +1,292 @@
+#include "stub_cuda_runtime.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+using vt::stub::Work;
+
+struct CUgraph_st {
+  std::vector<Work> nodes;
+};
+struct CUgraphExec_st {
+  std::vector<Work> nodes;
+};
+struct CUstream_st {
+  std::deque<Work> waiting;
+  uint64_t given = 0, done = 0;
+  std::unique_ptr<CUgraph_st> captured;
+  bool spoilt = false;
+};
+struct CUevent_st {
+  CUstream_st* stream = nullptr;
+  uint64_t after = 0;
+};
+
+namespace {
+
+std::recursive_mutex mutex;
+CUstream_st default_stream;
+std::vector<CUstream_st*>& streams() {
+  static auto* all = new std::vector<CUstream_st*>{&default_stream};
+  return *all;
+}
+std::map<void*, size_t>& blocks() {
+  static auto* all = new std::map<void*, size_t>;
+  return *all;
+}
+int64_t calls_left = 0;
+bool failed = false;
+int live_graphs = 0;
+thread_local cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+
+CUstream_st* stream_of(cudaStream_t stream) { return stream ? stream : &default_stream; }
+
+/// Whether this call is the one that fails.
+bool fails() {
+  if (calls_left == 0 || --calls_left != 0) return false;
+  failed = true;
+  return true;
+}
+
+void run_until(CUstream_st* stream, uint64_t count) {
+  while (stream->done < count && !stream->waiting.empty()) {
+    const Work work = std::move(stream->waiting.front());
+    stream->waiting.pop_front();
+    ++stream->done;
+    work();
+  }
+}
+
+}  // namespace
+
+namespace vt::stub {
+
+cudaError_t enqueue(cudaStream_t handle, Work work) {
+  const std::lock_guard lock(mutex);
+  CUstream_st* stream = stream_of(handle);
+  if (stream->captured) {
+    stream->captured->nodes.push_back(std::move(work));
+    return cudaSuccess;
+  }
+  stream->waiting.push_back(std::move(work));
+  ++stream->given;
+  return cudaSuccess;
+}
+void finish_all() {
+  const std::lock_guard lock(mutex);
+  for (CUstream_st* stream : streams()) run_until(stream, stream->given);
+}
+void fail_call(int64_t n) {
+  calls_left = n;
+  failed = false;
+}
+bool has_failed() { return failed; }
+int captures() {
+  int count = 0;
+  for (const CUstream_st* stream : streams()) count += stream->captured != nullptr;
+  return count;
+}
+int graphs() { return live_graphs; }
+
+}  // namespace vt::stub
+
+// What a failing call says; work is refused, so nothing else happens.
+#define STUB_ENTER                         \
+  const std::lock_guard enter_lock(mutex); \
+  if (fails()) return cudaErrorUnknown
+
+extern "C" {
+
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
+  return std::memset(p, 0, sizeof *p), cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  return *value = 0, cudaSuccess;
+}
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t*, int) { return cudaErrorNotSupported; }
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
+  return cudaErrorNotSupported;
+}
+cudaError_t cudaDeviceCanAccessPeer(int* value, int, int) { return *value = 0, cudaSuccess; }
+cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaErrorNotSupported; }
+cudaError_t cudaDeviceGetStreamPriorityRange(int* low, int* high) {
+  return *low = *high = 0, cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int* v) { return *v = 13000, cudaSuccess; }
+cudaError_t cudaRuntimeGetVersion(int* v) { return *v = 13000, cudaSuccess; }
+cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** pointer, unsigned,
+                                             unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+  *pointer = nullptr;
+  *result = cudaDriverEntryPointSymbolNotFound;
+  return cudaSuccess;
+}
+const char* cudaGetErrorName(cudaError_t) { return "stub"; }
+const char* cudaGetErrorString(cudaError_t) { return "the stub refuses"; }
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* other) {
+  return std::swap(mode, *other), cudaSuccess;
+}
+
+// Memory.
+cudaError_t cudaMalloc(void** pointer, size_t n) {
+  STUB_ENTER;
+  *pointer = std::aligned_alloc(512, (n + 511) / 512 * 512);
+  blocks()[*pointer] = n;
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* pointer) {
+  const std::lock_guard lock(mutex);
+  blocks().erase(pointer);
+  return std::free(pointer), cudaSuccess;
+}
+cudaError_t cudaMallocAsync(void**, size_t, cudaStream_t) { return cudaErrorNotSupported; }
+cudaError_t cudaFreeAsync(void*, cudaStream_t) { return cudaErrorNotSupported; }
+cudaError_t cudaHostAlloc(void** pointer, size_t n, unsigned) {
+  STUB_ENTER;
+  *pointer = std::aligned_alloc(4096, (n + 4095) / 4096 * 4096);
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* pointer) { return std::free(pointer), cudaSuccess; }
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  return *free = *total = size_t{1} << 33, cudaSuccess;
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes*, const void*) {
+  return cudaErrorInvalidValue;
+}
+cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind) {
+  return std::memcpy(to, from, n), cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind,
+                            cudaStream_t stream) {
+  STUB_ENTER;
+  return vt::stub::enqueue(stream, [=] { std::memcpy(to, from, n); });
+}
+
+// Streams and events.
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  STUB_ENTER;
+  streams().push_back(*stream = new CUstream_st);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int) {
+  return cudaStreamCreateWithFlags(stream, flags);
+}
+cudaError_t cudaStreamGetPriority(cudaStream_t, int* p) { return *p = 0, cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
+  STUB_ENTER;
+  CUstream_st* stream = stream_of(handle);
+  if (stream->captured) return stream->spoilt = true, cudaErrorStreamCaptureUnsupported;
+  return run_until(stream, stream->given), cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() { return vt::stub::finish_all(), cudaSuccess; }
+cudaError_t cudaStreamQuery(cudaStream_t handle) {
+  const CUstream_st* stream = stream_of(handle);
+  return stream->done == stream->given ? cudaSuccess : cudaErrorNotReady;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  STUB_ENTER;
+  CUstream_st* other = event->stream;
+  const uint64_t after = event->after;
+  return other ? vt::stub::enqueue(stream, [=] { run_until(other, after); }) : cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  STUB_ENTER;
+  return *event = new CUevent_st, cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  STUB_ENTER;
+  event->stream = stream_of(stream);
+  event->after = event->stream->given;
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  STUB_ENTER;
+  return !event->stream || event->stream->done >= event->after ? cudaSuccess : cudaErrorNotReady;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  STUB_ENTER;
+  if (event->stream) run_until(event->stream, event->after);
+  return cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) {
+  return *ms = 0, cudaSuccess;
+}
+
+// Captures and graphs.
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  STUB_ENTER;
+  if (!stream || stream->captured) return cudaErrorIllegalState;
+  stream->captured = std::make_unique<CUgraph_st>();
+  stream->spoilt = false;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  STUB_ENTER;
+  if (!stream->captured) return cudaErrorIllegalState;
+  const std::unique_ptr<CUgraph_st> made = std::move(stream->captured);
+  *graph = nullptr;
+  if (stream->spoilt) return cudaErrorStreamCaptureInvalidated;
+  *graph = new CUgraph_st{made->nodes};
+  ++live_graphs;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  STUB_ENTER;
+  *status = stream_of(stream)->captured ? cudaStreamCaptureStatusActive
+                                        : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t handle, cudaStreamCaptureStatus* status,
+                                     unsigned long long* id, cudaGraph_t* graph,
+                                     const cudaGraphNode_t**, const cudaGraphEdgeData**, size_t*) {
+  STUB_ENTER;
+  CUstream_st* stream = stream_of(handle);
+  *status = !stream->captured ? cudaStreamCaptureStatusNone
+            : stream->spoilt  ? cudaStreamCaptureStatusInvalidated
+                              : cudaStreamCaptureStatusActive;
+  if (id) *id = reinterpret_cast<uintptr_t>(stream->captured.get());
+  if (graph) *graph = stream->captured.get();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, size_t* count) {
+  STUB_ENTER;
+  return *count = graph->nodes.size(), cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long) {
+  STUB_ENTER;
+  ++live_graphs;
+  return *made = new CUgraphExec_st{graph->nodes}, cudaSuccess;
+}
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) {
+  STUB_ENTER;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+  STUB_ENTER;
+  // As the hardware does, a launch has its nodes once it is given.
+  return vt::stub::enqueue(stream, [nodes = graph->nodes] {
+    for (const Work& node : nodes) node();
+  });
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  return --live_graphs, delete graph, cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+  return --live_graphs, delete graph, cudaSuccess;
+}
+cudaError_t cudaGraphDebugDotPrint(cudaGraph_t, const char*, unsigned) {
+  STUB_ENTER;
+  return cudaSuccess;
+}
+
+}  // extern "C"
