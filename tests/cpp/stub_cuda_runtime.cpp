@@ -242,8 +242,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   STUB_ENTER;
-  *status = stream_of(stream)->captured ? cudaStreamCaptureStatusActive
-                                        : cudaStreamCaptureStatusNone;
+  *status =
+      stream_of(stream)->captured ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 cudaError_t cudaStreamGetCaptureInfo(cudaStream_t handle, cudaStreamCaptureStatus* status,
@@ -278,9 +278,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
     for (const Work& node : nodes) node();
   });
 }
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  return --live_graphs, delete graph, cudaSuccess;
-}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return --live_graphs, delete graph, cudaSuccess; }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
   return --live_graphs, delete graph, cudaSuccess;
 }

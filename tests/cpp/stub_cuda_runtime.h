@@ -1,6 +1,6 @@
-// A CUDA runtime without a device, linked in the place of NVIDIA's: work given to a stream runs when
-// something waits for it, streams can be captured, and any call can be made to fail. Memory is the
-// host's, so that sanitizers see what work touches.
+// A CUDA runtime without a device, linked in the place of NVIDIA's: work given to a stream runs
+// when something waits for it, streams can be captured, and any call can be made to fail. Memory is
+// the host's, so that sanitizers see what work touches.
 #pragma once
 
 #include <cuda_runtime_api.h>
