@@ -9,6 +9,8 @@ namespace vt::graphs {
 namespace {
 
 constexpr size_t kUploadAlignment = 16;
+// Up to here one thread copies as fast as several.
+constexpr size_t kSmallCopy = size_t{256} << 10;
 
 void execute(const Instruction& instruction) {
   execute_kernel(instruction.id, instruction.args, instruction.outputs);
@@ -60,8 +62,7 @@ Tensor Program::upload(const Tensor& host, Device device) {
   check(host.device().is_cpu() && !device.is_cpu(), "upload: from the CPU to a device, not from ",
         host.device(), " to ", device);
   if (!control_) control_ = make_ref<Storage>(Allocation{}, device);  // bytes come with lower()
-  Upload made{host, {}, control_bytes_, static_cast<size_t>(host.numel() * host.itemsize())};
-  if (!host.is_contiguous()) made.dense = empty(host.sizes(), host.dtype());
+  Upload made{host, control_bytes_, static_cast<size_t>(host.numel() * host.itemsize())};
   control_bytes_ += (made.nbytes + kUploadAlignment - 1) / kUploadAlignment * kUploadAlignment;
   auto impl = make_ref<TensorImpl>(control_, host.dtype(), device);
   impl->set_geometry(host.sizes(), contiguous_strides(host.sizes()),
@@ -147,6 +148,18 @@ void Program::run() {
   for (const Tensor& tensor : written_) tensor.bump_version();
 }
 
+void Program::Upload::copy_to(std::byte* control) const {
+  if (nbytes == 0) return;
+  if (nbytes <= kSmallCopy && host.is_contiguous()) {
+    std::memcpy(control + offset, host.data(), nbytes);
+    return;
+  }
+  auto place = make_ref<Storage>(Allocation{control + offset, nbytes, nullptr, nullptr}, Device{});
+  auto impl = make_ref<TensorImpl>(std::move(place), host.dtype(), Device{});
+  impl->set_contiguous(host.sizes(), host.numel());
+  kernels_for(DeviceType::CPU).copy_(Tensor(std::move(impl)), host, false);
+}
+
 void Program::run_lowered() {
   // First, as it may throw: nothing has been changed yet.
   std::byte* control = device_program_->control();
@@ -158,11 +171,7 @@ void Program::run_lowered() {
       execute(instructions_[step.index]);
       continue;
     }
-    const Upload& upload = uploads_[step.index];
-    const Tensor& from = upload.dense.defined() ? upload.dense : upload.host;
-    if (upload.dense.defined())
-      kernels_for(DeviceType::CPU).copy_(upload.dense, upload.host, false);
-    if (upload.nbytes > 0) std::memcpy(control + upload.offset, from.data(), upload.nbytes);
+    uploads_[step.index].copy_to(control);
   }
   device_program_->launch();
 }

@@ -54,9 +54,8 @@ class Program final : public RefCounted {
   /// A host tensor whose bytes go into the control block.
   struct Upload {
     Tensor host;
-    Tensor dense;  // a contiguous copy on the way, where `host` is not
-    size_t offset;
-    size_t nbytes;
+    size_t offset, nbytes;
+    void copy_to(std::byte* control) const;
   };
   struct Step {
     bool is_upload;

@@ -92,7 +92,7 @@ def test_scratch_of_the_host() -> None:
         equal(total, np.full(3, 1 + value * value, np.float32))
 
 
-@pytest.mark.parametrize("rows", [0, 1, 5, 3000])
+@pytest.mark.parametrize("rows", [0, 1, 5, 3000, 30000])
 def test_inputs_of_the_host_are_uploaded(rows: int) -> None:
     """Small ones and large ones, dense or not, and what the function does to its copy."""
     weight = vt.arange(4.0)
