@@ -72,7 +72,7 @@ class Variant:
             course=self.session.course,
             tensors=self.session.tensors,
             inputs=self.inputs,
-            acts=[(a.group, a.live) if isinstance(a, Rate) else a for a in self.session.host],
+            acts=[(a.group, a.live) if type(a) is Rate else a for a in self.session.host],
             outputs=self.outputs,
             structure=self.result,
             build=functools.partial(_unflatten, self.result),
@@ -238,7 +238,7 @@ class CapturedStep:
             self._forget_replays()
         result = recording.result
         outputs, out_spec = _flatten(result)
-        if new_leaves or self._lasting_state(recording, outputs):
+        if new_leaves or session.notes.unsteady or self._lasting_state(recording, outputs):
             # The key of the next call sees these leaves; lasting state exists from then on.
             self._unsteady_runs += 1
             if self._unsteady_runs >= _MOST_UNSTEADY:

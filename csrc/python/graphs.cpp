@@ -125,6 +125,9 @@ struct PyTape {
   Ref<Tape> tape;
   std::unique_ptr<SourceFinder> sources;
 };
+struct PausedTape {
+  Ref<Tape> tape;
+};
 struct PyCall {
   Ref<Call> call;
 };
@@ -178,6 +181,18 @@ void bind_graphs(nb::module_& m) {
              self.sources->codes.clear();
              self.tape->stop();
            })
+      .def(
+          "gradients_before",
+          [](const PyTape& self) {
+            nb::list out;
+            for (const auto& [tensor, before] : self.tape->gradients_before()) {
+              nb::object grad = nb::none();
+              if (before.defined()) grad = nb::steal(wrap(before));
+              out.append(nb::make_tuple(nb::steal(wrap(tensor)), grad));
+            }
+            return out;
+          },
+          "Of a dry recording: tensors whose .grad it changed, each with that of before.")
       .def("find_escapes", [](PyTape& self) { self.tape->find_escapes(); })
       .def("calls",
            [](const PyTape& self) {
@@ -233,6 +248,26 @@ void bind_graphs(nb::module_& m) {
            })
       .def("tensor",
            [](const PyTape& self, int slot) { return nb::steal(wrap(self.tape->tensor(slot))); });
+
+  nb::class_<PausedTape>(module, "Paused", "A recording that sees nothing until it is resumed.")
+      .def("resume", [](PausedTape& self) { self.tape->resume(); });
+  module.def(
+      "pause",
+      []() -> nb::object {
+        Tape* tape = Tape::active();
+        if (!tape) return nb::none();
+        tape->pause();
+        return nb::cast(PausedTape{Ref<Tape>(tape)});
+      },
+      "Pauses the recording on this thread; None if there is none.");
+  module.def(
+      "recording",
+      []() -> nb::object {
+        const Tape* tape = Tape::active();
+        if (!tape) return nb::none();
+        return nb::str(tape->recording() == graphs::Recording::Dry ? "dry" : "running");
+      },
+      "How the ops of this thread are recorded: 'running', 'dry' or None for not at all.");
 
   nb::class_<PyProgram>(module, "Program", "A captured step as a flat list of kernel calls.")
       .def(nb::init<>())
