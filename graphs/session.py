@@ -270,8 +270,7 @@ class Session:
 def _reads_rate(optimizer: Any, group: dict[str, Any]) -> bool:
     """Whether the group's update takes its rate from a tensor that replays set: those of
     vibetensor's optimizers, unless autograd goes through it."""
-    steps = next(c for c in type(optimizer).__mro__ if "step" in c.__dict__)
-    if not steps.__dict__.get("_reads_rate_tensor") or group.get("differentiable"):
+    if not optimizer._steps_knowingly() or group.get("differentiable"):
         return False
     rate = group.get("lr")
     return type(rate) in (float, int) or (isinstance(rate, vt.Tensor) and not rate.requires_grad)

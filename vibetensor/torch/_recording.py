@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from vibetensor import _C
 
 
 def recording() -> str | None:
-    """"running", "dry", or None where nothing is recorded on this thread."""
+    """ "running", "dry", or None where nothing is recorded on this thread."""
     return _C.graphs.recording()
 
 
@@ -35,7 +34,8 @@ class Notes:
     """What Python does around the ops that a recording must know of."""
 
     def __init__(self) -> None:
-        self.undo: list[Callable[[], None]] = []  # the last first, if a dry recording fails
+        # The last first, if the recording fails; None where nobody will ask.
+        self.undo: list[Callable[[], None]] | None = None
         self.unsteady = False  # the next run will do something else
 
 
@@ -58,7 +58,7 @@ def noting(notes: Notes) -> Iterator[None]:
 
 def undo_with(undo: Callable[[], None]) -> None:
     """Called if the recording fails, or never."""
-    if _current.notes is not None:
+    if _current.notes is not None and _current.notes.undo is not None:
         _current.notes.undo.append(undo)
 
 

@@ -243,9 +243,24 @@ def _generator(index: int) -> Any:
     return _C._default_generator(_C.device("cuda", index))
 
 
+def is_current_stream_capturing() -> bool:
+    """Whether what this thread does is recorded into a graph, and not run."""
+    from vibetensor import _C
+
+    return _C.graphs.recording() is not None
+
+
+_GRAPHS = ("graphs", "graph", "CUDAGraph", "make_graphed_callables")
+
+
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
+    if name in _GRAPHS:
+        import importlib
+
+        graphs = importlib.import_module("vibetensor.torch.cuda.graphs")
+        return graphs if name == "graphs" else getattr(graphs, name)
     if name == "default_generators":
         return tuple(_generator(index) for index in range(device_count()))
     raise AttributeError(f"module 'vibetensor.cuda' has no attribute '{name}'")

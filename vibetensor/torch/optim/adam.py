@@ -9,7 +9,7 @@ from typing import Any
 import vibetensor.torch as torch
 from vibetensor.torch._recording import recording
 from vibetensor.torch.optim.optimizer import Optimizer
-from vibetensor.torch.optim.scaled import add_scaled, as_number, bias_corrections
+from vibetensor.torch.optim.scaled import add_scaled, as_number, bias_corrections, flat
 
 
 class Adam(Optimizer):
@@ -25,7 +25,7 @@ class Adam(Optimizer):
     ``exp_avg``, ``exp_avg_sq`` and with ``amsgrad`` ``max_exp_avg_sq``, like the parameter.
     """
 
-    _reads_rate_tensor = True
+    _knows_recordings = True
 
     def __init__(
         self,
@@ -186,13 +186,14 @@ def _adam_plain(
     recorded = recording() is not None and not on_tensors
     if isinstance(lr, torch.Tensor) and not on_tensors:
         lr = lr.double().reshape(()) if recorded else float(lr)
+    number = recorded or getattr(lr, "stands_for_number", False)
     for i, param in enumerate(params):
         grad = -grads[i] if group["maximize"] else grads[i]
         exp_avg, exp_avg_sq, step = exp_avgs[i], exp_avg_sqs[i], steps[i]
         step += 1
         if weight_decay != 0:
             if group["decoupled_weight_decay"]:
-                param.mul_(1 - lr * weight_decay)
+                (flat(param) if number else param).mul_(1 - lr * weight_decay)
             else:
                 grad = grad.add(param, alpha=weight_decay)
         exp_avg.lerp_(grad, 1 - beta1)
@@ -214,7 +215,10 @@ def _adam_plain(
                 second.copy_(torch.maximum(second.clone(), exp_avg_sq))
             else:
                 torch.maximum(second, exp_avg_sq, out=second)
-        denom = (second.sqrt() / root2).add_(eps)
+        root = second.sqrt()
+        if recorded and not isinstance(beta1, torch.Tensor):
+            root = flat(root)
+        denom = (root / root2).add_(eps)
         if on_tensors:
             param.add_(exp_avg / denom * (-as_number(lr, correction1) / correction1))
         elif recorded:

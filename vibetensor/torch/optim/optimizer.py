@@ -102,8 +102,14 @@ class Optimizer:
     parameters that have gradients by device and dtype and keeps the result between steps.
     """
 
-    # In a class whose own ``step`` takes ``group["lr"]`` as a 0-d tensor in a recording as well.
-    _reads_rate_tensor = False
+    # In a class whose own ``step`` knows of recordings: it takes ``group["lr"]`` as a 0-d tensor as
+    # well, and skips by ``found_inf`` on the device.
+    _knows_recordings = False
+
+    def _steps_knowingly(self) -> bool:
+        """Whether the class that defines ``step`` knows of recordings; a subclass may not."""
+        steps = next(c for c in type(self).__mro__ if "step" in c.__dict__)
+        return bool(steps.__dict__.get("_knows_recordings"))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

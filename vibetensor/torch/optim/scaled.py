@@ -10,6 +10,11 @@ from typing import Any
 import vibetensor.torch as torch
 
 
+def flat(tensor: Any) -> Any:
+    """With a dimension at least: beside that a 0-d float64 tensor is as weak as a number is."""
+    return tensor if tensor.dim() else tensor.view(1)
+
+
 def add_scaled(param: Any, value: Any, factor: Any, divisor: Any = None) -> None:
     """``param.add_(value, alpha=factor)``, or with a divisor ``param.addcdiv_(value, divisor,
     value=factor)``, for a factor (0-d, float64 unless it belongs to tensor betas) on the device."""
@@ -19,6 +24,7 @@ def add_scaled(param: Any, value: Any, factor: Any, divisor: Any = None) -> None
         else:
             param.addcdiv_(value, divisor, value=factor)
         return
+    param, value = flat(param), flat(value)
     # Those ops compute 16-bit floats in float32 and round once.
     narrow = param.dtype in (torch.bfloat16, torch.float16)
     target = param.float() if narrow else param

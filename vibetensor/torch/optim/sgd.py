@@ -20,7 +20,7 @@ class SGD(Optimizer):
     ``momentum_buffer``, like the parameter, when ``momentum`` is not zero.
     """
 
-    _reads_rate_tensor = True
+    _knows_recordings = True
 
     def __init__(
         self,
@@ -113,9 +113,7 @@ class SGD(Optimizer):
         if plain:
             buffers = [state.get("momentum_buffer") for state in states]
             changed = [*params, *(b for b in buffers if b is not None)]
-            made = self._run_plain(
-                grads, changed, lambda g: _sgd_plain(params, g, buffers, group)
-            )
+            made = self._run_plain(grads, changed, lambda g: _sgd_plain(params, g, buffers, group))
             if made is not None:
                 for state, buffer in zip(states, made, strict=True):
                     state["momentum_buffer"] = buffer
