@@ -4,6 +4,7 @@
 developers.
 """
 
+from vibetensor.graphs.callables import make_graphed_callables
 from vibetensor.graphs.capture import CapturedStep, CaptureError, capture
 from vibetensor.graphs.graph import Graph, graph, graph_pool_handle
 from vibetensor.graphs.record import Recording, record
@@ -23,5 +24,6 @@ __all__ = [
     "capture",
     "graph",
     "graph_pool_handle",
+    "make_graphed_callables",
     "record",
 ]

@@ -243,7 +243,7 @@ class CapturedStep:
             self._unsteady_runs += 1
             if self._unsteady_runs >= _MOST_UNSTEADY:
                 self._unsteady_runs = 0
-                raise CaptureError(self._unsteady(recording, outputs))
+                self._give_up(self._unsteady(recording, outputs))
             return result
         self._unsteady_runs = 0
         recording.result = None
@@ -304,6 +304,10 @@ class CapturedStep:
                 and _C.graphs.storage_uses(results[buffer]) > 1 + len(holders[buffer])
             )
         ]
+
+    def _give_up(self, message: str) -> None:
+        """The function has run, and a capture of it will never be right."""
+        raise CaptureError(message)
 
     def _unsteady(self, recording: Recording, outputs: list[Any]) -> str:
         places = []

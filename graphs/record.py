@@ -55,11 +55,12 @@ def record(function: Callable[[], Any]) -> Recording:
     return recording_of(native, result)
 
 
-def recording_of(native: Any, result: Any) -> Recording:
-    """What a native tape that has been stopped recorded."""
+def recording_of(native: Any, result: Any, *, collect: bool = True) -> Recording:
+    """What a native tape that has been stopped recorded. collect: False takes garbage in reference
+    cycles for something that lives on."""
     storages = native.storages()
     held = {native.find(tensor) for tensor in (*_tensors(result), *_gradients(native))}
-    if any(
+    if collect and any(
         fresh and escapes and at not in held for at, (_, _, fresh, escapes) in enumerate(storages)
     ):
         # Some may be garbage in reference cycles, and no state. A collection takes 0.1 s.

@@ -7,6 +7,8 @@
 #include <memory>
 #include <unordered_map>
 
+#include "autograd/meta.h"
+#include "dispatch/thread_state.h"
 #include "graphs/memory.h"
 #include "graphs/program.h"
 #include "graphs/tape.h"
@@ -323,6 +325,23 @@ void bind_graphs(nb::module_& m) {
         return nb::steal(wrap(Tensor(std::move(impl))));
       },
       "A tensor of any geometry at a byte offset from the start of another's storage.");
+  module.def(
+      "set_version",
+      [](const nb::object& tensor, uint32_t version) {
+        one_tensor(tensor).storage()->version().store(version, std::memory_order_relaxed);
+      },
+      "Sets what counts the changes of the tensor's storage: a replay writes what was recorded.");
+  module.def(
+      "has_hooks",
+      [](const nb::object& tensor) {
+        const auto& meta = one_tensor(tensor).impl()->autograd;
+        return meta && !meta->hooks.empty();
+      },
+      "Whether hooks are registered on the tensor's gradient.");
+  module.def(
+      "saved_hooks",
+      []() { return thread_state.saved_hooks != nullptr || thread_state.anomaly_enabled; },
+      "Whether this thread looks at each op that saves tensors for backward.");
   module.def(
       "storage_uses",
       [](const nb::object& tensor) { return one_tensor(tensor).storage()->use_count(); },

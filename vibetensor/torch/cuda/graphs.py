@@ -29,3 +29,17 @@ class graph(graphs.graph):
     ) -> None:
         _backend.required()
         super().__init__(cuda_graph, pool, stream, capture_error_mode)
+
+
+def make_graphed_callables(
+    callables: Any,
+    sample_args: tuple[Any, ...],
+    num_warmup_iters: int = 3,
+    allow_unused_input: bool = False,
+    pool: Any = None,
+) -> Any:
+    """See :func:`vibetensor.graphs.make_graphed_callables`. Raises as CUDAGraph does."""
+    _backend.required()
+    return graphs.make_graphed_callables(
+        callables, sample_args, num_warmup_iters, allow_unused_input, pool
+    )

@@ -510,7 +510,8 @@ class Module(ModuleState):
                 parameter.grad.zero_()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Accepted for compatibility: like ``torch.compile``, it leaves the module as it is."""
+        """Accepted for compatibility: it leaves the module as it is; ``torch.compile(module)`` gives
+        one whose calls are captured."""
 
     # --- printing
 

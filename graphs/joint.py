@@ -1,0 +1,531 @@
+"""A differentiable function as two programs: its forward, and its backward.
+
+The forward is recorded dry with autograd on; what autograd saves lies in memory that the programs
+share. The backward is recorded from there when it is first asked for. A replay of the forward
+overwrites what is saved: while somebody may still go back through the last one, `free` says no.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import vibetensor.torch as vt
+from vibetensor import _C
+from vibetensor.graphs import verify as checks
+from vibetensor.graphs.dry import Captured, DryCapture
+from vibetensor.graphs.record import recording_of
+from vibetensor.torch.autograd.function import Function
+
+_SIMPLE = (int, float, bool, str, bytes, type(None), tuple)
+
+
+class Refused(Exception):
+    """Why a function cannot be replayed."""
+
+
+class Trains(Exception):
+    """The function runs backward or an optimizer itself."""
+
+
+class Joint:
+    """One captured course of ``function(inputs) -> results``, a flat list of each.
+
+    inputs: as a call brings them. Tensors are copied into static ones. outer: a module whose forward
+    the function is; its own hooks are the caller's. Raises Refused with the reason, Trains, or what
+    the function raises; nothing has happened then.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[list[Any]], list[Any]],
+        inputs: list[Any],
+        *,
+        optimize: bool,
+        outer: Any = None,
+    ) -> None:
+        self._outer = outer
+        self._function = function
+        self.spec: Any = None  # the caller's note of how results are put together
+        self._optimize = optimize
+        self._static = static_inputs(inputs)
+        first, facts, trains = probe(lambda: function(self._static), inputs, self._static, outer)
+        if trains:
+            raise Trains
+        self._record(inputs)
+        frozen = checks.frozen_numbers(first, self._forward.recording, [], [])
+        if frozen:
+            raise Refused("it does not do the same each time: " + frozen[0])
+        self._facts = _facts(self._forward.session.modules)
+        if self._facts != facts:
+            raise Refused("it changes attributes of its modules")
+
+    # --- recording
+
+    def _record(self, inputs: list[Any]) -> None:
+        dry = DryCapture()
+        dry.begin()
+        try:
+            if self._outer is not None:
+                dry.session._on_module(self._outer)
+            results = self._function(self._static)
+            dry.stop()
+            self._forward = dry.compile(self._optimize, collect=False)
+        except BaseException:
+            if _C.graphs.recording() is not None:
+                dry.stop()
+            dry.take_back()
+            raise
+        recording = self._forward.recording
+        self._results = results
+        _check_results(recording, results)
+        self._leaves = _leaves_of(results)
+        self._wanted = [t for t in _distinct(self._static) if t.requires_grad]
+        static = {id(t) for t in self._wanted}
+        self._leaves = [leaf for leaf in self._leaves if id(leaf) not in static]
+        for tensor in recording.native.firsts():
+            if tensor.requires_grad and not tensor.is_leaf:
+                raise Refused("it uses a tensor with history that is no argument")
+        if any(_C.graphs.has_hooks(leaf) for leaf in self._leaves):
+            raise Refused("a parameter has hooks")
+        for module in self._forward.session.modules:
+            if module is not self._outer and hooked(module):
+                raise Refused(f"{type(module).__name__} has hooks")
+        self._differentiable = [
+            i for i, r in enumerate(results) if isinstance(r, vt.Tensor) and r.requires_grad
+        ]
+        for leaf in self._leaves:
+            self._forward.guard.add(leaf)
+        self._values = [r.detach() if isinstance(r, vt.Tensor) else r for r in results]
+        self._recorded_versions = self._versions(self._leaves)
+        memory = [recording.memory(b) for b in recording.tape.buffers if b.role == "output"]
+        # A replay counts as a change of these, and yet is what autograd saved.
+        self._saved = [(t, t._version) for t in (*memory, *_distinct(self._static))]
+        self._backwards: dict[Any, _Backward] = {}
+        self._mark = vt.zeros(())  # what a call saves, to see whether its history was freed
+        self._generation = 0
+        self.broken = ""  # why its backward cannot be recorded
+        self._context: Any = None
+
+    # --- which calls it serves
+
+    def holds(self) -> bool:
+        """Whether what it is bound to is where it was."""
+        return self._forward.guard.holds() and self._forward.session.same_tensors()
+
+    def same_course(self) -> bool:
+        """Whether Python would decide again as it did."""
+        session = self._forward.session
+        return (
+            session.same_course()
+            and not any(hooked(m) for m in session.modules if m is not self._outer)
+            and _facts(session.modules) == self._facts
+        )
+
+    def fresh(self) -> bool:
+        """Whether a backward that is not recorded yet still can be."""
+        if not self._differentiable or self._backwards:
+            return True
+        return self._versions(self._leaves) == self._recorded_versions
+
+    def free(self) -> bool:
+        """Whether nobody can go back through the last call any more."""
+        context = self._context and self._context()
+        if context is None:
+            return True
+        try:
+            return not context.saved_tensors
+        except RuntimeError:
+            return True
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether any result requires grad."""
+        return bool(self._differentiable)
+
+    def used(self, inputs: list[Any]) -> set[int]:
+        """The ids of the inputs and leaves that the results depend on by their history."""
+        reached = {id(leaf) for leaf in _leaves_of(self._results)}
+        pairs = zip(inputs, self._static, strict=True)
+        return reached | {id(value) for value, static in pairs if id(static) in reached}
+
+    # --- calls
+
+    def __call__(self, inputs: list[Any]) -> list[Any]:
+        """The results for these inputs, in memory of their own and with history."""
+        sources = [value for value in _distinct(inputs) if value.requires_grad]
+        tensors = [*sources, *self._leaves]
+        if not (self._differentiable and vt.is_grad_enabled()):
+            with vt.no_grad():
+                self._replay(inputs)
+                return [v.clone() if isinstance(v, vt.Tensor) else v for v in self._values]
+        made = iter(_Replay.apply(self, inputs, *tensors))
+        return [next(made) if isinstance(v, vt.Tensor) else v for v in self._values]
+
+    def _replay(self, inputs: list[Any]) -> None:
+        for static, value in zip(self._static, inputs):
+            if isinstance(value, vt.Tensor):
+                _core(static.detach()).copy_(_core(value.detach()))
+        self._forward.lowered.program.run()
+        self._forward.replays += 1
+        self._generation += 1
+        for program in self._backwards.values():
+            program.note()
+
+    def _versions(self, tensors: list[Any]) -> list[int]:
+        return [t._version for t in tensors]
+
+    def forward(self, ctx: Any, inputs: list[Any]) -> tuple[Any, ...]:
+        """What autograd calls."""
+        ctx.joint, ctx.inputs = self, inputs
+        ctx.random = vt.get_rng_state() if self._forward.tape.draws else None
+        self._replay(inputs)
+        ctx.generation = self._generation
+        ctx.versions = self._versions([*_distinct(inputs), *self._leaves])
+        ctx.save_for_backward(self._mark)
+        ctx.set_materialize_grads(False)
+        self._context = weakref.ref(ctx)
+        results = [v.clone() for v in self._values if isinstance(v, vt.Tensor)]
+        plain = [
+            copy
+            for copy, r in zip(results, (r for r in self._values if isinstance(r, vt.Tensor)))
+            if not self._values_differentiable(r)
+        ]
+        ctx.mark_non_differentiable(*plain)
+        return tuple(results)
+
+    def _values_differentiable(self, value: Any) -> bool:
+        return any(self._values[i] is value for i in self._differentiable)
+
+    def backward(self, ctx: Any, grads: tuple[Any, ...]) -> list[Any]:
+        """Gradients of the sources and leaves that want one."""
+        numbers = [i for i, v in enumerate(self._values) if isinstance(v, vt.Tensor)]
+        arrived = dict(zip(numbers, grads, strict=True))
+        given = [arrived[i] for i in self._differentiable]
+        if vt.is_grad_enabled() or ctx.generation != self._generation or _C.graphs.recording():
+            return self._recompute(ctx, given)
+        wanted = ctx.needs_input_grad[2:]
+        key = (
+            tuple(None if g is None else (tuple(g.shape), g.stride(), g.dtype) for g in given),
+            wanted,
+            _C._get_autocast("cpu"),
+            _C._get_autocast("cuda"),
+        )
+        program = self._backwards.get(key)
+        if program is None:
+            program = self._record_backward(given, wanted)
+            if program is None:
+                return self._recompute(ctx, given)
+            self._backwards[key] = program
+        elif not program.holds():
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                "inplace operation, or moved, since the compiled forward ran"
+            )
+        return program(given)
+
+    def _record_backward(self, given: list[Any], wanted: tuple[bool, ...]) -> _Backward | None:
+        if self._backwards or not self._results:
+            return None  # the recorded history is used up
+        sources = [*self._wanted, *self._leaves]
+        outputs = [
+            (self._results[i], g) for i, g in zip(self._differentiable, given) if g is not None
+        ]
+        for tensor, version in self._saved:
+            _C.graphs.set_version(tensor, version)
+        try:
+            return _Backward(
+                outputs,
+                [t for t, wants in zip(sources, wanted) if wants],
+                wanted,
+                self._forward,
+                self._optimize,
+                [g is not None for g in given],
+            )
+        except RuntimeError as error:
+            self.broken = str(error)
+            return None
+        finally:
+            self._results = []
+
+    def _recompute(self, ctx: Any, given: list[Any]) -> list[Any]:
+        """Gradients from the function itself, run once more on what the call was given."""
+        inputs = ctx.inputs
+        session = self._forward.session
+        state = checks.state_tensors(self._forward.recording)
+        written = self._changed_state()
+        now = self._versions([*_distinct(inputs), *self._leaves])
+        if now != ctx.versions:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                "inplace operation since the compiled function ran"
+            )
+        if not (session.same_course() and session.same_tensors()):
+            raise RuntimeError(
+                "the modules of a compiled function have changed since it ran (train(), eval(), a "
+                "parameter that was replaced), and this backward needs to run it once more"
+            )
+        if any(_C.graphs.has_hooks(leaf) for leaf in self._leaves):
+            raise RuntimeError(
+                "a backward that runs a compiled function once more (create_graph=True, other "
+                "outputs than usual) cannot respect hooks of its parameters: compile with "
+                "disable=True for that"
+            )
+        kept = checks.Snapshot([state[b] for b in written if b in state])
+        sources = [value for value in _distinct(inputs) if value.requires_grad]
+        tensors = [*sources, *self._leaves]
+        wanted = ctx.needs_input_grad[2:]
+        create = vt.is_grad_enabled()
+        if create:
+            # Two nodes stand for the function now, and add what eager adds in another order.
+            self.broken = "its backward is differentiated again"
+        if ctx.random is not None:
+            vt.set_rng_state(ctx.random)
+        try:
+            with vt.enable_grad():
+                results = self._function(inputs)
+        finally:
+            kept.restore()
+        pairs = [(results[i], g) for i, g in zip(self._differentiable, given) if g is not None]
+        found = iter(
+            vt.autograd.grad(
+                [y for y, _ in pairs],
+                [t for t, wants in zip(tensors, wanted) if wants],
+                [g for _, g in pairs],
+                create_graph=create,
+                allow_unused=True,
+            )
+            if pairs
+            else [None] * sum(wanted)
+        )
+        return [next(found) if wants else None for wants in wanted]
+
+    def _changed_state(self) -> set[Any]:
+        """State that the forward updates. Raises if the results depend on what it was before."""
+        ops = [op for op in self._forward.tape.ops if not op.is_view]
+        written = {v.buffer for op in ops for v in op.writes() if v.buffer.role == "state"}
+        depends = set(written)
+        for op in ops:
+            if any(v.buffer in depends for v in op.reads()):
+                depends.update(v.buffer for v in op.writes())
+        buffers = map(self._forward.recording.buffer_of, _distinct(self._values))
+        if any(buffer in depends for buffer in buffers):
+            raise RuntimeError(
+                "this backward needs to run a compiled function once more, and its results depend "
+                "on state that it changes: compile with disable=True for that"
+            )
+        return written
+
+
+def probe(
+    run: Callable[[], list[Any]], inputs: list[Any], static: list[Any], outer: Any = None
+) -> tuple[Any, list[Any], bool]:
+    """A first look at what a run does: its recording, the attributes of its modules, and whether it
+    trains. Raises Refused if a replay would not do what a run does, and what the run raises.
+
+    static: what stands for the inputs in it.
+    """
+    dry = DryCapture()
+    dry.begin()
+    try:
+        if outer is not None:
+            dry.session._on_module(outer)
+        results = run()
+    except BaseException:
+        dry.abandon()
+        raise
+    try:
+        dry.stop()
+        native, session = dry.native, dry.session
+        trains = bool(native.leaves() or session.optimizers or session.host)
+        trains = trains or bool(native.gradients_before())
+        del results
+        native.find_escapes()
+        recording = recording_of(native, None, collect=not trains)
+        _check_inputs(recording, inputs, static)
+        lasting = {b for b in recording.tape.buffers if b.role == "output"}
+        for op in recording.tape.ops if lasting and not trains else ():
+            if any(view.buffer in lasting for view in op.writes()):
+                raise Refused(f"it keeps tensors that it makes, besides its results: {op}")
+    finally:
+        dry.take_back()
+    return recording, _facts(session.modules), trains
+
+
+def _check_inputs(recording: Any, inputs: list[Any], static: list[Any]) -> None:
+    written = {v.buffer for op in recording.tape.ops if not op.is_view for v in op.writes()}
+    for value, copy in zip(inputs, static, strict=True):
+        if not isinstance(value, vt.Tensor):
+            continue
+        if recording.native.find(value) >= 0:
+            raise Refused("an argument is also used by another way (a closure, a global)")
+        if recording.native.find(copy) >= 0 and recording.buffer_of(copy) in written:
+            raise Refused(f"it changes an argument of {tuple(copy.shape)} in place")
+
+
+class _Backward:
+    """The backward of a Joint for one choice of gradients that come and are wanted."""
+
+    def __init__(
+        self,
+        outputs: list[tuple[Any, Any]],
+        sources: list[Any],
+        wanted: tuple[bool, ...],
+        forward: Captured,
+        optimize: bool,
+        present: list[bool],
+    ) -> None:
+        self._wanted = wanted
+        self._present = present
+        self._static = [_static_like(g) for _, g in outputs]
+        if any(_C.graphs.has_hooks(source) for source in sources):
+            raise RuntimeError("hooks of leaves are the caller's")
+        dry = DryCapture()
+        dry.begin()
+        try:
+            found = vt.autograd.grad(
+                [y for y, _ in outputs], sources, self._static, allow_unused=True
+            )
+            dry.stop()
+            self._captured = dry.compile(optimize, collect=False)
+        except BaseException:
+            if _C.graphs.recording() is not None:
+                dry.stop()
+            dry.take_back()
+            raise
+        self._found = [None if g is None else g.detach() for g in found]
+        made = forward.recording.native
+        fresh = {b.index for b in forward.recording.tape.buffers if b.role != "state"}
+        own = {g._storage_key() for g in self._static}
+        # What is read as it was before the forward: it must not have changed in between.
+        self._state = [
+            t
+            for t in self._captured.recording.native.firsts()
+            if made.find(t) not in fresh and t._storage_key() not in own
+        ]
+        self.note()
+
+    def note(self) -> None:
+        """What is read is as it should be now."""
+        self._versions = [t._version for t in self._state]
+
+    def holds(self) -> bool:
+        return [t._version for t in self._state] == self._versions and self._captured.guard.holds()
+
+    def __call__(self, given: list[Any]) -> list[Any]:
+        arrived = (g for g in given if g is not None)
+        with vt.no_grad():
+            for static, grad in zip(self._static, arrived, strict=True):
+                _core(static).copy_(_core(grad))
+            self._captured.lowered.program.run()
+            found = iter(self._found)
+            values = [next(found) if wants else None for wants in self._wanted]
+            return [None if v is None else v.clone() for v in values]
+
+
+class _Replay(Function):
+    """The call of a Joint that autograd sees."""
+
+    @staticmethod
+    def forward(ctx: Any, joint: Joint, inputs: list[Any], *tensors: Any) -> Any:
+        return joint.forward(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return (None, None, *ctx.joint.backward(ctx, grads))
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    """The tensors among them, each once."""
+    return list({id(v): v for v in values if isinstance(v, vt.Tensor)}.values())
+
+
+def _core(tensor: Any) -> Any:
+    """Without the repetitions of an expanded tensor."""
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride())):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+def _static_like(tensor: Any) -> Any:
+    """A copy in memory of its own, with the same strides where that can be."""
+    return _core(tensor.detach()).clone().expand(tensor.shape)
+
+
+def static_inputs(inputs: list[Any]) -> list[Any]:
+    made: dict[int, Any] = {}
+    storages: dict[int, Any] = {}
+    static = []
+    for value in inputs:
+        if not isinstance(value, vt.Tensor):
+            static.append(value)
+            continue
+        if id(value) not in made:
+            if value._storage_key() in storages:
+                raise Refused("two arguments share memory and are not one tensor")
+            storages[value._storage_key()] = value
+            made[id(value)] = _static_like(value).requires_grad_(value.requires_grad)
+        static.append(made[id(value)])
+    return static
+
+
+def _check_results(recording: Any, results: list[Any]) -> None:
+    seen = set()
+    for value in results:
+        if not isinstance(value, vt.Tensor):
+            if not isinstance(value, _SIMPLE):
+                raise Refused(f"it returns a {type(value).__name__}")
+            continue
+        buffer = recording.buffer_of(value)
+        if buffer is None or buffer.role != "output":
+            raise Refused("it returns a tensor that it did not make (an argument, a parameter)")
+        if buffer in seen:
+            raise Refused("two of its results share memory")
+        seen.add(buffer)
+
+
+def _leaves_of(results: list[Any]) -> list[Any]:
+    """Tensors whose gradient a backward from here accumulates."""
+    found: dict[int, Any] = {}
+    open_ = [r.grad_fn for r in results if isinstance(r, vt.Tensor) and r.grad_fn is not None]
+    seen = set(open_)
+    while open_:
+        node = open_.pop()
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, vt.Tensor):
+            found[id(variable)] = variable
+        for after, _ in node.next_functions:
+            if after is not None and after not in seen:
+                seen.add(after)
+                open_.append(after)
+    return list(found.values())
+
+
+def hooked(module: Any) -> bool:
+    """Whether a call of the module runs hooks."""
+    return module._hooked and bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _facts(modules: list[Any]) -> list[Any]:
+    """Attributes of modules that a forward may have read: plain values, and which tensors."""
+    return [
+        [
+            (key, id(value) if isinstance(value, vt.Tensor) else value)
+            for key, value in module.__dict__.items()
+            if key not in ("training", "_hooked") and _is_plain(value)
+        ]
+        for module in modules
+    ]
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(map(_is_plain, value))
+    return type(value) in _SIMPLE or isinstance(value, vt.Tensor)
