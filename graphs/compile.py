@@ -254,7 +254,15 @@ class OptimizedModule(vt.nn.Module):
         return sorted({*super().__dir__(), *dir(self._modules["_orig_mod"])})
 
     def __reduce__(self) -> Any:
-        return (compile, (self._modules["_orig_mod"],))
+        compiled = self._compiled
+        options = {"optimize": compiled._optimize}
+        again = functools.partial(
+            compile,
+            fullgraph=compiled._fullgraph,
+            recompile_limit=compiled._max_variants,
+            options=options,
+        )
+        return (again, (self._modules["_orig_mod"],))
 
 
 def _hooked(function: Any) -> bool:

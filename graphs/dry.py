@@ -135,8 +135,13 @@ class DryCapture:
         except BaseException:
             self.take_back()
             raise
-        self.session.notes.undo = None
+        self.forget()
         return captured
+
+    def forget(self) -> None:
+        """Lets go of what taking back would need."""
+        self.session.notes.undo = None
+        self.native.forget_gradients_before()
 
     def compile(self, optimize: bool, *, collect: bool = True) -> Captured:
         """A recording that has ended, ready for replays."""

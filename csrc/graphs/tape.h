@@ -95,8 +95,10 @@ class Tape final : public Consumer,
   const std::vector<Source>& sources() const { return sources_; }
   /// Leaves whose .grad backward set or added to, in order.
   const std::vector<Tensor>& leaves() const { return leaves_; }
-  /// Of a dry recording: tensors whose .grad it changed, each with that of before (maybe undefined).
+  /// Of a dry recording: tensors whose .grad it changed, each with that of before (maybe
+  /// undefined).
   const std::vector<std::pair<Tensor, Tensor>>& gradients_before() const { return gradients_; }
+  void forget_gradients_before() { gradients_.clear(); }
   Recording recording() const { return recording_; }
   /// The tape that records on this thread, or null.
   static Tape* active();

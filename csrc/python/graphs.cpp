@@ -195,6 +195,7 @@ void bind_graphs(nb::module_& m) {
             return out;
           },
           "Of a dry recording: tensors whose .grad it changed, each with that of before.")
+      .def("forget_gradients_before", [](PyTape& self) { self.tape->forget_gradients_before(); })
       .def("find_escapes", [](PyTape& self) { self.tape->find_escapes(); })
       .def("calls",
            [](const PyTape& self) {

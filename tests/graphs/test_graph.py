@@ -275,6 +275,45 @@ def test_failure_after_every_line(at: int, warm: bool) -> None:
     assert math.isfinite(loss.item())
 
 
+def fail_at(op: int) -> Any:
+    """Raises in place of one op; backward's and the optimizer's are counted too."""
+    left = op
+
+    def call(original: Callable[[], Any], name: str, args: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Failure
+        return original()
+
+    return vt.library.Mode(call)
+
+
+@pytest.mark.parametrize("name", ["adam plain", "sgd momentum"])
+def test_failure_at_every_op(name: str) -> None:
+    training = Training(OPTIMIZERS[name], scaler=True)
+    x, y = batch(0)
+    before = [training.state(), x.tolist()]
+    g = Graph()
+    for at in range(1000):
+        grads = [p.grad for p in training.model.parameters()]
+        try:
+            with graph(g), fail_at(at):
+                training.step(x, y)
+        except Failure:
+            assert [training.state(), x.tolist()] == before, at
+            assert all(p.grad is kept for p, kept in zip(training.model.parameters(), grads))
+        else:
+            break
+    assert 50 < at < 1000
+    eager = Training(OPTIMIZERS[name], scaler=True)
+    random = vt.get_rng_state()
+    g.replay()
+    vt.set_rng_state(random)
+    eager.step(x, y)
+    assert training.state() == eager.state()
+
+
 def test_a_host_read_at_every_layer() -> None:
     """In forward and in backward: refused there, and nothing has changed."""
     training = Training()

@@ -95,10 +95,9 @@ class GradScaler:
 
     def _make_scale(self, device: Any) -> None:
         with _recording.outside():  # a replay goes on from the scale, it does not make it
-            self._scale = torch.full((), self._init_scale, dtype=torch.float32, device=device)
-            self._growth_tracker = torch.full(
-                (), self._init_growth_tracker, dtype=torch.int32, device=device
-            )
+            scale = torch.full((), self._init_scale, dtype=torch.float32, device=device)
+            tracker = torch.full((), self._init_growth_tracker, dtype=torch.int32, device=device)
+        self._scale, self._growth_tracker = scale, tracker
         _recording.undo_with(self._forget_scale)
 
     def _forget_scale(self) -> None:

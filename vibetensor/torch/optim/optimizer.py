@@ -255,11 +255,11 @@ class Optimizer:
         if _recording.recording() != "dry":
             self._init_state(group, param)
             return
-        known = param in self.state
+        state = self.state
+        empty = state.get(param)
+        _recording.undo_with(lambda: state.pop(param, None) if empty is None else empty.clear())
         with _recording.outside():
             self._init_state(group, param)
-        if not known:
-            _recording.undo_with(lambda: self.state.pop(param, None))
 
     def _buckets(self, index: int, group: dict[str, Any]) -> list[tuple[Bucket, list[Any]]]:
         """The group's parameters that have gradients, by device and dtype, with the gradients."""
