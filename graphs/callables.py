@@ -107,7 +107,7 @@ class _Graphed:
                     "In the current version of make_graphed_callables, sample_args must be tensors, "
                     f"got {type(value).__name__}"
                 )
-        self._kinds = [_kind(value) for value in inputs]
+        self._kinds = _kinds(inputs)
         self._module = module
         self._joint = self._record(inputs)
         if not allow_unused:
@@ -147,11 +147,10 @@ class _Graphed:
         if not (vt.is_grad_enabled() or not self._joint.differentiable):
             return self._function(*args)
         inputs, spec = _flatten((args, {}))
-        if spec != self._spec or [_kind(value) for value in inputs] != self._kinds:
+        if spec != self._spec or _kinds(inputs) != self._kinds:
             raise ValueError(
                 f"{self._name} was captured for other arguments: "
-                f"{[str(kind) for kind in self._kinds]}, called with "
-                f"{[str(_kind(value)) for value in inputs]}"
+                f"{_shown(self._kinds)}, called with {_shown(_kinds(inputs))}"
             )
         if not self._lock.acquire(blocking=False):
             return self._function(*args)
@@ -169,7 +168,18 @@ class _Graphed:
             self._lock.release()
 
 
-def _kind(value: Any) -> Any:
-    if not isinstance(value, vt.Tensor):
-        return type(value)
-    return (tuple(value.shape), value.dtype, value.device, value.requires_grad)
+def _kinds(values: list[Any]) -> list[Any]:
+    """What a capture is for: shapes and the like, and which arguments are one tensor."""
+    first: dict[int, int] = {}
+    return [
+        (
+            (tuple(v.shape), v.dtype, v.device, v.requires_grad, first.setdefault(id(v), at))
+            if isinstance(v, vt.Tensor)
+            else type(v)
+        )
+        for at, v in enumerate(values)
+    ]
+
+
+def _shown(kinds: list[Any]) -> str:
+    return str([f"{k[1]}{list(k[0])}" if isinstance(k, tuple) else k.__name__ for k in kinds])

@@ -97,7 +97,18 @@ class Joint:
         for leaf in self._leaves:
             self._forward.guard.add(leaf)
         self._values = [r.detach() if isinstance(r, vt.Tensor) else r for r in results]
-        self._recorded_versions = self._versions(self._leaves)
+        self._tensors = [v for v in self._values if isinstance(v, vt.Tensor)]
+        self._plain = [
+            at
+            for at, r in enumerate(r for r in results if isinstance(r, vt.Tensor))
+            if not r.requires_grad
+        ]
+        # Where a call finds what is copied, and what wants a gradient: each tensor once.
+        places = {id(t): at for at, t in reversed([*enumerate(self._static)])}
+        self._copied = sorted(places[id(t)] for t in _distinct(self._static))
+        self._places = [self._static[at].detach() for at in self._copied]
+        self._sources = [at for at in self._copied if self._static[at].requires_grad]
+        self._recorded = _C.graphs.Versions(self._leaves)
         memory = [recording.memory(b) for b in recording.tape.buffers if b.role == "output"]
         # A replay counts as a change of these, and yet is what autograd saved.
         self._saved = [(t, t._version) for t in (*memory, *_distinct(self._static))]
@@ -121,7 +132,7 @@ class Joint:
         """Whether a backward that is not recorded yet still can be."""
         if not self._differentiable or self._backwards:
             return True
-        return self._versions(self._leaves) == self._recorded_versions
+        return self._recorded.same()
 
     def free(self) -> bool:
         """Whether nobody can go back through the last call any more."""
@@ -148,27 +159,30 @@ class Joint:
 
     def __call__(self, inputs: list[Any]) -> list[Any]:
         """The results for these inputs, in memory of their own and with history."""
-        sources = [value for value in _distinct(inputs) if value.requires_grad]
-        tensors = [*sources, *self._leaves]
-        if not (self._differentiable and vt.is_grad_enabled()):
-            with vt.no_grad():
-                self._replay(inputs)
-                return [v.clone() if isinstance(v, vt.Tensor) else v for v in self._values]
-        made = iter(_Replay.apply(self, inputs, *tensors))
-        return [next(made) if isinstance(v, vt.Tensor) else v for v in self._values]
+        if self._differentiable and vt.is_grad_enabled():
+            made = _Replay.apply(self, inputs, *self._sources_of(inputs))
+        else:
+            self._replay(inputs)
+            made = _C.graphs.copies(self._tensors)
+        if len(made) == len(self._values):
+            return list(made)
+        tensors = iter(made)
+        return [next(tensors) if isinstance(v, vt.Tensor) else v for v in self._values]
+
+    def _sources_of(self, inputs: list[Any]) -> list[Any]:
+        """What a gradient is passed on to."""
+        return [*(inputs[at] for at in self._sources), *self._leaves]
 
     def _replay(self, inputs: list[Any]) -> None:
-        for static, value in zip(self._static, inputs):
-            if isinstance(value, vt.Tensor):
-                _core(static.detach()).copy_(_core(value.detach()))
+        _C.graphs.copy_into(self._places, [inputs[at] for at in self._copied])
         self._forward.lowered.program.run()
         self._forward.replays += 1
         self._generation += 1
         for program in self._backwards.values():
-            program.note()
+            program.state.note()
 
-    def _versions(self, tensors: list[Any]) -> list[int]:
-        return [t._version for t in tensors]
+    def _versions(self, inputs: list[Any]) -> list[int]:
+        return _C.graphs.versions([*(inputs[at] for at in self._copied), *self._leaves])
 
     def forward(self, ctx: Any, inputs: list[Any]) -> tuple[Any, ...]:
         """What autograd calls."""
@@ -176,27 +190,18 @@ class Joint:
         ctx.random = vt.get_rng_state() if self._forward.tape.draws else None
         self._replay(inputs)
         ctx.generation = self._generation
-        ctx.versions = self._versions([*_distinct(inputs), *self._leaves])
+        ctx.versions = self._versions(inputs)
         ctx.save_for_backward(self._mark)
         ctx.set_materialize_grads(False)
         self._context = weakref.ref(ctx)
-        results = [v.clone() for v in self._values if isinstance(v, vt.Tensor)]
-        plain = [
-            copy
-            for copy, r in zip(results, (r for r in self._values if isinstance(r, vt.Tensor)))
-            if not self._values_differentiable(r)
-        ]
-        ctx.mark_non_differentiable(*plain)
+        results = _C.graphs.copies(self._tensors)
+        if self._plain:
+            ctx.mark_non_differentiable(*(results[at] for at in self._plain))
         return tuple(results)
-
-    def _values_differentiable(self, value: Any) -> bool:
-        return any(self._values[i] is value for i in self._differentiable)
 
     def backward(self, ctx: Any, grads: tuple[Any, ...]) -> list[Any]:
         """Gradients of the sources and leaves that want one."""
-        numbers = [i for i, v in enumerate(self._values) if isinstance(v, vt.Tensor)]
-        arrived = dict(zip(numbers, grads, strict=True))
-        given = [arrived[i] for i in self._differentiable]
+        given = [g for at, g in enumerate(grads) if at not in self._plain]
         if vt.is_grad_enabled() or ctx.generation != self._generation or _C.graphs.recording():
             return self._recompute(ctx, given)
         wanted = ctx.needs_input_grad[2:]
@@ -235,7 +240,6 @@ class Joint:
                 wanted,
                 self._forward,
                 self._optimize,
-                [g is not None for g in given],
             )
         except RuntimeError as error:
             self.broken = str(error)
@@ -249,8 +253,7 @@ class Joint:
         session = self._forward.session
         state = checks.state_tensors(self._forward.recording)
         written = self._changed_state()
-        now = self._versions([*_distinct(inputs), *self._leaves])
-        if now != ctx.versions:
+        if self._versions(inputs) != ctx.versions:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an "
                 "inplace operation since the compiled function ran"
@@ -267,8 +270,7 @@ class Joint:
                 "disable=True for that"
             )
         kept = checks.Snapshot([state[b] for b in written if b in state])
-        sources = [value for value in _distinct(inputs) if value.requires_grad]
-        tensors = [*sources, *self._leaves]
+        tensors = self._sources_of(inputs)
         wanted = ctx.needs_input_grad[2:]
         create = vt.is_grad_enabled()
         if create:
@@ -368,10 +370,8 @@ class _Backward:
         wanted: tuple[bool, ...],
         forward: Captured,
         optimize: bool,
-        present: list[bool],
     ) -> None:
         self._wanted = wanted
-        self._present = present
         self._static = [_static_like(g) for _, g in outputs]
         if any(_C.graphs.has_hooks(source) for source in sources):
             raise RuntimeError("hooks of leaves are the caller's")
@@ -393,29 +393,26 @@ class _Backward:
         fresh = {b.index for b in forward.recording.tape.buffers if b.role != "state"}
         own = {g._storage_key() for g in self._static}
         # What is read as it was before the forward: it must not have changed in between.
-        self._state = [
-            t
-            for t in self._captured.recording.native.firsts()
-            if made.find(t) not in fresh and t._storage_key() not in own
-        ]
-        self.note()
-
-    def note(self) -> None:
-        """What is read is as it should be now."""
-        self._versions = [t._version for t in self._state]
+        self.state = _C.graphs.Versions(
+            [
+                t
+                for t in self._captured.recording.native.firsts()
+                if made.find(t) not in fresh and t._storage_key() not in own
+            ]
+        )
 
     def holds(self) -> bool:
-        return [t._version for t in self._state] == self._versions and self._captured.guard.holds()
+        """Whether what it reads, besides what the forward made, is as the forward left it."""
+        return self.state.same() and self._captured.guard.holds()
 
     def __call__(self, given: list[Any]) -> list[Any]:
-        arrived = (g for g in given if g is not None)
-        with vt.no_grad():
-            for static, grad in zip(self._static, arrived, strict=True):
-                _core(static).copy_(_core(grad))
-            self._captured.lowered.program.run()
-            found = iter(self._found)
-            values = [next(found) if wants else None for wants in self._wanted]
-            return [None if v is None else v.clone() for v in values]
+        _C.graphs.copy_into(self._static, [g for g in given if g is not None])
+        self._captured.lowered.program.run()
+        found = _C.graphs.copies(self._found)
+        if len(found) == len(self._wanted):
+            return found
+        wanted = iter(found)
+        return [next(wanted) if wants else None for wants in self._wanted]
 
 
 class _Replay(Function):

@@ -15,6 +15,7 @@
 #include "python/arguments.h"
 #include "python/graphs.h"
 #include "python/tensor_type.h"
+#include "vt/ops.h"
 
 namespace nb = nanobind;
 
@@ -133,6 +134,31 @@ struct PausedTape {
 struct PyCall {
   Ref<Call> call;
 };
+
+struct Versions {
+  std::vector<Tensor> tensors;
+  std::vector<uint32_t> noted;
+
+  void note() {
+    noted.resize(tensors.size());
+    for (size_t i = 0; i < tensors.size(); ++i) noted[i] = tensors[i].version();
+  }
+  bool same() const {
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      if (tensors[i].version() != noted[i]) return false;
+    }
+    return true;
+  }
+};
+
+/// Without the repetitions of an expanded tensor.
+Tensor core(Tensor t) {
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    if (t.strides()[static_cast<size_t>(d)] == 0 && t.sizes()[static_cast<size_t>(d)] > 1)
+      t = ops::narrow(t, d, 0, 1);
+  }
+  return t;
+}
 
 nb::tuple shown_slot(const Slot& slot) {
   return nb::make_tuple(slot.storage, slot.offset, dims(slot.sizes), dims(slot.strides),
@@ -326,6 +352,44 @@ void bind_graphs(nb::module_& m) {
         return nb::steal(wrap(Tensor(std::move(impl))));
       },
       "A tensor of any geometry at a byte offset from the start of another's storage.");
+  nb::class_<Versions>(module, "Versions", "Whether tensors have been changed in place.")
+      .def("__init__",
+           [](Versions* self, const nb::object& tensors) {
+             new (self) Versions{tensors_from(tensors), {}};
+             self->note();
+           })
+      .def("note", &Versions::note, "They are as they should be now.")
+      .def("same", &Versions::same, "Whether they are as they were then.");
+  module.def(
+      "versions",
+      [](const nb::object& tensors) {
+        nb::list out;
+        for (const Tensor& t : tensors_from(tensors)) out.append(t.version());
+        return out;
+      },
+      "How often each tensor has been changed in place.");
+  module.def(
+      "copy_into",
+      [](const nb::object& targets, const nb::object& values) {
+        const std::vector<Tensor> to = tensors_from(targets), from = tensors_from(values);
+        check(to.size() == from.size(), "copy_into: ", to.size(), " places for ", from.size());
+        const Scoped<bool> no_grad(thread_state.grad_enabled, false);
+        for (size_t i = 0; i < to.size(); ++i) ops::copy_(core(to[i]), core(from[i]), false);
+      },
+      "Copies each value into its place; of expanded tensors what is there once.");
+  module.def(
+      "copies",
+      [](const nb::object& tensors) {
+        const Scoped<bool> no_grad(thread_state.grad_enabled, false);
+        nb::list out;
+        for (const Tensor& t : tensors_from(tensors)) {
+          nb::object copy = nb::none();
+          if (t.defined()) copy = nb::steal(wrap(ops::clone(t, std::nullopt)));
+          out.append(copy);
+        }
+        return out;
+      },
+      "Each tensor in memory of its own; None for None.");
   module.def(
       "set_version",
       [](const nb::object& tensor, uint32_t version) {
