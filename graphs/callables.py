@@ -124,7 +124,9 @@ class _Graphed:
 
         try:
             with vt.enable_grad():
-                joint = Joint(run, inputs, optimize=True, outer=self._module)
+                joint = Joint(
+                    run, inputs, optimize=True, names_of=self._function, outer=self._module
+                )
         except (Refused, Trains) as error:
             reason = str(error) or "it runs backward or an optimizer itself: capture the whole step"
             raise CaptureError(f"make_graphed_callables: {self._name}: {reason}") from None

@@ -140,7 +140,7 @@ class Compiled:
             return results
 
         try:
-            joint = Joint(function, inputs, optimize=self._optimize)
+            joint = Joint(function, inputs, optimize=self._optimize, names_of=self._function)
         except Trains:
             self._steps.add(key)
             return self._run_step(key, args, kwargs)

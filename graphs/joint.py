@@ -16,6 +16,7 @@ from vibetensor import _C
 from vibetensor.graphs import verify as checks
 from vibetensor.graphs.dry import Captured, DryCapture
 from vibetensor.graphs.record import recording_of
+from vibetensor.graphs.surroundings import surroundings
 from vibetensor.torch.autograd.function import Function
 
 _SIMPLE = (int, float, bool, str, bytes, type(None), tuple)
@@ -32,8 +33,9 @@ class Trains(Exception):
 class Joint:
     """One captured course of ``function(inputs) -> results``, a flat list of each.
 
-    inputs: as a call brings them. Tensors are copied into static ones. outer: a module whose forward
-    the function is; its own hooks are the caller's. Raises Refused with the reason, Trains, or what
+    inputs: as a call brings them. Tensors are copied into static ones. names_of: the callable whose
+    globals and closure are watched. outer: a module whose forward the function is; its own hooks are
+    the caller's. Raises Refused with the reason, Trains, or what
     the function raises; nothing has happened then.
     """
 
@@ -43,6 +45,7 @@ class Joint:
         inputs: list[Any],
         *,
         optimize: bool,
+        names_of: Any = None,
         outer: Any = None,
     ) -> None:
         self._outer = outer
@@ -50,6 +53,7 @@ class Joint:
         self.spec: Any = None  # the caller's note of how results are put together
         self._optimize = optimize
         self._static = static_inputs(inputs)
+        self._names = surroundings(names_of)
         first, facts, trains = probe(lambda: function(self._static), inputs, self._static, outer)
         if trains:
             raise Trains
@@ -59,6 +63,8 @@ class Joint:
             raise Refused("it does not do the same each time: " + frozen[0])
         if _facts(self._forward.session.modules) != facts:
             raise Refused("it changes attributes of its modules")
+        if not self._names.holds():
+            raise Refused("it binds names outside of itself (global, nonlocal)")
 
     # --- recording
 
@@ -126,7 +132,7 @@ class Joint:
 
     def same_course(self) -> bool:
         """Whether Python would decide again as it did."""
-        return self._forward.session.same_course()
+        return self._forward.session.same_course() and self._names.holds()
 
     def fresh(self) -> bool:
         """Whether a backward that is not recorded yet still can be."""

@@ -389,6 +389,61 @@ def test_state_in_python_runs_each_time() -> None:
     assert [s.item() for s in seen] == [0, 2, 4]
 
 
+FACTOR: Any = 2.0
+
+
+def test_names_outside_are_watched() -> None:
+    global FACTOR
+    shift = 1.0
+
+    def scaled(x: Any) -> Any:
+        return x * FACTOR
+
+    def function(x: Any) -> Any:
+        return scaled(x) + shift
+
+    compiled = vt.compile(function)
+    one = vt.ones(1)
+    assert [compiled(one).item(), compiled(one).item()] == [3, 3]
+    shift = 2.0
+    assert [compiled(one).item(), compiled(one).item()] == [4, 4]
+    FACTOR = 3.0
+    try:
+        assert compiled(one).item() == 5
+    finally:
+        FACTOR = 2.0
+    assert compiled(one).item() == 4 and replays(compiled) == 6
+
+    count = 0
+
+    @vt.compile
+    def counts(x: Any) -> Any:
+        nonlocal count
+        count += 1
+        return x + 1
+
+    with pytest.warns(UserWarning, match="binds names outside"):
+        counts(one)
+    before = count
+    counts(one), counts(one)
+    assert count == before + 2
+
+    class Holder:
+        k = 1.0
+
+        def __init__(self) -> None:
+            self.k = 2.0
+
+        def forward(self, x: Any) -> Any:
+            return x * self.k
+
+    holder = Holder()
+    method = vt.compile(holder.forward)
+    assert method(one).item() == 2
+    holder.k = 5.0
+    assert method(one).item() == 5
+
+
 def test_an_error_is_the_functions() -> None:
     compiled = vt.compile(lambda x: x @ vt.ones(7, 7))
     for _ in range(2):
