@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -69,7 +70,8 @@ class Compiled:
         if instance is None:
             return self
         name = f"_compiled_{id(self)}"
-        bound = instance.__dict__.get(name)
+        kept = instance.__dict__.get(name)
+        bound = kept.compiled if kept is not None else None
         if bound is None:
             bound = Compiled(
                 self._function.__get__(instance, owner),
@@ -77,8 +79,14 @@ class Compiled:
                 max_variants=self._max_variants,
                 optimize=self._optimize,
             )
-            object.__setattr__(instance, name, bound)
+            object.__setattr__(instance, name, _Kept(bound))
         return bound
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles are the function itself: captures belong to this process."""
+        if isinstance(self._function, types.MethodType):
+            return (_bound, (self._function.__func__, self._function.__self__))
+        return (_itself, (self._function,))
 
     @property
     def _name(self) -> str:
@@ -139,8 +147,16 @@ class Compiled:
             structure[:] = [made]
             return results
 
+        owner = getattr(self._function, "__self__", None)
+        outer = owner if isinstance(owner, vt.nn.Module) else None
         try:
-            joint = Joint(function, inputs, optimize=self._optimize, names_of=self._function)
+            joint = Joint(
+                function,
+                inputs,
+                optimize=self._optimize,
+                names_of=self._function,
+                outer=outer,
+            )
         except Trains:
             self._steps.add(key)
             return self._run_step(key, args, kwargs)
@@ -244,6 +260,9 @@ class OptimizedModule(vt.nn.Module):
     def __delattr__(self, name: str) -> None:
         delattr(self._modules["_orig_mod"], name)
 
+    def __bool__(self) -> bool:
+        return bool(self._modules["_orig_mod"])
+
     def __len__(self) -> int:
         return len(self._modules["_orig_mod"])  # pyright: ignore
 
@@ -265,8 +284,30 @@ class OptimizedModule(vt.nn.Module):
         return (again, (self._modules["_orig_mod"],))
 
 
+class _Kept:
+    """A compiled method in its object; copies and pickles of that make their own."""
+
+    def __init__(self, compiled: Compiled | None = None) -> None:
+        self.compiled = compiled
+
+    def __reduce__(self) -> Any:
+        return (_Kept, ())
+
+
+def _bound(function: Any, owner: Any) -> Any:
+    return function.__get__(owner)
+
+
+def _itself(function: Any) -> Any:
+    return function
+
+
 def _hooked(function: Any) -> bool:
     """Whether hooks would run in a recording as well."""
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, vt.nn.Module):  # its own hooks are around this call
+        inner = [m for m in owner.modules() if m is not owner]
+        return any(map(hooked, inner)) or any(map(_C.graphs.has_hooks, owner.parameters()))
     if not isinstance(function, vt.nn.Module):
         return False
     return any(map(hooked, function.modules())) or any(

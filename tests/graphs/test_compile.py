@@ -260,8 +260,50 @@ def test_a_compiled_module_is_the_module() -> None:
     x, _ = batch(0)
     model.eval()
     assert (compiled(x) == model(x)).all()
+    assert compiled
     sequence = vt.compile(vt.nn.Sequential(vt.nn.Linear(2, 2), vt.nn.ReLU()))
     assert len(sequence) == 2 and isinstance(sequence[1], vt.nn.ReLU)
+
+
+def test_modules_compiled_in_place() -> None:
+    class Decorated(vt.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = vt.nn.Linear(6, 3)
+            self.scale = 2.0
+
+        @vt.compile
+        def forward(self, x: Any) -> Any:
+            return self.inner(x) * self.scale if self.training else self.inner(x)
+
+    plain = Net()
+    plain.compile()
+    x, y = batch(0)
+    for model, calls in ((plain, plain.forward), (decorated := Decorated(), None)):
+        other = copy.deepcopy(model)
+        if calls is None:
+            plain_forward = type(other).forward._function  # pyright: ignore
+            object.__setattr__(other, "forward", plain_forward.__get__(other))
+        else:
+            assert not hasattr(other.forward, "_known")
+        pickle.loads(pickle.dumps(plain))
+        keys = list(model.state_dict())
+        assert keys == list(other.state_dict()) and not keys[0].startswith("_orig_mod")
+        for i in range(4):
+            for net in (model, other):
+                vt.manual_seed(i)
+                net.train(i != 2)
+                net.scale = 3.0 if i > 2 else 1.0
+                net.zero_grad()
+                F.cross_entropy(net(x), y).backward()
+            for a, b in zip(model.parameters(), other.parameters(), strict=True):
+                assert a.grad.tolist() == b.grad.tolist()
+    assert replays(plain.forward) == 4 and replays(decorated.forward) == 4
+    hooks: list[int] = []
+    handle = plain.register_forward_hook(lambda *args: hooks.append(1))
+    plain(x), plain(x)
+    handle.remove()
+    assert hooks == [1, 1]
 
 
 def test_a_function_that_trains_is_one_step() -> None:

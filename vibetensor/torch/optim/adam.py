@@ -129,6 +129,8 @@ class Adam(Optimizer):
 
     def _update(self, group: dict[str, Any], bucket: Any, grads: list[Any]) -> None:
         amsgrad = group["amsgrad"]
+        if recording() is not None:
+            self._bring_steps(bucket)
         exp_avgs = bucket.column("exp_avg")
         exp_avg_sqs = bucket.column("exp_avg_sq")
         max_exp_avg_sqs = bucket.column("max_exp_avg_sq") if amsgrad else []

@@ -273,6 +273,15 @@ class Optimizer:
             plan = self._plans[index] = StepPlan(params, grads, self.state)
         return plan.with_grads(grads)
 
+    def _bring_steps(self, bucket: Bucket) -> None:
+        """Step counts to where the parameters are: a recording of one device counts there."""
+        for param, state in zip(bucket.params, bucket.states, strict=True):
+            step = state["step"]
+            if step.device != param.device:
+                with _recording.outside():
+                    state["step"] = step.to(param.device)
+                _recording.undo_with(lambda s=state, step=step: s.update(step=step))
+
     def _run_plain(
         self, grads: list[Any], changed: list[Any], update: Callable[[list[Any]], Any]
     ) -> Any:
