@@ -9,8 +9,9 @@ from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor import _C
-from vibetensor.graphs.capture import CaptureError, _flatten, _unflatten
+from vibetensor.graphs.capture import CaptureError
 from vibetensor.graphs.joint import Joint, Refused, Trains
+from vibetensor.graphs.structure import flatten, unflatten
 
 
 def make_graphed_callables(
@@ -100,7 +101,7 @@ class _Graphed:
         self._function = function
         self._name = type(module).__name__ if module else getattr(function, "__name__", "callable")
         self._lock = threading.RLock()
-        inputs, self._spec = _flatten((sample, {}))
+        inputs, self._spec = flatten((sample, {}))
         for value in inputs:
             if not isinstance(value, vt.Tensor):
                 raise TypeError(
@@ -117,8 +118,8 @@ class _Graphed:
         structure: list[Any] = []
 
         def run(values: list[Any]) -> list[Any]:
-            args, kwargs = _unflatten(self._spec, values)
-            results, made = _flatten(self._function(*args, **kwargs))
+            args, kwargs = unflatten(self._spec, values)
+            results, made = flatten(self._function(*args, **kwargs))
             structure[:] = [made]
             return results
 
@@ -148,7 +149,7 @@ class _Graphed:
             return self._function(*args, **kwargs)
         if not (vt.is_grad_enabled() or not self._joint.differentiable):
             return self._function(*args)
-        inputs, spec = _flatten((args, {}))
+        inputs, spec = flatten((args, {}))
         if spec != self._spec or _kinds(inputs) != self._kinds:
             raise ValueError(
                 f"{self._name} was captured for other arguments: "
@@ -165,7 +166,7 @@ class _Graphed:
                     return self._function(*args)
             if not (joint.same_course() and joint.free()):
                 return self._function(*args)
-            return _unflatten(joint.spec, joint(inputs))
+            return unflatten(joint.spec, joint(inputs))
         finally:
             self._lock.release()
 

@@ -488,7 +488,7 @@ class CapturedStep:
         from vibetensor.graphs.report_html import report_page
 
         page = report_page(self._name, self._captured(), self.last)
-        _write(path, page)
+        write_text(path, page)
 
     def to_dot(self) -> str:
         """The latest capture as a graph in DOT: ops by phase, and what each reads."""
@@ -498,7 +498,7 @@ class CapturedStep:
 
     def debug_dump(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_dot` to a file."""
-        _write(path, self.to_dot())
+        write_text(path, self.to_dot())
 
     def chrome_trace(self, path: str | os.PathLike[str]) -> None:
         """Writes the latest capture's profile for Perfetto or chrome://tracing; takes one if there
@@ -508,7 +508,7 @@ class CapturedStep:
         with self._lock:
             variant = self._latest()
             timed = variant.profile or self.profile()
-            _write(path, trace_text(self._name, variant.tape, variant.lowered.plans, timed))
+            write_text(path, trace_text(self._name, variant.tape, variant.lowered.plans, timed))
 
     def reset(self) -> None:
         """Forgets every capture and gives their memory back."""
@@ -574,7 +574,8 @@ def capture(
     return CapturedStep(function, max_variants=max_variants, optimize=optimize, verify=verify)
 
 
-def _write(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file for people."""
     # A file name of the program that is not UTF-8 has lone surrogates; they are shown as "?".
     with open(path, "w", encoding="utf-8", errors="replace") as file:
         file.write(text)

@@ -13,14 +13,9 @@ from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor import _C
-from vibetensor.graphs.capture import (
-    CapturedStep,
-    CaptureError,
-    _flatten,
-    _modes,
-    _unflatten,
-)
+from vibetensor.graphs.capture import CapturedStep, CaptureError, _modes
 from vibetensor.graphs.joint import Joint, Refused, Trains, hooked, probe, static_inputs
+from vibetensor.graphs.structure import flatten, unflatten
 from vibetensor.torch.nn.modules import hooks
 
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -34,8 +29,8 @@ class _Training(CapturedStep):
     def _record(self, key: Any, leaves: list[Any], spec: Any) -> Any:
         # Dry first: what cannot be captured is found before it has done half of its work.
         static = static_inputs(leaves)
-        positional, named = _unflatten(spec, static)
-        probe(lambda: _flatten(self._function(*positional, **named))[0], leaves, static)
+        positional, named = unflatten(spec, static)
+        probe(lambda: flatten(self._function(*positional, **named))[0], leaves, static)
         return super()._record(key, leaves, spec)
 
     def _give_up(self, message: str) -> None:
@@ -60,7 +55,7 @@ class Compiled:
         self._optimize = optimize
         self._lock = threading.RLock()
         self._known: dict[Any, list[Joint]] = {}
-        self._eager: set[Any] = set()
+        self._eager: dict[Any, str] = {}  # why
         self._steps: set[Any] = set()
         self._step: _Training | None = None
         self._warned = False
@@ -107,7 +102,7 @@ class Compiled:
             self._lock.release()
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        inputs, spec = _flatten((args, kwargs))
+        inputs, spec = flatten((args, kwargs))
         try:
             key = _key(inputs, spec)
         except Refused as refused:
@@ -134,7 +129,7 @@ class Compiled:
         return self._record(key, inputs, spec, args, kwargs)
 
     def _unflattened(self, joint: Joint, inputs: list[Any]) -> Any:
-        return _unflatten(joint.spec, joint(inputs))
+        return unflatten(joint.spec, joint(inputs))
 
     def _record(self, key: Any, inputs: list[Any], spec: Any, args: Any, kwargs: Any) -> Any:
         if _hooked(self._function):
@@ -142,8 +137,8 @@ class Compiled:
         structure: list[Any] = []
 
         def function(values: list[Any]) -> list[Any]:
-            positional, named = _unflatten(spec, values)
-            results, made = _flatten(self._function(*positional, **named))
+            positional, named = unflatten(spec, values)
+            results, made = flatten(self._function(*positional, **named))
             structure[:] = [made]
             return results
 
@@ -195,7 +190,7 @@ class Compiled:
 
     def _note(self, key: Any, reason: str) -> None:
         if key is not None:
-            self._eager.add(key)
+            self._eager[key] = reason
         if self._fullgraph:
             raise CaptureError(f"torch.compile(fullgraph=True): {self._name}: {reason}")
         if not self._warned:
@@ -203,6 +198,22 @@ class Compiled:
             warnings.warn(
                 f"torch.compile: {self._name} runs as it is: {reason}", UserWarning, stacklevel=5
             )
+
+    def report(self) -> str:
+        """What was captured, and which calls run as they are and why."""
+        from vibetensor.graphs.report import report
+
+        with self._lock:
+            parts = [
+                report(f"{self._name}, {part}", captures)
+                for joints in self._known.values()
+                for joint in joints
+                for part, captures in joint.captures()
+            ]
+            if self._step is not None:
+                parts.append(self._step.report())
+            parts += [f"{self._name} runs as it is: {why}" for why in self._eager.values()]
+        return "\n\n".join(parts) or f"{self._name}: not called yet"
 
     def reset(self) -> None:
         """Forgets every capture and gives their memory back."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs import passes
+from vibetensor.graphs.course import Course
 from vibetensor.graphs.lower import Lowered, lower
 from vibetensor.graphs.record import PACKAGE, Recording, recording_of
 from vibetensor.graphs.session import Session
@@ -46,6 +47,11 @@ class Captured:
     gradients: list[Gradient]
     states: list[tuple[Any, Any]]  # optimizers, and the state each works on
     replays: int = 0
+    # What reports and profiles ask of a capture.
+    course: Course = field(default_factory=lambda: Course(1, {}))
+    profile: Any = None
+    inputs: list[Any] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
 
 
 class Place:

@@ -20,6 +20,7 @@ from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor import _C
+from vibetensor.graphs.capture import write_text
 from vibetensor.graphs.dry import Captured, DryCapture, check_unmoved
 from vibetensor.graphs.tape import Tape
 
@@ -142,15 +143,38 @@ class Graph:
         return self._required("tape()").tape
 
     def report(self) -> str:
-        """What was captured: ops, memory, replays."""
+        """What was captured: ops, passes, memory, time if it was profiled."""
         from vibetensor.graphs.report import report
 
-        return report("graph", self._required("report()"))
+        return report("graph", [self._required("report()")])
+
+    def profile(self) -> Any:
+        """Times each op in replays that run op by op; returns a `Profile`, which prints. It is no
+        replay: tensors and random numbers are afterwards as they were."""
+        from vibetensor.graphs.profile import profile
+
+        captured = self._required("profile()")
+        with self._lock:
+            check_unmoved(captured)
+            captured.profile = profile(captured)
+        return captured.profile
+
+    def report_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes a page for a browser: see `CapturedStep.report_html`."""
+        from vibetensor.graphs.report_html import report_page
+
+        write_text(path, report_page("graph", [self._required("report_html()")]))
+
+    def to_dot(self) -> str:
+        """The capture as a graph in DOT: ops by phase, and what each reads."""
+        from vibetensor.graphs.dot import to_dot
+
+        return to_dot(self._required("to_dot()").tape, "graph")
 
     def debug_dump(self, debug_path: str | os.PathLike[str]) -> None:
-        """Writes the tape to a file, an op a line."""
-        with open(debug_path, "w", encoding="utf-8") as file:
-            file.write(f"{self._required('debug_dump()').tape}\n")
+        """Writes `to_dot` to a file."""
+        self._required("debug_dump()")
+        write_text(debug_path, self.to_dot())
 
     def enable_debug_mode(self) -> None:
         """Does nothing: `debug_dump` always works."""

@@ -161,6 +161,12 @@ class Joint:
         pairs = zip(inputs, self._static, strict=True)
         return reached | {id(value) for value, static in pairs if id(static) in reached}
 
+    def captures(self) -> list[tuple[str, list[Captured]]]:
+        """What a report tells of: the forward, and the backward if there was one."""
+        backwards = [program.captured for program in self._backwards.values()]
+        named = [("forward", [self._forward]), ("backward", backwards)]
+        return [(name, found) for name, found in named if found]
+
     # --- calls
 
     def __call__(self, inputs: list[Any]) -> list[Any]:
@@ -388,7 +394,7 @@ class _Backward:
                 [y for y, _ in outputs], sources, self._static, allow_unused=True
             )
             dry.stop()
-            self._captured = dry.compile(optimize, collect=False)
+            self.captured = dry.compile(optimize, collect=False)
         except BaseException:
             if _C.graphs.recording() is not None:
                 dry.stop()
@@ -402,18 +408,19 @@ class _Backward:
         self.state = _C.graphs.Versions(
             [
                 t
-                for t in self._captured.recording.native.firsts()
+                for t in self.captured.recording.native.firsts()
                 if made.find(t) not in fresh and t._storage_key() not in own
             ]
         )
 
     def holds(self) -> bool:
         """Whether what it reads, besides what the forward made, is as the forward left it."""
-        return self.state.same() and self._captured.guard.holds()
+        return self.state.same() and self.captured.guard.holds()
 
     def __call__(self, given: list[Any]) -> list[Any]:
         _C.graphs.copy_into(self._static, [g for g in given if g is not None])
-        self._captured.lowered.program.run()
+        self.captured.lowered.program.run()
+        self.captured.replays += 1
         found = _C.graphs.copies(self._found)
         if len(found) == len(self._wanted):
             return found

@@ -87,6 +87,8 @@ def test_training_is_eager_training() -> None:
         runs.append((seen, training.state(), vt.rand(2).tolist()))
     assert runs[0] == runs[1]
     assert replays(compiled.call) == 17
+    report = compiled.call._compiled.report()
+    assert report.count("Net, forward:") == 4 and report.count("Net, backward:") == 2
 
 
 def test_accumulation_clipping_and_a_frozen_layer() -> None:
@@ -398,6 +400,7 @@ def test_what_cannot_be_captured_runs(name: str) -> None:
         for p, q in zip(*([a, b] if isinstance(a, tuple) else [[a], [b]])):
             assert p.tolist() == q.tolist()
         assert x.tolist() == y.tolist()
+    assert "runs as it is" in compiled.report()
     with pytest.raises(CaptureError, match="fullgraph=True"):
         vt.compile(function, fullgraph=True)(vt.ones(3))
 

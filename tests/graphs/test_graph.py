@@ -539,10 +539,14 @@ def test_debug_dump(tmp_path: Path) -> None:
         out = (x * 2).exp()
     g.debug_dump(tmp_path / "graph.txt")
     text = (tmp_path / "graph.txt").read_text()
-    assert "mul" in text and "exp" in text and "test_graph.py" in text
+    assert text.startswith("digraph") and "mul" in text and "exp" in text
+    assert "test_graph.py" in str(g.tape())
     assert "2 ops of 2" in g.report()
     g.replay()
-    assert "1 replays" in g.report() and out.tolist() == pytest.approx([math.e**2] * 2)
+    assert len(g.profile().ops) == 2
+    g.report_html(tmp_path / "graph.html")
+    assert "<html" in (tmp_path / "graph.html").read_text()
+    assert "1 replay" in g.report() and out.tolist() == pytest.approx([math.e**2] * 2)
 
 
 def test_autocast_inside() -> None:
