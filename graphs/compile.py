@@ -59,6 +59,7 @@ class Compiled:
         self._steps: set[Any] = set()
         self._step: _Training | None = None
         self._warned = False
+        self._off = False  # no call can be captured
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """As a method: each object has captures of its own."""
@@ -92,6 +93,7 @@ class Compiled:
             _C.graphs.recording() is not None
             or _C.graphs.saved_hooks()
             or vt.is_inference_mode_enabled()
+            or self._off
             or hooks.any_global
             or not self._lock.acquire(blocking=False)
         ):
@@ -189,10 +191,13 @@ class Compiled:
         return result
 
     def _note(self, key: Any, reason: str) -> None:
-        if key is not None:
-            self._eager[key] = reason
         if self._fullgraph:
             raise CaptureError(f"torch.compile(fullgraph=True): {self._name}: {reason}")
+        if key is not None:
+            self._eager[key] = reason
+            # Looking at each new shape once more costs, and finds the same.
+            captured = any(self._known.values()) or self._steps
+            self._off = len(self._eager) >= self._max_variants and not captured
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -222,7 +227,7 @@ class Compiled:
             self._eager.clear()
             self._steps.clear()
             self._step = None
-            self._warned = False
+            self._warned = self._off = False
 
 
 class OptimizedModule(vt.nn.Module):

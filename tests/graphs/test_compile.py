@@ -496,6 +496,40 @@ def test_an_error_is_the_functions() -> None:
             compiled(vt.ones(2, 3))
 
 
+def test_a_function_that_never_can_is_left_alone() -> None:
+    ran = 0
+
+    @vt.compile(recompile_limit=3)
+    def function(x: Any) -> Any:
+        nonlocal ran
+        ran += 1
+        return x * x.sum().item()
+
+    with pytest.warns(UserWarning, match="cannot be captured"):
+        for n in range(1, 5):
+            function(vt.ones(n))
+    ran = 0
+    for n in range(5, 9):
+        assert function(vt.ones(n)).tolist() == [n] * n
+    assert ran == 4
+    with pytest.raises(CaptureError, match="fullgraph"):
+        step = vt.compile(keeps_state, fullgraph=True)
+        for _ in range(9):
+            step(vt.ones(2))
+    with pytest.raises(CaptureError, match="fullgraph"):
+        for _ in range(9):
+            step(vt.ones(2))
+
+
+WEIGHT = vt.ones(2, requires_grad=True)
+KEPT: list[Any] = []
+
+
+def keeps_state(x: Any) -> Any:
+    (WEIGHT * x).sum().backward()
+    KEPT.append(x * 2)
+
+
 def test_many_shapes() -> None:
     compiled = vt.compile(lambda x: x * 2 + 1, recompile_limit=3)
     with pytest.warns(UserWarning, match="3 times"):
