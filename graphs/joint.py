@@ -340,15 +340,18 @@ def probe(
         if outer is not None:
             dry.session._on_module(outer)
         results = run()
+        native, session = dry.native, dry.session
+        trains = bool(native.leaves() or session.optimizers or session.host)
+        if trains and any(map(_has_history, results)):
+            raise Refused("it trains, and its results have history for more: return x.detach()")
     except BaseException:
         dry.abandon()
         raise
     try:
         dry.stop()
-        native, session = dry.native, dry.session
-        trains = bool(native.leaves() or session.optimizers or session.host)
-        trains = trains or bool(native.gradients_before())
         del results
+        if native.gradients_before() and not trains:
+            raise Refused("it sets gradients, and leaves backward to others")
         native.find_escapes()
         recording = recording_of(native, None, collect=not trains)
         _check_inputs(recording, inputs, static)
@@ -488,6 +491,19 @@ def _check_results(recording: Any, results: list[Any]) -> None:
         if buffer in seen:
             raise Refused("two of its results share memory")
         seen.add(buffer)
+
+
+def _has_history(value: Any) -> bool:
+    """Whether a backward from here is still possible."""
+    if not isinstance(value, vt.Tensor) or value.grad_fn is None:
+        return False
+    try:
+        vt.autograd.grad(
+            value, _leaves_of([value]), vt.empty_like(value), retain_graph=True, allow_unused=True
+        )
+    except RuntimeError:
+        return False
+    return True
 
 
 def _leaves_of(results: list[Any]) -> list[Any]:

@@ -328,6 +328,35 @@ def test_a_function_that_trains_is_one_step() -> None:
     assert step._step.variants[0].replays >= 4  # pyright: ignore
 
 
+def test_a_backward_left_to_others() -> None:
+    warnings.simplefilter("ignore")
+    runs = []
+    for wrap in (lambda f: f, vt.compile):
+        training = Training()
+        other = vt.nn.Parameter(vt.ones(3))
+
+        @wrap
+        def clears(x: Any, y: Any, training: Training = training) -> Any:
+            training.optimizer.zero_grad()
+            return F.cross_entropy(training.model(x), y)
+
+        @wrap
+        def trains(x: Any, y: Any, training: Training = training, other: Any = other) -> Any:
+            training.optimizer.zero_grad()
+            loss = F.cross_entropy(training.model(x), y)
+            loss.backward()
+            training.optimizer.step()
+            return loss.detach(), (other * other).sum()
+
+        vt.manual_seed(4)
+        for i in range(4):
+            clears(*batch(i)).backward()
+            training.optimizer.step()
+            trains(*batch(i))[1].backward()
+        runs.append((training.state(), other.grad.tolist()))
+    assert runs[0] == runs[1]
+
+
 def test_a_function_with_structure() -> None:
     weight = vt.randn(3, 3, requires_grad=True)
 
