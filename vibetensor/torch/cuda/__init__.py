@@ -5,7 +5,7 @@ The backend is opened on first use; importing this module costs nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vibetensor.torch.cuda import _backend
 from vibetensor.torch.cuda import memory as memory
@@ -249,6 +249,11 @@ def is_current_stream_capturing() -> bool:
 
     return _C.graphs.recording() is not None
 
+
+if TYPE_CHECKING:
+    from vibetensor.torch.cuda.graphs import CUDAGraph as CUDAGraph
+    from vibetensor.torch.cuda.graphs import graph as graph
+    from vibetensor.torch.cuda.graphs import make_graphed_callables as make_graphed_callables
 
 _GRAPHS = ("graphs", "graph", "CUDAGraph", "make_graphed_callables")
 
