@@ -159,7 +159,7 @@ class _Graphed:
             return self._function(*args)
         try:
             joint = self._joint
-            if not (joint.holds() and joint.fresh()) or joint.broken:
+            if not joint.holds() or joint.broken:
                 try:
                     joint = self._joint = self._record(inputs)
                 except Exception:  # the function's own error, if it is one, comes again

@@ -118,13 +118,11 @@ class Compiled:
             if joint.same_course() and joint.holds():
                 if joint.broken:
                     return self._run_eagerly(key, joint.broken, args, kwargs)
-                if not joint.fresh():
-                    break
                 if not joint.free():
                     return self._function(*args, **kwargs)
                 return self._unflattened(joint, inputs)
         # Those whose tensors have moved will not come back.
-        self._known[key] = known = [j for j in known if j.holds() and j.fresh()]
+        self._known[key] = known = [j for j in known if j.holds()]
         if sum(map(len, self._known.values())) >= self._max_variants:
             message = f"it has been captured {self._max_variants} times, for as many shapes"
             return self._run_eagerly(None, message, args, kwargs)
@@ -135,7 +133,7 @@ class Compiled:
 
     def _record(self, key: Any, inputs: list[Any], spec: Any, args: Any, kwargs: Any) -> Any:
         if _hooked(self._function):
-            return self._run_eagerly(None, "its modules or parameters have hooks", args, kwargs)
+            return self._run_eagerly(None, "its modules have hooks", args, kwargs)
         structure: list[Any] = []
 
         def function(values: list[Any]) -> list[Any]:
@@ -323,12 +321,10 @@ def _hooked(function: Any) -> bool:
     owner = getattr(function, "__self__", None)
     if isinstance(owner, vt.nn.Module):  # its own hooks are around this call
         inner = [m for m in owner.modules() if m is not owner]
-        return any(map(hooked, inner)) or any(map(_C.graphs.has_hooks, owner.parameters()))
+        return any(map(hooked, inner))
     if not isinstance(function, vt.nn.Module):
         return False
-    return any(map(hooked, function.modules())) or any(
-        map(_C.graphs.has_hooks, function.parameters())
-    )
+    return any(map(hooked, function.modules()))
 
 
 def compile(

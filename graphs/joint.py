@@ -19,6 +19,11 @@ from vibetensor.graphs.record import recording_of
 from vibetensor.graphs.surroundings import surroundings
 from vibetensor.torch.autograd.function import Function
 
+_MOST_BACKWARDS = 8  # of one forward: other results used, other layouts of gradients
+_MODIFIED = (
+    "one of the variables needed for gradient computation has been modified by an inplace operation "
+    "since the compiled function ran"
+)
 _SIMPLE = (int, float, bool, str, bytes, type(None), tuple)
 
 
@@ -35,8 +40,8 @@ class Joint:
 
     inputs: as a call brings them. Tensors are copied into static ones. names_of: the callable whose
     globals and closure are watched. outer: a module whose forward the function is; its own hooks are
-    the caller's. Raises Refused with the reason, Trains, or what
-    the function raises; nothing has happened then.
+    the caller's. Raises Refused with the reason, Trains, or what the function raises; nothing has
+    happened then.
     """
 
     def __init__(
@@ -92,8 +97,6 @@ class Joint:
         for tensor in recording.native.firsts():
             if tensor.requires_grad and not tensor.is_leaf:
                 raise Refused("it uses a tensor with history that is no argument")
-        if any(_C.graphs.has_hooks(leaf) for leaf in self._leaves):
-            raise Refused("a parameter has hooks")
         for module in self._forward.session.modules:
             if module is not self._outer and hooked(module):
                 raise Refused(f"{type(module).__name__} has hooks")
@@ -114,10 +117,13 @@ class Joint:
         self._copied = sorted(places[id(t)] for t in _distinct(self._static))
         self._places = [self._static[at].detach() for at in self._copied]
         self._sources = [at for at in self._copied if self._static[at].requires_grad]
-        self._recorded = _C.graphs.Versions(self._leaves)
+        # What autograd may have saved, as it was then: replays and optimizers change it, and it is
+        # what a backward is to read.
         memory = [recording.memory(b) for b in recording.tape.buffers if b.role == "output"]
-        # A replay counts as a change of these, and yet is what autograd saved.
-        self._saved = [(t, t._version) for t in (*memory, *_distinct(self._static))]
+        self._state = [*recording.native.firsts(), *self._leaves]
+        self._at_forward: list[int] = []
+        self._saved = [*memory, *_distinct(self._static), *self._state]
+        self._saved_versions = _C.graphs.versions(self._saved)
         self._backwards: dict[Any, _Backward] = {}
         self._mark = vt.zeros(())  # what a call saves, to see whether its history was freed
         self._generation = 0
@@ -133,12 +139,6 @@ class Joint:
     def same_course(self) -> bool:
         """Whether Python would decide again as it did."""
         return self._forward.session.same_course() and self._names.holds()
-
-    def fresh(self) -> bool:
-        """Whether a backward that is not recorded yet still can be."""
-        if not self._differentiable or self._backwards:
-            return True
-        return self._recorded.same()
 
     def free(self) -> bool:
         """Whether nobody can go back through the last call any more."""
@@ -190,6 +190,7 @@ class Joint:
         self._forward.lowered.program.run()
         self._forward.replays += 1
         self._generation += 1
+        self._at_forward = _C.graphs.versions(self._state)
         for program in self._backwards.values():
             program.state.note()
 
@@ -228,36 +229,40 @@ class Joint:
             program = self._record_backward(given, wanted)
             if program is None:
                 return self._recompute(ctx, given)
+            before = dict(zip((t._storage_key() for t in self._state), self._at_forward))
+            if any(before.get(t._storage_key(), t._version) != t._version for t in program.read):
+                raise RuntimeError(_MODIFIED)
+            program.state.note()
             self._backwards[key] = program
-        elif not program.holds():
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an "
-                "inplace operation, or moved, since the compiled forward ran"
-            )
+        elif not program.state.same():
+            raise RuntimeError(_MODIFIED)
+        elif not program.captured.guard.holds():
+            return self._recompute(ctx, given)
         return program(given)
 
     def _record_backward(self, given: list[Any], wanted: tuple[bool, ...]) -> _Backward | None:
-        if self._backwards or not self._results:
-            return None  # the recorded history is used up
+        if len(self._backwards) >= _MOST_BACKWARDS or self.broken:
+            return None
         sources = [*self._wanted, *self._leaves]
         outputs = [
             (self._results[i], g) for i, g in zip(self._differentiable, given) if g is not None
         ]
-        for tensor, version in self._saved:
-            _C.graphs.set_version(tensor, version)
+        now = _C.graphs.versions(self._saved)
         try:
-            return _Backward(
-                outputs,
-                [t for t, wants in zip(sources, wanted) if wants],
-                wanted,
-                self._forward,
-                self._optimize,
-            )
+            _set_versions(self._saved, self._saved_versions)
+            with _C.graphs.HooksOff(self._leaves):
+                return _Backward(
+                    outputs,
+                    [t for t, wants in zip(sources, wanted) if wants],
+                    wanted,
+                    self._forward,
+                    self._optimize,
+                )
         except RuntimeError as error:
             self.broken = str(error)
             return None
         finally:
-            self._results = []
+            _set_versions(self._saved, now)
 
     def _recompute(self, ctx: Any, given: list[Any]) -> list[Any]:
         """Gradients from the function itself, run once more on what the call was given."""
@@ -266,20 +271,11 @@ class Joint:
         state = checks.state_tensors(self._forward.recording)
         written = self._changed_state()
         if self._versions(inputs) != ctx.versions:
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an "
-                "inplace operation since the compiled function ran"
-            )
+            raise RuntimeError(_MODIFIED)
         if not (session.same_course() and session.same_tensors()):
             raise RuntimeError(
                 "the modules of a compiled function have changed since it ran (train(), eval(), a "
                 "parameter that was replaced), and this backward needs to run it once more"
-            )
-        if any(_C.graphs.has_hooks(leaf) for leaf in self._leaves):
-            raise RuntimeError(
-                "a backward that runs a compiled function once more (create_graph=True, other "
-                "outputs than usual) cannot respect hooks of its parameters: compile with "
-                "disable=True for that"
             )
         kept = checks.Snapshot([state[b] for b in written if b in state])
         tensors = self._sources_of(inputs)
@@ -296,17 +292,17 @@ class Joint:
         finally:
             kept.restore()
         pairs = [(results[i], g) for i, g in zip(self._differentiable, given) if g is not None]
-        found = iter(
-            vt.autograd.grad(
-                [y for y, _ in pairs],
-                [t for t, wants in zip(tensors, wanted) if wants],
-                [g for _, g in pairs],
-                create_graph=create,
-                allow_unused=True,
-            )
-            if pairs
-            else [None] * sum(wanted)
-        )
+        found: Any = iter([None] * sum(wanted))
+        if pairs:
+            with _C.graphs.HooksOff(tensors):  # they run where these gradients arrive
+                made = vt.autograd.grad(
+                    [y for y, _ in pairs],
+                    [t for t, wants in zip(tensors, wanted) if wants],
+                    [g for _, g in pairs],
+                    create_graph=create,
+                    allow_unused=True,
+                )
+            found = iter(made)
         return [next(found) if wants else None for wants in wanted]
 
     def _changed_state(self) -> set[Any]:
@@ -388,13 +384,15 @@ class _Backward:
     ) -> None:
         self._wanted = wanted
         self._static = [_static_like(g) for _, g in outputs]
-        if any(_C.graphs.has_hooks(source) for source in sources):
-            raise RuntimeError("hooks of leaves are the caller's")
         dry = DryCapture()
         dry.begin()
         try:
             found = vt.autograd.grad(
-                [y for y, _ in outputs], sources, self._static, allow_unused=True
+                [y for y, _ in outputs],
+                sources,
+                self._static,
+                retain_graph=True,
+                allow_unused=True,
             )
             dry.stop()
             self.captured = dry.compile(optimize, collect=False)
@@ -408,17 +406,12 @@ class _Backward:
         fresh = {b.index for b in forward.recording.tape.buffers if b.role != "state"}
         own = {g._storage_key() for g in self._static}
         # What is read as it was before the forward: it must not have changed in between.
-        self.state = _C.graphs.Versions(
-            [
-                t
-                for t in self.captured.recording.native.firsts()
-                if made.find(t) not in fresh and t._storage_key() not in own
-            ]
-        )
-
-    def holds(self) -> bool:
-        """Whether what it reads, besides what the forward made, is as the forward left it."""
-        return self.state.same() and self.captured.guard.holds()
+        self.read = [
+            t
+            for t in self.captured.recording.native.firsts()
+            if made.find(t) not in fresh and t._storage_key() not in own
+        ]
+        self.state = _C.graphs.Versions(self.read)
 
     def __call__(self, given: list[Any]) -> list[Any]:
         _C.graphs.copy_into(self._static, [g for g in given if g is not None])
@@ -441,6 +434,11 @@ class _Replay(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         return (None, None, *ctx.joint.backward(ctx, grads))
+
+
+def _set_versions(tensors: list[Any], versions: list[int]) -> None:
+    for tensor, version in zip(tensors, versions, strict=True):
+        _C.graphs.set_version(tensor, version)
 
 
 def _distinct(values: list[Any]) -> list[Any]:

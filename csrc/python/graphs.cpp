@@ -135,6 +135,17 @@ struct PyCall {
   Ref<Call> call;
 };
 
+/// Leaves whose hooks do not run for a while.
+struct HooksOff {
+  std::vector<Tensor> leaves;
+  std::vector<std::vector<Ref<autograd::TensorHook>>> hooks;
+
+  void swap() {
+    for (size_t i = 0; i < leaves.size(); ++i) {
+      if (const auto& meta = leaves[i].impl()->autograd) std::swap(meta->hooks, hooks[i]);
+    }
+  }
+};
 struct Versions {
   std::vector<Tensor> tensors;
   std::vector<uint32_t> noted;
@@ -352,6 +363,14 @@ void bind_graphs(nb::module_& m) {
         return nb::steal(wrap(Tensor(std::move(impl))));
       },
       "A tensor of any geometry at a byte offset from the start of another's storage.");
+  nb::class_<HooksOff>(module, "HooksOff", "Leaves whose hooks do not run in a with block.")
+      .def("__init__",
+           [](HooksOff* self, const nb::object& leaves) {
+             new (self) HooksOff{tensors_from(leaves), {}};
+             self->hooks.resize(self->leaves.size());
+           })
+      .def("__enter__", [](HooksOff& self) { self.swap(); })
+      .def("__exit__", [](HooksOff& self, const nb::args&) { self.swap(); });
   nb::class_<Versions>(module, "Versions", "Whether tensors have been changed in place.")
       .def("__init__",
            [](Versions* self, const nb::object& tensors) {
@@ -396,13 +415,6 @@ void bind_graphs(nb::module_& m) {
         one_tensor(tensor).storage()->version().store(version, std::memory_order_relaxed);
       },
       "Sets what counts the changes of the tensor's storage: a replay writes what was recorded.");
-  module.def(
-      "has_hooks",
-      [](const nb::object& tensor) {
-        const auto& meta = one_tensor(tensor).impl()->autograd;
-        return meta && !meta->hooks.empty();
-      },
-      "Whether hooks are registered on the tensor's gradient.");
   module.def(
       "saved_hooks",
       []() { return thread_state.saved_hooks != nullptr || thread_state.anomaly_enabled; },

@@ -195,6 +195,34 @@ def test_hooks_run_each_time() -> None:
     assert replays(training.call) == 1  # captured anew once the hooks were gone
 
 
+def test_other_layouts_of_gradients_and_late_hooks() -> None:
+    runs = []
+    for training in pair():
+        weight = training.model.outer.weight
+        grads = []
+        for i in range(8):
+            vt.manual_seed(i)
+            training.optimizer.zero_grad()
+            out = training.call(batch(i)[0])
+            if i == 5:  # between forward and backward
+                handle = weight.register_hook(lambda grad: grad * 3)
+            # An expanded gradient, one in columns, one in rows.
+            (
+                out.sum()
+                if i % 3 == 0
+                else out.t().pow(2).sum()
+                if i % 3 == 1
+                else out.pow(2).sum()
+            ).backward()
+            training.optimizer.step()
+            grads.append([p.grad.tolist() for p in training.model.parameters()])
+        handle.remove()
+        runs.append((grads, training.state()))
+    assert runs[0] == runs[1]
+    joints = [j for known in training.call._compiled._known.values() for j in known]
+    assert max(len(joint._backwards) for joint in joints) >= 2
+
+
 def test_modes_are_respected() -> None:
     model = Net()
     compiled = vt.compile(model)
@@ -389,11 +417,12 @@ def test_results_keep_their_values() -> None:
     assert function(vt.zeros(3))[0].tolist() == [0, 0, 0]
 
 
-def test_weights_changed_between_forward_and_backward() -> None:
+@pytest.mark.parametrize("first", [0, 2])
+def test_weights_changed_between_forward_and_backward(first: int) -> None:
     for training in pair():
-        for i in range(3):
+        for i in range(first + 1):
             loss = F.cross_entropy(training.call(batch(i)[0]), batch(i)[1])
-            if i == 2:
+            if i == first:
                 with vt.no_grad():
                     training.model.outer.weight.add_(1)
                 with pytest.raises(RuntimeError, match="modified by an inplace operation"):
