@@ -4,7 +4,9 @@
 developers.
 """
 
+from vibetensor.graphs.callables import make_graphed_callables
 from vibetensor.graphs.capture import CapturedStep, CaptureError, capture
+from vibetensor.graphs.graph import Graph, graph, graph_pool_handle
 from vibetensor.graphs.record import Recording, record
 from vibetensor.graphs.tape import Buffer, Op, Tape, View
 from vibetensor.graphs.verify import CaptureMismatch
@@ -14,10 +16,14 @@ __all__ = [
     "CaptureError",
     "CaptureMismatch",
     "CapturedStep",
+    "Graph",
     "Op",
     "Recording",
     "Tape",
     "View",
     "capture",
+    "graph",
+    "graph_pool_handle",
+    "make_graphed_callables",
     "record",
 ]

@@ -72,7 +72,7 @@ class Variant:
             course=self.session.course,
             tensors=self.session.tensors,
             inputs=self.inputs,
-            acts=[(a.group, a.live) if isinstance(a, Rate) else a for a in self.session.host],
+            acts=[(a.group, a.live) if type(a) is Rate else a for a in self.session.host],
             outputs=self.outputs,
             structure=self.result,
             build=functools.partial(_unflatten, self.result),
@@ -247,12 +247,12 @@ class CapturedStep:
             self._forget_replays()
         result = recording.result
         outputs, out_spec = _flatten(result)
-        if new_leaves or self._lasting_state(recording, outputs):
+        if new_leaves or session.notes.unsteady or self._lasting_state(recording, outputs):
             # The key of the next call sees these leaves; lasting state exists from then on.
             self._unsteady_runs += 1
             if self._unsteady_runs >= _MOST_UNSTEADY:
                 self._unsteady_runs = 0
-                raise CaptureError(self._unsteady(recording, outputs))
+                self._give_up(self._unsteady(recording, outputs))
             return result
         self._unsteady_runs = 0
         recording.result = None
@@ -319,6 +319,10 @@ class CapturedStep:
         if device not in self._pools:
             self._pools[device] = _C.graphs.Pool(device, self._pool)
         return self._pools[device]
+
+    def _give_up(self, message: str) -> None:
+        """The function has run, and a capture of it will never be right."""
+        raise CaptureError(message)
 
     def _unsteady(self, recording: Recording, outputs: list[Any]) -> str:
         places = []
@@ -501,7 +505,7 @@ class CapturedStep:
         from vibetensor.graphs.report_html import report_page
 
         page = report_page(self._name, self._captured(), self.last)
-        _write(path, page)
+        write_text(path, page)
 
     def to_dot(self) -> str:
         """The latest capture as a graph in DOT: ops by phase, and what each reads."""
@@ -511,7 +515,7 @@ class CapturedStep:
 
     def debug_dump(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_dot` to a file."""
-        _write(path, self.to_dot())
+        write_text(path, self.to_dot())
 
     def chrome_trace(self, path: str | os.PathLike[str]) -> None:
         """Writes the latest capture's profile for Perfetto or chrome://tracing; takes one if there
@@ -521,7 +525,7 @@ class CapturedStep:
         with self._lock:
             variant = self._latest()
             timed = variant.profile or self.profile()
-            _write(path, trace_text(self._name, variant.tape, variant.lowered.plans, timed))
+            write_text(path, trace_text(self._name, variant.tape, variant.lowered.plans, timed))
 
     def reset(self) -> None:
         """Forgets every capture and gives their memory back."""
@@ -594,7 +598,8 @@ def capture(
     )
 
 
-def _write(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file for people."""
     # A file name of the program that is not UTF-8 has lone surrogates; they are shown as "?".
     with open(path, "w", encoding="utf-8", errors="replace") as file:
         file.write(text)

@@ -12,7 +12,7 @@ import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs.tape import PHASES, Buffer, Op, Source, Tape, View
 
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(vt.__file__))) + os.sep
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(vt.__file__))) + os.sep
 
 
 @dataclass
@@ -43,7 +43,7 @@ def record(function: Callable[[], Any]) -> Recording:
 
     Raises what the function raises; the recording then leaves nothing behind.
     """
-    native = _C.graphs.Tape(_PACKAGE)
+    native = _C.graphs.Tape(PACKAGE)
     # A cast that autocast has kept from before, or keeps for later, is neither input nor result.
     _C._clear_autocast_cache()
     native.start()
@@ -52,13 +52,15 @@ def record(function: Callable[[], Any]) -> Recording:
         _C._clear_autocast_cache()
     finally:
         native.stop()
-    return _recording(native, result)
+    return recording_of(native, result)
 
 
-def _recording(native: Any, result: Any) -> Recording:
+def recording_of(native: Any, result: Any, *, collect: bool = True) -> Recording:
+    """What a native tape that has been stopped recorded. collect: False takes garbage in reference
+    cycles for something that lives on."""
     storages = native.storages()
     held = {native.find(tensor) for tensor in (*_tensors(result), *_gradients(native))}
-    if any(
+    if collect and any(
         fresh and escapes and at not in held for at, (_, _, fresh, escapes) in enumerate(storages)
     ):
         # Some may be garbage in reference cycles, and no state. A collection takes 0.1 s.

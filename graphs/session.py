@@ -18,6 +18,7 @@ import numpy as np
 
 import vibetensor.torch as vt
 from vibetensor import _C
+from vibetensor.torch import _recording
 from vibetensor.torch import session as settings
 from vibetensor.torch.nn.modules import hooks
 from vibetensor.torch.nn.modules.module import (
@@ -56,6 +57,14 @@ class Rate:
         return self.optimizer.param_groups[self.index]
 
 
+class TensorRate(Rate):
+    """A rate in a tensor: the same tensor in every replay, with the value it has then."""
+
+    def __call__(self) -> None:
+        with vt.no_grad():
+            self.live.copy_(self.group["lr"].reshape(self.live.shape))
+
+
 class Session:
     """Collected while a function is recorded, on the thread that records."""
 
@@ -76,6 +85,7 @@ class Session:
         self._schedules = 0
         self._restore: list[tuple[dict[str, Any], str, Any]] = []
         self._seen: set[int] = set()
+        self.notes = _recording.Notes()
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -84,7 +94,11 @@ class Session:
         after = optim.register_optimizer_step_post_hook(self._after_step)
         schedules.step_observers.append(self._on_schedule)
         try:
-            with hooks.observed_calls(self._on_module), observed_reads(self._on_read):
+            with (
+                hooks.observed_calls(self._on_module),
+                observed_reads(self._on_read),
+                _recording.noting(self.notes),
+            ):
                 yield
         finally:
             before.remove()
@@ -118,16 +132,22 @@ class Session:
         if id(optimizer) not in self._seen:
             self._seen.add(id(optimizer))
             self.optimizers.append(optimizer)
-            self._options.append([_options(group) for group in optimizer.param_groups])
+            self._options.append([_options(optimizer, g) for g in optimizer.param_groups])
         step = self._steps[id(optimizer)] = self._steps.get(id(optimizer), 0) + 1
         for index, group in enumerate(optimizer.param_groups):
-            if not _reads_rate(group):
+            if not _reads_rate(optimizer, group):
                 continue
             value = group["lr"]
-            self._check_rate(optimizer, index, value)
-            live = vt.from_numpy(np.array(float(value)))
+            with _recording.outside():
+                self._check_rate(optimizer, index, float(value))
+                if isinstance(value, vt.Tensor):
+                    live = value.detach().clone()
+                else:
+                    live = vt.from_numpy(np.array(float(value)))
+                    live.stands_for_number = True
             self._live[(id(optimizer), index, step)] = live
-            self.host.append(Rate(optimizer, index, live))
+            number = not isinstance(value, vt.Tensor)
+            self.host.append((Rate if number else TensorRate)(optimizer, index, live))
             self._restore.append((group, "lr", value))
             group["lr"] = live
 
@@ -247,11 +267,13 @@ class Session:
         return [recording.buffer_of(live) for live in self._live.values()]
 
 
-def _reads_rate(group: dict[str, Any]) -> bool:
-    """Whether the group's update takes its rate from a tensor: the plain form does not."""
-    plain = group.get("foreach") is False or group.get("fused") is False
+def _reads_rate(optimizer: Any, group: dict[str, Any]) -> bool:
+    """Whether the group's update takes its rate from a tensor that replays set: those of
+    vibetensor's optimizers, unless autograd goes through it."""
+    if not optimizer._steps_knowingly() or group.get("differentiable"):
+        return False
     rate = group.get("lr")
-    return not (plain or group.get("differentiable")) and type(rate) in (float, int)
+    return type(rate) in (float, int) or (isinstance(rate, vt.Tensor) and not rate.requires_grad)
 
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
@@ -268,10 +290,10 @@ def _mark(value: Any) -> tuple[int, Any]:
     return id(value), value if type(value) in _PLAIN else None
 
 
-def _options(group: dict[str, Any]) -> dict[str, Any]:
+def _options(optimizer: Any, group: dict[str, Any]) -> dict[str, Any]:
     """The options a run bakes in: all but rates that it reads."""
     skipped = ("params", _CHANGED_BY_SCHEDULES)
     found = {key: value for key, value in group.items() if key not in skipped}
-    if _reads_rate(group):
+    if _reads_rate(optimizer, group) and not isinstance(group["lr"], vt.Tensor):
         found["lr"] = _C.graphs.RATE
     return found

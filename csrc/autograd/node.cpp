@@ -3,6 +3,7 @@
 #include <mutex>
 
 #include "autograd/front.h"
+#include "autograd/gradient_observer.h"
 #include "core/block_cache.h"
 #include "dispatch/consumer.h"
 #include "vt/ops.h"
@@ -20,8 +21,12 @@ std::mutex& accumulator_mutex() {
 }
 
 thread_local std::vector<Node*>* delete_queue = nullptr;
+thread_local GradientObserver* observer_of_gradients = nullptr;
 
 }  // namespace
+
+GradientObserver* gradient_observer() { return observer_of_gradients; }
+void set_gradient_observer(GradientObserver* observer) { observer_of_gradients = observer; }
 
 Node::Node(uint64_t sequence) : sequence(sequence) {
   live_nodes.fetch_add(1, std::memory_order_relaxed);
@@ -93,6 +98,8 @@ TensorVec AccumulateGrad::apply(TensorVec grads) {
   AutogradMeta& meta = ensure_meta(variable);
   Tensor grad = std::move(grads[0]);
   call_hooks(grad);
+  if (GradientObserver* observer = gradient_observer()) [[unlikely]]
+    observer->gradient_changes(variable, meta.grad);
   if (!meta.grad.defined()) {
     // A gradient nobody else holds is taken over; the layout then is the one it was computed in.
     const bool stealable = !thread_state.grad_enabled && sole_owner(grad) &&

@@ -38,7 +38,14 @@ std::vector<Value> Call::bind(TensorSpan tensors) const {
   size_t at = 0;
   for_each_tensor(bound, [&](Tensor& tensor) {
     check(at < tensors.size(), op_name(id), ": too few tensors to bind");
-    tensor = tensors[at++];
+    tensor = tensors[at];
+    if (at < numbers.size() && numbers[at]) {
+      auto number = make_ref<TensorImpl>(tensor.storage(), tensor.dtype(), tensor.device());
+      number->set_geometry(tensor.sizes(), tensor.strides(), tensor.storage_offset());
+      number->wrapped_number = true;
+      tensor = Tensor(std::move(number));
+    }
+    ++at;
   });
   check(at == tensors.size(), op_name(id), ": too many tensors to bind");
   return bound;
@@ -75,8 +82,27 @@ int Tape::slot_of(const Tensor& tensor, bool written) {
   return static_cast<int>(slots_.size()) - 1;
 }
 
-void Tape::allocated(const Storage& storage) { born_[&storage] = Origin::Blank; }
-void Tape::host_written(const Storage& storage) { born_[&storage] = Origin::Host; }
+void Tape::allocated(const Storage& storage) {
+  if (paused_) {
+    born_.erase(&storage);
+  } else {
+    born_[&storage] = Origin::Blank;
+  }
+}
+void Tape::host_written(const Storage& storage) {
+  // While paused, what an earlier storage at this address was is past.
+  if (paused_) {
+    born_.erase(&storage);
+  } else {
+    born_[&storage] = Origin::Host;
+  }
+}
+
+void Tape::gradient_changes(const Tensor& tensor, const Tensor& before) {
+  const auto same = [&](const auto& known) { return known.first.is_same(tensor); };
+  if (std::none_of(gradients_.begin(), gradients_.end(), same))
+    gradients_.emplace_back(tensor, before);
+}
 
 int64_t Tape::relative_offset(const PhiloxArgs& rng, Device device) {
   const Generator& generator = default_generator(device);
@@ -144,6 +170,7 @@ void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
                                         is_output(std::get<Tensor>(call.args[0]));
   for_each_tensor(recorded->args, [&](Tensor& tensor) {
     recorded->inputs.push_back(slot_of(tensor, !view && is_output(tensor)));
+    recorded->numbers.push_back(tensor.defined() && tensor.impl()->wrapped_number);
     tensor = Tensor();
   });
   for (const Tensor& out : call.outputs) recorded->outputs.push_back(slot_of(out, !view));
@@ -204,6 +231,7 @@ void Tape::start() {
   starts_.clear();
   for (const Generator* generator : default_generators())
     starts_.push_back({(*generator)->device(), (*generator)->state()});
+  if (recording_ == Recording::Dry) autograd::set_gradient_observer(this);
   active_ = true;
 }
 
@@ -211,11 +239,26 @@ void Tape::stop() {
   check(active_ && thread_state.consumer == this, "this tape is not recording on this thread");
   thread_state.consumer = nullptr;
   set_storage_observer(nullptr);
+  autograd::set_gradient_observer(nullptr);
   born_.clear();
   active_ = false;
   if (recording_ == Recording::Dry) give_numbers_back();
   find_escapes();
 }
+
+void Tape::pause() {
+  check(active() == this, "this tape is not recording on this thread");
+  thread_state.consumer = nullptr;
+  paused_ = true;
+}
+
+void Tape::resume() {
+  check(paused_ && thread_state.consumer == nullptr, "this tape is not paused on this thread");
+  thread_state.consumer = this;
+  paused_ = false;
+}
+
+Tape* Tape::active() { return dynamic_cast<Tape*>(thread_state.consumer); }
 
 void Tape::give_numbers_back() {
   for (const Draws& draws : draws_)

@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "autograd/gradient_observer.h"
 #include "core/generator.h"
 #include "core/storage_observer.h"
 #include "dispatch/consumer.h"
@@ -38,6 +39,7 @@ struct Call final : RefCounted {
   OpId id{};
   std::vector<Value> args;
   std::vector<int> inputs;
+  std::vector<bool> numbers;  // which inputs are Python numbers: weak in type promotion
   std::vector<int> outputs;
   Phase phase = Phase::Forward;
   bool is_view = false;  // it only names memory: nothing runs for it
@@ -63,7 +65,10 @@ struct StorageRecord {
 /// memory without values, and random numbers are where they were when it ends.
 enum class Recording : uint8_t { Running, Dry };
 
-class Tape final : public Consumer, public StorageObserver, public RefCounted {
+class Tape final : public Consumer,
+                   public StorageObserver,
+                   public autograd::GradientObserver,
+                   public RefCounted {
  public:
   /// `source` gives the line that is running, or null; it is called once an op.
   explicit Tape(const Source* (*source)(), Recording recording = Recording::Running);
@@ -74,10 +79,14 @@ class Tape final : public Consumer, public StorageObserver, public RefCounted {
   uint32_t references(const Storage& storage) const override;
   void allocated(const Storage& storage) override;
   void host_written(const Storage& storage) override;
+  void gradient_changes(const Tensor& tensor, const Tensor& before) override;
   /// Records on this thread from now on; recordings do not nest.
   void start();
   /// Ends the recording and finds the storages that others still use.
   void stop();
+  /// Until resume(), ops run as if nothing were recorded; what they make was there before.
+  void pause();
+  void resume();
   /// Finds them again, as after a garbage collection.
   void find_escapes();
 
@@ -87,6 +96,13 @@ class Tape final : public Consumer, public StorageObserver, public RefCounted {
   const std::vector<Source>& sources() const { return sources_; }
   /// Leaves whose .grad backward set or added to, in order.
   const std::vector<Tensor>& leaves() const { return leaves_; }
+  /// Of a dry recording: tensors whose .grad it changed, each with that of before (maybe
+  /// undefined).
+  const std::vector<std::pair<Tensor, Tensor>>& gradients_before() const { return gradients_; }
+  void forget_gradients_before() { gradients_.clear(); }
+  Recording recording() const { return recording_; }
+  /// The tape that records on this thread, or null.
+  static Tape* active();
   /// Index of the tensor's storage, -1 if the recording has not seen it.
   int find(const Tensor& tensor) const;
   /// Counters that were drawn from a device's default generator.
@@ -117,12 +133,14 @@ class Tape final : public Consumer, public StorageObserver, public RefCounted {
   const Source* (*source_)();
   Recording recording_;
   bool active_ = false;
+  bool paused_ = false;
   std::vector<Ref<Call>> calls_;
   std::vector<Slot> slots_;
   std::vector<StorageRecord> storages_;
   std::vector<Source> sources_;
   std::unordered_map<const Storage*, int> known_;
   std::vector<Tensor> leaves_;
+  std::vector<std::pair<Tensor, Tensor>> gradients_;
   std::vector<int> open_;  // fresh storages that have their bytes
   std::vector<Draws> draws_;
   std::vector<Start> starts_;

@@ -5,6 +5,7 @@
 
 #include "autograd/engine.h"
 #include "autograd/front.h"
+#include "autograd/gradient_observer.h"
 #include "core/rebinding.h"
 #include "dispatch/consumer.h"
 #include "python/arguments.h"
@@ -297,6 +298,8 @@ PyObject* get_grad(PyObject* self, void*) {
 int put_grad(PyObject* self, PyObject* value, void*) {
   try {
     const Tensor& t = tensor_of(self);
+    if (auto* observer = autograd::gradient_observer()) [[unlikely]]
+      observer->gradient_changes(t, t.impl()->autograd ? t.impl()->autograd->grad : Tensor());
     if (!value || value == Py_None) {
       if (t.impl()->autograd) t.impl()->autograd->grad.reset();
       return 0;

@@ -8,6 +8,8 @@
 #include <memory>
 #include <unordered_map>
 
+#include "autograd/meta.h"
+#include "dispatch/thread_state.h"
 #include "graphs/lowering.h"
 #include "graphs/memory.h"
 #include "graphs/program.h"
@@ -15,6 +17,7 @@
 #include "python/arguments.h"
 #include "python/graphs.h"
 #include "python/tensor_type.h"
+#include "vt/ops.h"
 
 namespace nb = nanobind;
 
@@ -127,6 +130,9 @@ struct PyTape {
   Ref<Tape> tape;
   std::unique_ptr<SourceFinder> sources;
 };
+struct PausedTape {
+  Ref<Tape> tape;
+};
 struct PyCall {
   Ref<Call> call;
 };
@@ -140,6 +146,42 @@ nb::object bytes_of(const Ref<Storage>& storage) {
   const Dims all{static_cast<int64_t>(storage->nbytes())}, dense{1};
   impl->set_geometry(all, dense, 0);
   return nb::steal(wrap(Tensor(std::move(impl))));
+}
+
+/// Leaves whose hooks do not run for a while.
+struct HooksOff {
+  std::vector<Tensor> leaves;
+  std::vector<std::vector<Ref<autograd::TensorHook>>> hooks;
+
+  void swap() {
+    for (size_t i = 0; i < leaves.size(); ++i) {
+      if (const auto& meta = leaves[i].impl()->autograd) std::swap(meta->hooks, hooks[i]);
+    }
+  }
+};
+struct Versions {
+  std::vector<Tensor> tensors;
+  std::vector<uint32_t> noted;
+
+  void note() {
+    noted.resize(tensors.size());
+    for (size_t i = 0; i < tensors.size(); ++i) noted[i] = tensors[i].version();
+  }
+  bool same() const {
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      if (tensors[i].version() != noted[i]) return false;
+    }
+    return true;
+  }
+};
+
+/// Without the repetitions of an expanded tensor.
+Tensor core(Tensor t) {
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    if (t.strides()[static_cast<size_t>(d)] == 0 && t.sizes()[static_cast<size_t>(d)] > 1)
+      t = ops::narrow(t, d, 0, 1);
+  }
+  return t;
 }
 
 nb::tuple shown_slot(const Slot& slot) {
@@ -191,6 +233,19 @@ void bind_graphs(nb::module_& m) {
              self.sources->codes.clear();
              self.tape->stop();
            })
+      .def(
+          "gradients_before",
+          [](const PyTape& self) {
+            nb::list out;
+            for (const auto& [tensor, before] : self.tape->gradients_before()) {
+              nb::object grad = nb::none();
+              if (before.defined()) grad = nb::steal(wrap(before));
+              out.append(nb::make_tuple(nb::steal(wrap(tensor)), grad));
+            }
+            return out;
+          },
+          "Of a dry recording: tensors whose .grad it changed, each with that of before.")
+      .def("forget_gradients_before", [](PyTape& self) { self.tape->forget_gradients_before(); })
       .def("find_escapes", [](PyTape& self) { self.tape->find_escapes(); })
       .def("calls",
            [](const PyTape& self) {
@@ -288,6 +343,25 @@ void bind_graphs(nb::module_& m) {
           },
           "Memory of at least so many bytes for the intermediates of a step, the same as before "
           "where that is enough.");
+  nb::class_<PausedTape>(module, "Paused", "A recording that sees nothing until it is resumed.")
+      .def("resume", [](PausedTape& self) { self.tape->resume(); });
+  module.def(
+      "pause",
+      []() -> nb::object {
+        Tape* tape = Tape::active();
+        if (!tape) return nb::none();
+        tape->pause();
+        return nb::cast(PausedTape{Ref<Tape>(tape)});
+      },
+      "Pauses the recording on this thread; None if there is none.");
+  module.def(
+      "recording",
+      []() -> nb::object {
+        const Tape* tape = Tape::active();
+        if (!tape) return nb::none();
+        return nb::str(tape->recording() == graphs::Recording::Dry ? "dry" : "running");
+      },
+      "How the ops of this thread are recorded: 'running', 'dry' or None for not at all.");
 
   nb::class_<PyProgram>(module, "Program", "A captured step as a flat list of kernel calls.")
       .def(nb::init<>())
@@ -380,6 +454,62 @@ void bind_graphs(nb::module_& m) {
         return nb::steal(wrap(Tensor(std::move(impl))));
       },
       "A tensor of any geometry at a byte offset from the start of another's storage.");
+  nb::class_<HooksOff>(module, "HooksOff", "Leaves whose hooks do not run in a with block.")
+      .def("__init__",
+           [](HooksOff* self, const nb::object& leaves) {
+             new (self) HooksOff{tensors_from(leaves), {}};
+             self->hooks.resize(self->leaves.size());
+           })
+      .def("__enter__", [](HooksOff& self) { self.swap(); })
+      .def("__exit__", [](HooksOff& self, const nb::args&) { self.swap(); });
+  nb::class_<Versions>(module, "Versions", "Whether tensors have been changed in place.")
+      .def("__init__",
+           [](Versions* self, const nb::object& tensors) {
+             new (self) Versions{tensors_from(tensors), {}};
+             self->note();
+           })
+      .def("note", &Versions::note, "They are as they should be now.")
+      .def("same", &Versions::same, "Whether they are as they were then.");
+  module.def(
+      "versions",
+      [](const nb::object& tensors) {
+        nb::list out;
+        for (const Tensor& t : tensors_from(tensors)) out.append(t.version());
+        return out;
+      },
+      "How often each tensor has been changed in place.");
+  module.def(
+      "copy_into",
+      [](const nb::object& targets, const nb::object& values) {
+        const std::vector<Tensor> to = tensors_from(targets), from = tensors_from(values);
+        check(to.size() == from.size(), "copy_into: ", to.size(), " places for ", from.size());
+        const Scoped<bool> no_grad(thread_state.grad_enabled, false);
+        for (size_t i = 0; i < to.size(); ++i) ops::copy_(core(to[i]), core(from[i]), false);
+      },
+      "Copies each value into its place; of expanded tensors what is there once.");
+  module.def(
+      "copies",
+      [](const nb::object& tensors) {
+        const Scoped<bool> no_grad(thread_state.grad_enabled, false);
+        nb::list out;
+        for (const Tensor& t : tensors_from(tensors)) {
+          nb::object copy = nb::none();
+          if (t.defined()) copy = nb::steal(wrap(ops::clone(t, std::nullopt)));
+          out.append(copy);
+        }
+        return out;
+      },
+      "Each tensor in memory of its own; None for None.");
+  module.def(
+      "set_version",
+      [](const nb::object& tensor, uint32_t version) {
+        one_tensor(tensor).storage()->version().store(version, std::memory_order_relaxed);
+      },
+      "Sets what counts the changes of the tensor's storage: a replay writes what was recorded.");
+  module.def(
+      "saved_hooks",
+      []() { return thread_state.saved_hooks != nullptr || thread_state.anomaly_enabled; },
+      "Whether this thread looks at each op that saves tensors for backward.");
   module.def(
       "storage_uses",
       [](const nb::object& tensor) { return one_tensor(tensor).storage()->use_count(); },

@@ -466,3 +466,20 @@ def test_methods_and_containers() -> None:
 def test_more_host_reads_are_refused(read: Callable[[Any], Any]) -> None:
     with pytest.raises(RuntimeError, match="cannot be captured"):
         capture(lambda x: read(x * 2))(vt.ones(3))
+
+
+def test_results_that_an_op_leaves_out() -> None:
+    """A layer norm without a bias has no gradient for one."""
+
+    def make() -> Any:
+        weight = vt.ones(3, requires_grad=True)
+
+        def step(x: Any) -> Any:
+            weight.grad = None
+            rows = x * vt.arange(6.0).reshape(2, 3)
+            vt.nn.functional.layer_norm(rows, (3,), weight, None).pow(2).sum().backward()
+            return weight.grad * 1
+
+        return step, nothing
+
+    same(make)

@@ -39,7 +39,8 @@ class Program:
         self.updates_state = bool(rng.random() < 0.6)
 
     def __call__(self, x: Any, y: Any, weight: Any, state: Any) -> Any:
-        weight.grad = None
+        if self.backward:
+            weight.grad = None
         values = [x * weight if self.backward else x * 1.0, y + 1, state * 0.5]
         for name, a, b in self.instructions:
             first = values[int(a * len(values))]

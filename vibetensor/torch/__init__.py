@@ -249,3 +249,17 @@ def load(f: _Any, map_location: _Any = None, **options: _Any) -> _Any:
     from vibetensor.torch.serialization import load as load_object
 
     return load_object(f, map_location=map_location, **options)
+
+
+if _TYPE_CHECKING:
+    from vibetensor.graphs import Graph as Graph
+    from vibetensor.graphs import graph as graph
+
+
+def __getattr__(name: str) -> _Any:
+    """Graphs, which are built on this module and come when they are asked for."""
+    if name in ("Graph", "graph", "graphs"):
+        from vibetensor import graphs
+
+        return graphs if name == "graphs" else getattr(graphs, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -83,13 +83,47 @@ def is_deterministic_algorithms_warn_only_enabled() -> bool:
     return _deterministic and _deterministic_warn_only
 
 
-def compile(model: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Returns the model or function itself.
+def compile(
+    model: Callable[..., Any] | None = None,
+    *,
+    fullgraph: bool = False,
+    dynamic: bool | None = None,
+    backend: Any = None,
+    mode: str | None = None,
+    options: dict[str, Any] | None = None,
+    disable: bool = False,
+    name: str | None = None,
+    recompile_limit: int | None = None,
+) -> Any:
+    """A model or function that is captured and replayed: the same numbers, bit for bit, in less time.
 
-    Works as a decorator too. The options of torch.compile are accepted and have no effect until
-    capture mode gives them a meaning.
+    A function that trains (calls backward and an optimizer) is replayed as a whole step; a model or
+    another function as a forward and a backward, for each shape, dtype and mode it is called with.
+    Calls that cannot be replayed run as they are: with host reads, shapes that depend on values,
+    hooks, in inference mode, a second forward before the backward of the first. The first time one
+    has to, a warning names the reason, with op and line.
+
+    model: a Module (the result is a module with the same parameters; names in its ``state_dict``
+    begin with ``_orig_mod.``) or a function; None makes a decorator.
+
+    fullgraph: True raises CaptureError where the warning would be given.
+
+    disable, or ``VT_COMPILE=0``: the model itself is returned, as with ``backend="eager"``.
+
+    recompile_limit: how many captures are kept, 16 at first. options: ``{"optimize": False}`` replays
+    ops as they were recorded; others, ``dynamic``, ``mode`` and ``backend`` have no effect.
+
+    Raises RuntimeError for an unknown mode, and for mode and options together.
     """
-    if model is None:
-        return lambda fn: fn
-    del options
-    return model
+    from vibetensor.graphs.compile import compile as compile_model
+
+    del dynamic, name
+    return compile_model(
+        model,
+        fullgraph=fullgraph,
+        backend=backend,
+        mode=mode,
+        options=options,
+        disable=disable,
+        recompile_limit=recompile_limit,
+    )

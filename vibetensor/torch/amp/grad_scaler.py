@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import vibetensor.torch as torch
+from vibetensor.torch import _recording
+from vibetensor.torch.optim.optimizer import unless_found
 
 # Where an optimizer stands between two updates of the scale.
 READY, UNSCALED, STEPPED = "ready", "unscaled", "stepped"
@@ -17,6 +19,17 @@ def _fresh_state() -> dict[str, Any]:
     return {"stage": READY, "found_inf_per_device": {}}
 
 
+def _state_tensors(optimizer: Any) -> dict[tuple[Any, str], Any]:
+    """The tensors of an optimizer's state, by parameter and key."""
+    return {
+        (p, key): value
+        for p, state in optimizer.state.items()
+        if isinstance(state, dict)
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
 class GradScaler:
     """Scales the loss so that small float16 gradients survive, and skips steps that overflow.
 
@@ -24,6 +37,9 @@ class GradScaler:
     ``scaler.step(optimizer)`` and ``scaler.update()``. The scale (float32, 0-d, on the device of
     the losses) is multiplied by ``backoff_factor`` after an overflow and by ``growth_factor``
     after ``growth_interval`` steps without one. With ``enabled=False`` every method is a no-op.
+
+    In a capture no number is read: the device skips the step where a gradient overflowed. The
+    factors and the interval are constants there.
     """
 
     def __init__(
@@ -78,10 +94,14 @@ class GradScaler:
         raise ValueError("outputs must be a Tensor or an iterable of Tensors")
 
     def _make_scale(self, device: Any) -> None:
-        self._scale = torch.full((), self._init_scale, dtype=torch.float32, device=device)
-        self._growth_tracker = torch.full(
-            (), self._init_growth_tracker, dtype=torch.int32, device=device
-        )
+        with _recording.outside():  # a replay goes on from the scale, it does not make it
+            scale = torch.full((), self._init_scale, dtype=torch.float32, device=device)
+            tracker = torch.full((), self._init_growth_tracker, dtype=torch.int32, device=device)
+        self._scale, self._growth_tracker = scale, tracker
+        _recording.undo_with(self._forget_scale)
+
+    def _forget_scale(self) -> None:
+        self._scale = self._growth_tracker = None
 
     def _require_scale(self, method: str) -> None:
         if self._scale is None:
@@ -97,7 +117,7 @@ class GradScaler:
         if not self._enabled:
             return
         self._require_scale("unscale_")
-        state = self._per_optimizer_states[id(optimizer)]
+        state = self._state_of(optimizer)
         if state["stage"] is UNSCALED:
             raise RuntimeError(
                 "unscale_() has already been called on this optimizer since the last update()."
@@ -140,9 +160,11 @@ class GradScaler:
         if "closure" in kwargs:
             raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")
         self._require_scale("step")
-        state = self._per_optimizer_states[id(optimizer)]
+        state = self._state_of(optimizer)
         if state["stage"] is STEPPED:
             raise RuntimeError("step() has already been called since the last update().")
+        if _recording.recording():
+            return self._step_recorded(optimizer, state, args, kwargs)
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             return self._step_inside(optimizer, state, args, kwargs)
         if state["stage"] is READY:
@@ -154,6 +176,54 @@ class GradScaler:
         if not sum(float(value) for value in found.values()):
             result = optimizer.step(*args, **kwargs)
         state["stage"] = STEPPED
+        return result
+
+    def _state_of(self, optimizer: Any) -> dict[str, Any]:
+        self._note_states()
+        return self._per_optimizer_states[id(optimizer)]
+
+    def _note_states(self) -> None:
+        """Where optimizers stand is as before if a recording fails."""
+        if not _recording.recording():
+            return
+        states = self._per_optimizer_states
+        kept = {key: dict(state) for key, state in states.items()}
+
+        def put_back() -> None:
+            states.clear()
+            states.update(kept)
+            self._per_optimizer_states = states
+
+        _recording.undo_with(put_back)
+
+    def _step_recorded(self, optimizer: Any, state: dict[str, Any], args: Any, kwargs: Any) -> Any:
+        """The step with the skip left to the device: the updates of vibetensor's optimizers look at
+        found_inf, what others change is taken back where it says so."""
+        unscales = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if state["stage"] is READY and not unscales:
+            self.unscale_(optimizer)
+        before = _state_tensors(optimizer)
+        if unscales or optimizer._steps_knowingly():
+            result = self._step_inside(optimizer, state, args, kwargs)
+        else:
+            if not state["found_inf_per_device"]:
+                raise AssertionError("No inf checks were recorded for this optimizer.")
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            found_inf = self._combined([state])
+            with unless_found(found_inf, [*params, *before.values()]):
+                result = optimizer.step(*args, **kwargs)
+            state["stage"] = STEPPED
+        made = _state_tensors(optimizer).keys() - before.keys()
+        if made and not unscales and _recording.recording() == "running":
+            # State that this step made: it would not be there if the step had been skipped.
+            _recording.mark_unsteady()
+            with _recording.outside():
+                if float(self._combined([state])):
+                    for p, key in made:
+                        del optimizer.state[p][key]
+                    for p in {p for p, _ in made}:
+                        if not optimizer.state[p]:
+                            del optimizer.state[p]
         return result
 
     def _step_inside(self, optimizer: Any, state: dict[str, Any], args: Any, kwargs: Any) -> Any:
@@ -205,6 +275,7 @@ class GradScaler:
             self._scale.copy_(new_scale.reshape(()))
         else:
             self._scale.fill_(new_scale)
+        self._note_states()
         self._per_optimizer_states = defaultdict(_fresh_state)
 
     # Settings and state

@@ -5,7 +5,7 @@ The backend is opened on first use; importing this module costs nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vibetensor.torch.cuda import _backend
 from vibetensor.torch.cuda import memory as memory
@@ -252,9 +252,29 @@ def _generator(index: int) -> Any:
     return _C._default_generator(_C.device("cuda", index))
 
 
+def is_current_stream_capturing() -> bool:
+    """Whether what this thread does is recorded into a graph, and not run."""
+    from vibetensor import _C
+
+    return _C.graphs.recording() is not None
+
+
+if TYPE_CHECKING:
+    from vibetensor.torch.cuda.graphs import CUDAGraph as CUDAGraph
+    from vibetensor.torch.cuda.graphs import graph as graph
+    from vibetensor.torch.cuda.graphs import make_graphed_callables as make_graphed_callables
+
+_GRAPHS = ("graphs", "graph", "CUDAGraph", "make_graphed_callables")
+
+
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
+    if name in _GRAPHS:
+        import importlib
+
+        graphs = importlib.import_module("vibetensor.torch.cuda.graphs")
+        return graphs if name == "graphs" else getattr(graphs, name)
     if name == "default_generators":
         return tuple(_generator(index) for index in range(device_count()))
     if name == "capture":  # imported when asked for: it is built on this package

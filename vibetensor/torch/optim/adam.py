@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import vibetensor.torch as torch
+from vibetensor.torch._recording import recording
 from vibetensor.torch.optim.optimizer import Optimizer
+from vibetensor.torch.optim.scaled import add_scaled, as_number, bias_corrections, flat
 
 
 class Adam(Optimizer):
@@ -15,12 +18,14 @@ class Adam(Optimizer):
     A step is one native call per group, device and dtype. ``fused=False`` or ``foreach=False``
     asks for the plain form, one parameter at a time from ordinary ops, which is also what
     ``differentiable=True`` (autograd through the step) and tensor betas take. ``capturable`` is
-    accepted: the plain form then keeps the bias corrections on the tensors' device, and capture
-    mode reads the step count from its control block.
+    accepted: the plain form then keeps the bias corrections on the tensors' device. Captures need
+    it not: there every form does.
 
     State of a parameter: ``step`` (float32, 0-d, on the CPU unless ``fused`` or ``capturable``),
     ``exp_avg``, ``exp_avg_sq`` and with ``amsgrad`` ``max_exp_avg_sq``, like the parameter.
     """
+
+    _knows_recordings = True
 
     def __init__(
         self,
@@ -124,6 +129,8 @@ class Adam(Optimizer):
 
     def _update(self, group: dict[str, Any], bucket: Any, grads: list[Any]) -> None:
         amsgrad = group["amsgrad"]
+        if recording() is not None:
+            self._bring_steps(bucket)
         exp_avgs = bucket.column("exp_avg")
         exp_avg_sqs = bucket.column("exp_avg_sq")
         max_exp_avg_sqs = bucket.column("max_exp_avg_sq") if amsgrad else []
@@ -137,12 +144,13 @@ class Adam(Optimizer):
             or not bucket.uniform
             or isinstance(beta1, torch.Tensor)
         ):
-            unscaled = self._unscaled(grads)
-            if unscaled is None:
-                return
-            _adam_plain(
-                bucket.params, unscaled, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps,
-                lr=lr, beta1=beta1, beta2=beta2, group=group,
+            self._run_plain(
+                grads,
+                [*bucket.params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *steps],
+                lambda grads: _adam_plain(
+                    bucket.params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps,
+                    lr=lr, beta1=beta1, beta2=beta2, group=group,
+                ),
             )  # fmt: skip
             return
         found_inf = getattr(self, "found_inf", None)
@@ -176,15 +184,18 @@ def _adam_plain(
     eps, weight_decay = group["eps"], group["weight_decay"]
     # Bias corrections as tensors, so that autograd or capture can follow the step count.
     on_tensors = group["capturable"] or group["differentiable"]
+    # A recording reads no number: it has the float64 arithmetic of the host as ops.
+    recorded = recording() is not None and not on_tensors
     if isinstance(lr, torch.Tensor) and not on_tensors:
-        lr = float(lr)
+        lr = lr.double().reshape(()) if recorded else float(lr)
+    number = recorded or getattr(lr, "stands_for_number", False)
     for i, param in enumerate(params):
         grad = -grads[i] if group["maximize"] else grads[i]
         exp_avg, exp_avg_sq, step = exp_avgs[i], exp_avg_sqs[i], steps[i]
         step += 1
         if weight_decay != 0:
             if group["decoupled_weight_decay"]:
-                param.mul_(1 - lr * weight_decay)
+                (flat(param) if number else param).mul_(1 - lr * weight_decay)
             else:
                 grad = grad.add(param, alpha=weight_decay)
         exp_avg.lerp_(grad, 1 - beta1)
@@ -192,9 +203,13 @@ def _adam_plain(
             exp_avg_sq.mul_(beta2).add_(grad * grad * (1 - beta2))
         else:
             exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        count = step if on_tensors else float(step)
-        correction1 = 1 - beta1**count
-        correction2 = 1 - beta2**count
+        if recorded:
+            correction1, root2 = bias_corrections(beta1, beta2, step)
+        else:
+            count = step if on_tensors else float(step)
+            correction1 = 1 - beta1**count
+            correction2 = 1 - beta2**count
+            root2 = math.sqrt(correction2) if type(correction2) is float else correction2**0.5
         second = exp_avg_sq
         if group["amsgrad"]:
             second = max_exp_avg_sqs[i]
@@ -202,8 +217,14 @@ def _adam_plain(
                 second.copy_(torch.maximum(second.clone(), exp_avg_sq))
             else:
                 torch.maximum(second, exp_avg_sq, out=second)
-        denom = (second.sqrt() / correction2**0.5).add_(eps)
+        root = second.sqrt()
+        if recorded and not isinstance(beta1, torch.Tensor):
+            root = flat(root)
+        denom = (root / root2).add_(eps)
         if on_tensors:
-            param.add_(exp_avg / denom * (-lr / correction1))
+            param.add_(exp_avg / denom * (-as_number(lr, correction1) / correction1))
+        elif recorded:
+            rate = lr.to(correction1.dtype) if isinstance(lr, torch.Tensor) else lr
+            add_scaled(param, exp_avg, -(rate / correction1), divisor=denom)
         else:
             param.addcdiv_(exp_avg, denom, value=-(lr / correction1))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import warnings
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
 import vibetensor.torch as torch
+from vibetensor.torch import _recording
 from vibetensor.torch.optim.step_plan import Bucket, StepPlan
 from vibetensor.torch.utils.hooks import RemovableHandle
 from vibetensor.torch.utils.registry import Registry, StateTable
@@ -79,6 +81,18 @@ def _type_name(value: Any) -> str:
     return value.type() if isinstance(value, torch.Tensor) else type(value).__name__
 
 
+@contextlib.contextmanager
+def unless_found(found_inf: Any, tensors: list[Any]) -> Iterator[None]:
+    """Takes back what the body changes of ``tensors`` where found_inf (0-d) is not zero, without a
+    look at it on the host."""
+    kept = [t.detach().clone() for t in tensors]
+    yield
+    with torch.no_grad():
+        skip = found_inf != 0
+        for tensor, before in zip(tensors, kept, strict=True):
+            tensor.copy_(torch.where(skip.to(tensor.device), before, tensor))
+
+
 class Optimizer:
     """Base class of optimizers.
 
@@ -87,6 +101,15 @@ class Optimizer:
     not give them. A subclass writes ``step``; it may build it on ``_buckets``, which sorts the
     parameters that have gradients by device and dtype and keeps the result between steps.
     """
+
+    # In a class whose own ``step`` knows of recordings: it takes ``group["lr"]`` as a 0-d tensor as
+    # well, and skips by ``found_inf`` on the device.
+    _knows_recordings = False
+
+    def _steps_knowingly(self) -> bool:
+        """Whether the class that defines ``step`` knows of recordings; a subclass may not."""
+        steps = next(c for c in type(self).__mro__ if "step" in c.__dict__)
+        return bool(steps.__dict__.get("_knows_recordings"))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -227,6 +250,17 @@ class Optimizer:
     def _init_state(self, group: dict[str, Any], param: Any) -> None:
         """Fills ``self.state[param]`` at the first step of a parameter."""
 
+    def _make_state(self, group: dict[str, Any], param: Any) -> None:
+        """`_init_state`, whose values a dry recording needs for real."""
+        if _recording.recording() != "dry":
+            self._init_state(group, param)
+            return
+        state = self.state
+        empty = state.get(param)
+        _recording.undo_with(lambda: state.pop(param, None) if empty is None else empty.clear())
+        with _recording.outside():
+            self._init_state(group, param)
+
     def _buckets(self, index: int, group: dict[str, Any]) -> list[tuple[Bucket, list[Any]]]:
         """The group's parameters that have gradients, by device and dtype, with the gradients."""
         params = group["params"]
@@ -235,18 +269,38 @@ class Optimizer:
         if plan is None or not plan.still_holds(params, grads, self.state):
             for p, grad in zip(params, grads, strict=True):
                 if grad is not None and not self.state.get(p):
-                    self._init_state(group, p)
+                    self._make_state(group, p)
             plan = self._plans[index] = StepPlan(params, grads, self.state)
         return plan.with_grads(grads)
 
-    def _unscaled(self, grads: list[Any]) -> list[Any] | None:
-        """The part of a GradScaler that fused updates do themselves, for plain ones: unscaled
-        gradients, or None where an overflow skips the step."""
+    def _bring_steps(self, bucket: Bucket) -> None:
+        """Step counts to where the parameters are: a recording of one device counts there."""
+        for param, state in zip(bucket.params, bucket.states, strict=True):
+            step = state["step"]
+            if step.device != param.device:
+                with _recording.outside():
+                    state["step"] = step.to(param.device)
+                _recording.undo_with(lambda s=state, step=step: s.update(step=step))
+
+    def _run_plain(
+        self, grads: list[Any], changed: list[Any], update: Callable[[list[Any]], Any]
+    ) -> Any:
+        """``update(grads)``, with the part of a GradScaler that fused updates do themselves:
+        unscaled gradients, and nothing where an overflow skips the step.
+
+        changed: the tensors that the update writes. A recording cannot read found_inf: there the
+        update runs, and those tensors go back to what they were where it says so.
+        """
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and float(found_inf):
-            return None
         grad_scale = getattr(self, "grad_scale", None)
-        return grads if grad_scale is None else [grad / grad_scale for grad in grads]
+        if found_inf is not None and not _recording.recording() and float(found_inf):
+            return None
+        if grad_scale is not None:
+            grads = [grad / grad_scale for grad in grads]
+        if found_inf is None or not _recording.recording():
+            return update(grads)
+        with unless_found(found_inf, changed):
+            return update(grads)
 
     def register_step_pre_hook(self, hook: Callable) -> RemovableHandle:
         """``hook(optimizer, args, kwargs)`` runs before each step; it may return new ones."""

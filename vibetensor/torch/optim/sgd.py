@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import vibetensor.torch as torch
+from vibetensor.torch import _recording
 from vibetensor.torch.optim.optimizer import Optimizer
+from vibetensor.torch.optim.scaled import add_scaled
 
 
 class SGD(Optimizer):
@@ -17,6 +19,8 @@ class SGD(Optimizer):
     asks for the plain form, as ``differentiable=True`` does. State of a parameter:
     ``momentum_buffer``, like the parameter, when ``momentum`` is not zero.
     """
+
+    _knows_recordings = True
 
     def __init__(
         self,
@@ -97,23 +101,22 @@ class SGD(Optimizer):
             or not bucket.uniform
             or isinstance(group["weight_decay"], torch.Tensor)
         )
-        if plain:
-            unscaled = self._unscaled(grads)
-            if unscaled is None:
-                return
-            grads = unscaled
         if group["momentum"] == 0:
             if plain:
-                _sgd_plain(params, grads, [None] * len(params), group)
+                none = [None] * len(params)
+                self._run_plain(grads, params, lambda g: _sgd_plain(params, g, none, group))
             else:
                 self._fused(params, grads, [], group, first=False)
             return
+        if _recording.recording() == "dry":
+            self._make_buffers(params, states, group)
         if plain:
             buffers = [state.get("momentum_buffer") for state in states]
-            for state, buffer in zip(
-                states, _sgd_plain(params, grads, buffers, group), strict=True
-            ):
-                state["momentum_buffer"] = buffer
+            changed = [*params, *(b for b in buffers if b is not None)]
+            made = self._run_plain(grads, changed, lambda g: _sgd_plain(params, g, buffers, group))
+            if made is not None:
+                for state, buffer in zip(states, made, strict=True):
+                    state["momentum_buffer"] = buffer
             return
         new = [i for i, state in enumerate(states) if state.get("momentum_buffer") is None]
         if not new:
@@ -131,6 +134,22 @@ class SGD(Optimizer):
                     group,
                     first=first,
                 )
+
+    def _make_buffers(
+        self, params: list[Any], states: list[dict[str, Any]], group: dict[str, Any]
+    ) -> None:
+        """Buffers for a step that is recorded and repeated: it cannot be the first one."""
+        for param, state in zip(params, states, strict=True):
+            if state.get("momentum_buffer") is not None:
+                continue
+            if group["dampening"] != 0:
+                raise RuntimeError(
+                    "SGD with momentum and dampening has another first step than later ones, and a "
+                    "graph repeats one: run a step before the capture (a warm-up)"
+                )
+            with _recording.outside():
+                state["momentum_buffer"] = torch.zeros_like(param)
+            _recording.undo_with(lambda state=state: state.pop("momentum_buffer", None))
 
     def _fused(
         self, params: list[Any], grads: list[Any], buffers: list[Any], group: dict, *, first: bool
@@ -153,8 +172,9 @@ def _sgd_plain(
     Returns the momentum buffers, made where they were None.
     """
     lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
+    recorded = _recording.recording() is not None and not group["differentiable"]
     if isinstance(lr, torch.Tensor) and not group["differentiable"]:
-        lr = float(lr)
+        lr = lr.double().reshape(()) if recorded else float(lr)
     result = []
     for param, grad, buffer in zip(params, grads, buffers, strict=True):
         if group["maximize"]:
@@ -169,7 +189,9 @@ def _sgd_plain(
             else:
                 buffer.mul_(momentum).add_(grad, alpha=1 - group["dampening"])
             grad = grad.add(buffer, alpha=momentum) if group["nesterov"] else buffer
-        if isinstance(lr, torch.Tensor):
+        if recorded and isinstance(lr, torch.Tensor):
+            add_scaled(param, grad, -lr)
+        elif isinstance(lr, torch.Tensor):
             param.add_(grad * -lr)
         else:
             param.add_(grad, alpha=-lr)

@@ -509,8 +509,15 @@ class Module(ModuleState):
                     parameter.grad.requires_grad_(False)
                 parameter.grad.zero_()
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Accepted for compatibility: like ``torch.compile``, it leaves the module as it is."""
+    def compile(self, **options: Any) -> None:
+        """Has this module's forward captured and replayed, in place; see ``torch.compile``.
+
+        Names of parameters stay. Copies and pickles of the module are not compiled.
+        """
+        from vibetensor.torch.session import compile as compile_function
+
+        forward = type(self).forward.__get__(self)
+        object.__setattr__(self, "forward", compile_function(forward, **options))
 
     # --- printing
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import vibetensor.torch as torch
+from vibetensor.torch._recording import outside
 from vibetensor.torch.optim.optimizer import Optimizer
 
 
@@ -57,7 +58,9 @@ def _observed(step: Callable[..., None]) -> Callable[..., None]:
             observe(self, (*args, *kwargs.values()))
         _stepping.depth += 1
         try:
-            return step(self, *args, **kwargs)
+            # Rates are set on the host, those in tensors too: replays have the whole step repeated.
+            with outside():
+                return step(self, *args, **kwargs)
         finally:
             _stepping.depth -= 1
 

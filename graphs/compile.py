@@ -1,0 +1,389 @@
+"""``torch.compile``: a model or function whose calls are recorded and replayed where that is right,
+and run as they are where it may not be."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import vibetensor.torch as vt
+from vibetensor import _C
+from vibetensor.graphs.capture import CapturedStep, CaptureError, _modes
+from vibetensor.graphs.joint import Joint, Refused, Trains, hooked, probe, static_inputs
+from vibetensor.graphs.structure import flatten, unflatten
+from vibetensor.torch.nn.modules import hooks
+
+_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+class _Training(CapturedStep):
+    """A captured step that goes on eagerly where a capture would be an error."""
+
+    refused = ""
+
+    def _record(self, key: Any, leaves: list[Any], spec: Any) -> Any:
+        # Dry first: what cannot be captured is found before it has done half of its work.
+        static = static_inputs(leaves)
+        positional, named = unflatten(spec, static)
+        probe(lambda: flatten(self._function(*positional, **named))[0], leaves, static)
+        return super()._record(key, leaves, spec)
+
+    def _give_up(self, message: str) -> None:
+        self.refused = message
+
+
+class Compiled:
+    """A function whose calls are captured by shape, options and modes.
+
+    One that runs backward and an optimizer itself is a whole step (see `capture`); of others the
+    forward and, where results require grad, the backward are captured. Calls that cannot be run as
+    they are, after one warning; with fullgraph they raise `CaptureError`.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], *, fullgraph: bool, max_variants: int, optimize: bool
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._fullgraph = fullgraph
+        self._max_variants = max_variants
+        self._optimize = optimize
+        self._lock = threading.RLock()
+        self._known: dict[Any, list[Joint]] = {}
+        self._eager: dict[Any, str] = {}  # why
+        self._steps: set[Any] = set()
+        self._step: _Training | None = None
+        self._warned = False
+        self._off = False  # no call can be captured
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """As a method: each object has captures of its own."""
+        if instance is None:
+            return self
+        name = f"_compiled_{id(self)}"
+        kept = instance.__dict__.get(name)
+        bound = kept.compiled if kept is not None else None
+        if bound is None:
+            bound = Compiled(
+                self._function.__get__(instance, owner),
+                fullgraph=self._fullgraph,
+                max_variants=self._max_variants,
+                optimize=self._optimize,
+            )
+            object.__setattr__(instance, name, _Kept(bound))
+        return bound
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles are the function itself: captures belong to this process."""
+        if isinstance(self._function, types.MethodType):
+            return (_bound, (self._function.__func__, self._function.__self__))
+        return (_itself, (self._function,))
+
+    @property
+    def _name(self) -> str:
+        return getattr(self._function, "__qualname__", type(self._function).__name__)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if (
+            _C.graphs.recording() is not None
+            or _C.graphs.saved_hooks()
+            or vt.is_inference_mode_enabled()
+            or self._off
+            or hooks.any_global
+            or not self._lock.acquire(blocking=False)
+        ):
+            return self._function(*args, **kwargs)
+        try:
+            return self._call(args, kwargs)
+        finally:
+            self._lock.release()
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inputs, spec = flatten((args, kwargs))
+        try:
+            key = _key(inputs, spec)
+        except Refused as refused:
+            return self._run_eagerly(None, str(refused), args, kwargs)
+        if key in self._eager:
+            return self._function(*args, **kwargs)
+        if key in self._steps:
+            return self._run_step(key, args, kwargs)
+        known = self._known.get(key, [])
+        for joint in known:
+            if joint.same_course() and joint.holds():
+                if joint.broken:
+                    return self._run_eagerly(key, joint.broken, args, kwargs)
+                if not joint.free():
+                    return self._function(*args, **kwargs)
+                return self._unflattened(joint, inputs)
+        # Those whose tensors have moved will not come back.
+        self._known[key] = known = [j for j in known if j.holds()]
+        if sum(map(len, self._known.values())) >= self._max_variants:
+            message = f"it has been captured {self._max_variants} times, for as many shapes"
+            return self._run_eagerly(None, message, args, kwargs)
+        return self._record(key, inputs, spec, args, kwargs)
+
+    def _unflattened(self, joint: Joint, inputs: list[Any]) -> Any:
+        return unflatten(joint.spec, joint(inputs))
+
+    def _record(self, key: Any, inputs: list[Any], spec: Any, args: Any, kwargs: Any) -> Any:
+        if _hooked(self._function):
+            return self._run_eagerly(None, "its modules have hooks", args, kwargs)
+        structure: list[Any] = []
+
+        def function(values: list[Any]) -> list[Any]:
+            positional, named = unflatten(spec, values)
+            results, made = flatten(self._function(*positional, **named))
+            structure[:] = [made]
+            return results
+
+        owner = getattr(self._function, "__self__", None)
+        outer = owner if isinstance(owner, vt.nn.Module) else None
+        try:
+            joint = Joint(
+                function,
+                inputs,
+                optimize=self._optimize,
+                names_of=self._function,
+                outer=outer,
+            )
+        except Trains:
+            self._steps.add(key)
+            return self._run_step(key, args, kwargs)
+        except Exception as error:
+            return self._run_eagerly(key, str(error), args, kwargs)
+        joint.spec = structure[0]
+        self._known.setdefault(key, []).append(joint)
+        return self._unflattened(joint, inputs)
+
+    def _run_step(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._step is None:
+            self._step = _Training(
+                self._function,
+                max_variants=self._max_variants,
+                optimize=self._optimize,
+                verify=False,
+            )
+        step = self._step
+        try:
+            result = step(*args, **kwargs)
+        except (Refused, CaptureError) as error:  # before it has run
+            self._steps.discard(key)
+            return self._run_eagerly(key, str(error), args, kwargs)
+        if step.refused:
+            self._steps.discard(key)
+            self._note(key, step.refused)
+            step.refused = ""
+        return result
+
+    def _run_eagerly(self, key: Any, reason: str, args: Any, kwargs: Any) -> Any:
+        if self._fullgraph:
+            raise CaptureError(f"torch.compile(fullgraph=True): {self._name}: {reason}")
+        result = self._function(*args, **kwargs)
+        self._note(key, reason)
+        return result
+
+    def _note(self, key: Any, reason: str) -> None:
+        if self._fullgraph:
+            raise CaptureError(f"torch.compile(fullgraph=True): {self._name}: {reason}")
+        if key is not None:
+            self._eager[key] = reason
+            # Looking at each new shape once more costs, and finds the same.
+            captured = any(self._known.values()) or self._steps
+            self._off = len(self._eager) >= self._max_variants and not captured
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"torch.compile: {self._name} runs as it is: {reason}", UserWarning, stacklevel=5
+            )
+
+    def report(self) -> str:
+        """What was captured, and which calls run as they are and why."""
+        from vibetensor.graphs.report import report
+
+        with self._lock:
+            parts = [
+                report(f"{self._name}, {part}", captures)
+                for joints in self._known.values()
+                for joint in joints
+                for part, captures in joint.captures()
+            ]
+            if self._step is not None:
+                parts.append(self._step.report())
+            parts += [f"{self._name} runs as it is: {why}" for why in self._eager.values()]
+        return "\n\n".join(parts) or f"{self._name}: not called yet"
+
+    def reset(self) -> None:
+        """Forgets every capture and gives their memory back."""
+        with self._lock:
+            self._known.clear()
+            self._eager.clear()
+            self._steps.clear()
+            self._step = None
+            self._warned = self._off = False
+
+
+class OptimizedModule(vt.nn.Module):
+    """A module whose calls are captured; everything else is the original's, in ``_orig_mod``.
+
+    Parameters are the original's own; names in ``state_dict()`` begin with ``_orig_mod.``, as
+    torch's do: save ``model._orig_mod.state_dict()`` for plain names.
+    """
+
+    _orig_mod: vt.nn.Module
+
+    def __init__(self, module: vt.nn.Module, compiled: Compiled) -> None:
+        super().__init__()
+        self._modules["_orig_mod"] = module
+        object.__setattr__(self, "_compiled", compiled)
+        self.__dict__.pop("training", None)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's call."""
+        return self._compiled(*args, **kwargs)
+
+    @property
+    def training(self) -> bool:  # pyright: ignore
+        """The original's."""
+        return self._modules["_orig_mod"].training  # pyright: ignore
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "_orig_mod" in self.__dict__.get("_modules", ()):
+            self._modules["_orig_mod"].training = mode  # pyright: ignore
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:
+            return modules[name]
+        if "_orig_mod" not in modules:
+            raise AttributeError(name)
+        return getattr(modules["_orig_mod"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_orig_mod" not in self.__dict__.get("_modules", ()) or name == "training":
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._modules["_orig_mod"], name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._modules["_orig_mod"], name)
+
+    def __bool__(self) -> bool:
+        return bool(self._modules["_orig_mod"])
+
+    def __len__(self) -> int:
+        return len(self._modules["_orig_mod"])  # pyright: ignore
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._modules["_orig_mod"][index]  # pyright: ignore
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(self._modules["_orig_mod"])})
+
+    def __reduce__(self) -> Any:
+        compiled = self._compiled
+        options = {"optimize": compiled._optimize}
+        again = functools.partial(
+            compile,
+            fullgraph=compiled._fullgraph,
+            recompile_limit=compiled._max_variants,
+            options=options,
+        )
+        return (again, (self._modules["_orig_mod"],))
+
+
+class _Kept:
+    """A compiled method in its object; copies and pickles of that make their own."""
+
+    def __init__(self, compiled: Compiled | None = None) -> None:
+        self.compiled = compiled
+
+    def __reduce__(self) -> Any:
+        return (_Kept, ())
+
+
+def _bound(function: Any, owner: Any) -> Any:
+    return function.__get__(owner)
+
+
+def _itself(function: Any) -> Any:
+    return function
+
+
+def _hooked(function: Any) -> bool:
+    """Whether hooks would run in a recording as well."""
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, vt.nn.Module):  # its own hooks are around this call
+        inner = [m for m in owner.modules() if m is not owner]
+        return any(map(hooked, inner))
+    if not isinstance(function, vt.nn.Module):
+        return False
+    return any(map(hooked, function.modules()))
+
+
+def compile(
+    model: Any = None,
+    *,
+    fullgraph: bool = False,
+    backend: Any = None,
+    mode: str | None = None,
+    options: dict[str, Any] | None = None,
+    disable: bool = False,
+    recompile_limit: int | None = None,
+) -> Any:
+    """See `vibetensor.torch.compile`."""
+    if mode is not None and options is not None:
+        raise RuntimeError(
+            "Either mode or options can be specified, but both can't be specified at the same time."
+        )
+    if mode is not None and mode not in _MODES:
+        raise RuntimeError(f"Unrecognized mode={mode}, should be one of: {', '.join(_MODES)}")
+    if model is None:
+        return functools.partial(
+            compile,
+            fullgraph=fullgraph,
+            mode=mode,
+            options=options,
+            backend=backend,
+            disable=disable,
+            recompile_limit=recompile_limit,
+        )
+    if not callable(model):
+        raise TypeError(f"compile() takes a module or a function, got {type(model).__name__}")
+    if disable or backend == "eager" or os.environ.get("VT_COMPILE") == "0":
+        return model
+    limit = 16 if recompile_limit is None else recompile_limit
+    optimize = bool((options or {}).get("optimize", True))
+    made = Compiled(model, fullgraph=fullgraph, max_variants=limit, optimize=optimize)
+    return OptimizedModule(model, made) if isinstance(model, vt.nn.Module) else made
+
+
+def _key(inputs: list[Any], spec: Any) -> Any:
+    parts: list[Any] = [spec, _modes()]
+    places: dict[int, int] = {}
+    for value in inputs:
+        if isinstance(value, vt.Tensor):
+            if not value.device.type == "cpu":
+                raise Refused(f"a tensor on {value.device}: captures run on the CPU")
+            first = places.setdefault(id(value), len(parts))
+            parts.append(
+                (first, tuple(value.shape), value.stride(), value.dtype, value.requires_grad)
+            )
+        elif isinstance(value, float):
+            parts.append((float, value.hex()))  # 0.0 and -0.0 are equal, and not the same
+        elif value is None or isinstance(value, (int, str, bytes, vt.dtype, vt.device)):
+            parts.append((type(value), value))
+        else:
+            raise Refused(f"an argument of type {type(value).__name__} may change unseen")
+    key = tuple(parts)
+    try:
+        hash(key)
+    except TypeError as error:
+        raise Refused(str(error)) from None
+    return key

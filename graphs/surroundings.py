@@ -1,0 +1,76 @@
+"""The names that a function finds outside of itself: globals, closures, attributes of its object.
+
+A recording has what they were bound to. A `Watch` on them tells whether they still are.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import vibetensor.torch as vt
+from vibetensor import _C
+
+_NOTHING: frozenset[Any] = frozenset()
+_LIBRARY = vt.__name__.partition(".")[0]
+
+
+def surroundings(function: Any) -> Any:
+    """A Watch on every name that the function, functions it names in turn and forwards of modules
+    among them refer to. What the library's own code refers to stays."""
+    watch = _C.graphs.Watch()
+    _Visit(watch).value(function)
+    return watch
+
+
+class _Visit:
+    def __init__(self, watch: Any) -> None:
+        self._watch = watch
+        self._seen: set[int] = set()
+
+    def value(self, found: Any) -> None:
+        if isinstance(found, types.MethodType):
+            if not isinstance(found.__self__, vt.nn.Module):
+                self._fields(found.__self__, found.__func__)
+            self.value(found.__func__)
+            found = found.__self__
+        if isinstance(found, vt.nn.Module):
+            for module in found.modules():
+                forward = vars(module).get("forward", type(module).forward)
+                self.value(getattr(forward, "__func__", forward))
+        elif isinstance(found, types.FunctionType) and id(found) not in self._seen:
+            self._seen.add(id(found))
+            if not found.__module__ or found.__module__.partition(".")[0] != _LIBRARY:
+                self._function(found)
+
+    def _function(self, function: types.FunctionType) -> None:
+        names = set(_names(function.__code__))
+        found = {name: function.__globals__[name] for name in names & function.__globals__.keys()}
+        self._watch.add_items(function.__globals__, found, _NOTHING, False)
+        for cell in function.__closure__ or ():
+            try:
+                contents = cell.cell_contents
+            except ValueError:  # not bound yet
+                continue
+            self._watch.add_attribute(cell, "cell_contents", contents)
+            self.value(contents)
+        for value in found.values():
+            self.value(value)
+
+    def _fields(self, owner: Any, function: Any) -> None:
+        fields = getattr(owner, "__dict__", None)
+        if type(fields) is not dict or not isinstance(function, types.FunctionType):
+            return
+        found = {name: fields[name] for name in {*_names(function.__code__)} & fields.keys()}
+        self._watch.add_items(fields, found, _NOTHING, False)
+        for value in found.values():
+            self.value(value)
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """What code and the functions inside it refer to by name."""
+    names = list(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names += _names(constant)
+    return names

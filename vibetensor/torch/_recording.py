@@ -1,0 +1,68 @@
+"""What optimizers, schedules and GradScaler ask of a recording on this thread.
+
+A recording (see vibetensor.graphs) sees the ops of a step. "running": they run as they are
+recorded. "dry": they do not, so whoever makes lasting state makes it `outside`, for real, and says
+with `undo_with` how to take it back if the recording fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+from vibetensor import _C
+
+
+def recording() -> str | None:
+    """ "running", "dry", or None where nothing is recorded on this thread."""
+    return _C.graphs.recording()
+
+
+@contextlib.contextmanager
+def outside() -> Iterator[None]:
+    """Runs its body as if nothing were recorded: host reads, and state that was there before."""
+    paused = _C.graphs.pause()
+    try:
+        yield
+    finally:
+        if paused is not None:
+            paused.resume()
+
+
+class Notes:
+    """What Python does around the ops that a recording must know of."""
+
+    def __init__(self) -> None:
+        # The last first, if the recording fails; None where nobody will ask.
+        self.undo: list[Callable[[], None]] | None = None
+        self.unsteady = False  # the next run will do something else
+
+
+class _Current(threading.local):
+    notes: Notes | None = None
+
+
+_current = _Current()
+
+
+@contextlib.contextmanager
+def noting(notes: Notes) -> Iterator[None]:
+    """Notes of this thread go to `notes` meanwhile."""
+    before, _current.notes = _current.notes, notes
+    try:
+        yield
+    finally:
+        _current.notes = before
+
+
+def undo_with(undo: Callable[[], None]) -> None:
+    """Called if the recording fails, or never."""
+    if _current.notes is not None and _current.notes.undo is not None:
+        _current.notes.undo.append(undo)
+
+
+def mark_unsteady() -> None:
+    """This run did what the next one will not: it is not kept."""
+    if _current.notes is not None:
+        _current.notes.unsteady = True
