@@ -98,7 +98,8 @@ int64_t Tape::relative_offset(const PhiloxArgs& rng, Device device) {
 
 void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
   for (const Tensor& out : call.outputs) {
-    check(!out.defined() || out.device().is_cpu(), op_name(call.id), " on ", out.device(),
+    if (!out.defined()) continue;
+    check(out.device().is_cpu(), op_name(call.id), " on ", out.device(),
           " cannot be captured: captured steps run on the CPU");
   }
   if (recording_ == Recording::Running) {

@@ -173,8 +173,10 @@ bool readable_in_place(const Operands& p) {
   return (p.a_k == 1 && p.a_row % 1024 != 0) || (p.a_row == 1 && p.a_k % 1024 != 0);
 }
 
-/// The part of a product whose operands fit the packing buffers.
-void product(GemmShape s, const Operands& p, Epilogue e, float* c, int64_t ldc) {
+/// The part of a product whose operands fit the packing buffers. `done`, or null: what finishes its
+/// blocks, which are complete here.
+void product(GemmShape s, const Operands& p, Epilogue e, float* c, int64_t ldc,
+             const BlockDone* done) {
   const bool packed = !readable_in_place(p);
   const int64_t tiles = pieces(s.m, kTileRows), panels = pieces(s.n, kPanel);
   const int64_t passes = pieces(s.k, kDepth);
@@ -224,6 +226,11 @@ void product(GemmShape s, const Operands& p, Epilogue e, float* c, int64_t ldc) 
         }
       }
     }
+    if (done) {
+      const int64_t row = tile_begin * kTileRows, column = panel_begin * kPanel;
+      (*done)({row, column, std::min(tile_end * kTileRows, s.m) - row,
+               std::min(panel_end * kPanel, s.n) - column});
+    }
   };
   // Along whichever side divides more evenly among the threads, a few tiles a task.
   const int64_t threads = num_threads();
@@ -245,7 +252,7 @@ void product(GemmShape s, const Operands& p, Epilogue e, float* c, int64_t ldc) 
 }  // namespace
 
 bool gemm_tiled(GemmShape s, float alpha, const MatrixRef& a, const MatrixRef& b, float beta,
-                float* c, int64_t ldc, const float* bias) {
+                float* c, int64_t ldc, const float* bias, const BlockDone* done) {
   constexpr double kWorthwhile = 64.0 * 64 * 64;
   if (!kHaveTiles || s.m < 2 * kTileRows || s.n < kPanel || s.k < 16 || alpha == 0 ||
       static_cast<double>(s.m) * static_cast<double>(s.n) * static_cast<double>(s.k) < kWorthwhile)
@@ -263,12 +270,15 @@ bool gemm_tiled(GemmShape s, float alpha, const MatrixRef& a, const MatrixRef& b
         Operands part = all;
         part.a += i * all.a_row + k * all.a_k;
         part.b += k * all.b_k + j * all.b_column;
-        const bool first = k == 0;
+        const bool first = k == 0, last = k + kMaxDepth >= s.k;
+        const BlockDone shifted = [&, i, j](const Block& block) {
+          (*done)({block.row + i, block.column + j, block.rows, block.columns});
+        };
         product({std::min(row_block, s.m - i), std::min(kMaxColumns, s.n - j),
                  std::min(kMaxDepth, s.k - k)},
                 part,
                 {alpha, first ? (bias ? 0.0f : beta) : 1.0f, first && bias ? bias + j : nullptr},
-                c + i * ldc + j, ldc);
+                c + i * ldc + j, ldc, done && last ? &shifted : nullptr);
       }
     }
   }
