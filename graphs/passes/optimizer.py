@@ -56,7 +56,9 @@ def _coefficients(tape: Tape, decisions: list[Decision]) -> Tape:
             why = f"a norm in {total.dtype}"
         elif any(uses.writes(v.buffer) for v in (max_norm, eps, limit)):
             why = "a maximum that the step computes"
-        elif not uses.can_run_at(at, norm):
+        elif uses.written_between(result.buffer, norm, at) or uses.read_between(
+            result.buffer, norm, at
+        ):
             why = "its memory is in use before"
         if why:
             _note(decisions, False, f"norm and clip coefficient stay apart: {why}", op)

@@ -72,8 +72,10 @@ def test_accumulation() -> None:
 
 
 def test_derivative_of_something_else_stays() -> None:
+    weight = vt.randn(6, 3).requires_grad_()
+
     def step(x: Any) -> Any:
-        weight = x.detach()[:, :3].clone().requires_grad_()
+        weight.grad = None
         F.gelu(x @ weight).mul(2.0).square().sum().backward()
         return weight.grad
 
@@ -99,7 +101,7 @@ def test_what_is_read_elsewhere_is_kept() -> None:
         return linear, F.silu(linear), linear.sum()
 
     names = captured_names(lambda: step, _inputs(6, 6))
-    assert names == ["_linear_activation", "sum"]
+    assert names == ["_linear_activation", "sum.dim"]
 
 
 def test_a_part_of_a_product_stays() -> None:

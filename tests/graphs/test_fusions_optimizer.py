@@ -17,7 +17,7 @@ def _trainer(
     optimizer = make_optimizer(model)
 
     def step(x: Any, y: Any) -> Any:
-        optimizer.zero_grad()
+        model.zero_grad()
         loss = (model(x) - y).square().mean()
         loss.backward()
         result = [loss]

@@ -19,7 +19,8 @@ class _Block:
         self.norm = norm
         self.weights = [vt.randn(n).to(dtype).requires_grad_() for _ in range(4)]
         self.mix = vt.randn(n, n).to(dtype).requires_grad_()
-        self.state = [*self.weights, self.mix]
+        self.first = vt.randn(n).to(dtype).requires_grad_()
+        self.state = [*self.weights, self.mix, self.first]
 
     def normed(self, x: Any, at: int) -> Any:
         if self.norm == "layer_norm":
@@ -29,8 +30,8 @@ class _Block:
     def __call__(self, x: Any, r: Any) -> Any:
         for tensor in self.state:
             tensor.grad = None
-        y = self.normed(x + r, 0)
-        z = self.normed((x + r) + y @ self.mix, 2)
+        h = x * self.first + r
+        z = self.normed(h + self.normed(h, 0) @ self.mix, 2)
         loss = (z * z).float().sum()
         loss.backward()
         return loss, z, [t.grad for t in self.state if t.grad is not None]
@@ -55,17 +56,18 @@ def test_forward_and_backward(norm: str, shape: tuple, dtype: Any) -> None:
 def test_under_autocast(norm: str) -> None:
     def make() -> Any:
         block = _Block((4, 24), norm)
-        linear = vt.nn.Linear(24, 24)
+        linears = [vt.nn.Linear(24, 24) for _ in range(3)]
+        weights = [p for linear in linears for p in linear.parameters()]
 
         def step(x: Any, r: Any) -> Any:
-            for tensor in [*block.state, *linear.parameters()]:
+            for tensor in [*block.state, *weights]:
                 tensor.grad = None
             with vt.autocast("cpu", dtype=vt.bfloat16):
-                h = x + linear(block.normed(r, 0))
-                h = h + linear(block.normed(h, 2))
-                loss = linear(block.normed(h, 0)).float().square().mean()
+                h = x + linears[0](block.normed(r, 0))
+                h = h + linears[1](block.normed(h, 2))
+                loss = linears[2](block.normed(h, 0)).float().square().mean()
             loss.backward()
-            return loss, [p.grad for p in linear.parameters()], [w.grad for w in block.weights]
+            return loss, [w.grad for w in weights], [w.grad for w in block.weights]
 
         return step
 

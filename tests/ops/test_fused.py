@@ -30,7 +30,7 @@ def _same(mine: Any, other: Any, dtype: Any = None) -> None:
 
 
 def _normal(*shape: int, dtype: Any = vt.float32) -> Any:
-    return vt.randn(*shape).to(dtype)
+    return vt.randn(shape).to(dtype)
 
 
 SHAPES = [(3, 5), (1, 1), (7, 64), (2, 3, 17), (33, 129), (0, 8), (5, 1100)]
