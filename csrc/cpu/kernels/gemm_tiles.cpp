@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kLanes = VectorOf<float>::lanes;
 constexpr int64_t kPanel = kTilePanel;
+constexpr int64_t kDonePanels = 4;  // complete columns of C are finished this many panels at a time
 constexpr int64_t kDepth = 512;  // k of one pass: a panel of B is 64 KB
 // What is packed at a time: at most 16 MB of either operand.
 constexpr int64_t kMaxDepth = 4096, kMaxRows = 1024 / kTileRows * kTileRows, kMaxColumns = 1024;
@@ -224,12 +225,14 @@ void product(GemmShape s, const Operands& p, Epilogue e, float* c, int64_t ldc,
                             end);
           }
         }
+        const bool whole = (panel - panel_begin) % kDonePanels == kDonePanels - 1;
+        if (done && pass == passes - 1 && (whole || panel == panel_end - 1)) {
+          const int64_t first = panel - (panel - panel_begin) % kDonePanels;
+          const int64_t row = tile_begin * kTileRows;
+          (*done)({row, first * kPanel, std::min(tile_end * kTileRows, s.m) - row,
+                   std::min((panel + 1) * kPanel, s.n) - first * kPanel});
+        }
       }
-    }
-    if (done) {
-      const int64_t row = tile_begin * kTileRows, column = panel_begin * kPanel;
-      (*done)({row, column, std::min(tile_end * kTileRows, s.m) - row,
-               std::min(panel_end * kPanel, s.n) - column});
     }
   };
   // Along whichever side divides more evenly among the threads, a few tiles a task.

@@ -29,6 +29,19 @@ void normalise(T* y, const T* x, T mean, T rstd, const T* weight, const T* bias,
   }
 }
 
+/// out = x + y, whose sum it returns; out may be x or y.
+template <class T>
+T add_rows(T* out, const T* x, const T* y, int64_t n) {
+  return sum_over<T>(
+      n,
+      [&](int64_t i) {
+        const Vector<T> sum = load(x + i) + load(y + i);
+        store(out + i, sum);
+        return sum;
+      },
+      [&](int64_t i) { return out[i] = x[i] + y[i]; });
+}
+
 /// What a row is rounded to before the next op of several in one reads it.
 template <class T>
 void round_to(DType dtype, T* row, T* buffer, int64_t n) {
@@ -60,14 +73,16 @@ void forward(const Tensor& out, const Tensor* mean_out, const Tensor& rstd_out, 
       T* sum_row = sum.defined() && !typed_sum ? scratch<T>(Scratch::Row3, n) : nullptr;
       for (int64_t i = begin; i < end; ++i) {
         const T* row = load_row<T>(x.data(), x.dtype(), i * n, n, in_row);
+        T mean = 0;
         if (sum.defined()) {
           const T* added = load_row<T>(r.data(), r.dtype(), i * n, n, added_row);
           T* total = row_target<T>(sum.data(), sum.dtype(), i * n, sum_row);
-          for (int64_t k = 0; k < n; ++k) total[k] = row[k] + added[k];
+          mean = add_rows(total, row, added, n);
           store_row<T>(sum.data(), sum.dtype(), i * n, n, total);
           row = load_row<T>(sum.data(), sum.dtype(), i * n, n, sum_row);
         }
-        const T mean = kCentre ? row_sum(row, n) / static_cast<T>(n) : T(0);
+        if (!typed_sum) mean = kCentre ? row_sum(row, n) : T(0);
+        mean = kCentre ? mean / static_cast<T>(n) : T(0);
         const T variance = row_square_deviation(row, mean, n) / static_cast<T>(n);
         const T rstd = T(1) / std::sqrt(variance + static_cast<T>(eps));
         if constexpr (kCentre) means[i] = mean;
