@@ -7,6 +7,7 @@ and `BITWISE`, whether results stay bit for bit. `docs/passes.md` tells how to w
 from __future__ import annotations
 
 from vibetensor.graphs.passes import (
+    casts,
     cross_entropy,
     dead_code,
     epilogues,
@@ -16,7 +17,7 @@ from vibetensor.graphs.passes import (
 )
 from vibetensor.graphs.tape import Tape
 
-ALL = (repeated, residual_norm, optimizer, cross_entropy, epilogues, dead_code)
+ALL = (repeated, residual_norm, optimizer, cross_entropy, epilogues, casts, dead_code)
 
 
 def run(tape: Tape) -> Tape:

@@ -36,6 +36,10 @@ class _Rewrite:
     gone: set[int] = field(default_factory=set)
     decisions: list[Decision] = field(default_factory=list)
 
+    def free(self, at: int) -> bool:
+        """Whether the op there is still as it was."""
+        return at not in self.new and at not in self.gone
+
     def note(self, made: bool, text: str, op: Op) -> None:
         self.decisions.append(Decision("residual_norm", made, text, op))
 
@@ -59,7 +63,7 @@ def _forward(work: _Rewrite, at: int, op: Op) -> None:
     x, result = op.args[0], op.outputs[0]
     place, self, residual = at, x, None
     found = uses.writer(x, at)
-    if found is not None and found not in work.gone and ops[found].name in ("add", "add_"):
+    if found is not None and work.free(found) and ops[found].name in ("add", "add_"):
         why = _refused(ops[found], x, lambda: uses.can_run_at(at, found))
         if why:
             work.note(False, f"add and {op.name} stay two ops: {why}", op)
@@ -93,7 +97,7 @@ def _backward(work: _Rewrite, at: int, op: Op) -> None:
     widened = uses.writer(grad, at)
     if (
         widened is not None
-        and widened not in work.gone
+        and work.free(widened)
         and ops[widened].name == "_to_dtype"
         and ops[widened].args[0].dtype in _HALF
         and grad.dtype == vt.float32
@@ -106,7 +110,12 @@ def _backward(work: _Rewrite, at: int, op: Op) -> None:
         parts.insert(0, "_to_dtype")
     residual, total, last = None, dx, at
     add = uses.only_reader(dx.buffer)
-    if add is not None and ops[add].name in ("add", "add_") and dx in ops[add].args[:2]:
+    if (
+        add is not None
+        and work.free(add)
+        and ops[add].name in ("add", "add_")
+        and dx in ops[add].args[:2]
+    ):
         why = _refused(ops[add], dx, lambda: uses.can_run_at(add, at))
         other = ops[add].args[1 if ops[add].args[0] == dx else 0]
         if not why and other.dtype != dx.dtype:
@@ -173,7 +182,7 @@ def _cast_of(work: _Rewrite, view: View, after: int, place: int, *, only: bool) 
         if uses.written_between(view.buffer, after, at):
             return None
         op = ops[at]
-        if op.name != "_to_dtype" or op.args[0] != view or at in work.gone:
+        if op.name != "_to_dtype" or op.args[0] != view or not work.free(at):
             continue
         low = op.outputs[0]
         touched = uses.written_between(low.buffer, place, at) or uses.read_between(

@@ -143,3 +143,29 @@ def test_a_sum_in_place() -> None:
 
     names = captured_names(_one(step), _inputs((5, 8)))
     assert "_residual_rms_norm" in names
+
+
+def test_two_norms_of_one_sum() -> None:
+    weight = vt.randn(8)
+
+    def step(x: Any, r: Any) -> Any:
+        total = x + r
+        return F.layer_norm(total, x.shape[-1:]), F.layer_norm(total, x.shape[-1:], weight), total
+
+    names = captured_names(_one(step), _inputs((5, 8)))
+    assert sorted(names) == ["_residual_layer_norm", "native_layer_norm"]
+
+
+def test_two_norms_whose_gradients_are_added() -> None:
+    weight = vt.randn(8).requires_grad_()
+
+    def step(x: Any, r: Any) -> Any:
+        weight.grad = None
+        h = x * weight
+        loss = (F.layer_norm(h, x.shape[-1:]) * r).sum() + (F.rms_norm(h, x.shape[-1:]) * r).sum()
+        loss.backward()
+        return loss, weight.grad
+
+    names = captured_names(_one(step), _inputs((5, 8)))
+    assert sum(name.endswith("_norm_backward") for name in names) == 2
+    assert sum(name.startswith("_residual") for name in names) == 1

@@ -345,6 +345,21 @@ void foreach_add(TensorSpan self, const Tensor& other, const Scalar& alpha) {
   });
 }
 
+void convert_all(TensorSpan self, TensorSpan sources) {
+  check(self.size() == sources.size(), "_convert_all_: lists of tensors must have the same length, ",
+        "got ", self.size(), " and ", sources.size());
+  for (size_t i = 0; i < self.size(); ++i) {
+    check(std::equal(self[i].sizes().begin(), self[i].sizes().end(), sources[i].sizes().begin(),
+                     sources[i].sizes().end()),
+          "_convert_all_: tensors of one position differ in shape: ", self[i].sizes(), " and ",
+          sources[i].sizes());
+    if (!is_floating(self[i].dtype()) || !is_floating(sources[i].dtype()))
+      fail(ErrorKind::NotImplemented, "\"_convert_all_\" not implemented for '", sources[i].dtype(),
+           "' and '", self[i].dtype(), "'");
+    kernels_for(DeviceType::CPU)._to_dtype(self[i], sources[i], self[i].dtype());
+  }
+}
+
 void amp_unscale(TensorSpan self, const Tensor& found_inf, const Tensor& inv_scale) {
   const double factor = number(inv_scale);
   std::atomic<bool> bad{false};
@@ -391,6 +406,7 @@ const RegisterCpu register_optim([](KernelTable& t) {
   t._multi_tensor_norm = multi_tensor_norm;
   t._clip_coefficient = clip_coefficient;
   t._foreach_mul_ = foreach_mul;
+  t._convert_all_ = convert_all;
   t._foreach_add_ = foreach_add;
   t._amp_foreach_non_finite_check_and_unscale_ = amp_unscale;
   t._amp_update_scale_ = amp_update_scale;
