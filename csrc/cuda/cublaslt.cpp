@@ -272,8 +272,7 @@ bool cublaslt_gemm(const GemmProblem& p, Stream stream) {
                 stream.device,
                 (p.a.transposed ? kTransposeA : 0) | (p.b.transposed ? kTransposeB : 0) |
                     (p.bias ? kBias : 0) | (use_tf32 ? kTf32 : 0),
-                alignment_of({p.a.data, p.b.data, p.c, p.bias ? p.bias : p.c,
-                              p.aux ? p.aux : p.c}),
+                alignment_of({p.a.data, p.b.data, p.c, p.bias ? p.bias : p.c, p.aux ? p.aux : p.c}),
                 static_cast<int32_t>(p.epilogue),
                 0};
   // Per thread, so that no lock is taken and the bias pointer of a descriptor is not shared.

@@ -83,11 +83,15 @@ def _rewritten(tape: Tape, uses: Uses, at: int, decisions: list[Decision]) -> Ta
     if logits.buffer.role != "scratch":
         return refuse("the logits are read after the step")
     if late:
-        return refuse(f"{ops[late[0]].name} ({ops[late[0]].source}) reads the logits after the loss")
+        return refuse(
+            f"{ops[late[0]].name} ({ops[late[0]].source}) reads the logits after the loss"
+        )
     if any(i > first for i in uses.writes(logits.buffer)):
         return refuse("the logits are written after the loss")
     whole = numel(logits) * logits.dtype.itemsize == logits.buffer.nbytes
-    if not (whole and is_dense(logits) and is_dense(result) and logits.offset == result.offset == 0):
+    if not (
+        whole and is_dense(logits) and is_dense(result) and logits.offset == result.offset == 0
+    ):
         return refuse("the logits are part of a larger tensor, or not contiguous")
     if result.buffer.role != "scratch" or result.buffer.nbytes != logits.buffer.nbytes:
         return refuse("the gradient is kept")

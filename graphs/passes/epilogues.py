@@ -1,17 +1,19 @@
 """Finishes matrix products while their results are at hand.
 
 Patterns and rewrites, each one op instead of two:
-- `linear`, then relu, gelu or silu of it: the product and what is made of it;
-- `mm`, then the backward of an activation: its derivative is multiplied in;
+- `linear`, then relu, or gelu in its tanh form: the product and what is made of it;
+- `mm`, then the backward of gelu in its tanh form: its derivative is multiplied in;
 - `mm` whose result is only added to a gradient: a product that adds to it;
 - `mm` of a transposed gradient for the weight, and the gradient's column sums for the bias.
 
-On CUDA only: they save launches and passes over memory there. On the CPU, whose products take their
+cuBLASLt has no other activations; they stay ops, which chains of pointwise ops may take.
+
+On CUDA only: these save launches and passes over memory there. On the CPU, whose products take their
 time from arithmetic, none was measured to pay (linear + gelu and mm + gelu_backward of 768 x 512
 and 1024 x 1536 take as long as both ops, to 2%), so that its steps stay bit for bit what they were.
 
-Not bitwise: cuBLASLt sums in another order where it adds to a gradient or sums columns, and its
-activations do not round in between; see BOUND and HALF_BOUND.
+Not bitwise: with an epilogue cuBLASLt may choose another algorithm, which sums in another order,
+and its activations do not round in between; see BOUND and HALF_BOUND.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ BOUND = 1e-5
 HALF_BOUND = 2.0**-7
 
 DEVICES = ("cuda",)  # where it rewrites
+
+FORWARD, BACKWARD = ("relu", "gelu_tanh"), ("gelu_tanh",)  # the activations that it takes
 
 _BACKWARD = ("gelu_backward", "silu_backward", "threshold_backward")
 
@@ -89,7 +93,9 @@ def _activations(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
         if found is None or ops[found].name != "linear" or found in new:
             continue
         why = None
-        if out.dtype != x.dtype or not is_dense(x) or not is_dense(out):
+        if activation not in FORWARD:
+            why = f"no product has {activation}"
+        elif out.dtype != x.dtype or not is_dense(x) or not is_dense(out):
             why = "another dtype or layout"
         elif out.buffer is x.buffer or not uses.can_run_at(at, found):
             why = "it works in place, or its memory is in use before"
@@ -98,13 +104,15 @@ def _activations(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
             continue
         readers = set(uses.reads(x.buffer)) - {at}
         keep = bool(readers) or x.buffer.role != "scratch"
+        if keep and activation == "relu":
+            _note(decisions, False, "relu of a linear stays an op: the linear is read too", op)
+            continue
         results = [out, x] if keep else [out]
         new[found] = make_op(
             "_linear_activation", (*ops[found].args, activation, keep), results, ops[found]
         )
         gone.add(at)
-        if activation != "relu":
-            bound = max(bound, _bound(out))
+        bound = max(bound, _bound(out))
         _note(decisions, True, f"linear + {op.name} as one op", op)
     return _rebuilt(tape, new, gone), bound
 
@@ -127,7 +135,9 @@ def _derivatives(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
         product = writes[0]
         made = ops[product].outputs[0]
         why = None
-        if not same_elements(made, grad) or not is_dense(saved) or not is_dense(out):
+        if activation not in BACKWARD:
+            why = f"no product has the derivative of {activation}"
+        elif not same_elements(made, grad) or not is_dense(saved) or not is_dense(out):
             why = "part of a product, or not contiguous"
         elif saved.sizes != grad.sizes or out.sizes != grad.sizes:
             why = "operands that broadcast"
@@ -148,8 +158,7 @@ def _derivatives(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
             op,
         )
         gone.add(product)
-        if activation != "relu":
-            bound = max(bound, _bound(out))
+        bound = max(bound, _bound(out))
         _note(decisions, True, f"mm + {op.name} as one op", op)
     return _rebuilt(tape, new, gone), bound
 
@@ -184,9 +193,7 @@ def _accumulations(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
             _note(decisions, False, f"mm and add_ stay two ops: {why}", op)
             continue
         sums = reshaped(target, made.sizes)
-        new[at] = make_op(
-            "addmm", (sums, *ops[product].args), [sums], op, beta=1, alpha=1
-        )
+        new[at] = make_op("addmm", (sums, *ops[product].args), [sums], op, beta=1, alpha=1)
         gone.add(product)
         bound = max(bound, _bound(target))
         _note(decisions, True, "mm + add_ as one op", op)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import vibetensor.torch as vt
-from vibetensor import _C
 from tests.graphs.fusions import captured_names
+from vibetensor import _C
 from vibetensor.graphs.passes import casts
 
 

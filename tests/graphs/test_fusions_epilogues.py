@@ -13,10 +13,11 @@ from tests.graphs.fusions import captured_names, decisions
 from vibetensor.graphs.passes import epilogues
 
 
-
 @pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(epilogues, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(epilogues, "FORWARD", tuple(ACTIVATIONS))
+    monkeypatch.setattr(epilogues, "BACKWARD", tuple(ACTIVATIONS))
 
 
 ACTIVATIONS = {
@@ -148,3 +149,21 @@ def test_nothing_is_rewritten_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(epilogues, "DEVICES", ("cuda",))
     names = captured_names(lambda: _mlp("gelu", (24, 72, 5), steps=2), _inputs(40, 24))
     assert "gelu" in names and "gelu_backward" in names and "addmm" not in names
+
+
+def test_what_the_library_does_not_have_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(epilogues, "FORWARD", ("relu", "gelu_tanh"))
+    monkeypatch.setattr(epilogues, "BACKWARD", ("gelu_tanh",))
+    names = captured_names(lambda: _mlp("silu", (24, 72, 5)), _inputs(40, 24), TINY)
+    assert "silu" in names and "silu_backward" in names
+    assert any("no product has silu" in d for d in decisions())
+
+
+def test_relu_of_a_linear_that_is_read_too_stays() -> None:
+    weight = vt.randn(4, 6)
+
+    def step(x: Any) -> Any:
+        linear = F.linear(x, weight)
+        return F.relu(linear), linear
+
+    assert captured_names(lambda: step, _inputs(6, 6)) == ["linear", "relu"]

@@ -117,9 +117,7 @@ def test_residual_norm_refuses_what_does_not_fit() -> None:
         ops._residual_layer_norm(x, vt.randn(1, 4), [4], None, None, 1e-5, vt.float32)
     with pytest.raises(RuntimeError, match="residual like the input"):
         stats = vt.zeros(3, 1)
-        ops._residual_layer_norm_backward(
-            x, x.double(), x, [4], stats, stats, None, None, None
-        )
+        ops._residual_layer_norm_backward(x, x.double(), x, [4], stats, stats, None, None, None)
 
 
 @pytest.mark.parametrize("rows,classes", [(4, 5), (1, 1), (33, 67), (12, 1030), (0, 3)])
@@ -173,16 +171,22 @@ def _derivative(name: str, grad: Any, saved: Any) -> Any:
     return ops.gelu_backward(grad, saved, "tanh" if name == "gelu_tanh" else "none")
 
 
-PRODUCTS = [(3, 4, 5), (1, 1, 1), (96, 64, 128), (130, 33, 71), (64, 700, 40), (0, 3, 4), (257, 96, 1100)]
+PRODUCTS = [
+    (3, 4, 5),
+    (1, 1, 1),
+    (96, 64, 128),
+    (130, 33, 71),
+    (64, 700, 40),
+    (0, 3, 4),
+    (257, 96, 1100),
+]
 
 
 @pytest.mark.parametrize("m,k,n", PRODUCTS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("keep", [True, False])
-def test_linear_activation(
-    m: int, k: int, n: int, activation: str, dtype: Any, keep: bool
-) -> None:
+def test_linear_activation(m: int, k: int, n: int, activation: str, dtype: Any, keep: bool) -> None:
     vt.manual_seed(4)
     x, w, b = (_normal(*s, dtype=dtype) for s in ((m, k), (n, k), (n,)))
     for bias in (b, None):

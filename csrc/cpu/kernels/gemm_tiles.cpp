@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kLanes = VectorOf<float>::lanes;
 constexpr int64_t kPanel = kTilePanel;
 constexpr int64_t kDonePanels = 4;  // complete columns of C are finished this many panels at a time
-constexpr int64_t kDepth = 512;  // k of one pass: a panel of B is 64 KB
+constexpr int64_t kDepth = 512;     // k of one pass: a panel of B is 64 KB
 // What is packed at a time: at most 16 MB of either operand.
 constexpr int64_t kMaxDepth = 4096, kMaxRows = 1024 / kTileRows * kTileRows, kMaxColumns = 1024;
 

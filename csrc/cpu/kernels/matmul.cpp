@@ -47,8 +47,8 @@ void bmm_kernel(const Tensor& out, const Tensor& self, const Tensor& mat2) {
                mat2.strides()[0], 0, out.data(), out.strides()[0], out.strides()[1]);
 }
 
-/// `out` = `self` broadcast to out's shape, unless beta is 0 (then self's NaNs are not read) or it is
-/// out's own memory.
+/// `out` = `self` broadcast to out's shape, unless beta is 0 (then self's NaNs are not read) or it
+/// is out's own memory.
 void start_with(const Tensor& out, const Tensor& self, const Scalar& beta) {
   if (beta.to_double() == 0) return;
   const auto same = [](IntSpan a, IntSpan b) {

@@ -202,8 +202,8 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
         store_row<T>(grad_input.data(), grad_input.dtype(), i * n, n, dx);
         if (low.defined()) {
           if (!typed) round_to(grad_input.dtype(), dx, scratch<T>(Scratch::Extra, n), n);
-          store_block<T>(static_cast<char*>(low.data()) + i * n * low.itemsize(), low.itemsize(), dx,
-                         n, low.dtype());
+          store_block<T>(static_cast<char*>(low.data()) + i * n * low.itemsize(), low.itemsize(),
+                         dx, n, low.dtype());
         }
       }
     });
@@ -256,14 +256,13 @@ const RegisterCpu register_norms([](KernelTable& t) {
         backward<true>(total, grad_weight, grad_bias, grad_out, input, product_of(normalized_shape),
                        &mean, rstd, weight, residual, low);
       };
-  t._residual_rms_norm_backward = [](const Tensor& total, const Tensor& grad_weight,
-                                     const Tensor& low, const Tensor& grad_out,
-                                     const Tensor& residual, const Tensor& input,
-                                     IntSpan normalized_shape, const Tensor& rstd,
-                                     const Tensor& weight, std::optional<DType>) {
-    backward<false>(total, grad_weight, Tensor(), grad_out, input, product_of(normalized_shape),
-                    nullptr, rstd, weight, residual, low);
-  };
+  t._residual_rms_norm_backward =
+      [](const Tensor& total, const Tensor& grad_weight, const Tensor& low, const Tensor& grad_out,
+         const Tensor& residual, const Tensor& input, IntSpan normalized_shape, const Tensor& rstd,
+         const Tensor& weight, std::optional<DType>) {
+        backward<false>(total, grad_weight, Tensor(), grad_out, input, product_of(normalized_shape),
+                        nullptr, rstd, weight, residual, low);
+      };
 });
 
 }  // namespace

@@ -303,7 +303,8 @@ void clip_coefficient(const Tensor& norm, const Tensor& coefficient, TensorSpan 
   multi_tensor_norm(norm, tensors, order);
   visit_float(norm.dtype(), [&]<class T>() {
     const T divisor = static_cast<T>(number(norm)) + static_cast<T>(number(eps));
-    const T quotient = static_cast<T>(number(max_norm)) / divisor, most = static_cast<T>(number(limit));
+    const T quotient = static_cast<T>(number(max_norm)) / divisor,
+            most = static_cast<T>(number(limit));
     const double value = static_cast<double>(quotient > most ? most : quotient);
     store_block<double>(static_cast<char*>(coefficient.data()), coefficient.itemsize(), &value, 1,
                         coefficient.dtype());
@@ -346,8 +347,9 @@ void foreach_add(TensorSpan self, const Tensor& other, const Scalar& alpha) {
 }
 
 void convert_all(TensorSpan self, TensorSpan sources) {
-  check(self.size() == sources.size(), "_convert_all_: lists of tensors must have the same length, ",
-        "got ", self.size(), " and ", sources.size());
+  check(self.size() == sources.size(),
+        "_convert_all_: lists of tensors must have the same length, ", "got ", self.size(), " and ",
+        sources.size());
   for (size_t i = 0; i < self.size(); ++i) {
     check(std::equal(self[i].sizes().begin(), self[i].sizes().end(), sources[i].sizes().begin(),
                      sources[i].sizes().end()),

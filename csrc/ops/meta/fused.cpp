@@ -62,8 +62,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> _residual_layer_norm_backward(
     const Tensor& grad_output, const Tensor& residual, const Tensor& input,
     IntSpan normalized_shape, const Tensor& mean, const Tensor& rstd, const Tensor& weight,
     const Tensor& bias, std::optional<DType> low_dtype) {
-  auto [total, grad_weight, grad_bias] = native_layer_norm_backward(
-      grad_output, input, normalized_shape, mean, rstd, weight, bias);
+  auto [total, grad_weight, grad_bias] =
+      native_layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias);
   return {total, grad_weight, grad_bias,
           second_copy(residual, input, low_dtype, "_residual_layer_norm_backward")};
 }
