@@ -1,9 +1,10 @@
 """Converts many tensors in one op.
 
 Pattern: `_to_dtype` between floating dtypes of weights, which a step under autocast converts one by
-one before it uses them, or of gradients, which it converts as they are made. Rewrite: casts whose
-sources are ready at the first of them are made there by one op; of the others, those whose results
-nobody needs before the last are made there. Bitwise.
+one before it uses them, or of gradients, which it converts as they are made. Rewrite: casts of what
+lived before the step are made by one op at the first of them; of the others, those whose results
+nobody needs before the last are made there; of what is then left, those whose sources are ready at
+the first. Bitwise.
 
 On CUDA only, where an op is a launch: on the CPU a cast belongs beside what reads it. Results that
 come early, and sources that live on, take memory: weights' copies are needed until backward anyway,
@@ -23,10 +24,10 @@ DEVICES = ("cuda",)  # where it rewrites
 
 def run(tape: Tape) -> Tape:
     """The tape with its casts in groups."""
-    uses = Uses(tape)
-    tape = _grouped(tape, _casts(tape), uses.can_run_at)
-    uses = Uses(tape)
-    return _grouped(tape, _casts(tape)[::-1], uses.can_wait)
+    given = [at for at in _casts(tape) if tape.ops[at].args[0].buffer.role == "state"]
+    tape = _grouped(tape, given, Uses(tape).can_run_at)
+    tape = _grouped(tape, _casts(tape)[::-1], Uses(tape).can_wait)
+    return _grouped(tape, _casts(tape), Uses(tape).can_run_at)
 
 
 def _grouped(tape: Tape, casts: list[int], may: Callable[[int, int], bool]) -> Tape:

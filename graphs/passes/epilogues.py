@@ -211,17 +211,19 @@ def _row_sums(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
         grad, dim, keep, _ = op.args
         if list(dim or ()) != [0] or keep or len(grad.sizes) != 2:
             continue
-        beside = [i for i in set(uses.reads(grad.buffer)) if _is_wgrad(ops[i], grad)]
+        beside = [
+            i
+            for i in set(uses.reads(grad.buffer))
+            if _is_wgrad(ops[i], grad)
+            and not uses.written_between(grad.buffer, min(i, at), max(i, at))
+        ]
         why = None
         if len(beside) != 1 or beside[0] in new:
             continue
         product = beside[0]
         out = op.outputs[0]
-        first, last = min(product, at), max(product, at)
         if out.dtype != grad.dtype or not out.dtype.is_floating_point or numel(grad) == 0:
             why = "sums in another dtype"
-        elif uses.written_between(grad.buffer, first, last):
-            why = "the gradient changes in between"
         elif product < at and not uses.can_run_at(at, product):
             why = "the sums' memory is in use before"
         elif product > at and not uses.can_wait(at, product):
