@@ -22,14 +22,15 @@ def _inputs() -> list[tuple]:
     return [(vt.randn(4, 7),) for _ in range(4)]
 
 
-def _autocast_model() -> Any:
+def _autocast_model(micro: int = 1) -> Any:
     model = vt.nn.Sequential(*(vt.nn.Linear(7, 7) for _ in range(3)))
 
     def step(x: Any) -> Any:
         model.zero_grad()
-        with vt.autocast("cpu", dtype=vt.bfloat16):
-            loss = model(x).float().square().mean()
-        loss.backward()
+        for i in range(micro):
+            with vt.autocast("cpu", dtype=vt.bfloat16):
+                loss = model(x * 2 if i else x).float().square().mean()
+            loss.backward()
         return loss, [p.grad for p in model.parameters()]
 
     step.state = [*model.parameters()]
@@ -41,6 +42,13 @@ def test_weights_and_gradients() -> None:
     # Weights and the input; gradients of weights; the loss's two stay alone.
     assert names.count("_convert_all_") == 2
     assert names.count("_to_dtype") == 2
+
+
+def test_accumulated_gradients_are_read_as_they_are() -> None:
+    names = captured_names(lambda: _autocast_model(2), _inputs())
+    assert names.count("add_") == 6
+    # Of gradients only the first six are converted, by one op; the rest are losses and inputs.
+    assert names.count("_convert_all_") + names.count("_to_dtype") <= 8
 
 
 def test_nothing_is_rewritten_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
