@@ -4,7 +4,8 @@ Pattern: `_cross_entropy_index` and its backward, whose logits nobody reads afte
 incoming gradient does not depend on what runs between (the constant 1, divided by a number of
 micro-steps, or times a loss scale). With logits in a 16-bit float, the casts to float32 and back
 belong to it. Rewrite: one op in the place of the first, and whatever reads the gradient reads the
-logits' memory. Bitwise: the arithmetic is that of the ops one after the other, roundings included.
+logits' memory. Bitwise on the CPU: the arithmetic is that of the ops one after the other, roundings included. On CUDA
+rows of 16-bit logits are summed in another order.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from vibetensor.graphs.rewrite import (
     make_op,
     numel,
     on_buffers,
+    reordered,
     reshaped,
     same_elements,
 )
 from vibetensor.graphs.tape import Buffer, Decision, Op, Tape, View
 
-BITWISE = True
+BITWISE = False  # on CUDA
 
 _HALF = (vt.bfloat16, vt.float16)
 
@@ -125,7 +127,8 @@ def _rewritten(tape: Tape, uses: Uses, at: int, decisions: list[Decision]) -> Ta
             op,
         )
     )
-    return tape.replaced(kept)
+    bound = 0.0 if logits.buffer.device == "cpu" else reordered(logits)
+    return tape.replaced(kept, bound=bound)
 
 
 def _moved(tape: Tape, uses: Uses, grad: View, first: int, at: int) -> list[int] | None:

@@ -13,27 +13,23 @@ time from arithmetic, none was measured to pay (linear + gelu and mm + gelu_back
 and 1024 x 1536 take as long as both ops, to 2%), so that its steps stay bit for bit what they were.
 
 Not bitwise: with an epilogue cuBLASLt may choose another algorithm, which sums in another order,
-and its activations do not round in between; see BOUND and HALF_BOUND.
+and its activations do not round in between; see `reordered`.
 """
 
 from __future__ import annotations
 
-import vibetensor.torch as vt
 from vibetensor.graphs.rewrite import (
     Uses,
     is_dense,
     make_op,
     numel,
+    reordered,
     reshaped,
     same_elements,
 )
 from vibetensor.graphs.tape import Decision, Op, Tape, View
 
 BITWISE = False
-# Sums of float32 products in another order, and one rounding to a 16-bit float less.
-BOUND = 1e-5
-HALF_BOUND = 2.0**-7
-
 DEVICES = ("cuda",)  # where it rewrites
 
 FORWARD, BACKWARD = ("relu", "gelu_tanh"), ("gelu_tanh",)  # the activations that it takes
@@ -58,10 +54,6 @@ def _note(decisions: list[Decision], made: bool, text: str, op: Op) -> None:
 def _here(op: Op) -> bool:
     """Whether the op runs on a device that it rewrites for."""
     return any(view.buffer.device.split(":")[0] in DEVICES for view in op.writes())
-
-
-def _bound(view: View) -> float:
-    return HALF_BOUND if view.dtype in (vt.bfloat16, vt.float16) else BOUND
 
 
 def _activation(op: Op) -> str | None:
@@ -112,7 +104,7 @@ def _activations(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
             "_linear_activation", (*ops[found].args, activation, keep), results, ops[found]
         )
         gone.add(at)
-        bound = max(bound, _bound(out))
+        bound = max(bound, reordered(out))
         _note(decisions, True, f"linear + {op.name} as one op", op)
     return _rebuilt(tape, new, gone), bound
 
@@ -158,7 +150,7 @@ def _derivatives(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
             op,
         )
         gone.add(product)
-        bound = max(bound, _bound(out))
+        bound = max(bound, reordered(out))
         _note(decisions, True, f"mm + {op.name} as one op", op)
     return _rebuilt(tape, new, gone), bound
 
@@ -195,7 +187,7 @@ def _accumulations(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
         sums = reshaped(target, made.sizes)
         new[at] = make_op("addmm", (sums, *ops[product].args), [sums], op, beta=1, alpha=1)
         gone.add(product)
-        bound = max(bound, _bound(target))
+        bound = max(bound, reordered(target))
         _note(decisions, True, "mm + add_ as one op", op)
     return _rebuilt(tape, new, gone), bound
 
@@ -238,7 +230,7 @@ def _row_sums(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
             ops[product],
         )
         gone.add(at)
-        bound = max(bound, _bound(out))
+        bound = max(bound, reordered(out))
         _note(decisions, True, "mm + sum as one op", op)
     return _rebuilt(tape, new, gone), bound
 

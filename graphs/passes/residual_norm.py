@@ -4,7 +4,8 @@ Pattern: `add` of two tensors of one shape, then `layer_norm` or `rms_norm` of t
 norm's backward, whose input gradient is then added to another. Casts of the rows, of the incoming
 gradient and of the sum of gradients belong to it, as mixed precision makes them. Rewrite: one op
 that writes the sum, the rows and the statistics, or the sum of gradients and those of weight and
-bias. Bitwise: the arithmetic is that of the ops one after the other, roundings included.
+bias. Bitwise on the CPU: the arithmetic is that of the ops one after the other, roundings included.
+On CUDA statistics of 16-bit rows, and gradients of weight and bias, are summed in another order.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import vibetensor.torch as vt
-from vibetensor.graphs.rewrite import Uses, is_dense, make_op
+from vibetensor.graphs.rewrite import Uses, is_dense, make_op, reordered
 from vibetensor.graphs.tape import Decision, Op, Tape, View
 
-BITWISE = True
+BITWISE = False  # on CUDA
 
 _FORWARD = {"native_layer_norm": "_residual_layer_norm", "_rms_norm": "_residual_rms_norm"}
 _BACKWARD = {
@@ -35,10 +36,17 @@ class _Rewrite:
     new: dict[int, Op] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
     decisions: list[Decision] = field(default_factory=list)
+    bound: float = 0.0
 
     def free(self, at: int) -> bool:
         """Whether the op there is still as it was."""
         return at not in self.new and at not in self.gone
+
+    def made(self, op: Op, new: Op, parts: list[str]) -> None:
+        self.note(True, f"{' + '.join(parts)} as {new.name}", op)
+        for view in new.writes():
+            if view.buffer.device != "cpu":
+                self.bound = max(self.bound, reordered(view))
 
     def note(self, made: bool, text: str, op: Op) -> None:
         self.decisions.append(Decision("residual_norm", made, text, op))
@@ -55,7 +63,7 @@ def run(tape: Tape) -> Tape:
     if not work.new:
         return tape.replaced(tape.ops, work.decisions)
     ops = [work.new.get(at, op) for at, op in enumerate(tape.ops) if at not in work.gone]
-    return tape.replaced(ops, work.decisions)
+    return tape.replaced(ops, work.decisions, work.bound)
 
 
 def _forward(work: _Rewrite, at: int, op: Op) -> None:
@@ -83,7 +91,7 @@ def _forward(work: _Rewrite, at: int, op: Op) -> None:
     work.new[place] = made
     work.gone.update({at, *([cast] if cast is not None else [])} - {place})
     parts = ["add"] * (residual is not None) + [op.name] + ["_to_dtype"] * (cast is not None)
-    work.note(True, f"{' + '.join(parts)} as {made.name}", op)
+    work.made(op, made, parts)
 
 
 def _backward(work: _Rewrite, at: int, op: Op) -> None:
@@ -144,7 +152,7 @@ def _backward(work: _Rewrite, at: int, op: Op) -> None:
     )
     work.new[at] = made
     work.gone |= gone
-    work.note(True, f"{' + '.join(parts)} as {made.name}", op)
+    work.made(op, made, parts)
 
 
 def _refused(add: Op, like: View, movable: Callable[[], bool]) -> str | None:
