@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import vibetensor.torch as vt
@@ -86,52 +86,12 @@ def _stand_in(arg: Any, made: list[tuple[Any, View]]) -> Any:
     return arg
 
 
-def is_dense(view: View) -> bool:
-    """Whether the view's elements lie one after the other, in order."""
-    step = 1
-    for size, stride in zip(reversed(view.sizes), reversed(view.strides)):
-        if size != 1 and stride != step:
-            return False
-        step *= size
-    return True
-
-
-def numel(view: View) -> int:
-    """The view's elements."""
-    count = 1
-    for size in view.sizes:
-        count *= size
-    return count
-
-
-def same_elements(a: View, b: View) -> bool:
-    """Whether two dense views are the same elements in the same order, in whatever shape."""
-    return a == b or (
-        a.buffer is b.buffer
-        and (a.dtype, a.offset, numel(a)) == (b.dtype, b.offset, numel(b))
-        and is_dense(a)
-        and is_dense(b)
-    )
-
-
-def reshaped(view: View, sizes: Sequence[int]) -> View:
-    """A dense view in another shape of as many elements."""
-    strides, step = [], 1
-    for size in reversed(sizes):
-        strides.append(step)
-        step *= max(size, 1)
-    return dataclasses.replace(view, sizes=tuple(sizes), strides=tuple(reversed(strides)))
-
-
-def on_buffers(op: Op, instead: Mapping[Buffer, Buffer]) -> Op:
-    """The op with its views on other buffers."""
-    if not any(view.buffer in instead for view in (*op.reads(), *op.writes())):
-        return op
+def rebound(op: Op, other: Callable[[View], View]) -> Op:
+    """The op on other views: of the same dtype and sizes, and strides that its kernel takes."""
 
     def moved(arg: Any) -> Any:
         if isinstance(arg, View):
-            target = instead.get(arg.buffer)
-            return arg if target is None else dataclasses.replace(arg, buffer=target)
+            return other(arg)
         if isinstance(arg, list):
             return [moved(item) for item in arg]
         return arg
@@ -144,10 +104,16 @@ def on_buffers(op: Op, instead: Mapping[Buffer, Buffer]) -> Op:
     )
 
 
-def reordered(view: View) -> float:
-    """How far a result may be, relative to its largest element, if sums behind it are taken in
-    another order: a few roundings in float32, one of the result in 16 bits."""
-    return 2.0**-7 if view.dtype.itemsize == 2 else 1e-5
+def with_buffers(op: Op, instead: Mapping[Buffer, Buffer]) -> Op:
+    """The op with its views on other buffers."""
+    if not any(view.buffer in instead for view in (*op.reads(), *op.writes())):
+        return op
+
+    def moved(view: View) -> View:
+        target = instead.get(view.buffer)
+        return view if target is None else dataclasses.replace(view, buffer=target)
+
+    return rebound(op, moved)
 
 
 class Uses:
@@ -217,3 +183,46 @@ class Uses:
         if buffer.role != "scratch" or len(self.writes(buffer)) != 1 or len(set(reads)) != 1:
             return None
         return reads[0]
+
+
+def is_dense(view: View) -> bool:
+    """Whether the view's elements lie one after the other, in order."""
+    step = 1
+    for size, stride in zip(reversed(view.sizes), reversed(view.strides)):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
+
+
+def numel(view: View) -> int:
+    """The view's elements."""
+    count = 1
+    for size in view.sizes:
+        count *= size
+    return count
+
+
+def same_elements(a: View, b: View) -> bool:
+    """Whether two dense views are the same elements in the same order, in whatever shape."""
+    return a == b or (
+        a.buffer is b.buffer
+        and (a.dtype, a.offset, numel(a)) == (b.dtype, b.offset, numel(b))
+        and is_dense(a)
+        and is_dense(b)
+    )
+
+
+def reshaped(view: View, sizes: Sequence[int]) -> View:
+    """A dense view in another shape of as many elements."""
+    strides, step = [], 1
+    for size in reversed(sizes):
+        strides.append(step)
+        step *= max(size, 1)
+    return dataclasses.replace(view, sizes=tuple(sizes), strides=tuple(reversed(strides)))
+
+
+def reordered(view: View) -> float:
+    """How far a result may be, relative to its largest element, if sums behind it are taken in
+    another order: a few roundings in float32, one of the result in 16 bits."""
+    return 2.0**-7 if view.dtype.itemsize == 2 else 1e-5

@@ -7,17 +7,17 @@ and `BITWISE`, whether results stay bit for bit. `docs/passes.md` tells how to w
 from __future__ import annotations
 
 from vibetensor.graphs.passes import (
-    casts,
     cross_entropy,
     dead_code,
     epilogues,
+    joined_casts,
     optimizer,
     repeated,
     residual_norm,
 )
 from vibetensor.graphs.tape import Tape
 
-ALL = (repeated, residual_norm, optimizer, cross_entropy, epilogues, casts, dead_code)
+ALL = (repeated, residual_norm, optimizer, cross_entropy, epilogues, joined_casts, dead_code)
 
 
 def run(tape: Tape) -> Tape:

@@ -16,10 +16,10 @@ from vibetensor.graphs.rewrite import (
     is_dense,
     make_op,
     numel,
-    on_buffers,
     reordered,
     reshaped,
     same_elements,
+    with_buffers,
 )
 from vibetensor.graphs.tape import Buffer, Decision, Op, Tape, View
 
@@ -117,7 +117,7 @@ def _rewritten(tape: Tape, uses: Uses, at: int, decisions: list[Decision]) -> Ta
             kept.extend(ops[i] for i in moved)
             kept.append(made)
         elif index not in gone and index not in moved:
-            kept.append(on_buffers(one, instead) if index > at else one)
+            kept.append(with_buffers(one, instead) if index > at else one)
     parts = "with the casts around it, " if len(gone) > 1 else ""
     decisions.append(
         Decision(

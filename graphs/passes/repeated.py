@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vibetensor.graphs.rewrite import on_buffers
+from vibetensor.graphs.rewrite import with_buffers
 from vibetensor.graphs.tape import Buffer, Op, Tape, View
 
 BITWISE = True
@@ -27,7 +27,7 @@ def run(tape: Tape) -> Tape:
     instead: dict[Buffer, Buffer] = {}
     kept: list[Op] = []
     for op in tape.ops:
-        op = on_buffers(op, instead)
+        op = with_buffers(op, instead)
         if op.is_view:
             kept.append(op)
             continue

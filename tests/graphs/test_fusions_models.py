@@ -12,7 +12,7 @@ import pytest
 import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
 from vibetensor.graphs import capture
-from vibetensor.graphs.passes import casts, epilogues
+from vibetensor.graphs.passes import epilogues, joined_casts
 
 nn = vt.nn
 WIDTH, HEADS, CONTEXT, VOCABULARY, LAYERS = 32, 4, 12, 29, 2
@@ -136,7 +136,7 @@ def test_passes_of_cuda(
     name: str, autocast: bool, micro: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(epilogues, "DEVICES", ("cpu",))
-    monkeypatch.setattr(casts, "DEVICES", ("cpu",))
+    monkeypatch.setattr(joined_casts, "DEVICES", ("cpu",))
     captured, apart = _both(name, autocast, micro)
     assert apart <= (1e-2 if autocast else 1e-4)
     names = _names(captured)

@@ -19,11 +19,13 @@ BINARY = ["add", "sub", "mul", "maximum", "minimum"]
 IN_PLACE = ["tanh_", "neg_", "mul_two", "add_other", "fill_part", "copy_part", "clamp_"]
 VIEWS = ["t", "row", "rows", "flat", "unsqueeze", "expand", "step"]
 OTHER = ["sum", "mean0", "matmul", "cat", "where", "to", "softmax", "dropout", "clone", "again"]
-FUSED = ["add_norm", "add_rms", "norm_half", "mlp", "loss", "half_loss"]  # what passes look for
 
 
 class Program:
     """A list of instructions drawn once and run on any tensors of the same shapes."""
+
+    # What fusing passes look for.
+    FUSED = ["add_norm", "add_rms", "norm_half", "mlp", "loss", "half_loss"]
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -35,7 +37,7 @@ class Program:
             )
             names = {
                 "unary": UNARY, "binary": BINARY, "in_place": IN_PLACE, "view": VIEWS, "other": OTHER,
-                "fused": FUSED,
+                "fused": self.FUSED,
             }[kind]  # fmt: skip
             self.instructions.append((str(rng.choice(names)), rng.random(), rng.random()))
         self.backward = bool(rng.random() < 0.6)
@@ -83,7 +85,7 @@ class Program:
 
     @staticmethod
     def _apply(name: str, a: Any, b: Any, r: float) -> Any:
-        if name in FUSED:
+        if name in Program.FUSED:
             return Program._fused(name, a, b, r)
         if name in UNARY:
             return getattr(a, name)() if name != "exp" else a.clamp(max=4).exp()

@@ -9,12 +9,12 @@ import pytest
 import vibetensor.torch as vt
 from tests.graphs.fusions import captured_names
 from vibetensor import _C
-from vibetensor.graphs.passes import casts
+from vibetensor.graphs.passes import joined_casts
 
 
 @pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(casts, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(joined_casts, "DEVICES", ("cpu", "cuda"))
 
 
 def _inputs() -> list[tuple]:
@@ -52,7 +52,7 @@ def test_accumulated_gradients_are_read_as_they_are() -> None:
 
 
 def test_nothing_is_rewritten_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(casts, "DEVICES", ("cuda",))
+    monkeypatch.setattr(joined_casts, "DEVICES", ("cuda",))
     assert "_convert_all_" not in captured_names(_autocast_model, _inputs())
 
 
