@@ -80,7 +80,9 @@ def _grouped(tape: Tape, casts: list[int], may: Callable[[int, int], bool]) -> T
             sources = [ops[at].args[0] for at in group]
             new[place] = make_op("_convert_all_", (targets, sources), targets, ops[place])
             gone.update(set(group) - {place})
-            decisions.append(Decision("joined_casts", True, f"{len(group)} casts as one op", ops[place]))
+            decisions.append(
+                Decision("joined_casts", True, f"{len(group)} casts as one op", ops[place])
+            )
     kept = [new.get(at, op) for at, op in enumerate(ops) if at not in gone]
     return tape.replaced(kept, decisions)
 
