@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import vibetensor.torch as vt
@@ -85,6 +86,36 @@ def _stand_in(arg: Any, made: list[tuple[Any, View]]) -> Any:
     return arg
 
 
+def rebound(op: Op, other: Callable[[View], View]) -> Op:
+    """The op on other views: of the same dtype and sizes, and strides that its kernel takes."""
+
+    def moved(arg: Any) -> Any:
+        if isinstance(arg, View):
+            return other(arg)
+        if isinstance(arg, list):
+            return [moved(item) for item in arg]
+        return arg
+
+    return dataclasses.replace(
+        op,
+        args=tuple(moved(arg) for arg in op.args),
+        inputs=[moved(view) for view in op.inputs],
+        outputs=[moved(view) for view in op.outputs],
+    )
+
+
+def with_buffers(op: Op, instead: Mapping[Buffer, Buffer]) -> Op:
+    """The op with its views on other buffers."""
+    if not any(view.buffer in instead for view in (*op.reads(), *op.writes())):
+        return op
+
+    def moved(view: View) -> View:
+        target = instead.get(view.buffer)
+        return view if target is None else dataclasses.replace(view, buffer=target)
+
+    return rebound(op, moved)
+
+
 class Uses:
     """Where each buffer of a tape is read and written, by position of the op. Views run nothing and
     count as neither."""
@@ -114,9 +145,84 @@ class Uses:
         writes = self.writes(buffer)
         return bisect_right(writes, first) < bisect_left(writes, last)
 
+    def writer(self, view: View, before: int) -> int | None:
+        """The op before `before` that wrote its buffer last; None if that is not this view, in
+        this shape, whole."""
+        writes = self.writes(view.buffer)
+        index = bisect_left(writes, before)
+        if index == 0:
+            return None
+        at = writes[index - 1]
+        return at if view in self.tape.ops[at].outputs else None
+
+    def can_run_at(self, at: int, place: int) -> bool:
+        """Whether the op at `at` does the same right after `place`, which is before it: nothing
+        between writes what it reads or touches what it writes."""
+        op = self.tape.ops[at]
+        return not any(self.written_between(v.buffer, place, at) for v in op.reads()) and not any(
+            self.written_between(v.buffer, place, at) or self.read_between(v.buffer, place, at)
+            for v in op.writes()
+        )
+
+    def can_wait(self, at: int, place: int) -> bool:
+        """Whether the op at `at` does the same right before `place`, which is after it."""
+        op = self.tape.ops[at]
+        return not any(self.written_between(v.buffer, at, place) for v in op.reads()) and not any(
+            self.written_between(v.buffer, at, place) or self.read_between(v.buffer, at, place)
+            for v in op.writes()
+        )
+
+    def read_between(self, buffer: Buffer, first: int, last: int) -> bool:
+        """Whether an op after `first` and before `last` reads it."""
+        reads = self.reads(buffer)
+        return bisect_right(reads, first) < bisect_left(reads, last)
+
     def only_reader(self, buffer: Buffer) -> int | None:
         """The one op that reads a scratch buffer which one op writes; None if there are others."""
         reads = self.reads(buffer)
         if buffer.role != "scratch" or len(self.writes(buffer)) != 1 or len(set(reads)) != 1:
             return None
         return reads[0]
+
+
+def is_dense(view: View) -> bool:
+    """Whether the view's elements lie one after the other, in order."""
+    step = 1
+    for size, stride in zip(reversed(view.sizes), reversed(view.strides)):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
+
+
+def numel(view: View) -> int:
+    """The view's elements."""
+    count = 1
+    for size in view.sizes:
+        count *= size
+    return count
+
+
+def same_elements(a: View, b: View) -> bool:
+    """Whether two dense views are the same elements in the same order, in whatever shape."""
+    return a == b or (
+        a.buffer is b.buffer
+        and (a.dtype, a.offset, numel(a)) == (b.dtype, b.offset, numel(b))
+        and is_dense(a)
+        and is_dense(b)
+    )
+
+
+def reshaped(view: View, sizes: Sequence[int]) -> View:
+    """A dense view in another shape of as many elements."""
+    strides, step = [], 1
+    for size in reversed(sizes):
+        strides.append(step)
+        step *= max(size, 1)
+    return dataclasses.replace(view, sizes=tuple(sizes), strides=tuple(reversed(strides)))
+
+
+def reordered(view: View) -> float:
+    """How far a result may be, relative to its largest element, if sums behind it are taken in
+    another order: a few roundings in float32, one of the result in 16 bits."""
+    return 2.0**-7 if view.dtype.itemsize == 2 else 1e-5

@@ -34,9 +34,17 @@ struct Heuristic {
 };
 enum : int { kLayoutBatchCount = 5, kLayoutBatchStep = 6 };
 enum : int { kDescTransposeA = 3, kDescTransposeB = 4, kDescEpilogue = 7, kDescBias = 8 };
+enum : int { kDescAux = 11, kDescAuxStep = 12 };
 enum : int { kPreferWorkspace = 1, kPreferAlignmentA = 5 };
 enum : int { kCompute32F = 68, kCompute64F = 70, kCompute32I = 72, kCompute32FTf32 = 77 };
-enum : int { kEpilogueBias = 4 };
+enum : uint32_t {
+  kEpilogueDefault = 1,
+  kEpilogueRelu = 2,
+  kEpilogueBias = 4,  // a bit that others may have beside theirs
+  kEpilogueGeluAux = 32 | 128,
+  kEpilogueDGelu = 64 | 128,
+  kEpilogueBGradB = 512,
+};
 
 struct Api {
   Library library{"cublasLt", "libcublasLt.so.13", "nvidia-cublas"};
@@ -145,6 +153,7 @@ struct Key {
   int32_t dtype, device;
   int32_t flags;      // transposes, bias, TF32
   int32_t alignment;  // of the operands, bytes, a power of two
+  int32_t epilogue, unused;
   bool operator==(const Key& other) const { return std::memcmp(this, &other, sizeof *this) == 0; }
 };
 static_assert(std::has_unique_object_representations_v<Key>);
@@ -219,10 +228,20 @@ void make_plan(Plan& plan, const Key& key) {
   const int32_t first = (key.flags & kTransposeB) != 0, second = (key.flags & kTransposeA) != 0;
   check_status(api().desc_set(plan.op, kDescTransposeA, &first, sizeof first), "describing b");
   check_status(api().desc_set(plan.op, kDescTransposeB, &second, sizeof second), "describing a");
-  if (key.flags & kBias) {
-    const uint32_t epilogue = kEpilogueBias;
-    check_status(api().desc_set(plan.op, kDescEpilogue, &epilogue, sizeof epilogue),
-                 "describing a bias");
+  const auto kind = static_cast<GemmEpilogue>(key.epilogue);
+  uint32_t epilogue = 0;
+  if (kind == GemmEpilogue::Relu) epilogue = kEpilogueRelu;
+  if (kind == GemmEpilogue::GeluTanh) epilogue = kEpilogueGeluAux;
+  if (kind == GemmEpilogue::GeluTanhBackward) epilogue = kEpilogueDGelu;
+  // Of the product as the library sees it, a is the second operand.
+  if (kind == GemmEpilogue::RowSums) epilogue = kEpilogueBGradB;
+  if ((key.flags & kBias) && kind != GemmEpilogue::RowSums) epilogue |= kEpilogueBias;
+  if (epilogue == 0) epilogue = kEpilogueDefault;
+  check_status(api().desc_set(plan.op, kDescEpilogue, &epilogue, sizeof epilogue),
+               "describing an epilogue");
+  if (kind == GemmEpilogue::GeluTanh || kind == GemmEpilogue::GeluTanhBackward) {
+    check_status(api().desc_set(plan.op, kDescAuxStep, &key.ldc, sizeof key.ldc),
+                 "describing an epilogue");
   }
   const auto m = static_cast<uint64_t>(key.m), n = static_cast<uint64_t>(key.n),
              k = static_cast<uint64_t>(key.k);
@@ -275,7 +294,9 @@ bool cublaslt_gemm(const GemmProblem& p, Stream stream) {
                 stream.device,
                 (p.a.transposed ? kTransposeA : 0) | (p.b.transposed ? kTransposeB : 0) |
                     (p.bias ? kBias : 0) | (use_tf32 ? kTf32 : 0),
-                alignment_of({p.a.data, p.b.data, p.c, p.bias ? p.bias : p.c})};
+                alignment_of({p.a.data, p.b.data, p.c, p.bias ? p.bias : p.c, p.aux ? p.aux : p.c}),
+                static_cast<int32_t>(p.epilogue),
+                0};
   // Per thread, so that no lock is taken and the bias pointer of a descriptor is not shared.
   thread_local std::unordered_map<Key, std::unique_ptr<Plan>, KeyHash> plans;
   std::unique_ptr<Plan>& slot = plans[key];
@@ -286,6 +307,8 @@ bool cublaslt_gemm(const GemmProblem& p, Stream stream) {
   }
   Plan& plan = *slot;
   if (!plan.usable) return false;
+  if (p.aux)
+    check_status(api().desc_set(plan.op, kDescAux, &p.aux, sizeof p.aux), "setting an epilogue");
   if (p.bias)
     check_status(api().desc_set(plan.op, kDescBias, &p.bias, sizeof p.bias), "setting a bias");
   const float alpha32 = static_cast<float>(p.alpha), beta32 = static_cast<float>(p.beta);

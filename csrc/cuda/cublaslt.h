@@ -16,6 +16,16 @@ struct GemmOperand {
   bool transposed = false;
 };
 
+/// What the library does with a product before it is stored, beside adding a bias. It computes in
+/// float from sums that have not been rounded to the dtype.
+enum class GemmEpilogue : int32_t {
+  None,
+  Relu,
+  GeluTanh,          // keeps what it is applied to in `aux`
+  GeluTanhBackward,  // times the derivative at `aux`
+  RowSums,           // `bias` becomes the sums of a's rows (m elements)
+};
+
 struct GemmProblem {
   DType dtype = DType::Float32;  // a floating dtype; 16-bit ones accumulate in float. Or Int8: then
                                  // c is int32, a row-major, b transposed, alpha 1 and beta 0
@@ -25,6 +35,8 @@ struct GemmProblem {
   int64_t ldc = 0, step_c = 0;
   double alpha = 1, beta = 0;
   const void* bias = nullptr;  // n elements added to every row, or null
+  GemmEpilogue epilogue = GemmEpilogue::None;
+  void* aux = nullptr;  // m x n like c; its rows, `ldc` apart, must be multiples of 8 elements
 };
 
 /// c = alpha * a @ b + beta * c + bias. False if the library has no algorithm for the problem.

@@ -26,6 +26,14 @@ Phase phase_of(OpId id) {
 
 bool is_in_place(OpId id) { return op_name(id).ends_with('_'); }
 
+/// The same 0-d tensor, as weak in type promotion as a Python number.
+Tensor as_number(const Tensor& tensor) {
+  auto impl = make_ref<TensorImpl>(tensor.storage(), tensor.dtype(), tensor.device());
+  impl->set_geometry(tensor.sizes(), tensor.strides(), tensor.storage_offset());
+  impl->wrapped_number = true;
+  return Tensor(std::move(impl));
+}
+
 constexpr const char* kReseeded =
     "a captured random op draws from the default generator of its device, and nothing else moves "
     "that: a generator of its own, a seed set or numbers drawn again (activation checkpointing) "
@@ -39,12 +47,7 @@ std::vector<Value> Call::bind(TensorSpan tensors) const {
   for_each_tensor(bound, [&](Tensor& tensor) {
     check(at < tensors.size(), op_name(id), ": too few tensors to bind");
     tensor = tensors[at];
-    if (at < numbers.size() && numbers[at]) {
-      auto number = make_ref<TensorImpl>(tensor.storage(), tensor.dtype(), tensor.device());
-      number->set_geometry(tensor.sizes(), tensor.strides(), tensor.storage_offset());
-      number->wrapped_number = true;
-      tensor = Tensor(std::move(number));
-    }
+    if (tensor.defined() && numbers[at]) tensor = as_number(tensor);
     ++at;
   });
   check(at == tensors.size(), op_name(id), ": too many tensors to bind");

@@ -6,10 +6,18 @@ and `BITWISE`, whether results stay bit for bit. `docs/passes.md` tells how to w
 
 from __future__ import annotations
 
-from vibetensor.graphs.passes import dead_code, repeated
+from vibetensor.graphs.passes import (
+    cross_entropy,
+    dead_code,
+    epilogues,
+    joined_casts,
+    optimizer,
+    repeated,
+    residual_norm,
+)
 from vibetensor.graphs.tape import Tape
 
-ALL = (repeated, dead_code)
+ALL = (repeated, residual_norm, optimizer, cross_entropy, epilogues, joined_casts, dead_code)
 
 
 def run(tape: Tape) -> Tape:

@@ -37,6 +37,7 @@ NOT_ON_DEVICE: dict[str, str] = {
     "graphs/test_report_html.py::*": _REPORT,
     "nn/test_module_against_torch.py::test_errors[a tensor for a parameter]": _TYPE_NAME,
     "optim/test_optimizers.py::test_errors_are_torchs[1]": _TYPE_NAME,
+    "ops/test_fused.py::test_cross_entropy_gradient_checks_targets": _INDEX,
     "ops/test_indexing.py::test_out_of_bounds_is_an_index_error*": _INDEX,
     "ops/test_against_op_db.py::test_operator[gather-errors]": _INDEX,
     "ops/test_against_op_db.py::test_operator[multinomial-errors]": _WEIGHTS,

@@ -24,15 +24,20 @@ OTHER = ["sum", "mean0", "matmul", "cat", "where", "to", "softmax", "dropout", "
 class Program:
     """A list of instructions drawn once and run on any tensors of the same shapes."""
 
+    # What fusing passes look for.
+    FUSED = ["add_norm", "add_rms", "norm_half", "mlp", "loss", "half_loss"]
+
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self.instructions = []
         for _ in range(int(rng.integers(4, 18))):
             kind = rng.choice(
-                ["unary", "binary", "in_place", "view", "other"], p=[0.25, 0.25, 0.15, 0.15, 0.2]
+                ["unary", "binary", "in_place", "view", "other", "fused"],
+                p=[0.2, 0.2, 0.15, 0.15, 0.15, 0.15],
             )
             names = {
                 "unary": UNARY, "binary": BINARY, "in_place": IN_PLACE, "view": VIEWS, "other": OTHER,
+                "fused": self.FUSED,
             }[kind]  # fmt: skip
             self.instructions.append((str(rng.choice(names)), rng.random(), rng.random()))
         self.backward = bool(rng.random() < 0.6)
@@ -57,7 +62,32 @@ class Program:
         return total, [values[-1], values[len(values) // 2]]
 
     @staticmethod
+    def _fused(name: str, a: Any, b: Any, r: float) -> Any:
+        """Ops that follow each other as in models: norms of sums, linears with an activation,
+        losses of logits."""
+        functional = vt.nn.functional
+        if not a.is_floating_point() or a.dim() == 0 or a.numel() == 0:
+            return None
+        if name in ("add_norm", "add_rms"):
+            total = a + (b if b.shape == a.shape and b.is_floating_point() else a * r)
+            norm = functional.layer_norm if name == "add_norm" else functional.rms_norm
+            return norm(total, total.shape[-1:]) + (total if r < 0.5 else 0.0)
+        if name == "norm_half":
+            normed = functional.layer_norm(a.float(), a.shape[-1:])
+            return normed.to(vt.bfloat16) * (1.0 if r < 0.5 else normed.to(vt.float16))
+        if a.dim() != 2:
+            return None
+        if name == "mlp":
+            activation = [functional.relu, functional.gelu, functional.silu][int(r * 3)]
+            fits = b.shape == a.shape and b.dtype == a.dtype
+            return activation(functional.linear(a, b if fits else a))
+        logits = a * 1.5 if name == "loss" else (a * 1.5).to(vt.bfloat16).float()
+        return functional.cross_entropy(logits, vt.arange(a.shape[0]) % a.shape[1])
+
+    @staticmethod
     def _apply(name: str, a: Any, b: Any, r: float) -> Any:
+        if name in Program.FUSED:
+            return Program._fused(name, a, b, r)
         if name in UNARY:
             return getattr(a, name)() if name != "exp" else a.clamp(max=4).exp()
         if name in BINARY:

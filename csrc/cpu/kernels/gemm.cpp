@@ -163,10 +163,10 @@ void gemm_serial(DType dtype, GemmShape s, double alpha, MatrixRef a, MatrixRef 
 }
 
 void gemm(DType dtype, GemmShape s, double alpha, MatrixRef a, MatrixRef b, double beta, void* c,
-          int64_t ldc, const void* bias) {
+          int64_t ldc, const void* bias, const BlockDone* done) {
   if (dtype == DType::Float32 &&
       gemm_tiled(s, static_cast<float>(alpha), a, b, static_cast<float>(beta),
-                 static_cast<float*>(c), std::max(ldc, s.n), static_cast<const float*>(bias)))
+                 static_cast<float*>(c), std::max(ldc, s.n), static_cast<const float*>(bias), done))
     return;
   const double flops = 2.0 * static_cast<double>(s.m) * static_cast<double>(s.n) *
                        static_cast<double>(std::max<int64_t>(s.k, 1));
@@ -179,7 +179,11 @@ void gemm(DType dtype, GemmShape s, double alpha, MatrixRef a, MatrixRef b, doub
   const int64_t extent = by_rows ? s.m : s.n;
   const int64_t block = std::max<int64_t>(((extent + want - 1) / want + 15) / 16 * 16, 16);
   const int64_t blocks = (extent + block - 1) / block;
-  if (blocks <= 1) return gemm_serial(dtype, s, alpha, a, b, beta, c, ldc, bias);
+  if (blocks <= 1) {
+    gemm_serial(dtype, s, alpha, a, b, beta, c, ldc, bias);
+    if (done && s.m > 0 && s.n > 0) (*done)({0, 0, s.m, s.n});
+    return;
+  }
   ldc = std::max<int64_t>(ldc, s.n);
   parallel_chunks(blocks, [&](int64_t i) {
     const int64_t first = i * block, count = std::min(block, extent - first);
@@ -187,10 +191,12 @@ void gemm(DType dtype, GemmShape s, double alpha, MatrixRef a, MatrixRef b, doub
       gemm_serial(dtype, {count, s.n, s.k}, alpha,
                   {offset(a.data, first * a.row_stride, dtype), a.row_stride, a.col_stride}, b,
                   beta, offset(c, first * ldc, dtype), ldc, bias);
+      if (done) (*done)({first, 0, count, s.n});
     } else {
       gemm_serial(dtype, {s.m, count, s.k}, alpha, a,
                   {offset(b.data, first * b.col_stride, dtype), b.row_stride, b.col_stride}, beta,
                   offset(c, first, dtype), ldc, bias ? offset(bias, first, dtype) : nullptr);
+      if (done) (*done)({0, first, s.m, count});
     }
   });
 }
@@ -207,7 +213,8 @@ void gemm_batched(DType dtype, int64_t batch, GemmShape s, double alpha, MatrixR
   const double flops = 2.0 * static_cast<double>(s.m) * static_cast<double>(s.n) *
                        static_cast<double>(std::max<int64_t>(s.k, 1));
   if (flops > 2 * kBlockFlops && batch < 16) {
-    for (int64_t i = 0; i < batch; ++i) one(i, gemm);
+    const auto spread = [](auto... args) { gemm(args...); };
+    for (int64_t i = 0; i < batch; ++i) one(i, spread);
     return;
   }
   parallel_for(0, batch, std::max<int64_t>(1, static_cast<int64_t>(1e6 / flops)),

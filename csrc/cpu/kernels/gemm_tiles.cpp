@@ -16,7 +16,8 @@ namespace {
 
 constexpr int64_t kLanes = VectorOf<float>::lanes;
 constexpr int64_t kPanel = kTilePanel;
-constexpr int64_t kDepth = 512;  // k of one pass: a panel of B is 64 KB
+constexpr int64_t kDonePanels = 4;  // complete columns of C are finished this many panels at a time
+constexpr int64_t kDepth = 512;     // k of one pass: a panel of B is 64 KB
 // What is packed at a time: at most 16 MB of either operand.
 constexpr int64_t kMaxDepth = 4096, kMaxRows = 1024 / kTileRows * kTileRows, kMaxColumns = 1024;
 
@@ -173,8 +174,10 @@ bool readable_in_place(const Operands& p) {
   return (p.a_k == 1 && p.a_row % 1024 != 0) || (p.a_row == 1 && p.a_k % 1024 != 0);
 }
 
-/// The part of a product whose operands fit the packing buffers.
-void product(GemmShape s, const Operands& p, Epilogue e, float* c, int64_t ldc) {
+/// The part of a product whose operands fit the packing buffers. `done`, or null: what finishes its
+/// blocks, which are complete here.
+void product(GemmShape s, const Operands& p, Epilogue e, float* c, int64_t ldc,
+             const BlockDone* done) {
   const bool packed = !readable_in_place(p);
   const int64_t tiles = pieces(s.m, kTileRows), panels = pieces(s.n, kPanel);
   const int64_t passes = pieces(s.k, kDepth);
@@ -222,6 +225,13 @@ void product(GemmShape s, const Operands& p, Epilogue e, float* c, int64_t ldc) 
                             end);
           }
         }
+        const bool whole = (panel - panel_begin) % kDonePanels == kDonePanels - 1;
+        if (done && pass == passes - 1 && (whole || panel == panel_end - 1)) {
+          const int64_t first = panel - (panel - panel_begin) % kDonePanels;
+          const int64_t row = tile_begin * kTileRows;
+          (*done)({row, first * kPanel, std::min(tile_end * kTileRows, s.m) - row,
+                   std::min((panel + 1) * kPanel, s.n) - first * kPanel});
+        }
       }
     }
   };
@@ -245,7 +255,7 @@ void product(GemmShape s, const Operands& p, Epilogue e, float* c, int64_t ldc) 
 }  // namespace
 
 bool gemm_tiled(GemmShape s, float alpha, const MatrixRef& a, const MatrixRef& b, float beta,
-                float* c, int64_t ldc, const float* bias) {
+                float* c, int64_t ldc, const float* bias, const BlockDone* done) {
   constexpr double kWorthwhile = 64.0 * 64 * 64;
   if (!kHaveTiles || s.m < 2 * kTileRows || s.n < kPanel || s.k < 16 || alpha == 0 ||
       static_cast<double>(s.m) * static_cast<double>(s.n) * static_cast<double>(s.k) < kWorthwhile)
@@ -263,12 +273,15 @@ bool gemm_tiled(GemmShape s, float alpha, const MatrixRef& a, const MatrixRef& b
         Operands part = all;
         part.a += i * all.a_row + k * all.a_k;
         part.b += k * all.b_k + j * all.b_column;
-        const bool first = k == 0;
+        const bool first = k == 0, last = k + kMaxDepth >= s.k;
+        const BlockDone shifted = [&, i, j](const Block& block) {
+          (*done)({block.row + i, block.column + j, block.rows, block.columns});
+        };
         product({std::min(row_block, s.m - i), std::min(kMaxColumns, s.n - j),
                  std::min(kMaxDepth, s.k - k)},
                 part,
                 {alpha, first ? (bias ? 0.0f : beta) : 1.0f, first && bias ? bias + j : nullptr},
-                c + i * ldc + j, ldc);
+                c + i * ldc + j, ldc, done && last ? &shifted : nullptr);
       }
     }
   }

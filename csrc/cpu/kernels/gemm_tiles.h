@@ -18,7 +18,7 @@ inline constexpr bool kHaveTiles = VectorOf<float>::lanes >= 8;
 /// or narrow products, alpha of 0, and processors without AVX2. An element is summed in an order
 /// that depends on k only.
 bool gemm_tiled(GemmShape s, float alpha, const MatrixRef& a, const MatrixRef& b, float beta,
-                float* c, int64_t ldc, const float* bias);
+                float* c, int64_t ldc, const float* bias, const BlockDone* done = nullptr);
 
 /// `n` rounded up to whole panels.
 constexpr int64_t whole_panels(int64_t n) { return (n + kTilePanel - 1) / kTilePanel * kTilePanel; }

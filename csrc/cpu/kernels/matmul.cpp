@@ -1,8 +1,10 @@
 // Kernels of mm, bmm, addmm, baddbmm, mv, addmv, dot and linear: they read the operands' strides
-// and hand the product to gemm.h.
+// and hand the product to gemm.h. Fused forms finish the blocks of a product while they are in the
+// cache.
 #include "cpu/kernels/dense_rows.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/row_math.h"
+#include "cpu/kernels/vec_math.h"
 
 namespace vt::cpu::VT_ISA {
 namespace {
@@ -45,9 +47,16 @@ void bmm_kernel(const Tensor& out, const Tensor& self, const Tensor& mat2) {
                mat2.strides()[0], 0, out.data(), out.strides()[0], out.strides()[1]);
 }
 
-/// `out` = `self` broadcast to out's shape, unless beta is 0 (then self's NaNs are not read).
+/// `out` = `self` broadcast to out's shape, unless beta is 0 (then self's NaNs are not read) or it
+/// is out's own memory.
 void start_with(const Tensor& out, const Tensor& self, const Scalar& beta) {
   if (beta.to_double() == 0) return;
+  const auto same = [](IntSpan a, IntSpan b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end());
+  };
+  if (self.data() == out.data() && same(self.sizes(), out.sizes()) &&
+      same(self.strides(), out.strides()))
+    return;
   const int64_t lead = out.dim() - self.dim();
   Dims strides(static_cast<size_t>(out.dim()), 0);
   for (int64_t d = lead; d < out.dim(); ++d) {
@@ -127,8 +136,9 @@ bool rows_of(const Tensor& t, int64_t& row_stride) {
   return true;
 }
 
-void linear_kernel(const Tensor& out, const Tensor& input, const Tensor& weight,
-                   const Tensor& bias) {
+/// `done`: see gemm.h; of a matrix of out's rows.
+void linear_product(const Tensor& out, const Tensor& input, const Tensor& weight,
+                    const Tensor& bias, const BlockDone* done) {
   const int64_t k = weight.sizes()[1], n = weight.sizes()[0];
   if (out.numel() == 0) return;
   int64_t row_stride = 0;
@@ -140,7 +150,92 @@ void linear_kernel(const Tensor& out, const Tensor& input, const Tensor& weight,
   const Tensor added = dense(bias);
   gemm(x.dtype(), {out.numel() / n, n, k}, 1, {x.data(), row_stride, x.strides()[x.dim() - 1]},
        {weight.data(), weight.strides()[1], weight.strides()[0]}, 0, out.data(), n,
-       added.defined() ? added.data() : nullptr);
+       added.defined() ? added.data() : nullptr, done);
+}
+
+void linear_kernel(const Tensor& out, const Tensor& input, const Tensor& weight,
+                   const Tensor& bias) {
+  linear_product(out, input, weight, bias, nullptr);
+}
+
+/// Calls f(function) with the activation of this name, or with `slope` with g times its derivative.
+template <bool slope, class F>
+void visit_activation(std::string_view name, const F& f) {
+  if constexpr (slope) {
+    if (name == "relu") return f([](auto g, auto y) { return y <= 0 ? decltype(g)(0) : g; });
+    if (name == "silu") return f([](auto g, auto x) { return g * vsilu_grad(x); });
+    if (name == "gelu") return f([](auto g, auto x) { return g * vgelu_grad(x); });
+    return f([](auto g, auto x) { return g * vgelu_tanh_grad(x); });
+  } else {
+    if (name == "relu") return f([](auto x) { return x != x ? x : x > 0 ? x : decltype(x)(0); });
+    if (name == "silu") return f([](auto x) { return vsilu(x); });
+    if (name == "gelu") return f([](auto x) { return vgelu(x); });
+    return f([](auto x) { return vgelu_tanh(x); });
+  }
+}
+
+/// Calls f(at, n) for the rows of a block of a dense matrix with `width` columns.
+template <class F>
+void for_each_row(const Block& block, int64_t width, const F& f) {
+  for (int64_t i = block.row; i < block.row + block.rows; ++i)
+    f(i * width + block.column, block.columns);
+}
+
+/// The activation is applied to blocks of the product that have just been computed.
+void linear_activation(const Tensor& out, const Tensor& linear, const Tensor& input,
+                       const Tensor& weight, const Tensor& bias, std::string_view activation,
+                       bool) {
+  const Tensor product = linear.defined() ? linear : out;
+  const DType dtype = out.dtype();
+  const int64_t width = weight.sizes()[0];
+  visit_float(dtype, [&]<class T>() {
+    visit_activation<false>(activation, [&](auto f) {
+      const BlockDone done = [&](const Block& block) {
+        T* in_row = dtype == DTypeOf<T>::value ? nullptr : scratch<T>(Scratch::Row0, block.columns);
+        T* out_row =
+            dtype == DTypeOf<T>::value ? nullptr : scratch<T>(Scratch::Row1, block.columns);
+        for_each_row(block, width, [&](int64_t at, int64_t n) {
+          const T* x = load_row<T>(product.data(), dtype, at, n, in_row);
+          T* y = row_target<T>(out.data(), dtype, at, out_row);
+          for (int64_t k = 0; k < n; ++k) y[k] = f(x[k]);
+          store_row<T>(out.data(), dtype, at, n, y);
+        });
+      };
+      linear_product(product, input, weight, bias, &done);
+    });
+  });
+}
+
+void mm_activation_backward(const Tensor& out, const Tensor& self, const Tensor& mat2,
+                            const Tensor& saved, std::string_view activation) {
+  const DType dtype = out.dtype();
+  const int64_t width = out.sizes()[1];
+  const Tensor kept = dense(saved);
+  visit_float(dtype, [&]<class T>() {
+    visit_activation<true>(activation, [&](auto f) {
+      const BlockDone done = [&](const Block& block) {
+        T* grad_row =
+            dtype == DTypeOf<T>::value ? nullptr : scratch<T>(Scratch::Row0, block.columns);
+        T* in_row = dtype == DTypeOf<T>::value ? nullptr : scratch<T>(Scratch::Row1, block.columns);
+        for_each_row(block, width, [&](int64_t at, int64_t n) {
+          const T* g = load_row<T>(out.data(), dtype, at, n, grad_row);
+          const T* x = load_row<T>(kept.data(), dtype, at, n, in_row);
+          T* dx = row_target<T>(out.data(), dtype, at, grad_row);
+          for (int64_t k = 0; k < n; ++k) dx[k] = f(g[k], x[k]);
+          store_row<T>(out.data(), dtype, at, n, dx);
+        });
+      };
+      gemm(dtype, {self.sizes()[0], width, self.sizes()[1]}, 1, matrix(self), matrix(mat2), 0,
+           out.data(), out.strides()[0], nullptr, &done);
+    });
+  });
+}
+
+/// The sums are those of sum.dim.
+void mm_row_sums(const Tensor& out, const Tensor& sums, const Tensor& self, const Tensor& mat2) {
+  mm_kernel(out, self, mat2);
+  const int64_t over[] = {1};
+  kernels_for(DeviceType::CPU).sum_dim(sums, self, IntSpan(over), false, std::nullopt);
 }
 
 const RegisterCpu register_matmul([](KernelTable& t) {
@@ -153,6 +248,9 @@ const RegisterCpu register_matmul([](KernelTable& t) {
   t.addmv = addmv_kernel;
   t.dot = dot_kernel;
   t.linear = linear_kernel;
+  t._linear_activation = linear_activation;
+  t._mm_activation_backward = mm_activation_backward;
+  t._mm_row_sums = mm_row_sums;
 });
 
 }  // namespace

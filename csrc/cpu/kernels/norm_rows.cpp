@@ -29,25 +29,60 @@ void normalise(T* y, const T* x, T mean, T rstd, const T* weight, const T* bias,
   }
 }
 
+/// out = x + y, whose sum it returns; out may be x or y.
+template <class T>
+T add_rows(T* out, const T* x, const T* y, int64_t n) {
+  return sum_over<T>(
+      n,
+      [&](int64_t i) {
+        const Vector<T> sum = load(x + i) + load(y + i);
+        store(out + i, sum);
+        return sum;
+      },
+      [&](int64_t i) { return out[i] = x[i] + y[i]; });
+}
+
+/// What a row is rounded to before the next op of several in one reads it.
+template <class T>
+void round_to(DType dtype, T* row, T* buffer, int64_t n) {
+  if (dtype == DTypeOf<T>::value) return;
+  store_block<T>(reinterpret_cast<char*>(buffer), item_size(dtype), row, n, dtype);
+  load_row<T>(buffer, dtype, 0, n, row);
+}
+
+/// With a `residual`, of input + residual, which goes to `sum`.
 template <bool kCentre>
 void forward(const Tensor& out, const Tensor* mean_out, const Tensor& rstd_out, const Tensor& input,
-             int64_t n, const Tensor& weight, const Tensor& bias, double eps) {
+             int64_t n, const Tensor& weight, const Tensor& bias, double eps,
+             const Tensor& residual = Tensor(), const Tensor& sum = Tensor()) {
   if (input.numel() == 0) return;
   const int64_t rows = input.numel() / n;
-  visit_float(compute_type(input), [&]<class T>() {
-    const Tensor x = dense(input), w_dense = dense_as(weight, DTypeOf<T>::value),
-                 b_dense = dense_as(bias, DTypeOf<T>::value);
+  visit_float(compute_type(sum.defined() ? sum : input), [&]<class T>() {
+    constexpr DType kType = DTypeOf<T>::value;
+    const Tensor x = dense(input), r = dense(residual), w_dense = dense_as(weight, kType),
+                 b_dense = dense_as(bias, kType);
     const T* w = w_dense.defined() ? w_dense.data_as<T>() : nullptr;
     const T* b = b_dense.defined() ? b_dense.data_as<T>() : nullptr;
     T* means = kCentre ? mean_out->data_as<T>() : nullptr;
     T* rstds = rstd_out.data_as<T>();
-    const bool typed = x.dtype() == DTypeOf<T>::value;
+    const bool typed_sum = sum.defined() && sum.dtype() == kType;
     parallel_for(0, rows, row_grain(n), [&](int64_t begin, int64_t end) {
-      T* in_row = typed ? nullptr : scratch<T>(Scratch::Row0, n);
-      T* out_row = typed ? nullptr : scratch<T>(Scratch::Row1, n);
+      T* in_row = x.dtype() == kType ? nullptr : scratch<T>(Scratch::Row0, n);
+      T* out_row = out.dtype() == kType ? nullptr : scratch<T>(Scratch::Row1, n);
+      T* added_row = r.defined() && r.dtype() != kType ? scratch<T>(Scratch::Row2, n) : nullptr;
+      T* sum_row = sum.defined() && !typed_sum ? scratch<T>(Scratch::Row3, n) : nullptr;
       for (int64_t i = begin; i < end; ++i) {
         const T* row = load_row<T>(x.data(), x.dtype(), i * n, n, in_row);
-        const T mean = kCentre ? row_sum(row, n) / static_cast<T>(n) : T(0);
+        T mean = 0;
+        if (sum.defined()) {
+          const T* added = load_row<T>(r.data(), r.dtype(), i * n, n, added_row);
+          T* total = row_target<T>(sum.data(), sum.dtype(), i * n, sum_row);
+          mean = add_rows(total, row, added, n);
+          store_row<T>(sum.data(), sum.dtype(), i * n, n, total);
+          row = load_row<T>(sum.data(), sum.dtype(), i * n, n, sum_row);
+        }
+        if (!typed_sum) mean = kCentre ? row_sum(row, n) : T(0);
+        mean = kCentre ? mean / static_cast<T>(n) : T(0);
         const T variance = row_square_deviation(row, mean, n) / static_cast<T>(n);
         const T rstd = T(1) / std::sqrt(variance + static_cast<T>(eps));
         if constexpr (kCentre) means[i] = mean;
@@ -84,10 +119,12 @@ void store_group_sums(const Tensor& out, const T* partial, int64_t groups, int64
     store_row<T>(out.data(), out.dtype(), 0, n, total);
 }
 
+/// With a `residual`, the input's gradient is added to that, and the sum also goes to `low`.
 template <bool kCentre>
 void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias,
               const Tensor& grad_out, const Tensor& input, int64_t n, const Tensor* mean,
-              const Tensor& rstd, const Tensor& weight) {
+              const Tensor& rstd, const Tensor& weight, const Tensor& residual = Tensor(),
+              const Tensor& low = Tensor()) {
   const auto zero = [](const Tensor& t) {
     if (t.defined() && t.numel() > 0)
       std::memset(t.data(), 0, static_cast<size_t>(t.numel() * t.itemsize()));
@@ -99,8 +136,11 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
   }
   const int64_t rows = input.numel() / n;
   visit_float(compute_type(input), [&]<class T>() {
-    const Tensor x = dense(input), g = dense_as(grad_out, input.dtype()),
-                 w_dense = dense_as(weight, DTypeOf<T>::value);
+    // A narrower gradient is widened row by row.
+    const bool narrower = grad_out.itemsize() < input.itemsize();
+    const Tensor x = dense(input),
+                 g = narrower ? dense(grad_out) : dense_as(grad_out, input.dtype()),
+                 added = dense(residual), w_dense = dense_as(weight, DTypeOf<T>::value);
     const T* w = w_dense.defined() ? w_dense.data_as<T>() : nullptr;
     const T* rstds = rstd.data_as<T>();
     const T* means = kCentre ? mean->data_as<T>() : nullptr;
@@ -111,8 +151,9 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
         want_weight || want_bias ? empty(Dims{plan.groups, 2, n}, DTypeOf<T>::value) : Tensor();
     parallel_chunks(plan.groups, [&](int64_t group) {
       T* in_row = typed ? nullptr : scratch<T>(Scratch::Row0, n);
-      T* g_row = typed ? nullptr : scratch<T>(Scratch::Row1, n);
-      T* out_row = typed ? nullptr : scratch<T>(Scratch::Row2, n);
+      T* g_row = g.dtype() == DTypeOf<T>::value ? nullptr : scratch<T>(Scratch::Row1, n);
+      T* out_row = typed && !added.defined() ? nullptr : scratch<T>(Scratch::Row2, n);
+      T* added_row = typed || !added.defined() ? nullptr : scratch<T>(Scratch::Row3, n);
       T* __restrict__ dw = partial.defined() ? partial.data_as<T>() + group * 2 * n : nullptr;
       T* __restrict__ db = dw ? dw + n : nullptr;
       if (dw) std::fill(dw, dw + 2 * n, T(0));
@@ -142,14 +183,28 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
         if constexpr (kCentre) constant = w ? row_dot(dy, w, n) : row_sum(dy, n);
         constant /= static_cast<T>(n);
         const T slope = along * r * r / static_cast<T>(n);
-        T* dx = row_target<T>(grad_input.data(), grad_input.dtype(), i * n, out_row);
+        T* dx = added.defined()
+                    ? out_row
+                    : row_target<T>(grad_input.data(), grad_input.dtype(), i * n, out_row);
         if (w) {
           for (int64_t k = 0; k < n; ++k)
             dx[k] = r * (dy[k] * w[k] - constant - (row[k] - m) * slope);
         } else {
           for (int64_t k = 0; k < n; ++k) dx[k] = r * (dy[k] - constant - (row[k] - m) * slope);
         }
+        if (added.defined()) {
+          if (!typed) round_to(grad_input.dtype(), dx, scratch<T>(Scratch::Extra, n), n);
+          const T* r = load_row<T>(added.data(), added.dtype(), i * n, n, added_row);
+          T* total = row_target<T>(grad_input.data(), grad_input.dtype(), i * n, dx);
+          for (int64_t k = 0; k < n; ++k) total[k] = r[k] + dx[k];
+          dx = total;
+        }
         store_row<T>(grad_input.data(), grad_input.dtype(), i * n, n, dx);
+        if (low.defined()) {
+          if (!typed) round_to(grad_input.dtype(), dx, scratch<T>(Scratch::Extra, n), n);
+          store_block<T>(static_cast<char*>(low.data()) + i * n * low.itemsize(), low.itemsize(),
+                         dx, n, low.dtype());
+        }
       }
     });
     if (want_weight) store_group_sums(grad_weight, partial.data_as<T>(), plan.groups, 2 * n, n);
@@ -180,6 +235,34 @@ const RegisterCpu register_norms([](KernelTable& t) {
     backward<false>(grad_input, grad_weight, Tensor(), grad_out, input,
                     product_of(normalized_shape), nullptr, rstd, weight);
   };
+  t._residual_layer_norm = [](const Tensor& out, const Tensor& sum, const Tensor& mean,
+                              const Tensor& rstd, const Tensor& self, const Tensor& residual,
+                              IntSpan normalized_shape, const Tensor& weight, const Tensor& bias,
+                              double eps, DType) {
+    forward<true>(out, &mean, rstd, self, product_of(normalized_shape), weight, bias, eps, residual,
+                  sum);
+  };
+  t._residual_rms_norm = [](const Tensor& out, const Tensor& sum, const Tensor& rstd,
+                            const Tensor& self, const Tensor& residual, IntSpan normalized_shape,
+                            const Tensor& weight, double eps, DType) {
+    forward<false>(out, nullptr, rstd, self, product_of(normalized_shape), weight, Tensor(), eps,
+                   residual, sum);
+  };
+  t._residual_layer_norm_backward =
+      [](const Tensor& total, const Tensor& grad_weight, const Tensor& grad_bias, const Tensor& low,
+         const Tensor& grad_out, const Tensor& residual, const Tensor& input,
+         IntSpan normalized_shape, const Tensor& mean, const Tensor& rstd, const Tensor& weight,
+         const Tensor&, std::optional<DType>) {
+        backward<true>(total, grad_weight, grad_bias, grad_out, input, product_of(normalized_shape),
+                       &mean, rstd, weight, residual, low);
+      };
+  t._residual_rms_norm_backward =
+      [](const Tensor& total, const Tensor& grad_weight, const Tensor& low, const Tensor& grad_out,
+         const Tensor& residual, const Tensor& input, IntSpan normalized_shape, const Tensor& rstd,
+         const Tensor& weight, std::optional<DType>) {
+        backward<false>(total, grad_weight, Tensor(), grad_out, input, product_of(normalized_shape),
+                        nullptr, rstd, weight, residual, low);
+      };
 });
 
 }  // namespace

@@ -103,15 +103,25 @@ void check_lists(std::string_view op, size_t n, std::initializer_list<TensorSpan
   }
 }
 
+/// `n` elements of a gradient times `factor`, written back and as they are stored.
+template <class T>
+void scale_part(const Tensor& grad, int64_t at, int64_t n, T factor, T* row) {
+  for (int64_t i = 0; i < n; ++i) row[i] *= factor;
+  close_part(grad, at, n, row);
+  open_part(grad, at, n, row);
+}
+
+/// factor: null, or what the gradients are multiplied by first.
 void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp_avgs,
           TensorSpan exp_avg_sqs, TensorSpan max_exp_avg_sqs, TensorSpan state_steps,
-          const AdamSettings& o, const Tensor& grad_scale, const Tensor& found_inf) {
+          const AdamSettings& o, const Tensor& grad_scale, const Tensor& found_inf,
+          const double* factor = nullptr) {
   check_lists(op, self.size(), {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps});
   if (skipped(found_inf)) return;
   const double inverse_scale = grad_scale.defined() ? 1 / number(grad_scale) : 1;
   std::vector<double> steps;
   for (const Tensor& t : state_steps) steps.push_back(number(t));
-  const DenseList p(self, true), g(grads, grad_scale.defined()), m(exp_avgs, true),
+  const DenseList p(self, true), g(grads, grad_scale.defined() || factor), m(exp_avgs, true),
       v(exp_avg_sqs, true);
   const DenseList top(max_exp_avg_sqs, true);
   const std::vector<Part> parts = parts_of(self);
@@ -127,6 +137,7 @@ void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp
         T* pm = open_part(m[k], at, n, buffers[2]);
         T* pv = open_part(v[k], at, n, buffers[3]);
         T* pt = o.amsgrad ? open_part(top[k], at, n, buffers[4]) : nullptr;
+        if (factor) scale_part(g[k], at, n, static_cast<T>(*factor), pg);
         adam_part<T>(o, steps[static_cast<size_t>(k)], static_cast<T>(inverse_scale), n, pp, pg, pm,
                      pv, pt);
         close_part(p[k], at, n, pp);
@@ -160,16 +171,38 @@ void fused_adamw(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorS
        found_inf);
 }
 
-void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
-               double weight_decay, double momentum, const Tensor& lr, double dampening,
-               bool nesterov, bool maximize, bool is_first_step, const Tensor& grad_scale,
-               const Tensor& found_inf) {
-  check_lists("_fused_sgd_", self.size(), {grads, momentum_buffer_list});
+void scaled_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
+                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr,
+                 const Tensor& factor, const Tensor& count, double beta1, double beta2,
+                 double weight_decay, double eps, bool amsgrad, bool maximize, bool decoupled) {
+  if (count.defined()) {
+    const double term = number(count);
+    for (const Tensor& step : state_steps) {
+      visit_float(step.dtype(), [&]<class T>() {
+        T buffer[1];
+        T* value = open_part(step, 0, 1, buffer);
+        value[0] += static_cast<T>(term);
+        close_part(step, 0, 1, value);
+      });
+    }
+  }
+  const double scale = factor.defined() ? number(factor) : 1;
+  adam("_scaled_adam_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
+       {number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, decoupled}, Tensor(),
+       Tensor(), factor.defined() ? &scale : nullptr);
+}
+
+void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
+         double weight_decay, double momentum, const Tensor& lr, double dampening, bool nesterov,
+         bool maximize, bool is_first_step, const Tensor& grad_scale, const Tensor& found_inf,
+         const double* factor = nullptr) {
+  check_lists(op, self.size(), {grads, momentum_buffer_list});
   if (skipped(found_inf)) return;
   const double inverse_scale = grad_scale.defined() ? 1 / number(grad_scale) : 1;
   const double rate = number(lr);
   const bool has_momentum = momentum != 0 && !momentum_buffer_list.empty();
-  const DenseList p(self, true), g(grads, grad_scale.defined()), b(momentum_buffer_list, true);
+  const DenseList p(self, true), g(grads, grad_scale.defined() || factor),
+      b(momentum_buffer_list, true);
   const std::vector<Part> parts = parts_of(self);
   parallel_chunks(static_cast<int64_t>(parts.size()), [&](int64_t index) {
     const Part& part = parts[static_cast<size_t>(index)];
@@ -185,6 +218,7 @@ void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_lis
         T* pp = open_part(p[k], at, n, buffers[0]);
         T* pg = open_part(g[k], at, n, buffers[1]);
         T* pb = has_momentum ? open_part(b[k], at, n, buffers[2]) : nullptr;
+        if (factor) scale_part(g[k], at, n, static_cast<T>(*factor), pg);
         if (grad_scale.defined()) {
           for (int64_t i = 0; i < n; ++i) pg[i] *= unscale;
           close_part(g[k], at, n, pg);
@@ -203,6 +237,21 @@ void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_lis
     });
   });
   for (const DenseList* list : {&p, &g, &b}) list->write_back();
+}
+
+void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
+               double weight_decay, double momentum, const Tensor& lr, double dampening,
+               bool nesterov, bool maximize, bool is_first_step, const Tensor& grad_scale,
+               const Tensor& found_inf) {
+  sgd("_fused_sgd_", self, grads, momentum_buffer_list, weight_decay, momentum, lr, dampening,
+      nesterov, maximize, is_first_step, grad_scale, found_inf);
+}
+void scaled_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
+                const Tensor& lr, const Tensor& factor, double weight_decay, double momentum,
+                double dampening, bool nesterov, bool maximize, bool is_first_step) {
+  const double scale = number(factor);
+  sgd("_scaled_sgd_", self, grads, momentum_buffer_list, weight_decay, momentum, lr, dampening,
+      nesterov, maximize, is_first_step, Tensor(), Tensor(), &scale);
 }
 
 /// The norm of all elements of all tensors, a 0-d tensor: no number leaves the device.
@@ -247,6 +296,21 @@ void multi_tensor_norm(const Tensor& out, TensorSpan tensors, double order) {
   store_block<double>(static_cast<char*>(out.data()), out.itemsize(), &total, 1, out.dtype());
 }
 
+/// The norm, and what gradients of that norm are multiplied by, each step rounded to its dtype.
+void clip_coefficient(const Tensor& norm, const Tensor& coefficient, TensorSpan tensors,
+                      double order, const Tensor& max_norm, const Tensor& eps,
+                      const Tensor& limit) {
+  multi_tensor_norm(norm, tensors, order);
+  visit_float(norm.dtype(), [&]<class T>() {
+    const T divisor = static_cast<T>(number(norm)) + static_cast<T>(number(eps));
+    const T quotient = static_cast<T>(number(max_norm)) / divisor,
+            most = static_cast<T>(number(limit));
+    const double value = static_cast<double>(quotient > most ? most : quotient);
+    store_block<double>(static_cast<char*>(coefficient.data()), coefficient.itemsize(), &value, 1,
+                        coefficient.dtype());
+  });
+}
+
 /// Applies f(values, n) to every element of every tensor, in its compute type.
 template <class F>
 void update_all(TensorSpan tensors, const F& f) {
@@ -280,6 +344,22 @@ void foreach_add(TensorSpan self, const Tensor& other, const Scalar& alpha) {
     const auto t = static_cast<std::remove_pointer_t<decltype(x)>>(term);
     for (int64_t i = 0; i < n; ++i) x[i] += t;
   });
+}
+
+void convert_all(TensorSpan self, TensorSpan sources) {
+  check(self.size() == sources.size(),
+        "_convert_all_: lists of tensors must have the same length, ", "got ", self.size(), " and ",
+        sources.size());
+  for (size_t i = 0; i < self.size(); ++i) {
+    check(std::equal(self[i].sizes().begin(), self[i].sizes().end(), sources[i].sizes().begin(),
+                     sources[i].sizes().end()),
+          "_convert_all_: tensors of one position differ in shape: ", self[i].sizes(), " and ",
+          sources[i].sizes());
+    if (!is_floating(self[i].dtype()) || !is_floating(sources[i].dtype()))
+      fail(ErrorKind::NotImplemented, "\"_convert_all_\" not implemented for '", sources[i].dtype(),
+           "' and '", self[i].dtype(), "'");
+    kernels_for(DeviceType::CPU)._to_dtype(self[i], sources[i], self[i].dtype());
+  }
 }
 
 void amp_unscale(TensorSpan self, const Tensor& found_inf, const Tensor& inv_scale) {
@@ -323,8 +403,12 @@ const RegisterCpu register_optim([](KernelTable& t) {
   t._fused_adam_ = fused_adam;
   t._fused_adamw_ = fused_adamw;
   t._fused_sgd_ = fused_sgd;
+  t._scaled_adam_ = scaled_adam;
+  t._scaled_sgd_ = scaled_sgd;
   t._multi_tensor_norm = multi_tensor_norm;
+  t._clip_coefficient = clip_coefficient;
   t._foreach_mul_ = foreach_mul;
+  t._convert_all_ = convert_all;
   t._foreach_add_ = foreach_add;
   t._amp_foreach_non_finite_check_and_unscale_ = amp_unscale;
   t._amp_update_scale_ = amp_update_scale;

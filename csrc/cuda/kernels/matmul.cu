@@ -2,6 +2,7 @@
 // and hand floating products to cuBLASLt, small ones to matmul_small.cu. Integers, and what the
 // library has no algorithm for, go through a tiled kernel here.
 #include "cuda/cublaslt.h"
+#include "cuda/kernels/activation_math.cuh"
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/loops.cuh"
 #include "cuda/kernels/matmul_small.cuh"
@@ -160,8 +161,13 @@ void set_added(SmallProduct& p, const Tensor& added, const Tensor& out) {
   }
 }
 
-/// out = alpha * a @ b + beta * added + bias; out has dense rows, `added` broadcasts to it and is
-/// not read where beta is 0.
+bool is_view_of(const Tensor& a, const Tensor& b) {
+  const auto same = [](IntSpan x, IntSpan y) { return std::equal(x.begin(), x.end(), y.begin(), y.end()); };
+  return a.data() == b.data() && same(a.sizes(), b.sizes()) && same(a.strides(), b.strides());
+}
+
+/// out = alpha * a @ b + beta * added + bias; out has dense rows, `added` broadcasts to it, may be
+/// it, and is not read where beta is 0.
 void gemm(const Tensor& out, int64_t batch, Operand a, Operand b, double alpha, double beta,
           int64_t ldc, int64_t step_c, const void* bias = nullptr, const Tensor* added = nullptr) {
   if (out.numel() == 0) return;
@@ -190,7 +196,7 @@ void gemm(const Tensor& out, int64_t batch, Operand a, Operand b, double alpha, 
     small_product(launch, dtype, p);
     return;
   }
-  if (added && beta != 0) copy(out, *added, true);
+  if (added && beta != 0 && !is_view_of(out, *added)) copy(out, *added, true);
   GemmProblem p{.dtype = dtype, .batch = batch, .m = a.rows, .n = b.columns, .k = a.columns};
   if (is_floating(dtype) && p.k > 0) {
     if (!as_gemm_operand(a, p.a)) as_gemm_operand(a = dense(a), p.a);
@@ -242,18 +248,152 @@ void int_mm(const Tensor& out, const Tensor& self, const Tensor& mat2) {
              b.columns, 0, nullptr);
 }
 
+/// The operands of a product of rows with a transposed weight.
+struct LinearOperands {
+  Operand a, b;
+  Tensor bias;
+  int64_t n;
+
+  LinearOperands(const Tensor& out, const Tensor& input, const Tensor& weight, const Tensor& added)
+      : bias(added.defined() ? contiguous(added) : added), n(weight.sizes()[0]) {
+    const int64_t k = weight.sizes()[1], rows = out.numel() / n;
+    // Rows of a contiguous (or 2-D) input are walked with one stride.
+    const Tensor x = input.dim() == 2 || input.is_contiguous() ? input : contiguous(input);
+    a = {x, rows, k, k, 1, 0};
+    if (x.dim() == 2) a = matrix(x);
+    if (x.dim() == 1) a.column_stride = x.strides()[0];
+    const Dims across{weight.strides()[1], weight.strides()[0]};
+    b = matrix(make_view(weight, Dims{k, n}, across, weight.storage_offset()));
+  }
+  const void* bias_data() const { return bias.defined() ? bias.data() : nullptr; }
+};
+
 void linear(const Tensor& out, const Tensor& input, const Tensor& weight, const Tensor& bias) {
   if (out.numel() == 0) return;
-  const int64_t n = weight.sizes()[0], k = weight.sizes()[1], rows = out.numel() / n;
-  // Rows of a contiguous (or 2-D) input are walked with one stride.
-  const Tensor x = input.dim() == 2 || input.is_contiguous() ? input : contiguous(input);
-  Operand a{x, rows, k, k, 1, 0};
-  if (x.dim() == 2) a = matrix(x);
-  if (x.dim() == 1) a.column_stride = x.strides()[0];
-  const Dims across{weight.strides()[1], weight.strides()[0]};
-  const Operand b = matrix(make_view(weight, Dims{k, n}, across, weight.storage_offset()));
-  const Tensor added = bias.defined() ? contiguous(bias) : bias;
-  gemm(out, 1, a, b, 1, 0, n, 0, added.defined() ? added.data() : nullptr);
+  const LinearOperands o(out, input, weight, bias);
+  gemm(out, 1, o.a, o.b, 1, 0, o.n, 0, o.bias_data());
+}
+
+enum class Activation : int32_t { Relu, Gelu, GeluTanh, Silu };
+
+Activation activation_of(std::string_view name) {
+  return name == "relu"   ? Activation::Relu
+         : name == "gelu" ? Activation::Gelu
+         : name == "silu" ? Activation::Silu
+                          : Activation::GeluTanh;
+}
+
+template <class T>
+__device__ inline T activated(Activation activation, T x) {
+  switch (activation) {
+    case Activation::Relu:
+      return x != x ? x : x > T(0) ? x : T(0);
+    case Activation::Gelu:
+      return gelu(x);
+    case Activation::GeluTanh:
+      return gelu_tanh(x);
+    default:
+      return silu(x);
+  }
+}
+template <class T>
+__device__ inline T slope(Activation activation, T x) {
+  switch (activation) {
+    case Activation::Gelu:
+      return gelu_slope(x);
+    case Activation::GeluTanh:
+      return gelu_tanh_slope(x);
+    default:
+      return silu_slope(x);
+  }
+}
+
+/// out = activation(in), or with `saved` in * its derivative there; out may be in.
+template <class S>
+__global__ void apply_activation(S* out, const S* in, const S* saved, Activation activation,
+                                 int64_t n) {
+  using T = Compute<S>;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n;
+       i += int64_t{gridDim.x} * blockDim.x) {
+    const T x = convert<T>(in[i]);
+    if (!saved) {
+      out[i] = convert<S>(activated(activation, x));
+      continue;
+    }
+    const T at = convert<T>(saved[i]);
+    if (activation == Activation::Relu)
+      out[i] = at <= T(0) ? convert<S>(T(0)) : in[i];
+    else
+      out[i] = convert<S>(x * slope(activation, at));
+  }
+}
+
+void apply(const Tensor& out, const Tensor& in, const Tensor& saved, Activation activation) {
+  const Launch launch(out.device());
+  const int64_t n = out.numel();
+  visit_float_storage(out.dtype(), [&]<class S>() {
+    const int64_t blocks = launch.fill(ceil_div<int64_t>(n, 256), 256);
+    launch(apply_activation<S>, dim3(static_cast<unsigned>(blocks)), dim3(256), 0,
+           out.data_as<S>(), in.data_as<S>(), saved.defined() ? saved.data_as<S>() : nullptr,
+           activation, n);
+  });
+}
+
+/// The product with an epilogue of the library; false if it has none for this problem.
+bool product_with(GemmEpilogue epilogue, const Tensor& out, Operand a, Operand b, int64_t ldc,
+                  const void* bias, void* aux) {
+  const DType dtype = out.dtype();
+  if (dtype == DType::Float64 || a.columns == 0) return false;
+  if (is_small_product(dtype, 1, a.rows, b.columns, a.columns)) return false;
+  if (aux && ldc % 8 != 0) return false;
+  GemmProblem p{.dtype = dtype, .m = a.rows, .n = b.columns, .k = a.columns};
+  // Nothing is copied here: the plain way copies if it must.
+  if (!as_gemm_operand(a, p.a) || !as_gemm_operand(b, p.b)) return false;
+  p.c = out.data();
+  p.ldc = std::max<int64_t>(ldc, p.n);
+  p.bias = bias;
+  p.epilogue = epilogue;
+  p.aux = aux;
+  const Launch launch(out.device());
+  return cublaslt_gemm(p, {launch.stream(), launch.device()});
+}
+
+void linear_activation(const Tensor& out, const Tensor& kept, const Tensor& input,
+                       const Tensor& weight, const Tensor& bias, std::string_view name, bool) {
+  if (out.numel() == 0) return;
+  const Activation activation = activation_of(name);
+  const LinearOperands o(out, input, weight, bias);
+  if (activation == Activation::Relu && !kept.defined() &&
+      product_with(GemmEpilogue::Relu, out, o.a, o.b, o.n, o.bias_data(), nullptr))
+    return;
+  if (activation == Activation::GeluTanh && kept.defined() &&
+      product_with(GemmEpilogue::GeluTanh, out, o.a, o.b, o.n, o.bias_data(), kept.data()))
+    return;
+  const Tensor& product = kept.defined() ? kept : out;
+  gemm(product, 1, o.a, o.b, 1, 0, o.n, 0, o.bias_data());
+  apply(out, product, Tensor(), activation);
+}
+
+void mm_activation_backward(const Tensor& out, const Tensor& self, const Tensor& mat2,
+                            const Tensor& saved, std::string_view name) {
+  if (out.numel() == 0) return;
+  const Activation activation = activation_of(name);
+  const Tensor at = contiguous(saved);
+  if (activation == Activation::GeluTanh &&
+      product_with(GemmEpilogue::GeluTanhBackward, out, matrix(self), matrix(mat2),
+                   out.strides()[0], nullptr, at.data()))
+    return;
+  gemm(out, 1, matrix(self), matrix(mat2), 1, 0, out.strides()[0], 0);
+  apply(out, out, at, activation);
+}
+
+void mm_row_sums(const Tensor& out, const Tensor& sums, const Tensor& self, const Tensor& mat2) {
+  if (out.numel() > 0 && product_with(GemmEpilogue::RowSums, out, matrix(self), matrix(mat2),
+                                      out.strides()[0], sums.data(), nullptr))
+    return;
+  gemm(out, 1, matrix(self), matrix(mat2), 1, 0, out.strides()[0], 0);
+  const int64_t over[] = {1};
+  kernels_for(DeviceType::CUDA).sum_dim(sums, self, IntSpan(over), false, std::nullopt);
 }
 
 const RegisterCuda registered([](KernelTable& t) {
@@ -287,6 +427,9 @@ const RegisterCuda registered([](KernelTable& t) {
     gemm(out, 1, row(self), column(other), 1, 0, 1, 0);
   };
   t.linear = linear;
+  t._linear_activation = linear_activation;
+  t._mm_activation_backward = mm_activation_backward;
+  t._mm_row_sums = mm_row_sums;
 });
 
 }  // namespace

@@ -67,8 +67,23 @@ __global__ void __launch_bounds__(kMultiThreads)
   if (threadIdx.x == 0) sums[blockIdx.x] = total;
 }
 
+/// What gradients of the norm are multiplied by; `out` is null where nobody asks.
+struct Clip {
+  char* out = nullptr;
+  Number max_norm, eps, limit;
+
+  /// With every step rounded to T.
+  template <class T>
+  __device__ void store(DType dtype, double norm) const {
+    const T divisor = static_cast<T>(norm) + static_cast<T>(eps.get());
+    const T quotient = static_cast<T>(max_norm.get()) / divisor, most = static_cast<T>(limit.get());
+    store_as(out, dtype, quotient > most ? most : quotient);
+  }
+};
+
 __global__ void __launch_bounds__(kMultiThreads)
-    total_norm(char* out, DType dtype, const double* sums, int64_t n, Order order, double p) {
+    total_norm(char* out, DType dtype, const double* sums, int64_t n, Order order, double p,
+               const Clip clip) {
   __shared__ double shared[kMultiThreads / kWarp];
   const Gather gather{order};
   double total = 0;
@@ -79,9 +94,14 @@ __global__ void __launch_bounds__(kMultiThreads)
   if (order == Order::Two) total = sqrt(total);
   if (order == Order::Other) total = pow(total, 1 / p);
   store_as(out, dtype, total);
+  if (!clip.out) return;
+  if (dtype == DType::Float64)
+    clip.store<double>(dtype, total);
+  else
+    clip.store<float>(dtype, load_as<float>(out, dtype));
 }
 
-void multi_tensor_norm(const Tensor& out, TensorSpan tensors, double p) {
+void norm(const Tensor& out, TensorSpan tensors, double p, const Clip& clip) {
   using detail::AnyStorage;
   const Launch launch(out.device());
   const DenseLists<1> list({tensors}, 0);
@@ -100,10 +120,22 @@ void multi_tensor_norm(const Tensor& out, TensorSpan tensors, double p) {
     next += blocks;
   });
   launch(total_norm, dim3(1), dim3(kMultiThreads), 0, static_cast<char*>(out.data()), out.dtype(),
-         sums.data<double>(), parts, order, p);
+         sums.data<double>(), parts, order, p, clip);
 }
 
-const RegisterCuda registered([](KernelTable& t) { t._multi_tensor_norm = multi_tensor_norm; });
+void multi_tensor_norm(const Tensor& out, TensorSpan tensors, double p) {
+  norm(out, tensors, p, {});
+}
+void clip_coefficient(const Tensor& out, const Tensor& coefficient, TensorSpan tensors, double p,
+                      const Tensor& max_norm, const Tensor& eps, const Tensor& limit) {
+  norm(out, tensors, p,
+       {static_cast<char*>(coefficient.data()), Number(max_norm), Number(eps), Number(limit)});
+}
+
+const RegisterCuda registered([](KernelTable& t) {
+  t._multi_tensor_norm = multi_tensor_norm;
+  t._clip_coefficient = clip_coefficient;
+});
 
 }  // namespace
 }  // namespace vt::cuda

@@ -21,18 +21,20 @@ __device__ inline double root(double x) { return sqrt(x); }
 struct Adam {
   unsigned reads, writes;
   Number lr, grad_scale, found_inf;
+  Number factor{1.0}, count;  // what gradients are multiplied by, and steps go on by, first
   double beta1, beta2, weight_decay, eps;
   bool amsgrad, maximize, decoupled;
 
   template <class T>
   struct State {
-    T step_size, inverse_root, sign, unscale, coupling, factor, beta2, keep1, keep2, eps;
+    T scale, step_size, inverse_root, sign, unscale, coupling, factor, beta2, keep1, keep2, eps;
   };
   __device__ bool skip() const { return found_inf.get() != 0; }
   template <class T>
   __device__ State<T> prepare(const Number& step_number) const {
-    const double step = step_number.get(), rate = lr.get();
+    const double step = step_number.get() + count.get(), rate = lr.get();
     State<T> s;
+    s.scale = static_cast<T>(factor.get());
     const T bias1 = static_cast<T>(1 - pow(beta1, step));
     s.step_size = static_cast<T>(rate) / bias1;
     s.inverse_root = T(1) / static_cast<T>(sqrt(1 - pow(beta2, step)));
@@ -49,6 +51,7 @@ struct Adam {
   template <class T>
   __device__ void operator()(const State<T>& s, T (&x)[5]) const {
     T &p = x[0], &g = x[1], &m = x[2], &v = x[3], &top = x[4];
+    g *= s.scale;
     const T grad = g * s.sign + s.coupling * p;
     m += (grad - m) * s.keep1;
     v = v * s.beta2 + s.keep2 * grad * grad;
@@ -60,7 +63,8 @@ struct Adam {
 
 void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp_avgs,
           TensorSpan exp_avg_sqs, TensorSpan max_exp_avg_sqs, TensorSpan state_steps, Adam f,
-          const Tensor& lr, const Tensor& grad_scale, const Tensor& found_inf) {
+          const Tensor& lr, const Tensor& grad_scale, const Tensor& found_inf,
+          bool scaled = false) {
   check_lists(op, self.size(), {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps});
   if (self.empty()) return;
   check(!grads.empty() && !exp_avgs.empty() && !exp_avg_sqs.empty() && !state_steps.empty() &&
@@ -71,7 +75,7 @@ void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp
   f.grad_scale = Number(grad_scale, 1);
   f.found_inf = Number(found_inf);
   f.reads = f.amsgrad ? 0b11111 : 0b01111;
-  f.writes = (f.amsgrad ? 0b11101 : 0b01101) | (grad_scale.defined() ? 0b00010 : 0);
+  f.writes = (f.amsgrad ? 0b11101 : 0b01101) | (grad_scale.defined() || scaled ? 0b00010 : 0);
   std::vector<Number> steps;
   for (const Tensor& t : state_steps) steps.emplace_back(t);
   const Launch launch(self[0].device());
@@ -115,23 +119,29 @@ void fused_adamw(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorS
 struct Sgd {
   unsigned reads, writes;
   Number lr, grad_scale, found_inf;
+  Number factor{1.0};  // what gradients are multiplied by first
   double weight_decay, momentum, dampening;
   bool has_momentum, nesterov, maximize, first;
 
   template <class T>
   struct State {
-    T rate, unscale, sign, decay, momentum, fresh;
+    T rate, scale, unscale, sign, decay, momentum, fresh;
   };
   __device__ bool skip() const { return found_inf.get() != 0; }
   template <class T>
   __device__ State<T> prepare(const Number&) const {
-    return {static_cast<T>(lr.get()),        static_cast<T>(1 / grad_scale.get()),
-            maximize ? T(-1) : T(1),         static_cast<T>(weight_decay),
-            static_cast<T>(momentum),        static_cast<T>(1 - dampening)};
+    return {static_cast<T>(lr.get()),
+            static_cast<T>(factor.get()),
+            static_cast<T>(1 / grad_scale.get()),
+            maximize ? T(-1) : T(1),
+            static_cast<T>(weight_decay),
+            static_cast<T>(momentum),
+            static_cast<T>(1 - dampening)};
   }
   template <class T>
   __device__ void operator()(const State<T>& s, T (&x)[3]) const {
     T &p = x[0], &g = x[1], &b = x[2];
+    g *= s.scale;
     g *= s.unscale;
     T grad = g * s.sign + s.decay * p;
     if (has_momentum) {
@@ -142,19 +152,22 @@ struct Sgd {
   }
 };
 
-void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
-               double weight_decay, double momentum, const Tensor& lr, double dampening,
-               bool nesterov, bool maximize, bool is_first_step, const Tensor& grad_scale,
-               const Tensor& found_inf) {
-  check_lists("_fused_sgd_", self.size(), {grads, momentum_buffer_list});
+/// factor: undefined, or what gradients are multiplied by first.
+void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
+         double weight_decay, double momentum, const Tensor& lr, double dampening, bool nesterov,
+         bool maximize, bool is_first_step, const Tensor& grad_scale, const Tensor& found_inf,
+         const Tensor& factor) {
+  check_lists(op, self.size(), {grads, momentum_buffer_list});
   if (self.empty()) return;
-  check(!grads.empty(), "_fused_sgd_: gradients are needed for all ", self.size(), " parameters");
+  check(!grads.empty(), op, ": gradients are needed for all ", self.size(), " parameters");
   Sgd f{};
   f.has_momentum = momentum != 0 && !momentum_buffer_list.empty();
   // A first step fills the momentum: what it held may be anything, so it is not read.
   f.reads = f.has_momentum && !is_first_step ? 0b111 : 0b011;
-  f.writes = (f.has_momentum ? 0b101 : 0b001) | (grad_scale.defined() ? 0b010 : 0);
+  f.writes = (f.has_momentum ? 0b101 : 0b001) |
+             (grad_scale.defined() || factor.defined() ? 0b010 : 0);
   f.lr = Number(lr);
+  f.factor = Number(factor, 1);
   f.grad_scale = Number(grad_scale, 1);
   f.found_inf = Number(found_inf);
   f.weight_decay = weight_decay;
@@ -168,6 +181,20 @@ void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_lis
                             f.writes);
   multi_tensor_apply(launch, lists, nullptr, f);
   lists.write_back();
+}
+
+void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
+               double weight_decay, double momentum, const Tensor& lr, double dampening,
+               bool nesterov, bool maximize, bool is_first_step, const Tensor& grad_scale,
+               const Tensor& found_inf) {
+  sgd("_fused_sgd_", self, grads, momentum_buffer_list, weight_decay, momentum, lr, dampening,
+      nesterov, maximize, is_first_step, grad_scale, found_inf, Tensor());
+}
+void scaled_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
+                const Tensor& lr, const Tensor& factor, double weight_decay, double momentum,
+                double dampening, bool nesterov, bool maximize, bool is_first_step) {
+  sgd("_scaled_sgd_", self, grads, momentum_buffer_list, weight_decay, momentum, lr, dampening,
+      nesterov, maximize, is_first_step, Tensor(), Tensor(), factor);
 }
 
 void check_floating(std::string_view op, TensorSpan tensors) {
@@ -211,6 +238,24 @@ void update_all(std::string_view op, TensorSpan self, const Tensor& other, doubl
   const DenseLists<1> lists({self}, 1);
   multi_tensor_apply(launch, lists, nullptr, f);
   lists.write_back();
+}
+
+/// All blocks read the steps as they were, so these go on in a launch of their own, after the update.
+void scaled_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
+                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr,
+                 const Tensor& factor, const Tensor& count, double beta1, double beta2,
+                 double weight_decay, double eps, bool amsgrad, bool maximize, bool decoupled) {
+  Adam f = adam_settings(beta1, beta2, weight_decay, eps, amsgrad, maximize, decoupled);
+  f.factor = Number(factor, 1);
+  f.count = Number(count);
+  adam("_scaled_adam_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps, f, lr,
+       Tensor(), Tensor(), factor.defined());
+  if (!count.defined()) return;
+  std::vector<Tensor> on_device, on_host;
+  for (const Tensor& step : state_steps)
+    (step.device().is_cuda() ? on_device : on_host).push_back(step);
+  update_all("_scaled_adam_", on_device, count, 1, false);
+  if (!on_host.empty()) kernels_for(DeviceType::CPU)._foreach_add_(on_host, count, Scalar(1));
 }
 
 /// x *= factor; found_inf = 1 if one x is not finite. Every thread that writes, writes the same.
@@ -278,6 +323,8 @@ const RegisterCuda registered([](KernelTable& t) {
   t._fused_adam_ = fused_adam;
   t._fused_adamw_ = fused_adamw;
   t._fused_sgd_ = fused_sgd;
+  t._scaled_adam_ = scaled_adam;
+  t._scaled_sgd_ = scaled_sgd;
   t._foreach_mul_ = [](TensorSpan self, const Tensor& other) {
     update_all("_foreach_mul_", self, other, 1, true);
   };

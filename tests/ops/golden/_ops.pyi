@@ -25,6 +25,14 @@ class _attention_result(NamedTuple):
     lse: Tensor
     rng_state: Tensor
 
+class _clip_coefficient_result(NamedTuple):
+    norm: Tensor
+    coefficient: Tensor
+
+class _cross_entropy_index_gradient_result(NamedTuple):
+    loss: Tensor
+    grad: Tensor
+
 class _cross_entropy_index_result(NamedTuple):
     loss: Tensor
     lse: Tensor
@@ -42,6 +50,10 @@ class _kthvalue_result(NamedTuple):
     values: Tensor
     indices: Tensor
 
+class _linear_activation_result(NamedTuple):
+    result: Tensor
+    linear: Tensor
+
 class _max_pool2d_with_indices_result(NamedTuple):
     values: Tensor
     indices: Tensor
@@ -58,6 +70,10 @@ class _min_result(NamedTuple):
     values: Tensor
     indices: Tensor
 
+class _mm_row_sums_result(NamedTuple):
+    result: Tensor
+    sums: Tensor
+
 class _native_dropout_result(NamedTuple):
     output: Tensor
     mask: Tensor
@@ -70,6 +86,28 @@ class _native_layer_norm_backward_result(NamedTuple):
 class _native_layer_norm_result(NamedTuple):
     result: Tensor
     mean: Tensor
+    rstd: Tensor
+
+class _residual_layer_norm_backward_result(NamedTuple):
+    total: Tensor
+    grad_weight: Tensor
+    grad_bias: Tensor
+    low: Tensor
+
+class _residual_layer_norm_result(NamedTuple):
+    result: Tensor
+    sum: Tensor
+    mean: Tensor
+    rstd: Tensor
+
+class _residual_rms_norm_backward_result(NamedTuple):
+    total: Tensor
+    grad_weight: Tensor
+    low: Tensor
+
+class _residual_rms_norm_result(NamedTuple):
+    result: Tensor
+    sum: Tensor
     rstd: Tensor
 
 class _rms_norm_backward_result(NamedTuple):

@@ -1,0 +1,128 @@
+// Checks and output shapes of the ops that the passes of capture mode make of several others. What
+// they have in common with those is checked by the others' functions.
+#include "vt/meta_decls.h"
+
+namespace vt::meta {
+namespace {
+
+/// Where the sum of two tensors of one shape goes; undefined without a second one.
+Tensor sum_of(const Tensor& self, const Tensor& residual, std::string_view op) {
+  if (!residual.defined()) return {};
+  check(std::equal(self.sizes().begin(), self.sizes().end(), residual.sizes().begin(),
+                   residual.sizes().end()),
+        op, ": expected two tensors of one shape, got ", self.sizes(), " and ", residual.sizes());
+  return empty(self.sizes(), promote_types(self.dtype(), residual.dtype()), self.device());
+}
+
+Tensor as_float(const Tensor& like, DType dtype, std::string_view op) {
+  check(is_floating(dtype), op, ": expected a floating dtype for the result, got ", dtype);
+  return empty(like.sizes(), dtype, like.device());
+}
+
+/// Checks what is added to an input's gradient; the second copy of the sum.
+Tensor second_copy(const Tensor& residual, const Tensor& input, std::optional<DType> low,
+                   std::string_view op) {
+  if (residual.defined()) {
+    check(residual.dtype() == input.dtype() &&
+              std::equal(input.sizes().begin(), input.sizes().end(), residual.sizes().begin(),
+                         residual.sizes().end()),
+          op, ": expected a residual like the input, ", input.dtype(), " of shape ", input.sizes(),
+          ", got ", residual.dtype(), " of shape ", residual.sizes());
+  }
+  return low ? as_float(input, *low, op) : Tensor();
+}
+
+void check_activation(std::string_view activation, std::string_view op) {
+  check(activation == "relu" || activation == "gelu" || activation == "gelu_tanh" ||
+            activation == "silu",
+        op, ": activation must be relu, gelu, gelu_tanh or silu, got '", activation, "'");
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> _residual_layer_norm(
+    const Tensor& self, const Tensor& residual, IntSpan normalized_shape, const Tensor& weight,
+    const Tensor& bias, double eps, DType result_dtype) {
+  const Tensor sum = sum_of(self, residual, "_residual_layer_norm");
+  auto [result, mean, rstd] =
+      native_layer_norm(sum.defined() ? sum : self, normalized_shape, weight, bias, eps);
+  return {as_float(result, result_dtype, "_residual_layer_norm"), sum, mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> _residual_rms_norm(const Tensor& self, const Tensor& residual,
+                                                      IntSpan normalized_shape,
+                                                      const Tensor& weight, double eps,
+                                                      DType result_dtype) {
+  const Tensor sum = sum_of(self, residual, "_residual_rms_norm");
+  auto [result, rstd] = _rms_norm(sum.defined() ? sum : self, normalized_shape, weight, eps);
+  return {as_float(result, result_dtype, "_residual_rms_norm"), sum, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> _residual_layer_norm_backward(
+    const Tensor& grad_output, const Tensor& residual, const Tensor& input,
+    IntSpan normalized_shape, const Tensor& mean, const Tensor& rstd, const Tensor& weight,
+    const Tensor& bias, std::optional<DType> low_dtype) {
+  auto [total, grad_weight, grad_bias] =
+      native_layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias);
+  return {total, grad_weight, grad_bias,
+          second_copy(residual, input, low_dtype, "_residual_layer_norm_backward")};
+}
+
+std::tuple<Tensor, Tensor, Tensor> _residual_rms_norm_backward(
+    const Tensor& grad_output, const Tensor& residual, const Tensor& input,
+    IntSpan normalized_shape, const Tensor& rstd, const Tensor& weight,
+    std::optional<DType> low_dtype) {
+  auto [total, grad_weight] =
+      _rms_norm_backward(grad_output, input, normalized_shape, rstd, weight);
+  return {total, grad_weight,
+          second_copy(residual, input, low_dtype, "_residual_rms_norm_backward")};
+}
+
+std::tuple<Tensor, Tensor> _cross_entropy_index_gradient(
+    const Tensor& self, const Tensor& target, const Tensor& weight, int64_t reduction,
+    int64_t ignore_index, double label_smoothing, const Tensor& grad_output, DType loss_dtype) {
+  const auto [loss, lse, total] =
+      _cross_entropy_index(self, target, weight, reduction, ignore_index, label_smoothing);
+  check(grad_output.numel() == loss.numel(),
+        "_cross_entropy_index_gradient: expected a gradient of shape ", loss.sizes(), ", got ",
+        grad_output.sizes());
+  return {as_float(loss, loss_dtype, "_cross_entropy_index_gradient"),
+          empty(self.sizes(), self.dtype(), self.device())};
+}
+
+std::tuple<Tensor, Tensor> _linear_activation(const Tensor& input, const Tensor& weight,
+                                              const Tensor& bias, std::string_view activation,
+                                              bool keep) {
+  check_activation(activation, "_linear_activation");
+  const Tensor result = linear(input, weight, bias);
+  check(is_floating(result.dtype()), "_linear_activation: expected floating tensors, got ",
+        result.dtype());
+  return {result, keep ? empty(result.sizes(), result.dtype(), result.device()) : Tensor()};
+}
+
+Tensor _mm_activation_backward(const Tensor& self, const Tensor& mat2, const Tensor& saved,
+                               std::string_view activation) {
+  check_activation(activation, "_mm_activation_backward");
+  const Tensor result = mm(self, mat2);
+  check(is_floating(result.dtype()) && saved.dtype() == result.dtype() &&
+            std::equal(saved.sizes().begin(), saved.sizes().end(), result.sizes().begin(),
+                       result.sizes().end()),
+        "_mm_activation_backward: expected ", result.dtype(), " of shape ", result.sizes(),
+        " from the forward pass, got ", saved.dtype(), " of shape ", saved.sizes());
+  return result;
+}
+
+std::tuple<Tensor, Tensor> _mm_row_sums(const Tensor& self, const Tensor& mat2) {
+  const Tensor result = mm(self, mat2);
+  check(is_floating(result.dtype()), "_mm_row_sums: expected floating tensors, got ",
+        result.dtype());
+  return {result, empty(Dims{self.sizes()[0]}, self.dtype(), self.device())};
+}
+
+std::tuple<Tensor, Tensor> _clip_coefficient(TensorSpan tensors, double ord, const Tensor&,
+                                             const Tensor&, const Tensor&) {
+  const Tensor norm = _multi_tensor_norm(tensors, ord);
+  return {norm, empty(Dims{}, norm.dtype(), norm.device())};
+}
+
+}  // namespace vt::meta

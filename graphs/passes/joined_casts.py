@@ -1,0 +1,105 @@
+"""Converts many tensors in one op.
+
+Pattern: `_to_dtype` between floating dtypes of weights, which a step under autocast converts one by
+one before it uses them, or of gradients, which it converts as they are made. Rewrite: casts of what
+lived before the step are made by one op at the first of them; of the others, those whose results
+nobody needs before the last are made there; of what is then left, those whose sources are ready at
+the first. And a cast to a wider float that is only added to something in place falls away: the sum
+reads the narrow one. Bitwise.
+
+On CUDA only, where an op is a launch: on the CPU a cast belongs beside what reads it. Results that
+come early, and sources that live on, take memory: weights' copies are needed until backward anyway,
+and gradients wait while activations have gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vibetensor.graphs.rewrite import Uses, is_dense, make_op
+from vibetensor.graphs.tape import Decision, Op, Tape
+
+BITWISE = True
+DEVICES = ("cuda",)  # where it rewrites
+
+
+def run(tape: Tape) -> Tape:
+    """The tape with its casts in groups."""
+    tape = _read_narrow(tape)
+    given = [at for at in _casts(tape) if tape.ops[at].args[0].buffer.role == "state"]
+    tape = _grouped(tape, given, Uses(tape).can_run_at)
+    tape = _grouped(tape, _casts(tape)[::-1], Uses(tape).can_wait)
+    return _grouped(tape, _casts(tape), Uses(tape).can_run_at)
+
+
+def _read_narrow(tape: Tape) -> Tape:
+    """Leaves out casts that only an `add_` reads, as gradients of 16 bits that are accumulated."""
+    uses, ops = Uses(tape), tape.ops
+    decisions: list[Decision] = []
+    new: dict[int, Op] = {}
+    gone: set[int] = set()
+    for at in _casts(tape):
+        source, wide = ops[at].args[0], ops[at].outputs[0]
+        reader = uses.only_reader(wide.buffer)
+        if reader is None or ops[reader].name != "add_" or source.dtype.itemsize > 2:
+            continue
+        target, added, alpha = ops[reader].args
+        if added != wide or target.dtype != wide.dtype or source.sizes != wide.sizes:
+            continue
+        if source.buffer is target.buffer or uses.written_between(source.buffer, at, reader):
+            continue
+        new[reader] = make_op("add_", (target, source), [target], ops[reader], alpha=alpha)
+        gone.add(at)
+        decisions.append(Decision("joined_casts", True, "_to_dtype + add_ as one op", ops[reader]))
+    kept = [new.get(at, op) for at, op in enumerate(ops) if at not in gone]
+    return tape.replaced(kept, decisions)
+
+
+def _grouped(tape: Tape, casts: list[int], may: Callable[[int, int], bool]) -> Tape:
+    """Joins casts with the first of the list where each of them may run there."""
+    ops = tape.ops
+    decisions: list[Decision] = []
+    new: dict[int, Op] = {}
+    gone: set[int] = set()
+    while casts:
+        place, rest = casts[0], []
+        group = [place]
+        read, written = {ops[place].args[0].buffer}, {ops[place].outputs[0].buffer}
+        for at in casts[1:]:
+            source, target = ops[at].args[0].buffer, ops[at].outputs[0].buffer
+            apart = source not in written and target not in written and target not in read
+            if apart and source.device == ops[place].args[0].buffer.device and may(at, place):
+                group.append(at)
+                read.add(source)
+                written.add(target)
+            else:
+                rest.append(at)
+        casts = rest
+        if len(group) > 1:
+            targets = [ops[at].outputs[0] for at in group]
+            sources = [ops[at].args[0] for at in group]
+            new[place] = make_op("_convert_all_", (targets, sources), targets, ops[place])
+            gone.update(set(group) - {place})
+            decisions.append(
+                Decision("joined_casts", True, f"{len(group)} casts as one op", ops[place])
+            )
+    kept = [new.get(at, op) for at, op in enumerate(ops) if at not in gone]
+    return tape.replaced(kept, decisions)
+
+
+def _casts(tape: Tape) -> list[int]:
+    return [at for at, op in enumerate(tape.ops) if _is_plain(op)]
+
+
+def _is_plain(op: Op) -> bool:
+    if op.name != "_to_dtype":
+        return False
+    source, target = op.args[0], op.outputs[0]
+    return (
+        target.buffer.device.split(":")[0] in DEVICES
+        and source.dtype.is_floating_point
+        and target.dtype.is_floating_point
+        and is_dense(source)
+        and is_dense(target)
+        and source.buffer is not target.buffer
+    )
