@@ -178,6 +178,7 @@ void bind_graphs(nb::module_& m) {
              self.sources->codes.clear();
              self.tape->stop();
            })
+      .def_prop_ro("failure", [](const PyTape& self) { return self.tape->failure(); })
       .def("find_escapes", [](PyTape& self) { self.tape->find_escapes(); })
       .def("calls",
            [](const PyTape& self) {
