@@ -79,6 +79,20 @@ def test_a_run_that_fails_is_a_row_with_its_error() -> None:
     assert "KeyError" in result["error"]
 
 
+def test_the_fastest_of_several_rounds_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"eager": [{"ms": 3.0}, {"ms": 2.0}, {"ms": 4.0}], "capture": [{"error": "no"}]}
+    asked = []
+
+    def run_one(options: dict[str, Any], timeout: float) -> dict[str, Any]:
+        asked.append(options["mode"])
+        return answers[options["mode"]].pop(0)
+
+    monkeypatch.setattr(train, "run_one", run_one)
+    runs = [("vibetensor", mode) for mode in train.MODES]
+    assert train.quietest(runs, {}, 3, 60) == [{"ms": 2.0}, {"error": "no"}]
+    assert asked == ["eager", "capture", "eager", "eager"]
+
+
 def test_unknown_names_are_refused() -> None:
     parse = train.listed(train.PEER_MODES, "torch:")
     assert parse("torch:all") == list(train.PEER_MODES)
