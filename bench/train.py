@@ -137,6 +137,20 @@ def measure(name: str, runs: list[tuple[str, str]], options: argparse.Namespace)
     }  # fmt: skip
 
 
+def save(path: Path, record: dict[str, Any]) -> None:
+    """Writes the results; workloads that the same commit was measured for before, on the same machine,
+    stay beside them."""
+    if path.exists():
+        old = json.loads(path.read_text())
+        same = ("commit", "processor", "cores", "threads", "torch", "gpu")
+        if all(old.get(key) == record.get(key) for key in same):
+            merged = {each["workload"]: each for each in (*old["steps"], *record["steps"])}
+            commands = dict.fromkeys((*old["command"].split("; "), record["command"]))
+            record = {**record, "steps": list(merged.values()), "command": "; ".join(commands)}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
 def listed(known: Any, prefix: str = "") -> Any:
     """An argument type: names separated by commas, or "all"; after an optional prefix."""
 
@@ -180,8 +194,7 @@ def main() -> int:
     if options.save:
         name = f"steps_{options.device}" + ("" if options.scale == "full" else f"_{options.scale}")
         record = {**describe_run(options.threads), "scale": options.scale, "steps": records}
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        save(RESULTS / f"{name}.json", record)
     return int(any("error" in row for record in records for row in record["runs"]))
 
 

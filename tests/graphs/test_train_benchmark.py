@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -91,6 +92,25 @@ def test_the_fastest_of_several_rounds_counts(monkeypatch: pytest.MonkeyPatch) -
     runs = [("vibetensor", mode) for mode in train.MODES]
     assert train.quietest(runs, {}, 3, 60) == [{"ms": 2.0}, {"error": "no"}]
     assert asked == ["eager", "capture", "eager", "eager"]
+
+
+def test_results_of_one_commit_are_kept_together(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "steps.json"
+
+    def save(commit: str, command: str, **workloads: int) -> dict[str, Any]:
+        steps = [{"workload": name, "runs": value} for name, value in workloads.items()]
+        train.save(path, {"commit": commit, "command": command, "steps": steps})
+        found = json.loads(path.read_text())
+        return {each["workload"]: each["runs"] for each in found["steps"]} | {"": found["command"]}
+
+    assert save("a", "one", vit=1, gpt2=2) == {"vit": 1, "gpt2": 2, "": "one"}
+    assert save("a", "two", gpt2=3, reverse=4) == {
+        "vit": 1,
+        "gpt2": 3,
+        "reverse": 4,
+        "": "one; two",
+    }
+    assert save("b", "three", vit=5) == {"vit": 5, "": "three"}
 
 
 def test_unknown_names_are_refused() -> None:
