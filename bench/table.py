@@ -34,8 +34,9 @@ def page() -> str:
 def how(record: dict[str, Any]) -> list[str]:
     """What was run, and on what."""
     launch = record.get("launch_us")
+    commands = record["command"].replace("; ", "`, `")
     return [
-        f"`{record['command']}`, commit {record['commit']}, {record.get('gpu') or record['processor']}, {record['threads']} threads, "
+        f"`{commands}`, commit {record['commit']}, {record.get('gpu') or record['processor']}, {record['threads']} threads, "
         f"Python {record['python']}, torch {record['torch']}."
         + (
             f" The driver alone takes {launch:.2f} us to launch an empty kernel."
