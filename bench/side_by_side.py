@@ -115,13 +115,30 @@ def launch_time() -> dict[str, float]:
     return {"launch_us": _cuda.Module(code).launch_seconds("empty", 200, 41) * 1e6}
 
 
-def report(name: str, rows: list[dict[str, Any]], threads: int, save: bool) -> bool:
-    """Prints the table and, if asked, writes results/NAME.json. True if every goal is met. Rows
-    without torch's time stand alone."""
+def describe_run(threads: int) -> dict[str, Any]:
+    """What is needed to repeat a run: command, commit, machine, versions."""
     import torch
 
     import vibetensor as vt
 
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "python": platform.python_version(),
+        "vibetensor": vt.__version__,
+        "torch": torch.__version__,
+        "isa": vt._C._cpu_capability(),
+        **gpu(),
+        **launch_time(),
+    }
+
+
+def report(name: str, rows: list[dict[str, Any]], threads: int, save: bool) -> bool:
+    """Prints the table and, if asked, writes results/NAME.json. True if every goal is met. Rows
+    without torch's time stand alone."""
     width = max(len(r["case"]) for r in rows)
     met = True
     for r in rows:
@@ -138,19 +155,6 @@ def report(name: str, rows: list[dict[str, Any]], threads: int, save: bool) -> b
         print(f"{r['case']:<{width}}  {r['vibetensor']:>10.4g} {r['unit']}  {beside}{note}")
     if save:
         RESULTS.mkdir(exist_ok=True)
-        record = {
-            "command": " ".join(["python", *sys.argv]),
-            "commit": commit(),
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "threads": threads,
-            "python": platform.python_version(),
-            "vibetensor": vt.__version__,
-            "torch": torch.__version__,
-            "isa": vt._C._cpu_capability(),
-            **gpu(),
-            **launch_time(),
-            "rows": rows,
-        }
+        record = {**describe_run(threads), "rows": rows}
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return met

@@ -1,4 +1,4 @@
-"""Writes bench/README.md from the checked-in results.
+"""Writes bench/README.md and its charts from the checked-in results.
 
 python bench/table.py
 """
@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+from bars import bars
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 
 
 def page() -> str:
@@ -16,42 +20,100 @@ def page() -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Each runs vibetensor and torch side by side in one process and reports medians. This page is made by",
+        "Each runs vibetensor and torch side by side and reports medians: `train.py` whole training steps, one",
+        "process for each library and mode; the others in turns in one process. This page is made by",
         "`python bench/table.py` from `results/*.json`.",
     ]
-    for path in sorted((HERE / "results").glob("*.json")):
+    for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text())
-        lines += [
-            "",
-            f"## {path.stem}",
-            "",
-            f"`{record['command']}`, commit {record['commit']}, {record.get('gpu') or record['processor']}, {record['threads']} threads, "
-            f"Python {record['python']}, torch {record['torch']}."
-            + (
-                f" The driver alone takes {record['launch_us']:.2f} us to launch an empty kernel."
-                if "launch_us" in record
-                else ""
-            ),
-            "",
-            "| case | vibetensor | torch | ratio | goal | |",
-            "|---|---|---|---|---|---|",
-        ]
-        for row in record["rows"]:
-            goal, limit = row.get("goal"), row.get("limit")
-            asked = "" if goal is None else f"≤ {goal}x"
-            met = goal is None or row["ratio"] <= goal
-            if limit is not None:
-                asked, met = f"≤ {limit:.3g} {row['unit']}", row["vibetensor"] <= limit
-            verdict = "" if not asked else "met" if met else "**missed**"
-            torch = (
-                f"{row['torch']:.3g} {row['unit']} | {row['ratio']:.2f}"
-                if "torch" in row
-                else " | "
-            )
-            lines.append(
-                f"| {row['case']} | {row['vibetensor']:.3g} {row['unit']} | {torch} | {asked} | {verdict} |"
-            )
+        lines += ["", f"## {path.stem}", "", *how(record), ""]
+        lines += step_tables(path.stem, record) if "steps" in record else rows(record)
     return "\n".join(lines) + "\n"
+
+
+def how(record: dict[str, Any]) -> list[str]:
+    """What was run, and on what."""
+    launch = record.get("launch_us")
+    commands = record["command"].replace("; ", "`, `")
+    return [
+        f"`{commands}`, commit {record['commit']}, {record.get('gpu') or record['processor']}, {record['threads']} threads, "
+        f"Python {record['python']}, torch {record['torch']}."
+        + (
+            f" The driver alone takes {launch:.2f} us to launch an empty kernel."
+            if launch is not None
+            else ""
+        )
+    ]
+
+
+def rows(record: dict[str, Any]) -> list[str]:
+    """Cases measured in turns."""
+    lines = ["| case | vibetensor | torch | ratio | goal | |", "|---|---|---|---|---|---|"]
+    for row in record["rows"]:
+        goal, limit = row.get("goal"), row.get("limit")
+        asked = "" if goal is None else f"≤ {goal}x"
+        met = goal is None or row["ratio"] <= goal
+        if limit is not None:
+            asked, met = f"≤ {limit:.3g} {row['unit']}", row["vibetensor"] <= limit
+        verdict = "" if not asked else "met" if met else "**missed**"
+        torch = (
+            f"{row['torch']:.3g} {row['unit']} | {row['ratio']:.2f}" if "torch" in row else " | "
+        )
+        lines.append(
+            f"| {row['case']} | {row['vibetensor']:.3g} {row['unit']} | {torch} | {asked} | {verdict} |"
+        )
+    return lines
+
+
+def step_tables(name: str, record: dict[str, Any]) -> list[str]:
+    """Training steps: a table, and a chart that is linked from it."""
+    lines = [
+        f"![step times](results/{name}.svg)",
+        "",
+        "`vs torch` is the step against torch's fastest run of the same workload; `first` the time from the first",
+        "call to the end of the first steady step; `arena` what the planner needs over the least that is possible.",
+        "",
+        "| workload | run | step | vs torch | tokens/s | first | peak memory | ops | arena |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    groups = []
+    for workload in record["steps"]:
+        title = f"{workload['workload']}, {workload['shape']}, {workload['dtype']}"
+        measured = [run for run in workload["runs"] if "ms" in run]
+        peers = [run["ms"] for run in measured if run["library"] == "torch"]
+        for run in workload["runs"]:
+            label = f"{run['library']} {run['mode']}"
+            if "ms" not in run:
+                lines.append(f"| {title} | {label} | failed | | | | | | |")
+                continue
+            ours = run["library"] == "vibetensor"
+            ratio = f"{run['ms'] / min(peers):.2f}x" if ours and peers else ""
+            capture = run.get("capture")
+            ops = f"{capture['ops']} of {capture['recorded']}" if capture else ""
+            arena = (
+                f"{capture['arena_bytes'] / 2**20:,.1f} MiB, +{capture['arena_bytes'] / capture['lower_bound'] - 1:.1%}"
+                if capture and capture["lower_bound"]
+                else ""
+            )
+            rate = workload["samples"] / run["ms"] * 1e3
+            lines.append(
+                f"| {title} | {label} | {run['ms']:.3g} ms | {ratio} | {rate:,.0f} | {run['first_s']:.2f} s | "
+                f"{run['peak_bytes'] / 2**20:,.0f} MiB | {ops} | {arena} |"
+            )
+        groups.append(
+            (
+                title,
+                [
+                    (f"{r['library']} {r['mode']}", r["ms"], f"{r['ms']:.3g} ms", r["library"] == "vibetensor")
+                    for r in measured
+                ],
+            )
+        )  # fmt: skip
+    where = record.get("gpu") or record["processor"]
+    (RESULTS / f"{name}.svg").write_text(
+        bars(f"A training step on {where}, ms (less is better)", groups)
+    )
+    return lines
 
 
 if __name__ == "__main__":

@@ -10,53 +10,20 @@ import statistics
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from side_by_side import SETTLE, median_times, report
+from workloads import gpt, load_initial_weights
+from workloads.gpt import GPTConfig
 
 import vibetensor.torch as vt
 
 TURN = 5  # steps timed in a row
 
-WORKLOADS = {
-    # layers, width, heads, context, batch, vocabulary, goal
-    "miniGPT L4 d128 T64 B12": (4, 128, 4, 64, 12, 65, 0.7),
-    "miniGPT L6 d384 T256 B4": (6, 384, 6, 256, 4, 65, 1.0),
+WORKLOADS = {  # and what their ratio to torch is held to
+    "miniGPT L4 d128 T64 B12": (GPTConfig(4, 128, 4, 64, 12, 65), 0.7),
+    "miniGPT L6 d384 T256 B4": (GPTConfig(6, 384, 6, 256, 4, 65), 1.0),
 }
-
-
-def make_gpt(t: Any, layers: int, width: int, heads: int, context: int, vocab: int) -> Any:
-    """The same small GPT in either library."""
-    nn, F = t.nn, t.nn.functional
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-        def forward(self, x: Any) -> Any:
-            b, s, d = x.shape
-            q, k, v = self.qkv(self.ln1(x)).split(width, dim=2)
-            q, k, v = (z.view(b, s, heads, d // heads).transpose(1, 2) for z in (q, k, v))
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.out(y.transpose(1, 2).reshape(b, s, d))
-            return x + self.down(F.gelu(self.up(self.ln2(x))))
-
-    class GPT(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.tokens, self.places = nn.Embedding(vocab, width), nn.Embedding(context, width)
-            self.blocks = nn.ModuleList([Block() for _ in range(layers)])
-            self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocab, bias=False)
-
-        def forward(self, x: Any, y: Any) -> Any:
-            h = self.tokens(x) + self.places(t.arange(x.shape[1], device=x.device))
-            for block in self.blocks:
-                h = block(h)
-            return F.cross_entropy(self.head(self.norm(h)).view(-1, vocab), y.reshape(-1))
-
-    return GPT()
 
 
 def step_of(t: Any, model: Any, x: Any, y: Any) -> Any:
@@ -76,17 +43,14 @@ def step_of(t: Any, model: Any, x: Any, y: Any) -> Any:
 
 def train_rows(steps: int) -> list[dict[str, Any]]:
     rows = []
-    for name, (layers, width, heads, context, batch, vocab, goal) in WORKLOADS.items():
-        torch.manual_seed(0)
-        theirs = make_gpt(torch, layers, width, heads, context, vocab)
-        ours = make_gpt(vt, layers, width, heads, context, vocab)
-        ours.load_state_dict(
-            {k: vt.from_numpy(v.numpy().copy()) for k, v in theirs.state_dict().items()}
-        )
-        x = torch.randint(0, vocab, (batch, context))
-        y = torch.randint(0, vocab, (batch, context))
-        a = step_of(vt, ours, vt.from_numpy(x.numpy()), vt.from_numpy(y.numpy()))
-        b = step_of(torch, theirs, x, y)
+    for name, (config, goal) in WORKLOADS.items():
+        arrays = gpt.next_token_batch(config, np.random.default_rng(0))
+        functions = []
+        for t in (vt, torch):
+            model = gpt.make(t, config)
+            load_initial_weights(t, model)
+            functions.append(step_of(t, model, *(t.from_numpy(array) for array in arrays)))
+        a, b = functions
         first = [(a().item(), b().item()) for _ in range(3)]
         for mine, other in first:  # both are known to do the same work
             assert abs(mine - other) <= 1e-3 * abs(other), first

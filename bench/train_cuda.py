@@ -14,12 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from side_by_side import median_times, report
-from train_cpu import make_gpt
+from workloads import WORKLOADS, gpt, load_initial_weights
 
 import vibetensor.torch as vt
-
-MINIGPT = dict(layers=6, width=384, heads=6, context=256, vocab=65)
-BATCH = 64
 
 
 def synchronize() -> None:
@@ -46,17 +43,14 @@ def step_of(t: Any, model: Any, x: Any, y: Any) -> Any:
 
 def train_rows(steps: int) -> list[dict[str, Any]]:
     """The miniGPT step of both libraries, in turns."""
-    torch.manual_seed(0)
-    theirs = make_gpt(torch, *MINIGPT.values()).cuda()
-    ours = make_gpt(vt, *MINIGPT.values())
-    ours.load_state_dict(
-        {k: vt.from_numpy(v.cpu().numpy().copy()) for k, v in theirs.state_dict().items()}
-    )
-    ours = ours.cuda()
-    rng = np.random.default_rng(0)
-    x, y = (rng.integers(0, MINIGPT["vocab"], (BATCH, MINIGPT["context"])) for _ in range(2))
-    a = step_of(vt, ours, vt.from_numpy(x).cuda(), vt.from_numpy(y).cuda())
-    b = step_of(torch, theirs, torch.from_numpy(x).cuda(), torch.from_numpy(y).cuda())
+    config = WORKLOADS["minigpt"].full
+    arrays = gpt.next_token_batch(config, np.random.default_rng(0))
+    functions = []
+    for t in (vt, torch):
+        model = gpt.make(t, config)
+        load_initial_weights(t, model)
+        functions.append(step_of(t, model.cuda(), *(t.from_numpy(a).cuda() for a in arrays)))
+    a, b = functions
     first = [(a().item(), b().item()) for _ in range(5)]
     for mine, other in first:  # both are known to do the same work
         assert abs(mine - other) <= 2e-2 * abs(other), first

@@ -27,6 +27,10 @@ from vibetensor.graphs.tape import Tape
 # many in a row are a step that never becomes steady.
 _MOST_UNSTEADY = 4
 
+# A recording costs as much as this many replays save, or so. Captures that do not live as long count
+# against the budget for good, or a step whose tensors move all the time would be recorded each time.
+_WORTH_KEEPING = 8
+
 
 _MISSED = object()
 
@@ -121,6 +125,7 @@ class CapturedStep:
         self._replayed_keys: set[Any] = set()
         self._leaves: dict[int, Any] = {}
         self._unsteady_runs = 0
+        self._short_lived = 0  # captures whose tensors moved before they had paid
         self._warned = False
         self._captures = 0
         self._last: Variant | None = None
@@ -155,13 +160,13 @@ class CapturedStep:
             if key not in self._replayed_keys:
                 self._add_replays(key, leaves, spec)
             return self._replay(variant, leaves)
-        if len(self.variants) < self._max_variants:
+        if len(self.variants) + self._short_lived < self._max_variants:
             return self._record(key, leaves, spec)
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"{self._name} has been captured {self._max_variants} times, for as many "
-                f"different shapes or options; further ones run eagerly (max_variants)",
+                f"{self._name} has been captured {self._max_variants} times, for as many different "
+                f"shapes, options or places of its tensors; further ones run eagerly (max_variants)",
                 stacklevel=3,
             )
         return self._plain_call(leaves, _stage(leaves), spec)
@@ -175,7 +180,11 @@ class CapturedStep:
             if variant.session.same_course() and variant.holds():
                 return variant
         # Those whose tensors have moved will not come back.
-        self._variants[key] = [v for v in known if v.holds()]
+        held = [variant.holds() for variant in known]
+        self._variants[key] = [v for v, holds in zip(known, held) if holds]
+        self._short_lived += sum(
+            not holds and v.replays < _WORTH_KEEPING for v, holds in zip(known, held)
+        )
         if key in self._replayed_keys:
             self._forget_replays()
         return None
@@ -536,7 +545,7 @@ class CapturedStep:
             self._leaves.clear()
             self._bound.clear()
             self._last = None
-            self._unsteady_runs = 0
+            self._unsteady_runs = self._short_lived = 0
 
     def _captured(self) -> list[Variant]:
         variants = self.variants

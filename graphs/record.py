@@ -38,12 +38,15 @@ class Recording:
         return self.native.tensor(self.first_slot[buffer.index])
 
 
-def record(function: Callable[[], Any]) -> Recording:
+def record(function: Callable[[], Any], *, dry: bool = False) -> Recording:
     """Runs `function` and records every op it runs on this thread.
 
-    Raises what the function raises; the recording then leaves nothing behind.
+    dry: the ops only pass and nothing is computed: tensors keep their values, results have none.
+
+    Raises what the function raises, and RuntimeError where the function goes on after an error of an
+    op, as replays would not know of that; the recording then leaves nothing behind.
     """
-    native = _C.graphs.Tape(PACKAGE)
+    native = _C.graphs.Tape(PACKAGE, dry)
     # A cast that autocast has kept from before, or keeps for later, is neither input nor result.
     _C._clear_autocast_cache()
     native.start()
@@ -58,6 +61,10 @@ def record(function: Callable[[], Any]) -> Recording:
 def recording_of(native: Any, result: Any, *, collect: bool = True) -> Recording:
     """What a native tape that has been stopped recorded. collect: False takes garbage in reference
     cycles for something that lives on."""
+    if native.failure:
+        raise RuntimeError(
+            f"the function went on after an error, which replays would not know of: {native.failure}"
+        )
     storages = native.storages()
     held = {native.find(tensor) for tensor in (*_tensors(result), *_gradients(native))}
     if collect and any(

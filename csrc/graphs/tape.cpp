@@ -57,29 +57,35 @@ std::vector<Value> Call::bind(TensorSpan tensors) const {
 Tape::Tape(const Source* (*source)(), Recording recording)
     : source_(source), recording_(recording) {}
 
-int Tape::storage_of(const Tensor& tensor, bool written) {
+int Tape::storage_of(const Tensor& tensor, Use use) {
   const Ref<Storage>& storage = tensor.storage();
   const auto [place, added] = known_.try_emplace(storage.get(), static_cast<int>(storages_.size()));
   if (added) {
     const auto born = born_.find(storage.get());
-    // Blank memory that is read first was filled by the host (a number as a tensor).
-    const bool fresh = born != born_.end() && born->second == Origin::Blank && written;
-    StorageRecord record{storage, storage->nbytes(), tensor.device(), {}, fresh, false, false};
-    record.host = born != born_.end() && !fresh;
+    StorageRecord record{
+        .storage = storage, .nbytes = storage->nbytes(), .device = tensor.device()};
+    record.blank = born != born_.end() && born->second == Origin::Blank;
+    record.host = born != born_.end() && born->second == Origin::Host;
     if (born == born_.end()) record.first = tensor;
     storages_.push_back(std::move(record));
-    if (fresh) open_.push_back(place->second);
   }
-  const StorageRecord& record = storages_[static_cast<size_t>(place->second)];
+  StorageRecord& record = storages_[static_cast<size_t>(place->second)];
+  const bool written = use == Use::Write;
+  if (record.blank && use != Use::View) {
+    // Blank memory that is read first was filled by the host (a number as a tensor).
+    record.blank = false;
+    (written ? record.fresh : record.host) = true;
+    if (written) open_.push_back(place->second);
+  }
   check(!(written && record.host), "a tensor of ", tensor.sizes(), " ", tensor.dtype(),
         " that the captured function makes from host data is changed in place: every replay would "
         "go on from the changed values. Make it outside, or write x = x + 1 instead of x += 1");
   return place->second;
 }
 
-int Tape::slot_of(const Tensor& tensor, bool written) {
+int Tape::slot_of(const Tensor& tensor, Use use) {
   if (!tensor.defined()) return -1;
-  Slot slot{storage_of(tensor, written), tensor.storage_offset(), tensor.impl()->sizes,
+  Slot slot{storage_of(tensor, use), tensor.storage_offset(), tensor.impl()->sizes,
             tensor.impl()->strides, tensor.dtype()};
   slots_.push_back(std::move(slot));
   return static_cast<int>(slots_.size()) - 1;
@@ -152,6 +158,22 @@ void Tape::check_devices(const OpCall& call) {
 }
 
 void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
+  try {
+    record(call, execute);
+  } catch (const Error& error) {
+    remember(error.what());
+    throw;
+  } catch (...) {
+    remember(op_name(call.id));
+    throw;
+  }
+}
+
+void Tape::remember(std::string_view failure) {
+  if (failure_.empty()) failure_ = failure;
+}
+
+void Tape::record(const OpCall& call, FunctionRef<void()> execute) {
   check_devices(call);
   if (recording_ == Recording::Running) {
     // Kernels that call ops themselves are one op on the tape.
@@ -172,11 +194,13 @@ void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
                                         std::holds_alternative<Tensor>(call.args[0]) &&
                                         is_output(std::get<Tensor>(call.args[0]));
   for_each_tensor(recorded->args, [&](Tensor& tensor) {
-    recorded->inputs.push_back(slot_of(tensor, !view && is_output(tensor)));
+    const Use use = view ? Use::View : is_output(tensor) ? Use::Write : Use::Read;
+    recorded->inputs.push_back(slot_of(tensor, use));
     recorded->numbers.push_back(tensor.defined() && tensor.impl()->wrapped_number);
     tensor = Tensor();
   });
-  for (const Tensor& out : call.outputs) recorded->outputs.push_back(slot_of(out, !view));
+  for (const Tensor& out : call.outputs)
+    recorded->outputs.push_back(slot_of(out, view ? Use::View : Use::Write));
   const Device device =
       !call.outputs.empty() && call.outputs[0].defined() ? call.outputs[0].device() : Device{};
   for (const Value& value : recorded->args) {
@@ -205,11 +229,13 @@ void Tape::on_gradient(const Tensor& leaf) {
 
 void Tape::on_host_read(const Tensor& tensor, const char* what) {
   const Source* source = source_();
-  fail(ErrorKind::Runtime, what, " of a tensor of ", tensor.sizes(), " ", tensor.dtype(), " on ",
-       tensor.device(),
-       " cannot be captured: the host would read its value once, and every replay ",
-       "would go on with that. Return the tensor from the captured function and read it outside",
-       source ? str(", at ", source->file, ":", source->line, " in ", source->function) : "");
+  const std::string message =
+      str(what, " of a tensor of ", tensor.sizes(), " ", tensor.dtype(), " on ", tensor.device(),
+          " cannot be captured: the host would read its value once, and every replay ",
+          "would go on with that. Return the tensor from the captured function and read it outside",
+          source ? str(", at ", source->file, ":", source->line, " in ", source->function) : "");
+  remember(message);
+  fail(message);
 }
 
 uint32_t Tape::references(const Storage& storage) const {

@@ -7,6 +7,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -56,6 +57,7 @@ struct StorageRecord {
   size_t nbytes = 0;
   Device device;
   Tensor first;          // the tensor that brought it onto the tape, if it was there before
+  bool blank = false;    // made by the recording, and so far nobody's: no op has read or written it
   bool fresh = false;    // made by the recording, from uninitialised memory
   bool host = false;     // made by the recording, with values of the host
   bool escapes = false;  // still in use by others when the recording ended
@@ -87,6 +89,9 @@ class Tape final : public Consumer,
   /// Until resume(), ops run as if nothing were recorded; what they make was there before.
   void pause();
   void resume();
+  /// What the first op or read that failed said; empty if none did. A function that goes on after
+  /// an error took a way that replays could not know of.
+  const std::string& failure() const { return failure_; }
   /// Finds them again, as after a garbage collection.
   void find_escapes();
 
@@ -124,8 +129,11 @@ class Tape final : public Consumer,
   enum class Origin : uint8_t { Blank, Host };
 
   void check_devices(const OpCall& call);
-  int storage_of(const Tensor& tensor, bool written);
-  int slot_of(const Tensor& tensor, bool written);
+  void record(const OpCall& call, FunctionRef<void()> execute);
+  void remember(std::string_view failure);
+  enum class Use : uint8_t { View, Read, Write };
+  int storage_of(const Tensor& tensor, Use use);
+  int slot_of(const Tensor& tensor, Use use);
   int64_t relative_offset(const PhiloxArgs& rng, Device device);
   void release_unused();
   void give_numbers_back();
@@ -134,6 +142,7 @@ class Tape final : public Consumer,
   Recording recording_;
   bool active_ = false;
   bool paused_ = false;
+  std::string failure_;
   std::vector<Ref<Call>> calls_;
   std::vector<Slot> slots_;
   std::vector<StorageRecord> storages_;

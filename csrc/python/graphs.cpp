@@ -246,6 +246,7 @@ void bind_graphs(nb::module_& m) {
           },
           "Of a dry recording: tensors whose .grad it changed, each with that of before.")
       .def("forget_gradients_before", [](PyTape& self) { self.tape->forget_gradients_before(); })
+      .def_prop_ro("failure", [](const PyTape& self) { return self.tape->failure(); })
       .def("find_escapes", [](PyTape& self) { self.tape->find_escapes(); })
       .def("calls",
            [](const PyTape& self) {

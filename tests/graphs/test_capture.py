@@ -453,6 +453,25 @@ def test_the_guide_is_true(tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {"step.html", "step.json", "step.dot"}
 
 
+def test_gradients_that_nobody_asked_for() -> None:
+    """An op with outputs that are not made: layer norm without a bias, a convolution of data."""
+    norm = vt.nn.LayerNorm(6, bias=False)
+    conv = vt.nn.Conv2d(2, 6, 2, bias=False)
+
+    def gradients(x: Any) -> Any:
+        norm.weight.grad = conv.weight.grad = None
+        norm(conv(x).flatten(2).transpose(1, 2)).square().sum().backward()
+        return norm.weight.grad, conv.weight.grad
+
+    step = capture(gradients)
+    for i in range(5):
+        x = vt.full((1, 2, 3, 3), 0.5 * i).cumsum(-1)
+        got, expected = step(x), gradients(x)
+        for mine, other in zip(got, expected):
+            np.testing.assert_array_equal(mine.numpy(), other.numpy())
+    assert step.variants[0].replays == 3
+
+
 def test_captures_do_not_nest() -> None:
     inner = capture(lambda x: x + 1)
     outer = capture(lambda x: inner(x) * 2)

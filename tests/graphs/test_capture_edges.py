@@ -36,9 +36,17 @@ def nothing() -> float:
     return 0.0
 
 
+def _in_parts(out: Any, x: Any) -> Any:
+    out[:2] = x[1:]
+    out[2:] = x[:1] * 2
+    return out
+
+
 FACTORIES: dict[str, Callable[[Any], Any]] = {
     "zeros": lambda x: vt.zeros(3).add_(x),
     "empty": lambda x: vt.empty(3).copy_(x),
+    "in parts": lambda x: _in_parts(vt.empty(3), x),
+    "through a view": lambda x: vt.empty(3).view(1, 3).copy_(x)[0] * 2,
     "assigned": lambda x: vt.empty_like(x).fill_(2).mul_(x),
     "new": lambda x: x.new_zeros(3).index_add_(0, vt.tensor([0, 1, 2]), x),
     "ones": lambda x: vt.ones(3).mul_(x) + vt.arange(3.0),

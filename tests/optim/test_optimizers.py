@@ -427,3 +427,25 @@ def test_required_options():
     p = vt.nn.Parameter(vt.ones(1))
     with pytest.raises(ValueError, match="required optimization parameter lr"):
         vt.optim.Optimizer([p], {"lr": vt.optim.optimizer.required})
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_a_first_step_that_fails_half_way_can_be_done_again(at):
+    """As without memory for the moments of one parameter."""
+    fresh, failed = ([vt.nn.Parameter(vt.ones(2)) for _ in range(2)] for _ in range(2))
+    optimizers = [vt.optim.AdamW(params) for params in (fresh, failed)]
+    for p in (*fresh, *failed):
+        p.grad = vt.full((2,), 0.5)
+    left = [at]
+
+    def fail(original, name, args):
+        left[0] -= 1
+        if left[0] == -1:
+            raise MemoryError
+        return original()
+
+    with vt.library.override("zeros_like", fail), pytest.raises(MemoryError):
+        optimizers[1].step()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert [p.tolist() for p in failed] == [p.tolist() for p in fresh]

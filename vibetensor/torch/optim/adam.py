@@ -107,13 +107,16 @@ class Adam(Optimizer):
                     )
 
     def _init_state(self, group: dict[str, Any], param: Any) -> None:
-        state = self.state[param]
         device = param.device if group["capturable"] or group["fused"] else "cpu"
-        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-        state["exp_avg"] = torch.zeros_like(param)
-        state["exp_avg_sq"] = torch.zeros_like(param)
+        state = {
+            "step": torch.zeros((), dtype=torch.float32, device=device),
+            "exp_avg": torch.zeros_like(param),
+            "exp_avg_sq": torch.zeros_like(param),
+        }
         if group["amsgrad"]:
             state["max_exp_avg_sq"] = torch.zeros_like(param)
+        # All or nothing: without memory for one, the next step makes them again.
+        self.state[param].update(state)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates the parameters that have gradients; returns the closure's loss, if any."""

@@ -19,8 +19,8 @@ from vibetensor.torch.autograd.function import Function
 from vibetensor.torch.utils.hooks import RemovableHandle
 from vibetensor.torch.utils.registry import HookTable
 
-# Hooks of every module. `any_global` keeps the straight path at one truth test; registration sets
-# it for good.
+# Hooks of every module. `any_global` keeps the straight path at one truth test: an item for each
+# registration, for good, and for each observer while it looks on.
 global_forward_pre_hooks: OrderedDict[int, Callable[..., Any]] = HookTable()
 global_forward_hooks: OrderedDict[int, Callable[..., Any]] = HookTable()
 global_forward_hooks_always_called: OrderedDict[int, bool] = OrderedDict()
@@ -33,12 +33,15 @@ CALL_HOOKS_OF_ALL = (
     global_backward_hooks,
 )
 any_global: list[bool] = []
+# They see calls and change nothing, so they are no hooks: a captured step that another thread
+# replays is as right with them as without.
+_call_observers: list[Callable[[Any], None]] = []
 
 
 def _register(hooks: OrderedDict[int, Any], hook: Callable[..., Any], **extra: Any) -> Any:
     handle = RemovableHandle(hooks, **extra)
     hooks[handle.id] = hook
-    any_global[:] = [True]
+    any_global.append(True)
     return handle
 
 
@@ -73,18 +76,19 @@ def register_module_full_backward_hook(hook: Callable[..., Any]) -> RemovableHan
 @contextlib.contextmanager
 def observed_calls(observe: Callable[[Any], None]) -> Iterator[None]:
     """Meanwhile calls ``observe(module)`` before the forward of every module."""
-    before = bool(any_global)
-    handle = _register(global_forward_pre_hooks, lambda module, args: observe(module))
+    _call_observers.append(observe)
+    any_global.append(True)
     try:
         yield
     finally:
-        handle.remove()
-        if not before:
-            any_global.clear()
+        any_global.pop()
+        _call_observers.remove(observe)
 
 
 def call_with_hooks(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``module.forward(*args, **kwargs)`` with everything registered on it around it."""
+    for observe in tuple(_call_observers):
+        observe(module)
     for hook in list(global_forward_pre_hooks.values()):
         args = _new_args(hook(module, args), args)
     for key, hook in list(module._forward_pre_hooks.items()):
