@@ -1,4 +1,4 @@
-"""python -m vibetensor.cute_kernels build | list | check | table"""
+"""Builds, lists and checks the CuTe kernels, and generates their C++ launch table."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
     listing.add_argument("--variants", action="store_true")
     check = commands.add_parser("check", help="registers, spills and instructions of a build")
     check.add_argument("--out", type=Path, default=builder.default_output())
-    table = commands.add_parser("table", help="generate the C++ launch table of a build")
-    table.add_argument("--out", type=Path, default=builder.default_output())
+    table = commands.add_parser("table", help="generate the C++ launch table")
+    table.add_argument("--out", type=Path, help="the build it launches; none: contracts only")
     table.add_argument("--into", type=Path, required=True, help="the folder for the sources")
+    table.add_argument("--archive", type=Path, help="put the objects into this static library")
+    table.add_argument("--ar", default="ar")
+    commands.add_parser("runtime", help="print the path of the DSL's static runtime library")
     given = parser.parse_args(arguments)
 
     if given.command == "build":
@@ -43,11 +46,21 @@ def main(arguments: list[str] | None = None) -> int:
                     print(f"  {variant.name}")
     elif given.command == "check":
         return _check(given.out)
+    elif given.command == "runtime":
+        path = builder.runtime_library()
+        if path is None:
+            print("the CuTe DSL for CUDA 13 is not installed", file=sys.stderr)
+            return 1
+        print(path)
     else:
         from .launch_table import generate
 
-        path = given.out / "manifest.json"
-        generate(Manifest.read(path), given.out, given.into)
+        manifest = Manifest.read(given.out / "manifest.json") if given.out else None
+        if given.archive:
+            if manifest is None:
+                parser.error("--archive needs --out")
+            builder.archive(manifest, given.out, given.archive, given.ar)
+        generate(manifest, given.into)
     return 0
 
 

@@ -11,6 +11,8 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,7 +25,7 @@ from .registry import FAMILIES, ROOT, Kernel, jobs, load
 
 DISTRIBUTION = "nvidia-cutlass-dsl"
 #: What every kernel's code depends on; the rest of the package only drives the build.
-SHARED_SOURCES = ("compile.py", "contract.py", "dsl.py", "rows.py")
+SHARED_SOURCES = ("compile.py", "contract.py", "dsl.py", "failure.py", "rows.py")
 
 
 def default_output() -> Path:
@@ -38,6 +40,30 @@ def dsl_version() -> str:
         return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def runtime_library() -> Path | None:
+    """The DSL's static runtime for CUDA 13, which objects are linked with; None without one."""
+    try:
+        files = importlib.metadata.files(f"{DISTRIBUTION}-libs-cu13") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if file.name == "libcuda_dialect_runtime_static.a":
+            path = Path(str(file.locate())).resolve()
+            return path if path.exists() else None
+    return None
+
+
+def archive(manifest: Manifest, out: Path, path: Path, ar: str = "ar") -> None:
+    """All objects of a build in one static library."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    objects = "\n".join(str(out / f"{b.prefix}.o") for b in manifest.variants)
+    with tempfile.NamedTemporaryFile("w", suffix=".rsp") as response:
+        response.write(objects)
+        response.flush()
+        subprocess.run([ar, "qcsD", str(path), f"@{response.name}"], check=True)
 
 
 def source_hash(family: str) -> str:

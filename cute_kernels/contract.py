@@ -38,10 +38,9 @@ class Tensor:
     """One tensor argument.
 
     `shape` names extents. The last dimension is dense; the others have strides of their own, in
-    elements, when `strided` (a multiple of `stride_divisible_by`), and follow from the shape else.
-    An optional tensor may be a null pointer; the kernel asks at run time. `may_alias` names the
-    tensors it may share all its memory with, element for element: any other overlap between what is
-    written and what is read is the caller's mistake.
+    elements, multiples of `stride_divisible_by`. An optional tensor may be a null pointer; the
+    kernel asks at run time. `may_alias` names the tensors whose memory it may be, element for
+    element; any other overlap of something written is refused.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Tensor:
     shape: tuple[str, ...]
     access: str = "read"  # read, write, update
     align: int = 16
-    strided: bool = False
     stride_divisible_by: int = 8
     optional: bool = False
     may_alias: tuple[str, ...] = ()
@@ -81,6 +79,8 @@ class Contract:
                 raise ValueError(f"tensor {t.name}: unknown dtype '{t.dtype}'")
             if t.access not in ("read", "write", "update"):
                 raise ValueError(f"tensor {t.name}: unknown access '{t.access}'")
+            if not 1 <= len(t.shape) <= 3:
+                raise ValueError(f"tensor {t.name}: one to three dimensions, not {len(t.shape)}")
             if unknown := set(t.shape) - extents:
                 raise ValueError(f"tensor {t.name}: no extent is called {sorted(unknown)}")
             if unknown := set(t.may_alias) - set(names):
@@ -102,6 +102,6 @@ class Contract:
         """What all variants of a kernel share: the C++ structure of its arguments."""
         return (
             tuple(e.name for e in self.extents),
-            tuple((t.name, t.shape, t.access, t.strided) for t in self.tensors),
+            tuple((t.name, t.shape, t.access) for t in self.tensors),
             tuple((s.name, s.type) for s in self.scalars),
         )

@@ -16,7 +16,7 @@ from typing import Any
 from .contract import Contract
 
 ROOT = Path(__file__).parent
-FAMILIES = ("norms",)
+FAMILIES = ("norms", "cross_entropy")
 
 
 @dataclass(frozen=True)

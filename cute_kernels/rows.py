@@ -99,3 +99,48 @@ def row_max(value: Float32, shared: cute.Tensor, threads: cutlass.Constexpr):
             value = shared[lane]
         value = cute.arch.warp_reduction_max(value)
     return value
+
+
+@cute.jit
+def load_ragged(
+    tensor: cute.Tensor,
+    row: Int32,
+    column: Int32,
+    stored: cute.Tensor,
+    width: cutlass.Constexpr,
+    fill: cutlass.Constexpr,
+):
+    """`width` elements of a row into `stored`; those past its end are `fill`. One access where all
+    are there and `width` > 1."""
+    n = tensor.shape[1]
+    if column + width <= n:
+        if const_expr(width > 1):
+            cute.autovec_copy(piece(tensor, row, column, width), stored)
+        else:
+            stored[0] = tensor[row, column]
+    else:
+        for k in cutlass.range_constexpr(width):
+            stored[k] = tensor.element_type(fill)
+            if column + k < n:
+                stored[k] = tensor[row, column + k]
+
+
+@cute.jit
+def store_ragged(
+    tensor: cute.Tensor,
+    row: Int32,
+    column: Int32,
+    stored: cute.Tensor,
+    width: cutlass.Constexpr,
+):
+    """The other way; what is past the row's end is not written."""
+    n = tensor.shape[1]
+    if column + width <= n:
+        if const_expr(width > 1):
+            cute.autovec_copy(stored, piece(tensor, row, column, width))
+        else:
+            tensor[row, column] = stored[0]
+    else:
+        for k in cutlass.range_constexpr(width):
+            if column + k < n:
+                tensor[row, column + k] = stored[k]

@@ -5,15 +5,13 @@ With xhat = (total - mean) * rstd and g = dy * weight, per row
 (RMSNorm without the mean(g), and with no bias), where dtotal is the gradient that reaches the residual sum by another
 way. Weight and bias gradients are sums over rows of dy * xhat and dy, in two steps of fixed order:
 a block walks over every `groups`-th row with its columns' sums in registers and writes them as one
-row of `weight_parts` and `bias_parts`; norm_backward_sums adds those rows.
+row of `weight_parts` and `bias_parts`, whose columns the caller's second kernel sums.
 """
 
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 from ..contract import Contract, Extent, Tensor
-from ..dsl import DTYPES, CUstream, Float32, Int32, const_expr, cute, cutlass
+from ..dsl import DTYPES, CUstream, Float32, const_expr, cute, cutlass
 from ..registry import Kernel, register
 from ..rows import WARP, piece, piece_of_vector, present, row_sum
 from .forward import DTYPE_CODES, NormVariant, norm_variants
@@ -27,10 +25,10 @@ class BackwardVariant(NormVariant):
     reload: bool = False
 
 
-def backward_variants() -> tuple[BackwardVariant, ...]:
+def backward_variants(centred: bool) -> tuple[BackwardVariant, ...]:
     return tuple(
         BackwardVariant(**{**asdict(v), "threads": min(v.threads, 512)}, reload=v.threads > 512)
-        for v in norm_variants(elements=16)
+        for v in norm_variants(centred, elements=16)
     )
 
 
@@ -38,7 +36,7 @@ def contract(v: BackwardVariant) -> Contract:
     dtype, parameters = DTYPE_CODES[v.dtype], DTYPE_CODES[v.parameters]
 
     def rows(name: str, access: str, optional: bool = False, alias: tuple[str, ...] = ()) -> Tensor:
-        return Tensor(name, dtype, ("m", "n"), access, strided=True, optional=optional,
+        return Tensor(name, dtype, ("m", "n"), access, optional=optional,
                       may_alias=alias)  # fmt: skip
 
     return Contract(
@@ -56,9 +54,9 @@ def contract(v: BackwardVariant) -> Contract:
             Tensor("rstd", "float32", ("m",), align=4),
             rows("dtotal", "read", optional=True),
             rows("dx", "write", alias=("dy", "total", "dtotal")),
-            Tensor("weight_parts", "float32", ("groups", "n"), "write", strided=True,
+            Tensor("weight_parts", "float32", ("groups", "n"), "write",
                    optional=True),
-            Tensor("bias_parts", "float32", ("groups", "n"), "write", strided=True, optional=True),
+            Tensor("bias_parts", "float32", ("groups", "n"), "write", optional=True),
         ),
     )  # fmt: skip
 
@@ -192,6 +190,8 @@ class NormBackward:
 
 def reference(dy, total, rstd, mean=None, weight=None, dtotal=None):
     """dx, dweight, dbias in float64, from the forward's statistics."""
+    import numpy as np
+
     dy, total = np.asarray(dy, np.float64), np.asarray(total, np.float64)
     centre = 0.0 if mean is None else np.asarray(mean, np.float64)[:, None]
     xhat = (total - centre) * np.asarray(rstd, np.float64)[:, None]
@@ -204,85 +204,23 @@ def reference(dy, total, rstd, mean=None, weight=None, dtotal=None):
     return {"dx": dx, "dweight": (dy * xhat).sum(0), "dbias": dy.sum(0)}
 
 
-BACKWARD = register(
+LAYER_NORM_BACKWARD = register(
     Kernel(
-        name="norm_backward",
-        doc="Input gradient of LayerNorm or RMSNorm rows, and parts of the weight's and bias's.",
-        variants=backward_variants(),
+        name="layer_norm_backward",
+        doc="Input gradient of LayerNorm rows, and parts of the weight's and the bias's.",
+        variants=backward_variants(True),
         contract=contract,
         make=NormBackward,
         reference=reference,
     )
 )
-
-
-@dataclass(frozen=True)
-class SumsVariant:
-    """dtype of the result, and threads along the parts."""
-
-    dtype: str
-    lines: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.dtype}_{self.lines}"
-
-
-def sums_contract(v: SumsVariant) -> Contract:
-    return Contract(
-        extents=(Extent("groups"), Extent("n")),
-        tensors=(
-            Tensor("parts", "float32", ("groups", "n"), align=4, strided=True,
-                   stride_divisible_by=1),
-            Tensor("sums", DTYPE_CODES[v.dtype], ("n",), "write", align=2 if v.dtype != "f32" else 4),
-        ),
-    )  # fmt: skip
-
-
-class NormBackwardSums:
-    """A block of 32 columns x `lines` threads, each over every lines-th part."""
-
-    def __init__(self, variant: SumsVariant):
-        self.lines = variant.lines
-        self.dtype = DTYPES[DTYPE_CODES[variant.dtype]]
-
-    @cute.jit
-    def __call__(self, parts: cute.Tensor, sums: cute.Tensor, stream: CUstream):
-        self.kernel(parts, sums).launch(
-            grid=[cute.ceil_div(parts.shape[1], WARP), 1, 1],
-            block=[WARP, self.lines, 1],
-            stream=stream,
-        )
-
-    @cute.kernel
-    def kernel(self, parts: cute.Tensor, sums: cute.Tensor):
-        shared = cutlass.utils.SmemAllocator().allocate_tensor(
-            Float32, cute.make_layout((WARP, self.lines))
-        )
-        lane, line, _ = cute.arch.thread_idx()
-        block, _, _ = cute.arch.block_idx()
-        column = block * WARP + lane
-        total = Float32(0)
-        if column < parts.shape[1]:
-            for group in cutlass.range(line, parts.shape[0], self.lines, unroll=4):
-                total += parts[group, column]
-        shared[lane, line] = total
-        cute.arch.barrier()
-        if line == Int32(0):
-            if column < parts.shape[1]:
-                total = Float32(0)
-                for i in cutlass.range_constexpr(self.lines):
-                    total += shared[lane, i]
-                sums[column] = total.to(self.dtype)
-
-
-SUMS = register(
+RMS_NORM_BACKWARD = register(
     Kernel(
-        name="norm_backward_sums",
-        doc="Adds the rows of norm_backward's parts.",
-        variants=tuple(SumsVariant(d, 8) for d in ("bf16", "f16", "f32")),
-        contract=sums_contract,
-        make=NormBackwardSums,
-        reference=lambda parts: {"sums": np.asarray(parts, np.float64).sum(0)},
+        name="rms_norm_backward",
+        doc="Input gradient of RMSNorm rows, and parts of the weight's.",
+        variants=backward_variants(False),
+        contract=contract,
+        make=NormBackward,
+        reference=reference,
     )
 )

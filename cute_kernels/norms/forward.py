@@ -6,8 +6,7 @@ anything else, as the separate add would leave it, and written to `total` where 
 """
 
 from dataclasses import dataclass
-
-import numpy as np
+from functools import partial
 
 from ..contract import Contract, Extent, Scalar, Tensor
 from ..dsl import DTYPES, CUstream, Float32, const_expr, cute, cutlass
@@ -30,8 +29,7 @@ class NormVariant:
 
     @property
     def name(self) -> str:
-        kind = "layer" if self.centred else "rms"
-        return f"{kind}_{self.dtype}_{self.parameters}_{self.capacity}x{self.threads}"
+        return f"{self.dtype}_{self.parameters}_{self.capacity}x{self.threads}"
 
     @property
     def shape(self) -> RowShape:
@@ -42,13 +40,14 @@ class NormVariant:
         return 4 if self.dtype == "f32" else 8
 
 
-def norm_variants(elements: int, longest: int = 16384) -> tuple[NormVariant, ...]:
-    """All dtypes, both kinds, capacities from 256 to `longest`, `elements` a thread."""
+def norm_variants(
+    centred: bool, elements: int, longest: int = 16384
+) -> tuple[NormVariant, ...]:
+    """All dtypes, capacities from 256 to `longest`, `elements` a thread."""
     pairs = (("bf16", "bf16"), ("bf16", "f32"), ("f16", "f16"), ("f16", "f32"), ("f32", "f32"))
     return tuple(
         NormVariant(dtype, parameters, centred, s.capacity, s.threads, s.rows)
         for dtype, parameters in pairs
-        for centred in (True, False)
         for s in row_shapes(4 if dtype == "f32" else 8, 256, longest, elements)
     )
 
@@ -57,7 +56,7 @@ def contract(v: NormVariant) -> Contract:
     dtype, parameters = DTYPE_CODES[v.dtype], DTYPE_CODES[v.parameters]
 
     def rows(name: str, access: str, optional: bool = False, alias: tuple[str, ...] = ()) -> Tensor:
-        return Tensor(name, dtype, ("m", "n"), access, strided=True, optional=optional,
+        return Tensor(name, dtype, ("m", "n"), access, optional=optional,
                       may_alias=alias)  # fmt: skip
 
     return Contract(
@@ -175,6 +174,8 @@ class NormForward:
 
 def reference(x, eps, residual=None, weight=None, bias=None, centred=True, round_to=None):
     """y, total, mean, rstd in float64; `round_to` rounds the sum as its storage would."""
+    import numpy as np
+
     total = np.asarray(x, np.float64)
     if residual is not None:
         total = total + np.asarray(residual, np.float64)
@@ -191,13 +192,23 @@ def reference(x, eps, residual=None, weight=None, bias=None, centred=True, round
     return {"y": y, "total": total, "mean": mean, "rstd": rstd}
 
 
-KERNEL = register(
+LAYER_NORM_FORWARD = register(
     Kernel(
-        name="norm_forward",
-        doc="LayerNorm or RMSNorm of rows, after an optional residual add; statistics out.",
-        variants=norm_variants(elements=16),
+        name="layer_norm_forward",
+        doc="LayerNorm of rows after an optional residual add; sum and statistics out.",
+        variants=norm_variants(True, elements=16),
         contract=contract,
         make=NormForward,
         reference=reference,
+    )
+)
+RMS_NORM_FORWARD = register(
+    Kernel(
+        name="rms_norm_forward",
+        doc="RMSNorm of rows after an optional residual add; sum and statistics out.",
+        variants=norm_variants(False, elements=16),
+        contract=contract,
+        make=NormForward,
+        reference=partial(reference, centred=False),
     )
 )
