@@ -25,7 +25,7 @@ from .registry import FAMILIES, ROOT, Kernel, jobs, load
 
 DISTRIBUTION = "nvidia-cutlass-dsl"
 #: What every kernel's code depends on; the rest of the package only drives the build.
-SHARED_SOURCES = ("compile.py", "contract.py", "dsl.py", "failure.py", "rows.py")
+SHARED_SOURCES = ("compile.py", "contract.py", "dsl.py", "failure.py", "philox.py", "rows.py")
 
 
 def default_output() -> Path:
