@@ -6,7 +6,8 @@ second moment and copy (0: none), each aligned to 16 bytes, and the number of el
 a row for each block: which tensor, and the first of the CHUNK elements that are the block's. Learning
 rate, step count, the scale of the gradients and whether the step is skipped are read from device
 memory, so that a captured step follows them. `numbers` holds: learning rate, step (counted from 1),
-factor on the gradients, and nonzero to skip.
+factor on the gradients, and nonzero to skip. keep1 is 1 - beta1, log_beta1 the natural logarithm of beta1:
+computed on the host in double precision, because 1 - beta2 in float32 has lost four digits.
 """
 
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ def contract(v: AdamWVariant) -> Contract:
             Tensor("numbers", "float32", ("four",), align=4),
         ),
         scalars=tuple(
-            Scalar(name, "float32") for name in ("beta1", "beta2", "weight_decay", "eps")
+            Scalar(name, "float32")
+            for name in ("keep1", "keep2", "log_beta1", "log_beta2", "weight_decay", "eps")
         ),
     )
 
@@ -65,13 +67,15 @@ class AdamWStep:
         tensors: cute.Tensor,
         chunks: cute.Tensor,
         numbers: cute.Tensor,
-        beta1: Float32,
-        beta2: Float32,
+        keep1: Float32,
+        keep2: Float32,
+        log_beta1: Float32,
+        log_beta2: Float32,
         weight_decay: Float32,
         eps: Float32,
         stream: CUstream,
     ):
-        self.kernel(tensors, chunks, numbers, beta1, beta2, weight_decay, eps).launch(
+        self.kernel(tensors, chunks, numbers, keep1, keep2, log_beta1, log_beta2, weight_decay, eps).launch(
             grid=[chunks.shape[0], 1, 1], block=[self.threads, 1, 1], stream=stream
         )
 
@@ -82,14 +86,28 @@ class AdamWStep:
         start = cute.make_ptr(dtype, address, cute.AddressSpace.gmem, assumed_align=width_bytes)
         return cute.make_tensor((start + first).align(width_bytes), cute.make_layout(WIDTH))
 
+    @cute.jit
+    def bias_correction(self, x: Float32):
+        """1 - exp(x) for x <= 0. By its series near 0, where the difference would lose what counts:
+        beta2 = 0.999 leaves 0.001 after the first step."""
+        result = Float32(1) - cute.math.exp2(x * Float32(1.4426950408889634))
+        if x > Float32(-0.125):
+            series = Float32(1)
+            for k in cutlass.range_constexpr(6, 1, -1):
+                series = Float32(1) + series * x * Float32(1 / k)
+            result = -x * series
+        return result
+
     @cute.kernel
     def kernel(
         self,
         tensors: cute.Tensor,
         chunks: cute.Tensor,
         numbers: cute.Tensor,
-        beta1: Float32,
-        beta2: Float32,
+        keep1: Float32,
+        keep2: Float32,
+        log_beta1: Float32,
+        log_beta2: Float32,
         weight_decay: Float32,
         eps: Float32,
     ):
@@ -104,9 +122,8 @@ class AdamWStep:
             if end > numel:
                 end = numel
             copy = tensors[which, 4]
-            step_size = rate / (Float32(1) - cute.math.exp2(step * cute.math.log2(beta1)))
-            bias2 = Float32(1) - cute.math.exp2(step * cute.math.log2(beta2))
-            inverse_root = Float32(1) / cute.math.sqrt(bias2)
+            step_size = rate / self.bias_correction(step * log_beta1)
+            inverse_root = cute.math.rsqrt(self.bias_correction(step * log_beta2))
             decay = Float32(1) - rate * weight_decay
             for i in cutlass.range_constexpr(CHUNK // (self.threads * WIDTH)):
                 first = begin + Int64((i * self.threads + t) * WIDTH)
@@ -138,8 +155,9 @@ class AdamWStep:
                                 square[k] = square_at[k]
                     g = gradient.load().to(Float32) * factor
                     m = average.load()
-                    m = m + (g - m) * (Float32(1) - beta1)
-                    s = square.load() * beta2 + g * g * (Float32(1) - beta2)
+                    m = m + (g - m) * keep1
+                    s = square.load()
+                    s = s + (g * g - s) * keep2
                     average.store(m)
                     square.store(s)
                     root = cute.math.sqrt(s) * inverse_root + eps
