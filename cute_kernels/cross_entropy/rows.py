@@ -105,7 +105,7 @@ class CrossEntropy:
         return [self.v.threads, self.v.rows, 1]
 
     def shared(self):
-        return cutlass.utils.SmemAllocator().allocate_tensor(
+        return cutlass.memory.SmemAllocator().allocate_tensor(
             Float32, cute.make_layout(max(1, self.v.threads // WARP))
         )
 

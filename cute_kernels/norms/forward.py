@@ -117,7 +117,7 @@ class NormForward:
         eps: Float32,
     ):
         threads, width, vectors = self.v.threads, self.width, self.vectors
-        shared = cutlass.utils.SmemAllocator().allocate_tensor(
+        shared = cutlass.memory.SmemAllocator().allocate_tensor(
             Float32, cute.make_layout(max(1, threads // WARP))
         )
         t, group, _ = cute.arch.thread_idx()

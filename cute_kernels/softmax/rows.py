@@ -73,7 +73,7 @@ class _Softmax:
         self.vectors = shape.vectors(variant.width)
 
     def shared(self):
-        return cutlass.utils.SmemAllocator().allocate_tensor(
+        return cutlass.memory.SmemAllocator().allocate_tensor(
             Float32, cute.make_layout(max(1, self.v.threads // WARP))
         )
 

@@ -122,7 +122,7 @@ def parse(ptx: str) -> tuple[str, list[tuple[str, int]], list[Instruction], dict
         if m := re.match(r"@(!?)(%p\d+)\s+", line):
             guard = (m[2], m[1] == "!")
             line = line[m.end() :]
-        name, _, rest = line.partition("\t") if "\t" in line else line.partition(" ")
+        name, rest = (line.split(None, 1) + [""])[:2]
         operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", rest.strip())
         program.append(Instruction(line, guard, name.split("."), [o.strip() for o in operands]))
     sizes = re.findall(r"\.shared\s+(?:\.align \d+\s+)?\.b8\s+\w+\[(\d+)\]", ptx)
@@ -265,6 +265,9 @@ class Block:
         if target.startswith("{"):
             parts = [p.strip() for p in target[1:-1].split(",")]
             width = _BITS[kind] // len(parts)
+            # A vector that is filled element by element begins undefined: poison, as memory does.
+            if source not in self.registers:
+                self.put(source, np.full(self.count, -1), kind.replace("b", "s"), active)
             value = self.get(source, kind).astype(np.uint64)
             for k, part in enumerate(parts):
                 piece = (value >> np.uint64(width * k)) & np.uint64((1 << width) - 1)
