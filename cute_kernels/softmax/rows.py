@@ -37,7 +37,7 @@ class SoftmaxVariant:
 VARIANTS = tuple(
     SoftmaxVariant(dtype, s.capacity, s.threads, s.rows)
     for dtype, width in (("bf16", 8), ("f16", 8), ("f32", 4))
-    for s in row_shapes(width, 256, 16384, elements=16)
+    for s in row_shapes(width, 256, 16384, elements=8)
 )
 
 

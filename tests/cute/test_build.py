@@ -1,0 +1,56 @@
+"""Compiling, caching and checking objects. Needs the CuTe DSL, and no GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cutlass", reason="needs the CuTe DSL")
+
+from vibetensor.cute_kernels import build, check, compile as compiler, registry  # noqa: E402
+from vibetensor.cute_kernels.__main__ import main  # noqa: E402
+
+
+def test_compile_check_and_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = build.build(tmp_path, ("dropout",), processes=1, say=lambda line: None)
+    assert [b.kernel for b in made.variants] == ["dropout_forward"] * 3
+    assert all(0 < b.registers < 64 and b.spilled_bytes == 0 for b in made.variants)
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.o")}
+    assert len(times) == 3
+    said: list[str] = []
+    assert build.build(tmp_path, ("dropout",), say=said.append).variants == made.variants
+    assert "0 of them compiled now" in said[-1]
+    # A broken record, a missing header and another key are each compiled again.
+    records = sorted(p for p in tmp_path.glob("dropout*.json"))
+    records[0].write_text("{")
+    records[1].with_suffix(".h").unlink()
+    changed = json.loads(records[2].read_text())
+    records[2].write_text(json.dumps({**changed, "key": "old"}))
+    build.build(tmp_path, ("dropout",), processes=1, say=said.append)
+    assert "3 of them compiled now" in said[-1]
+    assert main(["check", "--out", str(tmp_path)]) == 0
+    assert "| dropout_forward | 3 |" in capsys.readouterr().out
+    assert check.device_code(next(iter(times)))[18] == 190  # EM_CUDA
+
+
+def test_check_fails_on_a_spill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build.build(tmp_path, ("dropout",), processes=1, say=lambda line: None)
+    path = tmp_path / "manifest.json"
+    record = json.loads(path.read_text())
+    record["variants"][0]["spilled_bytes"] = 16
+    path.write_text(json.dumps(record))
+    assert main(["check", "--out", str(tmp_path)]) == 1
+    assert "16 bytes spilled" in capsys.readouterr().err
+
+
+def test_an_object_does_not_depend_on_the_machine(tmp_path: Path) -> None:
+    kernel = registry.load(("dropout",))["dropout_forward"]
+    objects = []
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        compiler.compile_variant(kernel, kernel.variants[0], folder, "key")
+        objects.append((folder / f"{kernel.prefix(kernel.variants[0])}.o").read_bytes())
+    assert objects[0] == objects[1]
