@@ -143,7 +143,13 @@ def _softmax(backward: bool) -> Iterator[tuple[str, Case]]:
 
 def _cross_entropy(backward: bool) -> Iterator[tuple[str, Case]]:
     for code, dtype in DTYPES.items():
-        for n, rows in ((65, ROWS), (4096, ROWS), (32000, ROWS[:3]), (50304, ROWS), (131072, (4096,))):
+        for n, rows in (
+            (65, ROWS),
+            (4096, ROWS),
+            (32000, ROWS[:3]),
+            (50304, ROWS),
+            (131072, (4096,)),
+        ):
             for m in rows:
                 x = torch.randn(m, n, device="cuda").to(dtype)
                 targets = torch.randint(0, n, (m,), device="cuda")
@@ -202,9 +208,7 @@ def measure(name: str, least_gain: float, flush: Any) -> list[dict[str, Any]]:
                 device.launch(name, variant.name, **arguments)
             except ValueError:
                 continue  # its contract does not hold for this shape
-            spent = _time(
-                lambda v=variant, a=arguments: device.launch(name, v.name, **a), flush
-            )
+            spent = _time(lambda v=variant, a=arguments: device.launch(name, v.name, **a), flush)
             if spent < best_time:
                 best, best_time = variant, spent
         shape = ", ".join(f"{k}={v}" for k, v in case.extents.items())

@@ -29,9 +29,7 @@ def device_code(object_file: Path) -> bytes:
 
 def disassembler() -> str | None:
     """nvdisasm: on the PATH, of a toolkit, or of the package nvidia-cuda-nvdisasm."""
-    if found := shutil.which("nvdisasm") or shutil.which(
-        "nvdisasm", path="/usr/local/cuda/bin"
-    ):
+    if found := shutil.which("nvdisasm") or shutil.which("nvdisasm", path="/usr/local/cuda/bin"):
         return found
     try:
         import nvidia

@@ -21,8 +21,7 @@ from .registry import Kernel
 ARCHITECTURE = "sm_90a"
 #: The host code of an object runs on any x86-64, whatever the machine that builds has.
 OPTIONS = (
-    f"--gpu-arch {ARCHITECTURE} "
-    "--host-target 'llvm -mtriple=x86_64-unknown-linux-gnu -mcpu=x86-64'"
+    f"--gpu-arch {ARCHITECTURE} --host-target 'llvm -mtriple=x86_64-unknown-linux-gnu -mcpu=x86-64'"
 )
 
 
@@ -31,9 +30,7 @@ def placeholders(contract: Contract) -> list[Any]:
     from . import dsl
 
     runtime = dsl.cute.runtime
-    extents = {
-        e.name: dsl.cute.sym_int(divisibility=e.divisible_by) for e in contract.extents
-    }
+    extents = {e.name: dsl.cute.sym_int(divisibility=e.divisible_by) for e in contract.extents}
     arguments: list[Any] = []
     for t in contract.tensors:
         shape = tuple(extents[name] for name in t.shape)
@@ -42,9 +39,7 @@ def placeholders(contract: Contract) -> list[Any]:
             for i in range(len(shape))
         )
         arguments.append(
-            runtime.make_fake_tensor(
-                dsl.DTYPES[t.dtype], shape, strides, assumed_align=t.align
-            )
+            runtime.make_fake_tensor(dsl.DTYPES[t.dtype], shape, strides, assumed_align=t.align)
         )
     zero = {"float32": dsl.Float32, "int32": dsl.Int32, "int64": dsl.Int64, "uint64": dsl.Uint64}
     arguments += [zero[s.type](0) for s in contract.scalars]
@@ -86,9 +81,7 @@ def compile_variant(kernel: Kernel, variant: Any, out: Path, key: str) -> Built:
     contract = kernel.contract(variant)
     started = time.perf_counter()
     with _captured_output() as said:
-        compiled = dsl.cute.compile(
-            kernel.make(variant), *placeholders(contract), options=OPTIONS
-        )
+        compiled = dsl.cute.compile(kernel.make(variant), *placeholders(contract), options=OPTIONS)
         compiled.export_to_c(file_path=str(out), file_name=prefix, function_prefix=prefix)
     seconds = time.perf_counter() - started
     registers, spilled = _usage(said[0])

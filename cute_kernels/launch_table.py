@@ -45,8 +45,7 @@ def _arguments(kernel: Kernel, index: int) -> str:
         f"  Operand {', '.join(t.name for t in tensors)};",
         *(f"  {SCALARS[s.type]} {s.name} = 0;" for s in scalars),
         "",
-        "  Values<"
-        f"{len(extents)}, {len(tensors)}, {len(scalars)}> values() const {{",
+        f"  Values<{len(extents)}, {len(tensors)}, {len(scalars)}> values() const {{",
         f"    return {{{{{', '.join(e.name for e in extents)}}},",
         f"            {{{', '.join(t.name for t in tensors)}}},",
         "            {"
@@ -76,9 +75,7 @@ def _strings(values: list[str]) -> str:
 def _rules(name: str, contract: Contract) -> str:
     order = {e.name: i for i, e in enumerate(contract.extents)}
     tensor_order = {t.name: i for i, t in enumerate(contract.tensors)}
-    extents = ", ".join(
-        f"{{{e.divisible_by}, {e.minimum}, {e.maximum}}}" for e in contract.extents
-    )
+    extents = ", ".join(f"{{{e.divisible_by}, {e.minimum}, {e.maximum}}}" for e in contract.extents)
     tensors = []
     for t in contract.tensors:
         alias = sum(1 << tensor_order[a] for a in t.may_alias)
@@ -108,9 +105,7 @@ def _entry(prefix: str, contract: Contract) -> str:
             strides = ", ".join(f"c.tensors[{i}].strides[{d}]" for d in range(len(t.shape) - 1))
             members.append(f"{{{strides}}}")
         lines.append(f"  {kind} {t.name}{{{', '.join(members)}}};")
-        lines.append(
-            f"  static_assert(sizeof({t.name}.dynamic_shapes) == {4 * len(t.shape)});"
-        )
+        lines.append(f"  static_assert(sizeof({t.name}.dynamic_shapes) == {4 * len(t.shape)});")
         if len(t.shape) > 1:
             lines.append(
                 f"  static_assert(sizeof({t.name}.dynamic_strides) == {8 * (len(t.shape) - 1)});"
@@ -155,9 +150,7 @@ def _kernel(kernel: Kernel, built: dict[str, Built], rows: list[Row], gpus: list
                 f"&module_{prefix}"
             )
         rules = known[contract]
-        entries.append(
-            f'    {{"{variant.name}", {rules}_extents, {rules}_tensors, {compiled}}}'
-        )
+        entries.append(f'    {{"{variant.name}", {rules}_extents, {rules}_tensors, {compiled}}}')
     contract = kernel.contract(kernel.variants[0])
     names = [
         ("extent_names", [e.name for e in contract.extents]),

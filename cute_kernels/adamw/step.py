@@ -13,7 +13,7 @@ computed on the host in double precision, because 1 - beta2 in float32 has lost 
 from dataclasses import dataclass
 
 from ..contract import Contract, Extent, Scalar, Tensor
-from ..dsl import BFloat16, CUstream, Float32, Int64, const_expr, cute, cutlass
+from ..dsl import BFloat16, CUstream, Float32, Int64, cute, cutlass
 from ..registry import Kernel, register
 
 CHUNK = 8192
@@ -75,9 +75,9 @@ class AdamWStep:
         eps: Float32,
         stream: CUstream,
     ):
-        self.kernel(tensors, chunks, numbers, keep1, keep2, log_beta1, log_beta2, weight_decay, eps).launch(
-            grid=[chunks.shape[0], 1, 1], block=[self.threads, 1, 1], stream=stream
-        )
+        self.kernel(
+            tensors, chunks, numbers, keep1, keep2, log_beta1, log_beta2, weight_decay, eps
+        ).launch(grid=[chunks.shape[0], 1, 1], block=[self.threads, 1, 1], stream=stream)
 
     @cute.jit
     def elements(self, address: Int64, dtype: cutlass.Constexpr, first: Int64):

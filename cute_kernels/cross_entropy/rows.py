@@ -232,9 +232,9 @@ class Forward(CrossEntropy):
         smoothing: Float32,
         stream: CUstream,
     ):
-        self.kernel(
-            logits, targets, losses, weights, lse, record, ignore_index, smoothing
-        ).launch(grid=self.grid(logits.shape[0]), block=self.block(), stream=stream)
+        self.kernel(logits, targets, losses, weights, lse, record, ignore_index, smoothing).launch(
+            grid=self.grid(logits.shape[0]), block=self.block(), stream=stream
+        )
 
     @cute.kernel
     def kernel(
@@ -281,9 +281,9 @@ class Backward(CrossEntropy):
         smoothing: Float32,
         stream: CUstream,
     ):
-        self.kernel(
-            logits, targets, lse, grad, total_weight, dx, ignore_index, smoothing
-        ).launch(grid=self.grid(logits.shape[0]), block=self.block(), stream=stream)
+        self.kernel(logits, targets, lse, grad, total_weight, dx, ignore_index, smoothing).launch(
+            grid=self.grid(logits.shape[0]), block=self.block(), stream=stream
+        )
 
     @cute.kernel
     def kernel(

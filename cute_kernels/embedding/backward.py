@@ -8,7 +8,7 @@ write the table's row; the others end at once. Rows no key names are not written
 from dataclasses import dataclass
 
 from ..contract import Contract, Extent, Scalar, Tensor
-from ..dsl import DTYPES, CUstream, Float32, Int64, cute, cutlass
+from ..dsl import DTYPES, CUstream, Float32, Int64, cute
 from ..registry import Kernel, register
 from ..rows import piece
 

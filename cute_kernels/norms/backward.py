@@ -183,7 +183,9 @@ class NormBackward:
             column = (v * threads + t) * width
             if column < n:
                 if present(weight_parts):
-                    cute.autovec_copy(weight_sums[None, v], piece(weight_parts, first, column, width))
+                    cute.autovec_copy(
+                        weight_sums[None, v], piece(weight_parts, first, column, width)
+                    )
                 if present(bias_parts):
                     cute.autovec_copy(bias_sums[None, v], piece(bias_parts, first, column, width))
 

@@ -40,9 +40,7 @@ class NormVariant:
         return 4 if self.dtype == "f32" else 8
 
 
-def norm_variants(
-    centred: bool, elements: int, longest: int = 16384
-) -> tuple[NormVariant, ...]:
+def norm_variants(centred: bool, elements: int, longest: int = 16384) -> tuple[NormVariant, ...]:
     """All dtypes, capacities from 256 to `longest`, `elements` a thread."""
     pairs = (("bf16", "bf16"), ("bf16", "f32"), ("f16", "f16"), ("f16", "f32"), ("f32", "f32"))
     return tuple(

@@ -1,7 +1,7 @@
 """softmax and log_softmax along rows that stay in registers, and their gradients.
 
-    forward   y = exp(x - max) / sum, or with `logarithm` x - max - log(sum)
-    backward  dx = (dy - sum(dy * y)) * y, or with `logarithm` dy - exp(y) * sum(dy)
+forward   y = exp(x - max) / sum, or with `logarithm` x - max - log(sum)
+backward  dx = (dy - sum(dy * y)) * y, or with `logarithm` dy - exp(y) * sum(dy)
 """
 
 import math

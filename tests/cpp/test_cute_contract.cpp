@@ -32,10 +32,9 @@ void* at(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 struct Sample {
   std::array<int64_t, 2> extents{4, 128};
-  std::array<Operand, 4> tensors{Operand(at(0x10000), DType::BFloat16, 128),
-                                 Operand(at(0x20000), DType::BFloat16),
-                                 Operand(at(0x30000), DType::BFloat16, 128),
-                                 Operand(at(0x40000), DType::Float32)};
+  std::array<Operand, 4> tensors{
+      Operand(at(0x10000), DType::BFloat16, 128), Operand(at(0x20000), DType::BFloat16),
+      Operand(at(0x30000), DType::BFloat16, 128), Operand(at(0x40000), DType::Float32)};
   Call call() const { return {extents, tensors, {}}; }
   Refusal refusal() const { return check_call(kExtents, kTensors, call()); }
   bool refuses(Reason reason, int which) const {
@@ -90,10 +89,12 @@ void memory() {
            s.tensors[2].strides[0] = 256;
          }).refuses(Reason::Overlap, 2));
   EXPECT(changed([](Sample& s) { s.tensors[2].data = at(0x10010); }).refuses(Reason::Overlap, 2));
-  EXPECT(changed([](Sample& s) { s.tensors[2].data = s.tensors[1].data; })
-             .refuses(Reason::Overlap, 2));
-  EXPECT(changed([](Sample& s) { s.tensors[3].data = at(0x10000 + 4 * 256 - 4); })
-             .refuses(Reason::Overlap, 3));
+  EXPECT(changed([](Sample& s) {
+           s.tensors[2].data = s.tensors[1].data;
+         }).refuses(Reason::Overlap, 2));
+  EXPECT(changed([](Sample& s) {
+           s.tensors[3].data = at(0x10000 + 4 * 256 - 4);
+         }).refuses(Reason::Overlap, 3));
   EXPECT(!changed([](Sample& s) { s.tensors[3].data = at(0x10000 + 4 * 256); }).refusal());
 }
 

@@ -154,7 +154,11 @@ class Block:
         self.parameters = np.frombuffer(parameters, np.uint8)
         self.offsets, at = {}, 0
         for name, size in self.layout:
-            at = -(-at // min(size & -size, 8)) * min(size & -size, 8) if size < 8 else -(-at // 8) * 8
+            at = (
+                -(-at // min(size & -size, 8)) * min(size & -size, 8)
+                if size < 8
+                else -(-at // 8) * 8
+            )
             self.offsets[name] = at
             at += size
         self.trapped = False
@@ -168,9 +172,7 @@ class Block:
             if raw is None:
                 raise KeyError(f"{operand} is read before it is written")
             return _typed(raw, kind)
-        if operand.startswith(("0f", "0F")):
-            raw = np.full(self.count, int(operand[2:], 16), np.uint64)
-        elif operand.startswith(("0d", "0D")):
+        if operand.startswith(("0f", "0F")) or operand.startswith(("0d", "0D")):
             raw = np.full(self.count, int(operand[2:], 16), np.uint64)
         elif re.fullmatch(r"-?\d+|-?0x[0-9a-fA-F]+", operand):
             raw = np.full(self.count, int(operand, 0) & (2**64 - 1), np.uint64)
@@ -237,9 +239,7 @@ class Block:
 
     def execute(self, i: Instruction, active: np.ndarray) -> None:
         name = i.name[0]
-        handler: Callable[[Instruction, np.ndarray], None] | None = getattr(
-            self, f"_{name}", None
-        )
+        handler: Callable[[Instruction, np.ndarray], None] | None = getattr(self, f"_{name}", None)
         if handler is not None:
             handler(i, active)
             return
@@ -373,7 +373,9 @@ class Block:
         value = self.get(i.operands[1], "b32").reshape(-1, WARP)
         by = self.get(i.operands[2], "u32").reshape(-1, WARP).astype(np.int64)
         lane = np.arange(WARP)
-        source = {"bfly": lane ^ by, "idx": by % WARP, "down": lane + by, "up": lane - by}[i.name[2]]
+        source = {"bfly": lane ^ by, "idx": by % WARP, "down": lane + by, "up": lane - by}[
+            i.name[2]
+        ]
         source = np.where((source < 0) | (source >= WARP), lane, source)
         result = np.take_along_axis(value, source, 1).reshape(-1)
         self.put(i.operands[0].partition("|")[0], result, "b32", active)

@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("cutlass", reason="needs the CuTe DSL")
 
-from vibetensor.cute_kernels import build, check, compile as compiler, registry  # noqa: E402
-from vibetensor.cute_kernels.__main__ import main  # noqa: E402
+from vibetensor.cute_kernels import build, check, registry
+from vibetensor.cute_kernels import compile as compiler
+from vibetensor.cute_kernels.__main__ import main
 
 
 def test_compile_check_and_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

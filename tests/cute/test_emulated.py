@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("cutlass", reason="needs the CuTe DSL")
 
-from emulate import emulate, rounded, variant_of  # noqa: E402
-from ptx_machine import Memory, bfloat16_values  # noqa: E402
+from emulate import emulate, rounded, variant_of
+from ptx_machine import Memory, bfloat16_values
 
 RNG = np.random.default_rng(7)
 NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
@@ -87,9 +87,7 @@ BACKWARD = [
 
 
 @pytest.mark.parametrize(("kernel", "variant", "m", "n", "groups", "full"), BACKWARD)
-def test_norm_backward(
-    kernel: str, variant: str, m: int, n: int, groups: int, full: bool
-) -> None:
+def test_norm_backward(kernel: str, variant: str, m: int, n: int, groups: int, full: bool) -> None:
     found, v = variant_of(kernel, variant)
     dtype = NAMES[v.dtype]
     total = numbers((m, n), dtype, 2, 3)

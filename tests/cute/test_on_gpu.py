@@ -46,8 +46,6 @@ def check(function, dtype, *inputs) -> None:
         assert np.allclose(got, want, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale)
 
 
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [64, 72, 256, 384, 768, 1000, 2048, 4096, 8192, 16384])
 @pytest.mark.parametrize("kind", ["layer", "rms"])

@@ -230,9 +230,7 @@ def test_measured_choices(tmp_path: Path) -> None:
         path.write_text(json.dumps({"gpu": "A GPU", "rows": [{**row, **changed}]}))
         return tuning_table.read(KERNELS, tmp_path)
 
-    assert written() == (
-        tuning_table.Row("A GPU", "softmax_forward", variant, {"n": (64, 256)}),
-    )
+    assert written() == (tuning_table.Row("A GPU", "softmax_forward", variant, {"n": (64, 256)}),)
     for changed, message in (
         ({"kernel": "softmin"}, "row 0: no kernel is called 'softmin'"),
         ({"variant": "x"}, "softmax_forward has no variant 'x'"),

@@ -22,7 +22,11 @@ def mode() -> Iterator[None]:
 
 
 def layer_norm(m: int, n: int, dtype: str = "bfloat16") -> tuple[dict, dict]:
-    tensors = {"x": (0x100000, dtype, n), "y": (0x40000000, dtype, n), "rstd": (0x8000, "float32", 0)}
+    tensors = {
+        "x": (0x100000, dtype, n),
+        "y": (0x40000000, dtype, n),
+        "rstd": (0x8000, "float32", 0),
+    }
     return {"m": m, "n": n}, tensors
 
 

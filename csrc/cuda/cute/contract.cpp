@@ -73,8 +73,7 @@ Refusal check_call(const ExtentRule* extents, const TensorRule* tensors, const C
       if (k == i) continue;
       const Span other = span_of(call.tensors[k], tensors[k], call);
       if (written.begin >= other.end || other.begin >= written.end) continue;
-      const bool allowed =
-          (tensors[i].may_alias >> k & 1u) || (tensors[k].may_alias >> i & 1u);
+      const bool allowed = (tensors[i].may_alias >> k & 1u) || (tensors[k].may_alias >> i & 1u);
       if (!allowed || !same_place(call.tensors[i], tensors[i], call.tensors[k], tensors[k]))
         return {Reason::Overlap, static_cast<int>(i)};
     }

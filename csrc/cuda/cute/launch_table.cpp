@@ -19,8 +19,7 @@ const bool logging = [] {
 Mode from_environment() {
   const char* text = std::getenv("VT_CUTE_KERNELS");
   const auto mode = mode_from(text ? text : "");
-  if (!mode)
-    fail(ErrorKind::Value, "VT_CUTE_KERNELS must be off, table or all, got '", text, "'");
+  if (!mode) fail(ErrorKind::Value, "VT_CUTE_KERNELS must be off, table or all, got '", text, "'");
   return *mode;
 }
 
@@ -68,7 +67,8 @@ std::string explain(const Kernel& kernel, Refusal refusal, size_t variant, const
 }
 
 /// Each decision is told once.
-void tell(const Kernel& kernel, const Call& call, const Choice& choice, std::string_view otherwise) {
+void tell(const Kernel& kernel, const Call& call, const Choice& choice,
+          std::string_view otherwise) {
   std::string line = str("vibetensor: ", kernel.name);
   for (size_t i = 0; i < call.extents.size(); ++i)
     append(line, str(i ? ", " : " ", kernel.extent_names[i], "=", call.extents[i]));
@@ -105,7 +105,8 @@ void enter(const Kernel& kernel, const Variant& variant, const Call& call, const
 
 bool Module::ready(int device, Step init, Step load, const char* name) {
   const uint64_t bit = uint64_t{1} << device;
-  if (ready_.load(std::memory_order_acquire) & bit) [[likely]] return true;
+  if (ready_.load(std::memory_order_acquire) & bit) [[likely]]
+    return true;
   if (failed_.load(std::memory_order_relaxed) & bit) return false;
   const std::lock_guard lock(mutex_);
   if (ready_.load(std::memory_order_relaxed) & bit) return true;
@@ -143,7 +144,8 @@ Mode mode() { return current().load(std::memory_order_relaxed); }
 void set_mode(Mode value) { current().store(value, std::memory_order_relaxed); }
 
 bool considered(int kernel) {
-  if (logging) [[unlikely]] return true;
+  if (logging) [[unlikely]]
+    return true;
   const Mode now = mode();
   if (now == Mode::Off || !*compiled_by()) return false;
   return now == Mode::All || !kernels()[static_cast<size_t>(kernel)].tuned.empty();
@@ -173,7 +175,8 @@ bool launch(int index, const Call& call, const Launch& on) {
       }
     }
   }
-  if (logging) [[unlikely]] tell(kernel, call, choice, otherwise);
+  if (logging) [[unlikely]]
+    tell(kernel, call, choice, otherwise);
   if (choice.variant < 0) return false;
   enter(kernel, kernel.variants[static_cast<size_t>(choice.variant)], call, on);
   return true;
@@ -181,8 +184,8 @@ bool launch(int index, const Call& call, const Launch& on) {
 
 void launch_variant(const Kernel& kernel, size_t index, const Call& call, const Launch& on) {
   const Variant& v = kernel.variants[index];
-  const Refusal refusal = v.enter ? check_call(v.extents, v.tensors, call)
-                                  : Refusal{Reason::NotCompiled, -1};
+  const Refusal refusal =
+      v.enter ? check_call(v.extents, v.tensors, call) : Refusal{Reason::NotCompiled, -1};
   if (refusal)
     fail(ErrorKind::Value, kernel.name, " ", v.name, ": ", explain(kernel, refusal, index, call));
   check(runs_on(on.properties().major, on.properties().minor), kernel.name, " ", v.name,

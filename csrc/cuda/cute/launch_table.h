@@ -35,7 +35,7 @@ class Module {
   std::mutex mutex_;
   cudaLibrary_t library_ = nullptr;
   bool initialised_ = false, broken_ = false;
-  std::atomic<uint64_t> ready_{0};   // bit: device
+  std::atomic<uint64_t> ready_{0};  // bit: device
   std::atomic<uint64_t> failed_{0};
 };
 

@@ -47,8 +47,8 @@ Choice choose(Mode mode, int gpu, std::span<const TunedRow> tuned, size_t varian
   Choice choice;
   const auto applies = [&](int variant) {
     const Rules r = rules(static_cast<size_t>(variant));
-    const Refusal refusal = r.usable ? check_call(r.extents, r.tensors, call)
-                                     : Refusal{Reason::NotCompiled, -1};
+    const Refusal refusal =
+        r.usable ? check_call(r.extents, r.tensors, call) : Refusal{Reason::NotCompiled, -1};
     if (!refusal) {
       choice.variant = variant;
       return true;

@@ -97,8 +97,7 @@ struct NamedCall {
       scalars.push_back(s);
     }
     if (given.size() != scalars.size())
-      fail(ErrorKind::Type, kernel.name, " takes ", scalars.size(), " numbers, not ",
-           given.size());
+      fail(ErrorKind::Type, kernel.name, " takes ", scalars.size(), " numbers, not ", given.size());
   }
   cute::Call call() const { return {extents, tensors, scalars}; }
 };
@@ -164,24 +163,23 @@ void bind_cute(nb::module_& m) {
     const cute::Refusal refusal = cute::check_call(v.extents, v.tensors, named.call());
     return refusal ? refusal_text(kernel, variant, refusal, named.call()) : std::string();
   });
-  m.def("cute_choice",
-        [](const std::string& kernel_name, const Extents& extents, const Tensors& tensors,
-           const std::string& gpu, int major, int minor) {
-          const Kernel& kernel = kernel_named(kernel_name);
-          const NamedCall named(kernel, extents, tensors);
-          const cute::Choice c = cute::chosen(kernel, named.call(), gpu, major, minor);
-          return c.variant < 0 ? std::string()
-                               : std::string(kernel.variants[static_cast<size_t>(c.variant)].name);
-        });
-  m.def("cute_launch", [](const std::string& kernel_name, const std::string& variant_name,
-                          const Extents& extents, const Tensors& tensors, const nb::dict& scalars,
-                          int device) {
+  m.def("cute_choice", [](const std::string& kernel_name, const Extents& extents,
+                          const Tensors& tensors, const std::string& gpu, int major, int minor) {
     const Kernel& kernel = kernel_named(kernel_name);
-    NamedCall named(kernel, extents, tensors);
-    named.set_scalars(kernel, scalars);
-    const Launch on(Device{DeviceType::CUDA, static_cast<int8_t>(checked_device(device))});
-    cute::launch_variant(kernel, variant_named(kernel, variant_name), named.call(), on);
+    const NamedCall named(kernel, extents, tensors);
+    const cute::Choice c = cute::chosen(kernel, named.call(), gpu, major, minor);
+    return c.variant < 0 ? std::string()
+                         : std::string(kernel.variants[static_cast<size_t>(c.variant)].name);
   });
+  m.def("cute_launch",
+        [](const std::string& kernel_name, const std::string& variant_name, const Extents& extents,
+           const Tensors& tensors, const nb::dict& scalars, int device) {
+          const Kernel& kernel = kernel_named(kernel_name);
+          NamedCall named(kernel, extents, tensors);
+          named.set_scalars(kernel, scalars);
+          const Launch on(Device{DeviceType::CUDA, static_cast<int8_t>(checked_device(device))});
+          cute::launch_variant(kernel, variant_named(kernel, variant_name), named.call(), on);
+        });
 }
 
 }  // namespace vt::cuda
