@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import struct
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -26,16 +24,10 @@ def variant_of(kernel: str, variant: str) -> tuple[registry.Kernel, Any]:
 @functools.cache
 def ptx_of(kernel: str, variant: str) -> str:
     found, chosen = variant_of(kernel, variant)
-    with tempfile.TemporaryDirectory() as folder:  # the DSL drops its dumps where it runs
-        back = os.getcwd()
-        os.chdir(folder)
-        try:
-            arguments = compiler.placeholders(found.contract(chosen))
-            made = dsl.cute.compile(
-                found.make(chosen), *arguments, options=compiler.OPTIONS + " --keep-ptx"
-            )
-        finally:
-            os.chdir(back)
+    arguments = compiler.placeholders(found.contract(chosen))
+    made = dsl.cute.compile(
+        found.make(chosen), *arguments, options=compiler.OPTIONS + " --keep-ptx"
+    )
     return made.__ptx__
 
 
