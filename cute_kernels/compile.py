@@ -6,7 +6,6 @@ Runs in worker processes of the builder: the DSL is imported once a worker.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
 import tempfile
@@ -49,22 +48,20 @@ def placeholders(contract: Contract) -> list[Any]:
 
 @contextlib.contextmanager
 def _captured_output() -> Iterator[list[str]]:
-    """What is written to stdout and stderr, by Python and by the compiler's native code."""
+    """What the compiler's native code writes to stdout and stderr."""
     said: list[str] = []
     with tempfile.TemporaryFile() as file:
         saved = os.dup(1), os.dup(2)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        text = io.StringIO()
         try:
-            with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-                yield said
+            yield said
         finally:
             for fd, old in zip((1, 2), saved):
                 os.dup2(old, fd)
                 os.close(old)
             file.seek(0)
-            said.append(text.getvalue() + file.read().decode(errors="replace"))
+            said.append(file.read().decode(errors="replace"))
 
 
 def _usage(text: str) -> tuple[int, int]:
