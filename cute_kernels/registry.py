@@ -16,7 +16,7 @@ from typing import Any
 from .contract import Contract
 
 ROOT = Path(__file__).parent
-FAMILIES = ("norms", "cross_entropy", "softmax", "dropout", "embedding", "adamw")
+FAMILIES = ("norms", "cross_entropy", "softmax", "dropout", "embedding", "adamw", "gemm")
 
 
 @dataclass(frozen=True)

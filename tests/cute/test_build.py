@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("cutlass", reason="needs the CuTe DSL")
 
-from vibetensor.cute_kernels import build, check  # noqa: E402
+from vibetensor.cute_kernels import build, check, registry
 from vibetensor.cute_kernels.__main__ import main
 
 
@@ -43,6 +44,24 @@ def test_check_fails_on_a_spill(tmp_path: Path, capsys: pytest.CaptureFixture[st
     path.write_text(json.dumps(record))
     assert main(["check", "--out", str(tmp_path)]) == 1
     assert "16 bytes spilled" in capsys.readouterr().err
+
+
+def test_check_fails_on_a_missing_instruction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build.build(tmp_path, ("dropout",), processes=1, say=lambda line: None)
+    kernel = registry.load(("dropout",))["dropout_forward"]
+    wanting = replace(kernel, instructions=("HGMMA", "LDG"))
+    monkeypatch.setattr(check, "load", lambda: {kernel.name: wanting})
+    monkeypatch.setattr(check, "disassembler", lambda: None)
+    assert len(check.problems(tmp_path, made)) == 3  # a check that cannot be made is a failure
+    monkeypatch.undo()
+    if check.disassembler() is None:
+        pytest.skip("needs nvdisasm")
+    monkeypatch.setattr(check, "load", lambda: {kernel.name: wanting})
+    assert check.problems(tmp_path, made) == [
+        f"{b.prefix}: no HGMMA in its code" for b in made.variants
+    ]
 
 
 def test_two_builds_give_the_same_objects(tmp_path: Path) -> None:

@@ -105,6 +105,19 @@ def test_online_softmax_by_blocks() -> None:
     assert np.allclose(lse, reference["lse"], rtol=1e-6)
 
 
+def test_tiles_of_a_product_are_each_taken_once() -> None:
+    """The numbering of gemm/tn.py: groups of rows of tiles, the last one lower."""
+    from vibetensor.cute_kernels.gemm.tn import GROUP
+
+    for rows, columns in ((1, 1), (8, 3), (9, 5), (23, 2)):
+        taken = set()
+        for tile in range(rows * columns):
+            group, at = divmod(tile, GROUP * columns)
+            height = min(GROUP, rows - group * GROUP)
+            taken.add((group * GROUP + at % height, at // height))
+        assert taken == {(r, c) for r in range(rows) for c in range(columns)}
+
+
 def test_references_agree_with_derivatives() -> None:
     """Backward references against differences of the forward ones."""
     m, n, eps = 3, 16, 1e-6
