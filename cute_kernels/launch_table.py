@@ -95,23 +95,24 @@ def _entry(prefix: str, contract: Contract) -> str:
     """Packs a call into the exported structures. Their member counts are checked by the compiler:
     braces with too many values do not compile, and the sizes are asserted."""
     order = {e.name: i for i, e in enumerate(contract.extents)}
-    lines = [f"int32_t enter_{prefix}(const Call& c, cudaStream_t stream) {{"]
+    lines = [f"int32_t enter_{prefix}(const Call& call, cudaStream_t stream) {{"]
     passed = []
     for i, t in enumerate(contract.tensors):
-        kind = f"{prefix}_Tensor_{t.name}_t"
-        shape = ", ".join(f"static_cast<int32_t>(c.extents[{order[s]}])" for s in t.shape)
-        members = [f"c.tensors[{i}].data", f"{{{shape}}}"]
+        local = f"tensor_{t.name}"
+        shape = ", ".join(f"static_cast<int32_t>(call.extents[{order[s]}])" for s in t.shape)
+        members = [f"call.tensors[{i}].data", f"{{{shape}}}"]
         if len(t.shape) > 1:
-            strides = ", ".join(f"c.tensors[{i}].strides[{d}]" for d in range(len(t.shape) - 1))
+            strides = ", ".join(f"call.tensors[{i}].strides[{d}]" for d in range(len(t.shape) - 1))
             members.append(f"{{{strides}}}")
-        lines.append(f"  {kind} {t.name}{{{', '.join(members)}}};")
-        lines.append(f"  static_assert(sizeof({t.name}.dynamic_shapes) == {4 * len(t.shape)});")
+        lines.append(f"  {prefix}_Tensor_{t.name}_t {local}{{{', '.join(members)}}};")
+        lines.append(f"  static_assert(sizeof({local}.dynamic_shapes) == {4 * len(t.shape)});")
         if len(t.shape) > 1:
-            lines.append(
-                f"  static_assert(sizeof({t.name}.dynamic_strides) == {8 * (len(t.shape) - 1)});"
-            )
-        passed.append(f"&{t.name}")
-    passed += [f"c.scalars[{i}].{_SCALAR_FIELDS[s.type]}" for i, s in enumerate(contract.scalars)]
+            size = 8 * (len(t.shape) - 1)
+            lines.append(f"  static_assert(sizeof({local}.dynamic_strides) == {size});")
+        passed.append(f"&{local}")
+    passed += [
+        f"call.scalars[{i}].{_SCALAR_FIELDS[s.type]}" for i, s in enumerate(contract.scalars)
+    ]
     lines += [
         f"  return cute_dsl_{prefix}_wrapper(nullptr, {', '.join(passed)}, stream);",
         "}",

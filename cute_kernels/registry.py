@@ -66,6 +66,10 @@ def register(kernel: Kernel) -> Kernel:
     signatures = {kernel.contract(v).signature() for v in kernel.variants}
     if len(signatures) != 1:
         raise ValueError(f"kernel '{kernel.name}': its variants differ in their arguments")
+    contract = kernel.contract(kernel.variants[0])
+    named = (*contract.extents, *contract.tensors, *contract.scalars)
+    if "values" in [x.name for x in named]:
+        raise ValueError(f"kernel '{kernel.name}': 'values' is taken in the C++ structure")
     module = kernel.make.__module__
     kernel = replace(kernel, family=kernel.family or module.rpartition(".")[0].rpartition(".")[2])
     _kernels[kernel.name] = kernel
