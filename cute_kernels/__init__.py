@@ -1,1 +1,5 @@
-"""CuTe kernels, compiled ahead of time for NVIDIA GPUs. Nothing is here yet."""
+"""CuTe kernels for Hopper GPUs, compiled ahead of time and linked into the CUDA library.
+
+`python -m vibetensor.cute_kernels build` compiles them where the CuTe DSL is installed; docs/cute-kernels.md
+tells how they are written, chosen and measured. Importing this package imports neither the DSL nor CUDA.
+"""

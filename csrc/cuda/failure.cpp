@@ -68,6 +68,11 @@ FailureSlot* failure_slot(int device) {
   return slot ? slot : make_slot(device);
 }
 
+FailureRecord* failure_record(int device) {
+  failure_slot(device);
+  return const_cast<FailureRecord*>(records[device].load(std::memory_order_acquire));
+}
+
 std::string failed_check() {
   for (size_t device = 0; device < records.size(); ++device) {
     const volatile FailureRecord* record = records[device];

@@ -37,6 +37,8 @@ struct FailureSlot {
 
 /// The slot of a device, made on its first call.
 FailureSlot* failure_slot(int device);
+/// The record behind a device's slot, for kernels that write it themselves.
+FailureRecord* failure_record(int device);
 /// One sentence on the check that failed; empty if none did. Reads host memory only.
 std::string failed_check();
 

@@ -1,6 +1,8 @@
 // Cross entropy of rows of logits with class indices: forward reads the logits once for a running
 // log-sum-exp a row, backward writes softmax - onehot straight from the logits. No (N, C) array is
 // kept between the two. The rows' losses are summed by one block in a fixed order.
+#include "cuda/cute/arguments.h"
+#include "cuda/cute/launch_table.h"
 #include "cuda/kernels/failure.cuh"
 #include "cuda/kernels/rows.cuh"
 
@@ -118,6 +120,51 @@ Problem<T> problem(const Tensor& self, const Tensor& target, const Tensor& weigh
           failure_slot(self.device().index)};
 }
 
+static_assert(static_cast<int>(FailedCheck::CrossEntropy) == 10 && sizeof(FailureRecord) == 24,
+              "cute_kernels/failure.py writes the record");
+
+/// The rows' losses, weights and log-sum-exps through a CuTe kernel; false where none is chosen.
+bool forward_by_cute(const Launch& launch, void* losses, void* weights, const Tensor& lse,
+                     const Tensor& x, const Tensor& index, int64_t ignore_index,
+                     double smoothing) {
+  if (x.numel() == 0 || !cute::considered<cute::CrossEntropyForward>()) return false;
+  cute::CrossEntropyForward a;
+  a.m = x.sizes()[0];
+  a.n = x.sizes()[1];
+  a.words = 3;
+  a.logits = {x.data(), x.dtype(), a.n};
+  a.targets = {index.data(), DType::Int64};
+  a.losses = {losses, DType::Float32};
+  a.weights = {weights, DType::Float32};
+  a.lse = {lse.data(), lse.dtype()};
+  a.record = {failure_record(launch.device()), DType::Int64};
+  a.ignore_index = ignore_index;
+  a.smoothing = static_cast<float>(smoothing);
+  return cute::launch(a, launch);
+}
+
+bool backward_by_cute(const Launch& launch, const Tensor& grad_input, const Tensor& grad,
+                      const Tensor& x, const Tensor& index, const Tensor& lse,
+                      const Tensor& total_weight, int64_t ignore_index, double smoothing) {
+  if (x.dtype() == DType::Float64 || !cute::considered<cute::CrossEntropyBackward>()) return false;
+  const Tensor g = dense_as(grad, DType::Float32), lses = dense_as(lse, DType::Float32),
+               total = dense_as(total_weight, DType::Float32);
+  cute::CrossEntropyBackward a;
+  a.m = x.sizes()[0];
+  a.n = x.sizes()[1];
+  a.grads = g.numel();
+  a.one = 1;
+  a.logits = {x.data(), x.dtype(), a.n};
+  a.targets = {index.data(), DType::Int64};
+  a.lse = {lses.data(), DType::Float32};
+  a.grad = {g.data(), DType::Float32};
+  if (total.defined()) a.total_weight = {total.data(), DType::Float32};
+  a.dx = {grad_input.data(), x.dtype(), a.n};
+  a.ignore_index = ignore_index;
+  a.smoothing = static_cast<float>(smoothing);
+  return cute::launch(a, launch);
+}
+
 void forward(const Tensor& loss, const Tensor& lse, const Tensor& total_weight, const Tensor& self,
              const Tensor& target, const Tensor& weight, int64_t reduction, int64_t ignore_index,
              double smoothing) {
@@ -130,7 +177,9 @@ void forward(const Tensor& loss, const Tensor& lse, const Tensor& total_weight, 
     const Scratch each(static_cast<size_t>(2 * p.rows + 1) * sizeof(T), launch);
     T* losses = each.data<T>();
     T* weights = losses + p.rows;
-    if (p.rows > 0) {
+    const bool done = !weight.defined() && forward_by_cute(launch, losses, weights, lse, x, index,
+                                                           ignore_index, smoothing);
+    if (p.rows > 0 && !done) {
       const LogitLaunch shape(p.rows, p.classes);
       const S* in = x.data_as<S>();
       launch(is_aligned(in) || sizeof(S) == 8 ? row_losses<S, kWidthOf<S>> : row_losses<S, 1>,
@@ -194,6 +243,10 @@ void backward(const Tensor& grad_input, const Tensor& grad, const Tensor& self,
   if (self.numel() == 0) return;
   const Launch launch(self.device());
   const Tensor x = dense(self), index = dense_as(target, DType::Int64);
+  if (!weight.defined() &&
+      backward_by_cute(launch, grad_input, grad, x, index, lse,
+                       reduction == kMean ? total_weight : Tensor(), ignore_index, smoothing))
+    return;
   visit_float_storage(self.dtype(), [&]<class S>() {
     using T = Compute<S>;
     constexpr DType kCompute = DTypeOf<T>::value;

@@ -1,4 +1,6 @@
 // native_dropout and its gradient: one pass that draws, masks and scales.
+#include "cuda/cute/arguments.h"
+#include "cuda/cute/launch_table.h"
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/loops.cuh"
 #include "cuda/kernels/philox.cuh"
@@ -50,6 +52,24 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
+/// The same numbers through a CuTe kernel; false where none is chosen. `source` lies as `output`.
+bool dropout_by_cute(const Launch& launch, const Tensor& output, const Tensor& mask,
+                     const Tensor& source, uint64_t limit, double scale, const PhiloxState& rng) {
+  if (!cute::considered<cute::DropoutForward>()) return false;
+  cute::DropoutForward a;
+  a.n = output.numel();
+  a.words = 2;
+  a.x = {source.data(), source.dtype()};
+  a.y = {output.data(), output.dtype()};
+  a.mask = {mask.data(), DType::UInt8};
+  if (rng.state) a.state = {rng.state, DType::Int64};
+  a.limit = limit;
+  a.scale = static_cast<float>(scale);
+  a.seed = rng.seed;
+  a.offset = rng.offset;
+  return cute::launch(a, launch);
+}
+
 /// Elements are numbered as they lie in `output`, which is dense.
 void native_dropout(const Tensor& output, const Tensor& mask, const Tensor& input, double p,
                     std::optional<bool> train, const PhiloxArgs& rng) {
@@ -68,6 +88,9 @@ void native_dropout(const Tensor& output, const Tensor& mask, const Tensor& inpu
     copy(output, input, true);
   }
   const auto limit = static_cast<uint64_t>(p * 0x1p32);
+  if (dropout_by_cute(launch, output, mask, source, limit, p < 1 ? 1 / (1 - p) : 0,
+                      PhiloxState(rng)))
+    return;
   visit_float_storage(input.dtype(), [&]<class S>() {
     constexpr int kWidth = kDropoutWidth<S>;
     const Compute<S> scale = p < 1 ? static_cast<Compute<S>>(1 / (1 - p)) : Compute<S>(0);

@@ -1,4 +1,6 @@
 // embedding: rows of a table by index, and the gradient of the table.
+#include "cuda/cute/arguments.h"
+#include "cuda/cute/launch_table.h"
 #include "cuda/kernels/add_rows.cuh"
 #include "cuda/kernels/copy_rows.cuh"
 #include "cuda/kernels/sort.cuh"
@@ -25,6 +27,24 @@ __global__ void __launch_bounds__(256)
   positions[i] = static_cast<uint32_t>(i);
 }
 
+/// Sums the rows that sorted indices name through a CuTe kernel; false where none is chosen.
+bool backward_by_cute(const Launch& launch, const Tensor& out, const Tensor& grad,
+                      const uint32_t* sorted, const uint32_t* order, int64_t n,
+                      int64_t padding_idx) {
+  if (!cute::considered<cute::EmbeddingBackward>()) return false;
+  cute::EmbeddingBackward a;
+  a.positions = n;
+  a.words = out.sizes()[0];
+  a.d = out.sizes()[1];
+  a.dy = {grad.data(), grad.dtype(), a.d};
+  // Indices and positions below 2^31 are the same number signed.
+  a.keys = {sorted, DType::Int32};
+  a.order = {order, DType::Int32};
+  a.table = {out.data(), out.dtype(), out.strides()[0]};
+  a.padding_idx = padding_idx;
+  return cute::launch(a, launch);
+}
+
 void backward(const Tensor& out, const Tensor& grad_output, const Tensor& indices,
               int64_t num_weights, int64_t padding_idx, bool scale_grad_by_freq) {
   if (out.numel() == 0) return;
@@ -49,6 +69,8 @@ void backward(const Tensor& out, const Tensor& grad_output, const Tensor& indice
          indices_of(index, FailedCheck::Embedding, num_weights), static_cast<uint32_t>(n), keys,
          positions);
   sort_pairs<uint32_t>(launch, keys, sorted, positions, order, n, bits_below(num_weights));
+  if (!scale_grad_by_freq && backward_by_cute(launch, out, grad, sorted, order, n, padding_idx))
+    return;
   add_rows(launch,
            {{sorted, order, false, n},
             static_cast<const char*>(grad.data()),

@@ -1,6 +1,9 @@
 // layer_norm and rms_norm, forward and backward. Statistics are two-pass: rows up to 16K elements
 // stay in registers, longer ones are read again. Weight and bias gradients are sums over rows in two
-// stages of fixed order: groups of rows into scratch memory, then the groups.
+// stages of fixed order: groups of rows into scratch memory, then the groups. Where a CuTe kernel
+// is chosen (cuda/cute), it takes the place of all but the last stage.
+#include "cuda/cute/arguments.h"
+#include "cuda/cute/launch_table.h"
 #include "cuda/kernels/rows.cuh"
 
 namespace vt::cuda {
@@ -124,11 +127,45 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
+/// Weight or bias for a CuTe kernel: in the rows' dtype where stored so, else in float, kept alive
+/// in `owner`.
+cute::Operand cute_parameter(const Tensor& t, DType stored, Tensor& owner) {
+  if (!t.defined()) return {};
+  owner = dense_as(t, t.dtype() == stored ? stored : DType::Float32);
+  return {owner.data(), owner.dtype()};
+}
+
+/// forward() on dense rows through a CuTe kernel; false where none is chosen.
+template <class Arguments>
+bool forward_by_cute(const Launch& launch, const Tensor& out, const Tensor* mean,
+                     const Tensor& rstd, const Tensor& x, int64_t n, const Tensor& weight,
+                     const Tensor& bias, double eps) {
+  if (!cute::considered<Arguments>()) return false;
+  Tensor kept_weight, kept_bias;
+  const DType stored = x.dtype();
+  Arguments a;
+  a.m = x.numel() / n;
+  a.n = n;
+  a.x = {x.data(), stored, n};
+  a.y = {out.data(), stored, n};
+  a.weight = cute_parameter(weight, stored, kept_weight);
+  a.bias = cute_parameter(bias, stored, kept_bias);
+  if (mean) a.mean = {mean->data(), mean->dtype()};
+  a.rstd = {rstd.data(), rstd.dtype()};
+  a.eps = static_cast<float>(eps);
+  return cute::launch(a, launch);
+}
+
 void forward(const Tensor& out, const Tensor* mean, const Tensor& rstd, const Tensor& input,
              int64_t n, const Tensor& weight, const Tensor& bias, double eps) {
   if (input.numel() == 0) return;
   const Launch launch(input.device());
   const Tensor x = dense(input);
+  if (mean ? forward_by_cute<cute::LayerNormForward>(launch, out, mean, rstd, x, n, weight, bias,
+                                                     eps)
+           : forward_by_cute<cute::RmsNormForward>(launch, out, mean, rstd, x, n, weight, bias,
+                                                   eps))
+    return;
   visit_float_storage(input.dtype(), [&]<class S>() {
     using T = Compute<S>;
     constexpr int W = kWidthOf<S>;
@@ -279,10 +316,15 @@ __global__ void __launch_bounds__(kWarp* kLines)
   }
 }
 
+/// Where the sums of group g and kind `which` (0: weight, 1: bias) begin: g * group + which * kind.
+struct PartialStrides {
+  int64_t group, kind;
+};
+
 template <class T>
 __global__ void __launch_bounds__(kWarp* kLines)
     sum_groups(char* weight_out, DType weight_dtype, char* bias_out, DType bias_dtype,
-               const T* partial, int64_t n, int groups) {
+               const T* partial, int64_t n, int groups, PartialStrides strides) {
   __shared__ T shared[kLines][kWarp];
   const int64_t column = int64_t{blockIdx.x} * kWarp + threadIdx.x;
   const int which = blockIdx.y;
@@ -291,7 +333,7 @@ __global__ void __launch_bounds__(kWarp* kLines)
   T total = T(0);
   if (column < n) {
     for (int g = threadIdx.y; g < groups; g += kLines)
-      total += partial[(int64_t{g} * 2 + which) * n + column];
+      total += partial[g * strides.group + which * strides.kind + column];
   }
   shared[threadIdx.y][threadIdx.x] = total;
   __syncthreads();
@@ -313,6 +355,19 @@ void zero(const Tensor& t, const Launch& launch) {
              "filling a gradient with zeros");
 }
 
+/// Adds up partial sums of `groups` groups into the gradients that are wanted.
+template <class T>
+void sum_partials(const Launch& launch, const Tensor& grad_weight, const Tensor& grad_bias,
+                  const T* partial, int64_t n, int64_t groups, PartialStrides strides) {
+  const auto target = [](const Tensor& t) {
+    return t.defined() ? static_cast<char*>(t.data()) : nullptr;
+  };
+  const auto dtype = [](const Tensor& t) { return t.defined() ? t.dtype() : DType::Float32; };
+  launch(sum_groups<T>, dim3(static_cast<unsigned>(ceil_div<int64_t>(n, kWarp)), 2),
+         dim3(kWarp, kLines), 0, target(grad_weight), dtype(grad_weight), target(grad_bias),
+         dtype(grad_bias), partial, n, static_cast<int>(groups), strides);
+}
+
 template <class S, class T>
 void parameter_gradients(const Launch& launch, const Tensor& grad_weight, const Tensor& grad_bias,
                          const S* g, const S* x, const Backward<T>& p, int64_t n) {
@@ -329,13 +384,44 @@ void parameter_gradients(const Launch& launch, const Tensor& grad_weight, const 
   launch(wide ? group_sums<S, W> : group_sums<S, 1>,
          dim3(static_cast<unsigned>(strips), static_cast<unsigned>(groups)), dim3(kWarp, kLines), 0,
          partial.data<T>(), g, x, p, n, per_group);
-  const auto target = [](const Tensor& t) {
-    return t.defined() ? static_cast<char*>(t.data()) : nullptr;
-  };
-  const auto dtype = [](const Tensor& t) { return t.defined() ? t.dtype() : DType::Float32; };
-  launch(sum_groups<T>, dim3(static_cast<unsigned>(ceil_div<int64_t>(n, kWarp)), 2),
-         dim3(kWarp, kLines), 0, target(grad_weight), dtype(grad_weight), target(grad_bias),
-         dtype(grad_bias), partial.data<T>(), n, static_cast<int>(groups));
+  sum_partials(launch, grad_weight, grad_bias, partial.data<T>(), n, groups,
+               PartialStrides{2 * n, n});
+}
+
+/// backward() on dense rows through a CuTe kernel; false where none is chosen.
+template <class Arguments>
+bool backward_by_cute(const Launch& launch, const Tensor& grad_input, const Tensor& grad_weight,
+                      const Tensor& grad_bias, const Tensor& dy, const Tensor& x, int64_t n,
+                      const Tensor* mean, const Tensor& rstd, const Tensor& weight) {
+  if (!cute::considered<Arguments>() || x.dtype() == DType::Float64) return false;
+  const Tensor rstds = dense_as(rstd, DType::Float32),
+               means = mean ? dense_as(*mean, DType::Float32) : Tensor();
+  Tensor kept_weight;
+  const DType stored = x.dtype();
+  Arguments a;
+  a.m = x.numel() / n;
+  a.n = n;
+  // As many groups of threads as the device holds at once, by what a row of n asks of a block.
+  const int64_t wanted =
+      launch.properties().multiprocessors * std::clamp<int64_t>(8192 / n, 1, 16);
+  a.groups = ceil_div<int64_t>(std::min(wanted, a.m), 4) * 4;
+  a.dy = {dy.data(), stored, n};
+  a.total = {x.data(), stored, n};
+  a.weight = cute_parameter(weight, stored, kept_weight);
+  if (mean) a.mean = {means.data(), DType::Float32};
+  a.rstd = {rstds.data(), DType::Float32};
+  a.dx = {grad_input.data(), stored, n};
+  const bool sums = grad_weight.defined() || grad_bias.defined();
+  const Scratch partial(sums ? static_cast<size_t>(2 * a.groups * n) * sizeof(float) : 0, launch);
+  if (grad_weight.defined()) a.weight_parts = {partial.data<float>(), DType::Float32, n};
+  if (grad_bias.defined())
+    a.bias_parts = {partial.data<float>() + a.groups * n, DType::Float32, n};
+  if (!cute::launch(a, launch)) return false;
+  if (sums) {
+    sum_partials(launch, grad_weight, grad_bias, partial.data<float>(), n, a.groups,
+                 PartialStrides{n, a.groups * n});
+  }
+  return true;
 }
 
 void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias,
@@ -348,6 +434,11 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
     return;
   }
   const Tensor x = dense(input), dy = dense_as(grad_out, input.dtype());
+  if (mean ? backward_by_cute<cute::LayerNormBackward>(launch, grad_input, grad_weight, grad_bias,
+                                                       dy, x, n, mean, rstd, weight)
+           : backward_by_cute<cute::RmsNormBackward>(launch, grad_input, grad_weight, grad_bias, dy,
+                                                     x, n, mean, rstd, weight))
+    return;
   visit_float_storage(input.dtype(), [&]<class S>() {
     using T = Compute<S>;
     constexpr int W = kWidthOf<S>;

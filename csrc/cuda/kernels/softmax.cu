@@ -2,6 +2,8 @@
 // to 16K elements are read once and kept in registers; longer ones are read twice, the first time
 // for a running maximum and sum. Along an inner dimension, a block takes 32 neighbouring columns
 // and splits their length over its warps.
+#include "cuda/cute/arguments.h"
+#include "cuda/cute/launch_table.h"
 #include "cuda/kernels/rows.cuh"
 
 namespace vt::cuda {
@@ -253,6 +255,31 @@ DType kernel_dtype(const Tensor& out, const Tensor& in) {
                                                                        : DType::Float32;
 }
 
+/// Dense rows through a CuTe kernel; false where none is chosen.
+bool forward_by_cute(const Launch& launch, const Tensor& y, const Tensor& x, const Split& s,
+                     bool log) {
+  if (s.inner != 1 || !cute::considered<cute::SoftmaxForward>()) return false;
+  cute::SoftmaxForward a;
+  a.m = s.outer;
+  a.n = s.n;
+  a.x = {x.data(), x.dtype(), s.n};
+  a.y = {y.data(), y.dtype(), s.n};
+  a.logarithm = log;
+  return cute::launch(a, launch);
+}
+bool backward_by_cute(const Launch& launch, const Tensor& gx, const Tensor& g, const Tensor& y,
+                      const Split& s, bool log) {
+  if (s.inner != 1 || !cute::considered<cute::SoftmaxBackward>()) return false;
+  cute::SoftmaxBackward a;
+  a.m = s.outer;
+  a.n = s.n;
+  a.dy = {g.data(), g.dtype(), s.n};
+  a.y = {y.data(), y.dtype(), s.n};
+  a.dx = {gx.data(), gx.dtype(), s.n};
+  a.logarithm = log;
+  return cute::launch(a, launch);
+}
+
 void forward(const Tensor& out, const Tensor& self, int64_t dim, bool log) {
   if (self.numel() == 0) return;
   const Split s = split_at(self, dim);
@@ -260,7 +287,9 @@ void forward(const Tensor& out, const Tensor& self, int64_t dim, bool log) {
   const Launch launch(self.device());
   const Tensor x = dense_as(self, dtype);
   const Tensor y = out.dtype() == dtype ? out : empty(out.sizes(), dtype, out.device());
+  const bool done = forward_by_cute(launch, y, x, s, log);
   visit_float_storage(dtype, [&]<class S>() {
+    if (done) return;
     using T = Compute<S>;
     constexpr int W = kWidthOf<S>;
     S* to = y.data_as<S>();
@@ -291,7 +320,9 @@ void backward(const Tensor& out, const Tensor& grad, const Tensor& output, int64
   const Launch launch(output.device());
   const Tensor g = dense_as(grad, dtype), y = dense_as(output, dtype);
   const Tensor gx = out.dtype() == dtype ? out : empty(out.sizes(), dtype, out.device());
+  const bool done = backward_by_cute(launch, gx, g, y, s, log);
   visit_float_storage(dtype, [&]<class S>() {
+    if (done) return;
     using T = Compute<S>;
     constexpr int W = kWidthOf<S>;
     S* to = gx.data_as<S>();

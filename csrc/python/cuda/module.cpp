@@ -125,6 +125,7 @@ NB_MODULE(_cuda, m) {
   cuda::bind_memory_history(m);
   cuda::bind_streams(m);
   cuda::bind_libraries(m);
+  cuda::bind_cute(m);
   m.def(
       "set_library_finder",
       [](nb::object f) {

@@ -1,0 +1,256 @@
+"""Measures the variants of CuTe kernels on the GPU at hand and writes the table of choices.
+
+python bench/tune.py [--kernel layer_norm_forward ...] [--least-gain 0.03]
+
+For each kernel and shape every variant that applies is timed beside the library's kernel, the L2
+cache emptied before each launch. Where the best one is faster by `--least-gain`, its row goes into
+cute_kernels/tuning/GPU.json; the row's ranges reach half way (geometrically) to the neighbouring
+shapes. Rows of kernels that were not measured are kept. Build again to use the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import vibetensor.torch as torch
+import vibetensor.torch.nn.functional as F
+from vibetensor.cute_kernels import device, registry
+
+TUNING = Path(registry.__file__).parent / "tuning"
+ROWS = (1024, 8192, 16384, 32768)
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+
+
+@dataclass
+class Case:
+    """A shape: its extents in the contract, the arguments of a variant and the library's call."""
+
+    extents: dict[str, int]
+    arguments: Callable[[Any], dict[str, Any]]  # of a variant
+    library: Callable[[], object]
+
+
+def neighbourhoods(points: list[int]) -> dict[int, tuple[int, int]]:
+    """Closed ranges around sorted points, meeting at geometric means; the ends reach a factor 2."""
+    points = sorted(set(points))
+    ranges = {}
+    for i, p in enumerate(points):
+        low = math.isqrt(points[i - 1] * p) + 1 if i else max(1, p // 2)
+        high = math.isqrt(p * points[i + 1]) if i + 1 < len(points) else 2 * p
+        ranges[p] = (low, high)
+    return ranges
+
+
+def _time(call: Callable[[], object], flush: Any, rounds: int = 15) -> float:
+    """Median microseconds on the device."""
+    for _ in range(3):
+        call()
+    spent = []
+    for _ in range(rounds):
+        flush.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        spent.append(start.elapsed_time(end) * 1000)
+    return statistics.median(spent)
+
+
+def _norms(kind: str, backward: bool) -> Iterator[tuple[str, Case]]:
+    for code, dtype in DTYPES.items():
+        for n in (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384):
+            for m in ROWS:
+                x, dy = (torch.randn(m, n, device="cuda").to(dtype) for _ in range(2))
+                w, b = (torch.randn(n, device="cuda").to(dtype) for _ in range(2))
+                y, dx = torch.empty_like(x), torch.empty_like(x)
+                mean, rstd = (torch.zeros(m, device="cuda") for _ in range(2))
+                rstd.fill_(1.0)
+                centred = kind == "layer_norm"
+                groups = max(4, min(132 * max(1, min(8192 // n, 16)), m) // 4 * 4)
+                parts = [torch.empty(groups, n, device="cuda") for _ in range(2)]
+
+                def given(_, t=(x, w, b, y, mean, rstd), centred=centred) -> dict[str, Any]:
+                    x, w, b, y, mean, rstd = t
+                    extra = {"bias": b, "mean": mean} if centred else {}
+                    return {"x": x, "weight": w, "y": y, "rstd": rstd, "eps": 1e-5, **extra}
+
+                def given_back(
+                    _, t=(x, dy, w, dx, mean, rstd, parts), centred=centred
+                ) -> dict[str, Any]:
+                    x, dy, w, dx, mean, rstd, parts = t
+                    extra = {"bias_parts": parts[1], "mean": mean} if centred else {}
+                    return {"dy": dy, "total": x, "weight": w, "rstd": rstd, "dx": dx,
+                            "weight_parts": parts[0], **extra}  # fmt: skip
+
+                leaf = x.detach().requires_grad_()
+                weight, bias = w.detach().requires_grad_(), b.detach().requires_grad_()
+                leaves = [leaf, weight, bias] if centred else [leaf, weight]
+
+                def forward(leaves=leaves, n=n, centred=centred) -> object:
+                    if centred:
+                        return F.layer_norm(leaves[0], (n,), leaves[1], leaves[2])
+                    return F.rms_norm(leaves[0], (n,), leaves[1])
+
+                if backward:
+                    out = forward()
+
+                    def library(out=out, leaves=leaves, dy=dy) -> object:
+                        return torch.autograd.grad(out, leaves, dy, retain_graph=True)
+
+                    yield code, Case({"m": m, "n": n}, given_back, library)
+                else:
+
+                    def library(forward=forward) -> object:
+                        with torch.no_grad():
+                            return forward()
+
+                    yield code, Case({"m": m, "n": n}, given, library)
+
+
+def _softmax(backward: bool) -> Iterator[tuple[str, Case]]:
+    for code, dtype in DTYPES.items():
+        for n in (64, 256, 512, 1024, 2048, 4096, 8192, 16384):
+            for m in ROWS:
+                x, dy = (torch.randn(m, n, device="cuda").to(dtype) for _ in range(2))
+                y = torch.softmax(x, -1)
+                out = torch.empty_like(x)
+
+                def given(_, t=(x, dy, y, out)) -> dict[str, Any]:
+                    x, dy, y, out = t
+                    named = {"dy": dy, "y": y, "dx": out} if backward else {"x": x, "y": out}
+                    return {**named, "logarithm": 0}
+
+                leaf = x.detach().requires_grad_()
+                made = torch.softmax(leaf, -1)
+
+                def library(t=(x, dy, leaf, made)) -> object:
+                    x, dy, leaf, made = t
+                    if backward:
+                        return torch.autograd.grad(made, leaf, dy, retain_graph=True)
+                    return torch.softmax(x, -1)
+
+                yield code, Case({"m": m, "n": n}, given, library)
+
+
+def _cross_entropy(backward: bool) -> Iterator[tuple[str, Case]]:
+    for code, dtype in DTYPES.items():
+        for n, rows in (
+            (65, ROWS),
+            (4096, ROWS),
+            (32000, ROWS[:3]),
+            (50304, ROWS),
+            (131072, (4096,)),
+        ):
+            for m in rows:
+                x = torch.randn(m, n, device="cuda").to(dtype)
+                targets = torch.randint(0, n, (m,), device="cuda")
+                losses, weights, lse = (torch.empty(m, device="cuda") for _ in range(3))
+                record = torch.zeros(3, dtype=torch.int64, device="cuda")
+                ones = torch.ones(1, device="cuda")
+                dx = torch.empty_like(x)
+
+                def given(_, t=(x, targets, losses, weights, lse, record, ones, dx)) -> dict:
+                    x, targets, losses, weights, lse, record, ones, dx = t
+                    named = {"logits": x, "targets": targets, "lse": lse}
+                    if backward:
+                        named |= {"grad": ones, "total_weight": ones, "dx": dx}
+                    else:
+                        named |= {"losses": losses, "weights": weights, "record": record}
+                    return {**named, "ignore_index": -100, "smoothing": 0.0}
+
+                leaf = x.detach().requires_grad_()
+                loss = F.cross_entropy(leaf, targets)
+
+                def library(t=(x, targets, leaf, loss)) -> object:
+                    x, targets, leaf, loss = t
+                    if backward:
+                        return torch.autograd.grad(loss, leaf, retain_graph=True)
+                    return F.cross_entropy(x, targets)
+
+                yield code, Case({"m": m, "n": n}, given, library)
+
+
+CASES: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
+    "layer_norm_forward": lambda: _norms("layer_norm", False),
+    "layer_norm_backward": lambda: _norms("layer_norm", True),
+    "rms_norm_forward": lambda: _norms("rms_norm", False),
+    "rms_norm_backward": lambda: _norms("rms_norm", True),
+    "softmax_forward": lambda: _softmax(False),
+    "softmax_backward": lambda: _softmax(True),
+    "cross_entropy_forward": lambda: _cross_entropy(False),
+    "cross_entropy_backward": lambda: _cross_entropy(True),
+}
+
+
+def measure(name: str, least_gain: float, flush: Any) -> list[dict[str, Any]]:
+    """The rows of one kernel, and a line for each shape on the way."""
+    kernel = registry.load()[name]
+    found = []
+    measured: dict[str, list[dict[str, int]]] = {}  # every shape, also where the library won
+    for code, case in CASES[name]():
+        measured.setdefault(code, []).append(case.extents)
+        library = _time(case.library, flush)
+        best, best_time = None, math.inf
+        for variant in kernel.variants:
+            if variant.dtype != code:
+                continue
+            try:
+                arguments = case.arguments(variant)
+                device.launch(name, variant.name, **arguments)
+            except ValueError:
+                continue  # its contract does not hold for this shape
+            spent = _time(lambda v=variant, a=arguments: device.launch(name, v.name, **a), flush)
+            if spent < best_time:
+                best, best_time = variant, spent
+        shape = ", ".join(f"{k}={v}" for k, v in case.extents.items())
+        print(f"{name} {code} {shape}: library {library:.1f} us, "
+              f"{best.name if best else 'no variant'} {best_time:.1f} us", flush=True)  # fmt: skip
+        if best is not None and best_time < library * (1 - least_gain):
+            found.append((code, case.extents, best.name, best_time, library))
+    rows = []
+    for code, extents, variant, spent, library in found:
+        points = measured[code]
+        ranges = {
+            axis: list(neighbourhoods([p[axis] for p in points])[value])
+            for axis, value in extents.items()
+        }
+        rows.append({"kernel": name, "variant": variant, "extents": ranges,
+                     "us": round(spent, 2), "library_us": round(library, 2)})  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kernel", action="append", choices=sorted(CASES))
+    parser.add_argument("--least-gain", type=float, default=0.03)
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("tuning needs a GPU that this build of vibetensor can use")
+    from vibetensor import _cuda
+
+    if not _cuda.cute_compiled_by():
+        raise SystemExit("this build has no CuTe kernels: build with -DVT_CUTE=ON")
+    _cuda.set_cute_mode("off")  # the library's kernels are the other side
+    names = given.kernel or sorted(CASES)
+    gpu = torch.cuda.get_device_name()
+    path = TUNING / (re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") + ".json")
+    record = json.loads(path.read_text()) if path.exists() else {"gpu": gpu, "rows": []}
+    rows = [r for r in record["rows"] if r["kernel"] not in names]
+    flush = torch.empty(128 << 20, dtype=torch.uint8, device="cuda")
+    for name in names:
+        rows += measure(name, given.least_gain, flush)
+    path.write_text(json.dumps({"gpu": gpu, "rows": rows}, indent=1) + "\n")
+    print(f"{len(rows)} rows in {path}")
+
+
+if __name__ == "__main__":
+    main()

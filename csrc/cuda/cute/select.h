@@ -1,0 +1,75 @@
+// Which variant of a CuTe kernel a call gets, if any. Needs no CUDA.
+//
+// By default only measured choices are made: a row of cute_kernels/tuning for the GPU at hand that
+// covers the call's extents. VT_CUTE_KERNELS=all takes the first variant that applies wherever one
+// does (a kernel lists its variants from the smallest capacity up), for tests and measurements.
+#pragma once
+
+#include <optional>
+#include <string_view>
+
+#include "cuda/cute/contract.h"
+
+namespace vt::cuda::cute {
+
+enum class Mode : uint8_t { Off, Table, All };
+
+/// "off", "table" (also ""), "all"; nullopt for anything else.
+std::optional<Mode> mode_from(std::string_view text);
+
+struct Range {
+  int64_t low, high;  // closed
+};
+/// On GPU number `gpu` of tuned_gpus(), with all extents in their ranges, `variant` is the choice.
+struct TunedRow {
+  int gpu, variant;
+  std::array<Range, kMaxExtents> ranges;
+};
+
+/// What choosing asks of a variant.
+struct Rules {
+  const ExtentRule* extents;
+  const TensorRule* tensors;
+  bool usable;  // compiled in
+};
+
+struct Choice {
+  int variant = -1;  // -1: the library's kernel
+  /// Where a variant was looked at and none applies: the last one looked at, and why not.
+  int refused = -1;
+  Refusal refusal;
+};
+
+/// `gpu`: -1 where nothing was measured for it. `rules(i)` for i < variants.
+template <class RulesOf>
+Choice choose(Mode mode, int gpu, std::span<const TunedRow> tuned, size_t variants,
+              const RulesOf& rules, const Call& call) {
+  Choice choice;
+  const auto applies = [&](int variant) {
+    const Rules r = rules(static_cast<size_t>(variant));
+    const Refusal refusal =
+        r.usable ? check_call(r.extents, r.tensors, call) : Refusal{Reason::NotCompiled, -1};
+    if (!refusal) {
+      choice.variant = variant;
+      return true;
+    }
+    choice.refused = variant;
+    choice.refusal = refusal;
+    return false;
+  };
+  if (mode == Mode::Off) return choice;
+  for (const TunedRow& row : tuned) {
+    if (row.gpu != gpu) continue;
+    bool inside = true;
+    for (size_t i = 0; i < call.extents.size(); ++i)
+      inside &= call.extents[i] >= row.ranges[i].low && call.extents[i] <= row.ranges[i].high;
+    if (inside && applies(row.variant)) return choice;
+  }
+  if (mode != Mode::All) return choice;
+  for (size_t i = 0; i < variants; ++i) {
+    if (applies(static_cast<int>(i))) return choice;
+  }
+  return choice;
+}
+
+}  // namespace vt::cuda::cute

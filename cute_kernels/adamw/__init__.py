@@ -1,0 +1,1 @@
+"""AdamW over many tensors in one launch."""

@@ -1,0 +1,1 @@
+"""Dropout that draws the numbers of the library's generator."""

@@ -1,0 +1,48 @@
+"""The CuTe DSL where it is installed, and stand-ins for its names where it is not.
+
+Kernel files import from here, so that their variants, contracts and references can be read on any
+machine; only compiling needs the DSL. Importing this module imports the DSL.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+# Read by the DSL as it is imported: registers and spills of every kernel are wanted.
+os.environ.setdefault("CUTE_DSL_COMPILER_OPT", "remarks{ptx}")
+
+try:
+    import cutlass as cutlass
+    import cutlass.cute as cute
+    from cuda.bindings.driver import CUstream as CUstream
+    from cutlass import BFloat16, Float16, Float32, Int32, Int64, Uint8, Uint32, Uint64, const_expr
+
+    PROBLEM = None
+except ImportError as error:
+    PROBLEM = f"the CuTe DSL is not installed ({error})"
+
+    class _Absent:
+        """Any name of the DSL: an annotation, or a decorator that leaves its function alone."""
+
+        def __getattr__(self, name: str) -> _Absent:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return self
+
+        def __call__(self, function: Any = None, *_: Any, **__: Any) -> Any:
+            return function
+
+    cutlass = cute = CUstream = _Absent()  # type: ignore[assignment]
+    BFloat16 = Float16 = Float32 = Int32 = Int64 = Uint8 = Uint32 = Uint64 = const_expr = cute  # type: ignore[assignment,misc]
+
+#: The element types of contracts by their name there.
+DTYPES = {
+    "bfloat16": BFloat16,
+    "float16": Float16,
+    "float32": Float32,
+    "int32": Int32,
+    "int64": Int64,
+    "uint8": Uint8,
+    "uint64": Uint64,
+}

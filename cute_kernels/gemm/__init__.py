@@ -1,0 +1,1 @@
+"""Matrix products on Hopper tensor cores, with fused epilogues."""

@@ -1,0 +1,1 @@
+"""softmax and log_softmax of rows, forward and backward."""
