@@ -59,10 +59,6 @@ def record(function: Callable[[], Any], *, dry: bool = False) -> Recording:
 
 
 def _recording(native: Any, result: Any) -> Recording:
-    if native.failure:
-        raise RuntimeError(
-            f"the function went on after an error, which replays would not know of: {native.failure}"
-        )
     storages = native.storages()
     held = {native.find(tensor) for tensor in (*_tensors(result), *_gradients(native))}
     if any(
@@ -87,6 +83,10 @@ def _recording(native: Any, result: Any) -> Recording:
     for number, (storage, offset, sizes, strides, dtype) in enumerate(native.slots()):
         views.append(View(buffers[storage], dtype, sizes, strides, offset))
         first_slot.setdefault(storage, number)
+    if native.failure:
+        raise RuntimeError(
+            f"the function went on after an error, which replays would not know of: {native.failure}"
+        )
     ops = [_op(call, views, sources) for call in native.calls()]
     draws = [(str(device), count) for device, count in native.draws()]
     return Recording(Tape(ops, buffers, draws), native, result, native.leaves(), first_slot)

@@ -1,6 +1,8 @@
 #include "graphs/tape.h"
 
 #include <algorithm>
+#include <exception>
+#include <utility>
 
 #include "autograd/engine.h"
 
@@ -31,6 +33,22 @@ constexpr const char* kReseeded =
     "that: a generator of its own, a seed set or numbers drawn again (activation checkpointing) "
     "inside the captured function cannot be repeated by a replay";
 
+/// While an op is recorded: keeps the first one that throws.
+class Failing {
+ public:
+  Failing(std::optional<OpId>& first, OpId id) : first_(first), id_(id) {}
+  ~Failing() {
+    if (std::uncaught_exceptions() > before_ && !first_) first_ = id_;
+  }
+  Failing(const Failing&) = delete;
+  Failing& operator=(const Failing&) = delete;
+
+ private:
+  std::optional<OpId>& first_;
+  OpId id_;
+  int before_ = std::uncaught_exceptions();
+};
+
 }  // namespace
 
 std::vector<Value> Call::bind(TensorSpan tensors) const {
@@ -47,25 +65,23 @@ std::vector<Value> Call::bind(TensorSpan tensors) const {
 Tape::Tape(const Source* (*source)(), Recording recording)
     : source_(source), recording_(recording) {}
 
-int Tape::storage_of(const Tensor& tensor, Use use) {
+int Tape::storage_of(const Tensor& tensor, bool written) {
   const Ref<Storage>& storage = tensor.storage();
   const auto [place, added] = known_.try_emplace(storage.get(), static_cast<int>(storages_.size()));
   if (added) {
     const auto born = born_.find(storage.get());
-    StorageRecord record{
-        .storage = storage, .nbytes = storage->nbytes(), .device = tensor.device()};
+    StorageRecord record{storage, storage->nbytes(), tensor.device(), {}, false, false, false,
+                         false};
     record.blank = born != born_.end() && born->second == Origin::Blank;
     record.host = born != born_.end() && born->second == Origin::Host;
     if (born == born_.end()) record.first = tensor;
     storages_.push_back(std::move(record));
   }
   StorageRecord& record = storages_[static_cast<size_t>(place->second)];
-  const bool written = use == Use::Write;
-  if (record.blank && use != Use::View) {
-    // Blank memory that is read first was filled by the host (a number as a tensor).
+  if (record.blank && written) {
     record.blank = false;
-    (written ? record.fresh : record.host) = true;
-    if (written) open_.push_back(place->second);
+    record.fresh = true;
+    open_.push_back(place->second);
   }
   check(!(written && record.host), "a tensor of ", tensor.sizes(), " ", tensor.dtype(),
         " that the captured function makes from host data is changed in place: every replay would "
@@ -73,9 +89,18 @@ int Tape::storage_of(const Tensor& tensor, Use use) {
   return place->second;
 }
 
-int Tape::slot_of(const Tensor& tensor, Use use) {
+void Tape::settle_reads(const Call& call) {
+  for (const int slot : call.inputs) {
+    if (slot < 0) continue;
+    StorageRecord& record =
+        storages_[static_cast<size_t>(slots_[static_cast<size_t>(slot)].storage)];
+    if (std::exchange(record.blank, false)) record.host = true;
+  }
+}
+
+int Tape::slot_of(const Tensor& tensor, bool written) {
   if (!tensor.defined()) return -1;
-  Slot slot{storage_of(tensor, use), tensor.storage_offset(), tensor.impl()->sizes,
+  Slot slot{storage_of(tensor, written), tensor.storage_offset(), tensor.impl()->sizes,
             tensor.impl()->strides, tensor.dtype()};
   slots_.push_back(std::move(slot));
   return static_cast<int>(slots_.size()) - 1;
@@ -103,24 +128,9 @@ int64_t Tape::relative_offset(const PhiloxArgs& rng, Device device) {
 }
 
 void Tape::on_op(const OpCall& call, FunctionRef<void()> execute) {
-  try {
-    record(call, execute);
-  } catch (const Error& error) {
-    remember(error.what());
-    throw;
-  } catch (...) {
-    remember(op_name(call.id));
-    throw;
-  }
-}
-
-void Tape::remember(std::string_view failure) {
-  if (failure_.empty()) failure_ = failure;
-}
-
-void Tape::record(const OpCall& call, FunctionRef<void()> execute) {
+  const Failing failing(failed_, call.id);
   for (const Tensor& out : call.outputs) {
-    if (!out.defined()) continue;  // a gradient that nobody asked for
+    if (!out.defined()) continue;
     check(out.device().is_cpu(), op_name(call.id), " on ", out.device(),
           " cannot be captured: captured steps run on the CPU");
   }
@@ -143,12 +153,10 @@ void Tape::record(const OpCall& call, FunctionRef<void()> execute) {
                                         std::holds_alternative<Tensor>(call.args[0]) &&
                                         is_output(std::get<Tensor>(call.args[0]));
   for_each_tensor(recorded->args, [&](Tensor& tensor) {
-    const Use use = view ? Use::View : is_output(tensor) ? Use::Write : Use::Read;
-    recorded->inputs.push_back(slot_of(tensor, use));
+    recorded->inputs.push_back(slot_of(tensor, !view && is_output(tensor)));
     tensor = Tensor();
   });
-  for (const Tensor& out : call.outputs)
-    recorded->outputs.push_back(slot_of(out, view ? Use::View : Use::Write));
+  for (const Tensor& out : call.outputs) recorded->outputs.push_back(slot_of(out, !view));
   const Device device =
       !call.outputs.empty() && call.outputs[0].defined() ? call.outputs[0].device() : Device{};
   for (const Value& value : recorded->args) {
@@ -166,6 +174,7 @@ void Tape::record(const OpCall& call, FunctionRef<void()> execute) {
       sources_.push_back(*source);
     }
   }
+  if (!view) settle_reads(*recorded);
   calls_.push_back(std::move(recorded));
   release_unused();
 }
@@ -182,8 +191,13 @@ void Tape::on_host_read(const Tensor& tensor, const char* what) {
           " cannot be captured: the host would read its value once, and every replay ",
           "would go on with that. Return the tensor from the captured function and read it outside",
           source ? str(", at ", source->file, ":", source->line, " in ", source->function) : "");
-  remember(message);
+  if (failure().empty()) read_ = message;
   fail(message);
+}
+
+std::string Tape::failure() const {
+  if (!read_.empty()) return read_;
+  return failed_ ? str("an error of ", op_name(*failed_)) : "";
 }
 
 uint32_t Tape::references(const Storage& storage) const {

@@ -5,8 +5,8 @@
 // than running.
 #pragma once
 
+#include <optional>
 #include <string>
-#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -54,7 +54,7 @@ struct StorageRecord {
   size_t nbytes = 0;
   Device device;
   Tensor first;          // the tensor that brought it onto the tape, if it was there before
-  bool blank = false;    // made by the recording, and so far nobody's: no op has read or written it
+  bool blank = false;    // made by the recording, and neither read nor written so far
   bool fresh = false;    // made by the recording, from uninitialised memory
   bool host = false;     // made by the recording, with values of the host
   bool escapes = false;  // still in use by others when the recording ended
@@ -79,9 +79,6 @@ class Tape final : public Consumer, public StorageObserver, public RefCounted {
   void start();
   /// Ends the recording and finds the storages that others still use.
   void stop();
-  /// What the first op or read that failed said; empty if none did. A function that goes on after
-  /// an error took a way that replays could not know of.
-  const std::string& failure() const { return failure_; }
   /// Finds them again, as after a garbage collection.
   void find_escapes();
 
@@ -99,6 +96,9 @@ class Tape final : public Consumer, public StorageObserver, public RefCounted {
   std::vector<Device> random_devices() const;
   /// A tensor on a storage of the tape, for inputs and state. It must still have its bytes.
   Tensor tensor(int slot) const;
+  /// The first op or host read that failed; empty if none did. A function that goes on after an
+  /// error took a way that replays could not know of.
+  std::string failure() const;
 
  private:
   struct Draws {
@@ -107,11 +107,11 @@ class Tape final : public Consumer, public StorageObserver, public RefCounted {
   };
   enum class Origin : uint8_t { Blank, Host };
 
-  void record(const OpCall& call, FunctionRef<void()> execute);
-  void remember(std::string_view failure);
-  enum class Use : uint8_t { View, Read, Write };
-  int storage_of(const Tensor& tensor, Use use);
-  int slot_of(const Tensor& tensor, Use use);
+  int storage_of(const Tensor& tensor, bool written);
+  int slot_of(const Tensor& tensor, bool written);
+  /// Blank memory that an op has read without writing it was filled by the host (a number as a
+  /// tensor).
+  void settle_reads(const Call& call);
   int64_t relative_offset(const PhiloxArgs& rng, Device device);
   void release_unused();
   void give_numbers_back();
@@ -119,7 +119,6 @@ class Tape final : public Consumer, public StorageObserver, public RefCounted {
   const Source* (*source_)();
   Recording recording_;
   bool active_ = false;
-  std::string failure_;
   std::vector<Ref<Call>> calls_;
   std::vector<Slot> slots_;
   std::vector<StorageRecord> storages_;
@@ -127,6 +126,8 @@ class Tape final : public Consumer, public StorageObserver, public RefCounted {
   std::unordered_map<const Storage*, int> known_;
   std::vector<Tensor> leaves_;
   std::vector<int> open_;  // fresh storages that have their bytes
+  std::optional<OpId> failed_;
+  std::string read_;  // the host read that failed
   std::vector<Draws> draws_;
   PhiloxArgs start_;                                 // where the CPU's numbers were
   std::unordered_map<const Storage*, Origin> born_;  // while recording; addresses may repeat

@@ -178,7 +178,6 @@ void bind_graphs(nb::module_& m) {
              self.sources->codes.clear();
              self.tape->stop();
            })
-      .def_prop_ro("failure", [](const PyTape& self) { return self.tape->failure(); })
       .def("find_escapes", [](PyTape& self) { self.tape->find_escapes(); })
       .def("calls",
            [](const PyTape& self) {
@@ -232,6 +231,7 @@ void bind_graphs(nb::module_& m) {
                    nb::make_tuple(nb::steal(wrap_device(device)), self.tape->counters(device)));
              return out;
            })
+      .def_prop_ro("failure", [](const PyTape& self) { return self.tape->failure(); })
       .def("tensor",
            [](const PyTape& self, int slot) { return nb::steal(wrap(self.tape->tensor(slot))); });
 

@@ -307,7 +307,7 @@ def test_an_error_that_the_function_swallows_is_not_lost() -> None:
     x = vt.ones(3)
     with pytest.raises(RuntimeError, match=r"went on after an error.*item.*test_promises\.py:\d+"):
         capture(reads)(x)
-    with pytest.raises(RuntimeError, match="went on after an error.*range"):
+    with pytest.raises(RuntimeError, match="went on after an error.*of embedding"):
         capture(indexes)(x)
     assert reads(x).tolist() == [3, 3, 3]
     step = capture(lambda x: x + 1)
