@@ -179,6 +179,46 @@ def test_cross_entropy_gradient_a_row() -> None:
     close(out["dx"], want["dx"], "float32")
 
 
+def test_cross_entropy_of_extremes() -> None:
+    n = 300
+    x = numbers((4, n), scale=4)
+    x[0, 7] = np.nan
+    x[1, 7] = np.inf
+    x[2] = -np.inf
+    x[3] *= 1e30
+    targets = np.array([0, 0, 0, int(np.argmax(x[3]))])
+    out = emulate(
+        "cross_entropy_in_place",
+        "f32_v4_32",
+        (1,),
+        {"m": 4, "n": n, "words": 3, "grads": 1, "one": 1},
+        {"logits": x, "targets": targets, "record": np.zeros(3), "losses": "out", "lse": "out",
+         "grad": np.ones(1), "dx": "out"},
+        {"ignore_index": -100, "smoothing": 0.0},
+    )  # fmt: skip
+    assert out is not None
+    assert np.isnan(out["losses"][:3]).all() and out["losses"][3] == 0
+    assert np.isnan(out["dx"][0]).all()
+    assert not out["dx"][3].any()
+
+
+def test_norm_of_a_row_with_nan_and_inf() -> None:
+    x = numbers((3, 64), "bfloat16")
+    x[0, 5], x[1, 5] = np.nan, np.inf
+    out = emulate(
+        "layer_norm_forward",
+        "bf16_bf16_256x32",
+        (1,),
+        {"m": 3, "n": 64},
+        {"x": x, "y": "out"},
+        {"eps": 1e-5},
+    )
+    assert out is not None
+    assert np.isnan(out["y"][:2]).all()
+    want = variant_of("layer_norm_forward", "bf16_bf16_256x32")[0].reference(x[2:], 1e-5)
+    close(out["y"][2:], want["y"], "bfloat16")
+
+
 @pytest.mark.parametrize("target", [-1, 40, 2**40])
 def test_cross_entropy_stops_at_a_target_out_of_range(target: int) -> None:
     memory = Memory()

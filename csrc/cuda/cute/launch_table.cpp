@@ -122,6 +122,9 @@ bool Module::bring(int device, Step init, Step load, const char* name) {
   // The exported header's structures: addresses of the arguments, results last.
   cudaLibrary_t* library = &library_;
   cudaError_t error = cudaSuccess;
+  // This thread may be capturing: loading code is no part of what is captured.
+  cudaStreamCaptureMode capturing = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&capturing);
   if (!initialised_) {
     void* arguments[] = {&library, &error};
     init(arguments);
@@ -133,6 +136,7 @@ bool Module::bring(int device, Step init, Step load, const char* name) {
     void* arguments[] = {&library, &number, &error};
     load(arguments);
   }
+  cudaThreadExchangeStreamCaptureMode(&capturing);
   if (error == cudaSuccess) return true;
   (void)cudaGetLastError();  // the caller goes on without this kernel
   std::fprintf(stderr, "vibetensor: the CuTe kernel %s cannot be loaded on device %d: %s\n", name,
