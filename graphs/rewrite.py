@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import vibetensor.torch as vt
@@ -53,7 +54,7 @@ def make_op(
         return view
 
     made = [slots[slot] for slot in call.outputs if slot >= 0]
-    found = [tuple(slot[2:]) for slot in made]
+    found = [tuple(slot[2:5]) for slot in made]
     if found != [(view.sizes, view.strides, view.dtype) for view in outputs]:
         raise ValueError(f"{name} makes {found}, not {[str(view) for view in outputs]}")
     call.random_offset = random_offset
@@ -77,12 +78,42 @@ def _stand_in(arg: Any, made: list[tuple[Any, View]]) -> Any:
     if isinstance(arg, View):
         base = vt.empty(arg.buffer.nbytes, dtype=vt.uint8, device=arg.buffer.device)
         offset = arg.offset * arg.dtype.itemsize
-        tensor = _C.graphs.tensor_on(base, offset, arg.dtype, arg.sizes, arg.strides)
+        tensor = _C.graphs.tensor_on(base, offset, arg.dtype, arg.sizes, arg.strides, arg.number)
         made.append((tensor, arg))
         return tensor
     if isinstance(arg, list | tuple):
         return type(arg)(_stand_in(item, made) for item in arg)
     return arg
+
+
+def rebound(op: Op, other: Callable[[View], View]) -> Op:
+    """The op on other views: of the same dtype and sizes, and strides that its kernel takes."""
+
+    def moved(arg: Any) -> Any:
+        if isinstance(arg, View):
+            return other(arg)
+        if isinstance(arg, list):
+            return [moved(item) for item in arg]
+        return arg
+
+    return dataclasses.replace(
+        op,
+        args=tuple(moved(arg) for arg in op.args),
+        inputs=[moved(view) for view in op.inputs],
+        outputs=[moved(view) for view in op.outputs],
+    )
+
+
+def with_buffers(op: Op, instead: Mapping[Buffer, Buffer]) -> Op:
+    """The op with its views on other buffers."""
+    if not any(view.buffer in instead for view in (*op.reads(), *op.writes())):
+        return op
+
+    def moved(view: View) -> View:
+        target = instead.get(view.buffer)
+        return view if target is None else dataclasses.replace(view, buffer=target)
+
+    return rebound(op, moved)
 
 
 class Uses:

@@ -7,9 +7,9 @@ draw random numbers, write in place or alias their input stay. Bitwise.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
+from vibetensor.graphs.rewrite import with_buffers
 from vibetensor.graphs.tape import Buffer, Op, Tape, View
 
 BITWISE = True
@@ -27,7 +27,7 @@ def run(tape: Tape) -> Tape:
     instead: dict[Buffer, Buffer] = {}
     kept: list[Op] = []
     for op in tape.ops:
-        op = _with(op, instead)
+        op = with_buffers(op, instead)
         if op.is_view:
             kept.append(op)
             continue
@@ -74,25 +74,4 @@ def _same_geometry(a: Op, b: Op) -> bool:
         (x is None) == (y is None)
         and (x is None or (x.offset == y.offset and x.buffer.nbytes == y.buffer.nbytes))
         for x, y in zip(a.outputs, b.outputs)
-    )
-
-
-def _with(op: Op, instead: dict[Buffer, Buffer]) -> Op:
-    """The op with views on other buffers."""
-    if not any(view.buffer in instead for view in (*op.reads(), *op.writes())):
-        return op
-
-    def moved(arg: Any) -> Any:
-        if isinstance(arg, View):
-            target = instead.get(arg.buffer)
-            return arg if target is None else dataclasses.replace(arg, buffer=target)
-        if isinstance(arg, list):
-            return [moved(item) for item in arg]
-        return arg
-
-    return dataclasses.replace(
-        op,
-        args=tuple(moved(arg) for arg in op.args),
-        inputs=[moved(view) for view in op.inputs],
-        outputs=[moved(view) for view in op.outputs],
     )
