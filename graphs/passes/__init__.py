@@ -6,10 +6,10 @@ and `BITWISE`, whether results stay bit for bit. `docs/passes.md` tells how to w
 
 from __future__ import annotations
 
-from vibetensor.graphs.passes import chains, constants, dead_code, repeated
+from vibetensor.graphs.passes import casts, chains, constants, copies, dead_code, repeated
 from vibetensor.graphs.tape import Tape
 
-ALL = (repeated, constants, dead_code, chains)
+ALL = (repeated, constants, casts, copies, dead_code, chains)
 
 
 def run(tape: Tape) -> Tape:
