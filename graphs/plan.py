@@ -1,10 +1,11 @@
 """Where a step's scratch buffers lie in one arena.
 
-A buffer is live from the op that first touches it to the op that last does. Buffers that are live
-together lie apart; a pointwise op may write where one of its inputs ends. Finding the smallest
-arena is NP-hard (dynamic storage allocation); largest first, each at the lowest free offset, comes
-close to the bound on the tapes of training steps: Pisarchyk and Lee, "Efficient Memory Management
-for Deep Neural Net Inference", 2020. The bound is the most bytes that are live at one op.
+A buffer is live from the op that first touches it to the op that last does; one that only names it
+does not. Buffers that are live together lie apart; a pointwise op may write where one of its inputs
+ends. Finding the smallest arena is NP-hard (dynamic storage allocation); largest first, each at the
+lowest free offset, comes close to the bound on the tapes of training steps: Pisarchyk and Lee,
+"Efficient Memory Management for Deep Neural Net Inference", 2020. The bound is the most bytes that
+are live at one op.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def plan(tape: Tape, arena_device: str) -> Plan:
     first: dict[Buffer, int] = {}
     last: dict[Buffer, int] = {}
     for at, op in enumerate(tape.ops):
+        if op.is_view:
+            continue
         for view in (*op.reads(), *op.writes()):
             buffer = view.buffer
             if buffer.role == "scratch" and buffer.device == arena_device and buffer.nbytes > 0:

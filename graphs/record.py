@@ -59,7 +59,8 @@ def _recording(native: Any, result: Any) -> Recording:
     storages = native.storages()
     held = {native.find(tensor) for tensor in (*_tensors(result), *_gradients(native))}
     if any(
-        fresh and escapes and at not in held for at, (_, _, fresh, escapes, _) in enumerate(storages)
+        fresh and escapes and at not in held
+        for at, (_, _, fresh, escapes, _) in enumerate(storages)
     ):
         # Some may be garbage in reference cycles, and no state. A collection takes 0.1 s.
         gc.collect()
@@ -81,6 +82,8 @@ def _recording(native: Any, result: Any) -> Recording:
     for number, (storage, offset, *geometry, is_number) in enumerate(native.slots()):
         sizes, strides, dtype = geometry
         views.append(View(buffers[storage], dtype, sizes, strides, offset, is_number))
+        # An array that the function wraps is somebody else's: they may change it.
+        buffers[storage].fixed &= is_number
         first_slot.setdefault(storage, number)
     ops = [_op(call, views, sources) for call in native.calls()]
     draws = [(str(device), count) for device, count in native.draws()]

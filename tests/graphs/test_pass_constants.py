@@ -97,6 +97,16 @@ def test_a_held_tensor_is_no_constant() -> None:
     assert step(x).tolist() == [10.0, 10.0]
 
 
+def test_a_wrapped_array_is_no_constant() -> None:
+    table = np.ones(2, np.float32)
+    step = capture(lambda x: x * (vt.from_numpy(table) + 1))
+    x = vt.ones(2)
+    for _ in range(4):
+        step(x)
+    table[:] = 9  # as eager code would see it
+    assert step(x).tolist() == [10.0, 10.0]
+
+
 def test_learning_rates_stay_live() -> None:
     w = vt.zeros(3, requires_grad=True)
     optimizer = vt.optim.SGD([w], lr=1.0)
