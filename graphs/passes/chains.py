@@ -6,21 +6,26 @@ A buffer that one of them writes is read and written by them through one view. R
 runs them block by block; what nothing else reads is never stored. Every part keeps its kernel and its
 dtypes: bitwise.
 
-Random ops stay apart: their numbers belong to places in their whole output. So do single ops, ops
-on an accelerator, and ops of few elements, which gain nothing.
+Random ops stay apart: their numbers belong to places in their whole output. So do single ops and
+ops on an accelerator. Ops of few elements stay apart where nothing is gained: tensors that stay in
+the cache from op to op anyway, if they are not of 16-bit floats, which a chain converts less often.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import vibetensor.torch as vt
 from vibetensor.graphs.pointwise import Access, Step, fuse, step_of
 from vibetensor.graphs.tape import Buffer, Decision, Op, Tape
 
 BITWISE = True
-LEAST_ELEMENTS = 2048  # of an op that gains by it
+LEAST_ELEMENTS, LEAST_16_BIT = 1 << 20, 4096  # of an op that gains by it
 _REACH = 24  # ops that a part may be moved over
-_MOST_PARTS, _MOST_OPERANDS = 64, 32
+_MOST_PARTS = 64
+# Tensors that a chain walks in memory. They often lie alike within pages, so that more of them than a
+# cache has ways drive each other out.
+MOST_TENSORS = 5
 
 
 @dataclass(eq=False)
@@ -46,21 +51,21 @@ def run(tape: Tape) -> Tape:
     """The tape with its chains of pointwise ops as one op each."""
     nodes: list[_Node] = []
     decisions: dict[str, Decision] = {}
+    users: dict[Buffer, int] = {}  # ops that touch it
+    for op in tape.ops:
+        for buffer in {v.buffer for v in (*op.reads(), *op.writes()) if not op.is_view}:
+            users[buffer] = users.get(buffer, 0) + 1
     for op in tape.ops:
         nodes.append(_node(op))
         at: int | None = len(nodes) - 1
         while at is not None:
-            at = _join(nodes, at, decisions)
-    touched: dict[Buffer, int] = {}
-    for node in nodes:
-        for buffer in node.reads | node.writes:
-            touched[buffer] = touched.get(buffer, 0) + 1
+            at = _join(nodes, at, users, decisions)
     ops: list[Op] = []
     for node in nodes:
         if len(node.steps) < 2:
             ops += node.ops
             continue
-        inner = {b for b in node.writes if b.role == "scratch" and touched[b] == 1}
+        inner = _inner(node.steps, users)
         fused = fuse(node.steps, inner)
         ops.append(fused)
         names = ", ".join(step.op.name for step in node.steps)
@@ -77,19 +82,31 @@ def _node(op: Op) -> _Node:
     step = step_of(op)
     if isinstance(step, str):
         return _Node([op], [], reads, writes, step)
-    if step.numel < LEAST_ELEMENTS:
+    halves = any(a.dtype in (vt.bfloat16, vt.float16) for a in (step.out, *step.inputs))
+    if step.numel < (LEAST_16_BIT if halves else LEAST_ELEMENTS):
         return _Node([op], [], reads, writes)
     return _Node([op], [step], reads, writes)
 
 
-def _join(nodes: list[_Node], at: int, decisions: dict[str, Decision]) -> int | None:
+def _inner(steps: list[Step], users: dict[Buffer, int]) -> set[Buffer]:
+    """Buffers that nothing but these steps touches."""
+    own: dict[Buffer, int] = {}
+    for step in steps:
+        for buffer in {step.out.buffer, *(access.buffer for access in step.inputs)}:
+            own[buffer] = own.get(buffer, 0) + 1
+    return {b for b, count in own.items() if b.role == "scratch" and count == users[b]}
+
+
+def _join(
+    nodes: list[_Node], at: int, users: dict[Buffer, int], decisions: dict[str, Decision]
+) -> int | None:
     """Joins a node with one before it: where it is then, None if it fits none."""
     node = nodes[at]
     if not node.steps and not node.why_not:
         return None
     for index in _linked(nodes, at):
         other = nodes[index]
-        why_not = other.why_not or node.why_not or _why_apart(other, node)
+        why_not = other.why_not or node.why_not or _why_apart(other, node, users)
         if not why_not:
             place = _merge(nodes, index, at)
             if place is not None:
@@ -125,15 +142,19 @@ def _tensors_read(node: _Node) -> set[Access]:
     return {a for step in node.steps for a in step.inputs if not a.is_single}
 
 
-def _why_apart(a: _Node, b: _Node) -> str:
+def _why_apart(a: _Node, b: _Node, users: dict[Buffer, int]) -> str:
     """Why two nodes cannot be one op, whatever runs between them; empty if they can."""
     steps = [*a.steps, *b.steps]
     if len({step.numel for step in steps}) > 1:
         return "their sizes differ"
     if len({step.shape for step in steps if step.shape is not None}) > 1:
         return "their shapes differ"
-    if len(steps) > _MOST_PARTS or len(a.reads | a.writes | b.reads | b.writes) > _MOST_OPERANDS:
-        return "together they are too large"
+    if len(steps) > _MOST_PARTS:
+        return "together they are too many"
+    walked = {x for s in steps for x in (s.out, *s.inputs) if not x.is_single}
+    inner = _inner(steps, users)
+    if steps[0].numel > 1 and sum(x.buffer not in inner for x in walked) > MOST_TENSORS:
+        return "together they walk too many tensors"
     written = a.writes | b.writes
     views: dict[Buffer, Access] = {}
     for step in steps:

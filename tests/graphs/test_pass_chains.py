@@ -23,6 +23,7 @@ SIZES = [1, 7, 64, 2047, 2048, 2049, 5000, 70_001]
 @pytest.fixture(autouse=True)
 def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chains, "LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(chains, "LEAST_16_BIT", 0)
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_casts_and_comparisons(n: int) -> None:
         mask = (again > 0.5) & (k < 3)
         return [again.to(vt.float32) * mask, mask, (k * 2 + mask).to(vt.float64) / 3, half]
 
-    _check_bits(function, _values(n, vt.float32), _values(n, vt.int64, 1))
+    _check_bits(function, _values(n, vt.float32), _values(n, vt.int64, 1), chain_ops=None)
 
 
 def test_numbers_promote_as_in_the_op() -> None:
@@ -205,9 +206,28 @@ def test_near_misses() -> None:
 
 def test_small_ops_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chains, "LEAST_ELEMENTS", 2048)
+    monkeypatch.setattr(chains, "LEAST_16_BIT", 1024)
     small, large = vt.randn(2047), vt.randn(2048)
     assert _names(_fused(lambda: (small * 2).exp())) == ["mul", "exp"]
     assert _names(_fused(lambda: (large * 2).exp())) == [NAME]
+    assert _names(_fused(lambda: small.to(vt.bfloat16).exp())) == [NAME]
+    assert _names(_fused(lambda: small[:1000].to(vt.bfloat16).exp())) == ["_to_dtype", "exp"]
+
+
+def test_a_chain_walks_few_tensors() -> None:
+    tensors = [vt.randn(64, 64) for _ in range(2 * chains.MOST_TENSORS)]
+
+    def function() -> Any:
+        total = tensors[0] * 2
+        for tensor in tensors[1:]:
+            total = total + tensor
+        return total
+
+    tape = _fused(function)
+    for op in tape.ops:
+        assert len(op.args[0]) + len([v for v in op.args[1] if v.sizes]) <= chains.MOST_TENSORS
+    assert 2 <= _names(tape).count(NAME) < 5
+    assert any("too many tensors" in d.text for d in tape.decisions)
 
 
 def test_ops_between_move_before_or_after() -> None:

@@ -174,6 +174,8 @@ def _run(program: Program, captured: bool, optimize: bool) -> list[np.ndarray]:
 @pytest.mark.parametrize("block", range(10))
 def test_programs(block: int, optimize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chains, "LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(chains, "LEAST_16_BIT", 0)
+    monkeypatch.setattr(chains, "MOST_TENSORS", 16)
     size, refused = PROGRAMS // 10, 0
     for seed in range(block * size, (block + 1) * size):
         program = Program(seed)
