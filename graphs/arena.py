@@ -31,7 +31,7 @@ def blocks(tape: Tape, plan: Plan) -> list[Block]:
     first: dict[Buffer, int] = {}
     last: dict[Buffer, int] = {}
     for at, op in enumerate(tape.ops):
-        for view in (*op.reads(), *op.writes()):
+        for view in () if op.is_view else (*op.reads(), *op.writes()):
             if view.buffer in plan.offsets:
                 first.setdefault(view.buffer, at)
                 last[view.buffer] = at

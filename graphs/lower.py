@@ -74,9 +74,18 @@ def lower(
             if base is None:
                 base = memory[buffer] = _memory_of(buffer, recording)
         return _C.graphs.tensor_on(
-            base, place + view.offset * view.dtype.itemsize, view.dtype, view.sizes, view.strides
+            base,
+            place + view.offset * view.dtype.itemsize,
+            view.dtype,
+            view.sizes,
+            view.strides,
+            view.number,
         )
 
+    setup = _C.graphs.Program()
+    for op in tape.setup:
+        setup.add(op.call, [tensor(v) for v in op.inputs], [tensor(v) for v in op.outputs])
+    setup.run()
     program = _C.graphs.Program()
     staged = _HostInputs(program, recording, accelerator, tensor)
     outputs = []
@@ -84,6 +93,10 @@ def lower(
         if not op.is_view:
             outputs.append([tensor(v) for v in op.outputs])
             program.add(op.call, staged.inputs(op), outputs[-1])
+    # What only led to other constants is done with.
+    read = {view.buffer for op in tape.ops if not op.is_view for view in op.reads()}
+    for buffer in [b for b in memory if b.role == "constant" and b not in read]:
+        del memory[buffer]
     for device, counters in tape.draws:
         program.draw(device, counters)
     if pool is not None:

@@ -1,10 +1,11 @@
 """Where a step's scratch buffers lie in one arena.
 
-A buffer is live from the op that first touches it to the op that last does. Buffers that are live
-together lie apart; a pointwise op may write where one of its inputs ends. Finding the smallest
-arena is NP-hard (dynamic storage allocation); largest first, each at the lowest free offset, comes
-close to the bound on the tapes of training steps: Pisarchyk and Lee, "Efficient Memory Management
-for Deep Neural Net Inference", 2020. The bound is the most bytes that are live at one op.
+A buffer is live from the op that first touches it to the op that last does; one that only names it
+does not. Buffers that are live together lie apart; a pointwise op may write where one of its inputs
+ends. Finding the smallest arena is NP-hard (dynamic storage allocation); largest first, each at the
+lowest free offset, comes close to the bound on the tapes of training steps: Pisarchyk and Lee,
+"Efficient Memory Management for Deep Neural Net Inference", 2020. The bound is the most bytes that
+are live at one op.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vibetensor.graphs import pointwise
 from vibetensor.graphs.tape import Buffer, Op, Tape, View
 
 ALIGNMENT = 256
@@ -40,6 +42,8 @@ def plan(tape: Tape, arena_device: str) -> Plan:
     first: dict[Buffer, int] = {}
     last: dict[Buffer, int] = {}
     for at, op in enumerate(tape.ops):
+        if op.is_view:
+            continue
         for view in (*op.reads(), *op.writes()):
             buffer = view.buffer
             if buffer.role == "scratch" and buffer.device == arena_device and buffer.nbytes > 0:
@@ -90,6 +94,9 @@ def _share_places(
     """Pointwise outputs that take the place of an input which ends there: output -> input."""
     shared: dict[Buffer, Buffer] = {}
     for at, op in enumerate(tape.ops):
+        if op.name == pointwise.NAME:
+            _share_in_chain(op, at, first, last, shared)
+            continue
         if op.capture_class != "pointwise" or len(op.outputs) != 1:
             continue
         out = op.outputs[0]
@@ -100,6 +107,25 @@ def _share_places(
                 shared[out.buffer] = view.buffer
                 break
     return shared
+
+
+def _share_in_chain(
+    op: Op, at: int, first: dict[Buffer, int], last: dict[Buffer, int], shared: dict[Buffer, Buffer]
+) -> None:
+    """Results of a fused op that are first written when an input has been read for the last time."""
+    results, tensors, *_ = op.args
+    reads, writes = pointwise.last_reads_and_first_writes(op)
+    taken: set[Buffer] = set()
+    for index, out in enumerate(results):
+        if first.get(out.buffer) != at or out.buffer in shared:
+            continue
+        for number, view in enumerate(tensors, len(results)):
+            free = last.get(view.buffer) == at and view.buffer not in taken
+            fits = _same_place(view, out) and _only_use(op, view)
+            if free and fits and reads.get(number, -1) <= writes[index]:
+                shared[out.buffer] = view.buffer
+                taken.add(view.buffer)
+                break
 
 
 def _same_place(view: View, out: View) -> bool:

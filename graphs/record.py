@@ -68,7 +68,8 @@ def recording_of(native: Any, result: Any, *, collect: bool = True) -> Recording
     storages = native.storages()
     held = {native.find(tensor) for tensor in (*_tensors(result), *_gradients(native))}
     if collect and any(
-        fresh and escapes and at not in held for at, (_, _, fresh, escapes) in enumerate(storages)
+        fresh and escapes and at not in held
+        for at, (_, _, fresh, escapes, _) in enumerate(storages)
     ):
         # Some may be garbage in reference cycles, and no state. A collection takes 0.1 s.
         gc.collect()
@@ -80,14 +81,18 @@ def recording_of(native: Any, result: Any, *, collect: bool = True) -> Recording
             nbytes,
             str(device),
             "state" if not fresh else "output" if escapes else "scratch",
+            fixed,
         )
-        for index, (nbytes, device, fresh, escapes) in enumerate(storages)
+        for index, (nbytes, device, fresh, escapes, fixed) in enumerate(storages)
     ]
     sources = [Source(*source) for source in native.sources()]
     views: list[View] = []
     first_slot: dict[int, int] = {}
-    for number, (storage, offset, sizes, strides, dtype) in enumerate(native.slots()):
-        views.append(View(buffers[storage], dtype, sizes, strides, offset))
+    for number, (storage, offset, *geometry, is_number) in enumerate(native.slots()):
+        sizes, strides, dtype = geometry
+        views.append(View(buffers[storage], dtype, sizes, strides, offset, is_number))
+        # An array that the function wraps is somebody else's: they may change it.
+        buffers[storage].fixed &= is_number
         first_slot.setdefault(storage, number)
     ops = [_op(call, views, sources) for call in native.calls()]
     draws = [(str(device), count) for device, count in native.draws()]

@@ -54,7 +54,7 @@ def make_op(
         return view
 
     made = [slots[slot] for slot in call.outputs if slot >= 0]
-    found = [tuple(slot[2:]) for slot in made]
+    found = [tuple(slot[2:5]) for slot in made]
     if found != [(view.sizes, view.strides, view.dtype) for view in outputs]:
         raise ValueError(f"{name} makes {found}, not {[str(view) for view in outputs]}")
     call.random_offset = random_offset
@@ -78,7 +78,7 @@ def _stand_in(arg: Any, made: list[tuple[Any, View]]) -> Any:
     if isinstance(arg, View):
         base = vt.empty(arg.buffer.nbytes, dtype=vt.uint8, device=arg.buffer.device)
         offset = arg.offset * arg.dtype.itemsize
-        tensor = _C.graphs.tensor_on(base, offset, arg.dtype, arg.sizes, arg.strides)
+        tensor = _C.graphs.tensor_on(base, offset, arg.dtype, arg.sizes, arg.strides, arg.number)
         made.append((tensor, arg))
         return tensor
     if isinstance(arg, list | tuple):

@@ -20,14 +20,16 @@ PHASES = ("forward", "backward", "optimizer")
 class Buffer:
     """A block of memory of the step.
 
-    role: "state" (lives before and after the step: parameters, moments, inputs' staging, constants),
-    "output" (made by the step, read after it), "scratch" (made and used up inside the step).
+    role: "state" (lives before and after the step: parameters, moments, inputs' staging), "output"
+    (made by the step, read after it), "scratch" (made and used up inside the step), "constant" (made
+    once by `Tape.setup`). fixed: state whose values nobody can change, as a number in the program.
     """
 
     index: int
     nbytes: int
     device: str
     role: str
+    fixed: bool = False
 
     @property
     def name(self) -> str:
@@ -37,13 +39,15 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A tensor on a buffer. `offset` and `strides` are in elements."""
+    """A tensor on a buffer. `offset` and `strides` are in elements. number: a Python number, which
+    promotes as one."""
 
     buffer: Buffer
     dtype: Any
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int = 0
+    number: bool = False
 
     def __str__(self) -> str:
         dtype = str(self.dtype).rsplit(".", 1)[-1]
@@ -130,7 +134,8 @@ class Tape:
 
     draws: the counters that a run takes from each device's random numbers. decisions: what passes
     did. bound: how far results may be from the recorded ops', relative to their largest element; 0
-    is bit for bit. passes: of each that ran its name, and the ops before and after it.
+    is bit for bit. passes: of each that ran its name, and the ops before and after it. setup: ops that
+    run once, before the first replay, and make the constants.
     """
 
     ops: list[Op]
@@ -139,6 +144,7 @@ class Tape:
     decisions: list[Decision] = field(default_factory=list)
     bound: float = 0.0
     passes: list[tuple[str, int, int]] = field(default_factory=list)
+    setup: list[Op] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -148,6 +154,8 @@ class Tape:
 
     def __str__(self) -> str:
         lines, phase = [], None
+        if self.setup:
+            lines += ["# once", *map(str, self.setup)]
         for at, op in enumerate(self.ops):
             if op.phase != phase:
                 phase = op.phase
@@ -184,20 +192,26 @@ class Tape:
         )
 
     def replaced(
-        self, ops: Iterable[Op], decisions: Iterable[Decision] = (), bound: float = 0.0
+        self,
+        ops: Iterable[Op],
+        decisions: Iterable[Decision] = (),
+        bound: float = 0.0,
+        setup: Iterable[Op] = (),
     ) -> Tape:
-        """The same step with other ops, after a pass that made these decisions, with its bound."""
+        """The same step with other ops, after a pass that made these decisions, with its bound.
+        setup: ops to run once, after those that do already."""
         return Tape(
             list(ops),
             self.buffers,
             self.draws,
             [*self.decisions, *decisions],
             max(self.bound, bound),
+            setup=[*self.setup, *setup],
         )
 
-    def new_buffer(self, nbytes: int, device: str) -> Buffer:
-        """Scratch memory for a pass."""
-        buffer = Buffer(len(self.buffers), nbytes, device, "scratch")
+    def new_buffer(self, nbytes: int, device: str, role: str = "scratch") -> Buffer:
+        """Memory for a pass."""
+        buffer = Buffer(len(self.buffers), nbytes, device, role)
         self.buffers.append(buffer)
         return buffer
 

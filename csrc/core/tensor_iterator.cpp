@@ -333,6 +333,24 @@ void TensorIterator::reduction(Tensor& out, const Tensor& in, DType compute, std
   order_and_merge();
 }
 
+void TensorIterator::row(std::span<const RowOperand> operands, int64_t n) {
+  check(operands.size() <= kMaxOperands, "a row of ", operands.size(), " operands");
+  ndim_ = 1;
+  numel_ = shape_[0] = n;
+  num_operands_ = static_cast<int>(operands.size());
+  num_outputs_ = 1;
+  needs_cast_ = false;
+  device_ = Device{};
+  for (size_t i = 0; i < operands.size(); ++i) {
+    const RowOperand& from = operands[i];
+    operands_[i] = {from.data, from.dtype,     from.compute_dtype, i == 0,
+                    false,     from.is_number, strides_[i]};
+    strides_[i][0] = from.stride;
+    needs_cast_ |= from.dtype != from.compute_dtype;
+  }
+  output_dtype_ = operands[0].compute_dtype;
+}
+
 void TensorIterator::order_and_merge() {
   // Dimensions of extent 1 vanish; neighbours merge where every operand steps evenly over both.
   int kept = 0;

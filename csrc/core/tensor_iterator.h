@@ -57,6 +57,16 @@ class TensorIterator {
   void binary(Tensor& out, const Tensor& a, const Tensor& b, const IterConfig& config);
   void ternary(Tensor& out, const Tensor& a, const Tensor& b, const Tensor& c,
                const IterConfig& config);
+  /// An operand of a single row, `stride` bytes from element to element.
+  struct RowOperand {
+    char* data;
+    DType dtype, compute_dtype;
+    int64_t stride;
+    bool is_number;
+  };
+  /// `n` elements of operands that are known to fit: nothing is inferred, checked or allocated.
+  /// The first operand is the output.
+  void row(std::span<const RowOperand> operands, int64_t n);
   /// No output is allocated or resized: `out` must have the broadcast shape.
   /// Reduction: out has input's rank with extent 1 in the reduced dims (keepdim form) and is
   /// walked with stride 0 there. Input elements are seen as `compute`.

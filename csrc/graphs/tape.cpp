@@ -86,7 +86,7 @@ int Tape::storage_of(const Tensor& tensor, Use use) {
 int Tape::slot_of(const Tensor& tensor, Use use) {
   if (!tensor.defined()) return -1;
   Slot slot{storage_of(tensor, use), tensor.storage_offset(), tensor.impl()->sizes,
-            tensor.impl()->strides, tensor.dtype()};
+            tensor.impl()->strides,      tensor.dtype(),          tensor.impl()->wrapped_number};
   slots_.push_back(std::move(slot));
   return static_cast<int>(slots_.size()) - 1;
 }
@@ -323,6 +323,7 @@ Tensor Tape::tensor(int slot) const {
   const StorageRecord& record = storages_[static_cast<size_t>(wanted.storage)];
   auto impl = make_ref<TensorImpl>(record.storage, wanted.dtype, record.device);
   impl->set_geometry(wanted.sizes, wanted.strides, wanted.offset);
+  impl->wrapped_number = wanted.number;
   return Tensor(std::move(impl));
 }
 

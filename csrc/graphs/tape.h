@@ -32,6 +32,7 @@ struct Slot {
   int64_t offset = 0;  // elements
   Dims sizes, strides;
   DType dtype = DType::Float32;
+  bool number = false;  // a Python number: it promotes as one
 };
 
 /// One recorded op. The tensors among its arguments are indices of slots, in the order of the

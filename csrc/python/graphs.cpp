@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "autograd/meta.h"
+#include "dispatch/pointwise.h"
 #include "dispatch/thread_state.h"
 #include "graphs/lowering.h"
 #include "graphs/memory.h"
@@ -186,11 +187,13 @@ Tensor core(Tensor t) {
 
 nb::tuple shown_slot(const Slot& slot) {
   return nb::make_tuple(slot.storage, slot.offset, dims(slot.sizes), dims(slot.strides),
-                        nb::steal(wrap_dtype(slot.dtype)));
+                        nb::steal(wrap_dtype(slot.dtype)), slot.number);
 }
 nb::tuple shown_storage(const StorageRecord& record) {
+  // What the host filled and nobody else reaches can never change.
+  const bool fixed = record.host && record.storage->use_count() == 1;
   return nb::make_tuple(record.nbytes, nb::steal(wrap_device(record.device)), record.fresh,
-                        record.escapes);
+                        record.escapes, fixed);
 }
 
 }  // namespace
@@ -443,7 +446,7 @@ void bind_graphs(nb::module_& m) {
   module.def(
       "tensor_on",
       [](const nb::object& base, int64_t byte_offset, const nb::object& dtype,
-         const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+         const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, bool number) {
         const Tensor& on = one_tensor(base);
         const DType type = dtype_arg(dtype.ptr());
         const int64_t reach = span_elements(sizes, strides) * item_size(type);
@@ -452,9 +455,13 @@ void bind_graphs(nb::module_& m) {
               "tensor_on: the geometry does not fit the storage");
         auto impl = make_ref<TensorImpl>(on.storage(), type, on.device());
         impl->set_geometry(sizes, strides, byte_offset / item_size(type));
+        impl->wrapped_number = number;
         return nb::steal(wrap(Tensor(std::move(impl))));
       },
-      "A tensor of any geometry at a byte offset from the start of another's storage.");
+      nb::arg("base"), nb::arg("byte_offset"), nb::arg("dtype"), nb::arg("sizes"),
+      nb::arg("strides"), nb::arg("number") = false,
+      "A tensor of any geometry at a byte offset from the start of another's storage; a number is "
+      "one that promotes as a Python number does.");
   nb::class_<HooksOff>(module, "HooksOff", "Leaves whose hooks do not run in a with block.")
       .def("__init__",
            [](HooksOff* self, const nb::object& leaves) {
@@ -511,6 +518,32 @@ void bind_graphs(nb::module_& m) {
       "saved_hooks",
       []() { return thread_state.saved_hooks != nullptr || thread_state.anomaly_enabled; },
       "Whether this thread looks at each op that saves tensors for backward.");
+  module.def(
+      "pointwise",
+      [](const std::string& name, const nb::object& inputs) -> nb::object {
+        const int found = find_op(name);
+        check_value(found >= 0, "no op is named ", name);
+        const auto id = static_cast<OpId>(found);
+        const std::optional<Promote> promotion = op_promotion(id);
+        if (!promotion) return nb::make_tuple(found, nb::none());
+        const std::vector<Tensor> tensors = tensors_from(inputs);
+        if (*promotion == Promote::None || tensors.empty())
+          return nb::make_tuple(found, nb::none());
+        std::vector<const Tensor*> pointers;
+        for (const Tensor& t : tensors) pointers.push_back(&t);
+        DType common = result_type(pointers);
+        if (*promotion == Promote::Float && !is_floating(common)) common = default_dtype();
+        return nb::make_tuple(found, nb::steal(wrap_dtype(common)));
+      },
+      "The number of an op, and the dtype it computes in on these inputs; None for one that keeps "
+      "them as they are or is not of the kind pointwise.");
+  module.def(
+      "has_pointwise_kernel",
+      [](const std::string& name) {
+        const int found = find_op(name);
+        return found >= 0 && pointwise_kernel(static_cast<OpId>(found)) != nullptr;
+      },
+      "Whether the op can be one of those that _fused_pointwise runs block by block.");
   module.def(
       "storage_uses",
       [](const nb::object& tensor) { return one_tensor(tensor).storage()->use_count(); },

@@ -7,6 +7,10 @@ and `BITWISE`, whether results stay bit for bit. `docs/passes.md` tells how to w
 from __future__ import annotations
 
 from vibetensor.graphs.passes import (
+    casts,
+    chains,
+    constants,
+    copies,
     cross_entropy,
     dead_code,
     epilogues,
@@ -17,7 +21,19 @@ from vibetensor.graphs.passes import (
 )
 from vibetensor.graphs.tape import Tape
 
-ALL = (repeated, residual_norm, optimizer, cross_entropy, epilogues, joined_casts, dead_code)
+ALL = (
+    repeated,
+    residual_norm,
+    optimizer,
+    cross_entropy,
+    epilogues,
+    constants,
+    casts,
+    copies,
+    joined_casts,
+    dead_code,
+    chains,
+)
 
 
 def run(tape: Tape) -> Tape:

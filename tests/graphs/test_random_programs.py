@@ -10,6 +10,7 @@ import pytest
 
 import vibetensor.torch as vt
 from vibetensor.graphs import capture
+from vibetensor.graphs.passes import chains
 
 PROGRAMS = 600
 STEPS = 5  # the first ones record, the later ones replay
@@ -18,7 +19,10 @@ UNARY = ["tanh", "sigmoid", "exp", "neg", "abs", "relu", "square", "sin"]
 BINARY = ["add", "sub", "mul", "maximum", "minimum"]
 IN_PLACE = ["tanh_", "neg_", "mul_two", "add_other", "fill_part", "copy_part", "clamp_"]
 VIEWS = ["t", "row", "rows", "flat", "unsqueeze", "expand", "step"]
-OTHER = ["sum", "mean0", "matmul", "cat", "where", "to", "softmax", "dropout", "clone", "again"]
+OTHER = [
+    "sum", "mean0", "matmul", "cat", "where", "to", "softmax", "dropout", "clone", "again",
+    "chain", "row_chain", "mask", "masked", "zeros", "to_and_back",
+]  # fmt: skip
 
 
 class Program:
@@ -148,6 +152,22 @@ class Program:
             return vt.nn.functional.dropout(a, 0.3)
         if name == "again":  # computed twice, for the pass that finds that
             return (a * 3 + 1) + (a * 3 + 1)
+        if name == "chain":
+            return (a * 0.5 - 1.25) * a.tanh() + b.float().mean()
+        if name == "row_chain":  # a row, a column and a number broadcast
+            return (a * a[:1] + a[..., :1] / 3).abs() * 0.75 if a.dim() == 2 else None
+        if name == "mask":  # the same in every replay
+            rows = vt.arange(a.shape[0]) if a.dim() > 0 else None
+            return None if rows is None else (rows.unsqueeze(1) >= rows).float() * 0.5
+        if name == "masked":
+            keep = vt.arange(a.shape[-1]) % 2 == 0 if a.dim() > 0 else None
+            return None if keep is None else vt.where(keep, a, -1.5)
+        if name == "zeros":  # a constant that is changed in part
+            made = vt.zeros(4, 4)
+            made[1:] = a.detach().float().mean()
+            return made + vt.ones(4, 4)
+        if name == "to_and_back":
+            return a.to(vt.bfloat16).to(vt.float32).to(vt.bfloat16) * 2
         return a.clone()
 
 
@@ -183,7 +203,10 @@ def _run(program: Program, captured: bool, optimize: bool) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("optimize", [False, True])
 @pytest.mark.parametrize("block", range(10))
-def test_programs(block: int, optimize: bool) -> None:
+def test_programs(block: int, optimize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chains, "LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(chains, "LEAST_16_BIT", 0)
+    monkeypatch.setattr(chains, "MOST_TENSORS", 16)
     size, refused = PROGRAMS // 10, 0
     for seed in range(block * size, (block + 1) * size):
         program = Program(seed)

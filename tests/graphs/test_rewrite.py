@@ -8,7 +8,7 @@ import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs import record
 from vibetensor.graphs.lower import lower
-from vibetensor.graphs.rewrite import Uses, make_op
+from vibetensor.graphs.rewrite import Uses, make_op, rebound, with_buffers
 
 
 def test_make_op_runs_in_a_program() -> None:
@@ -83,3 +83,26 @@ def test_uses() -> None:
     assert uses.only_reader(a) is None
     assert uses.only_reader(b) == 2
     assert uses.written_between(a, 1, 3) and not uses.written_between(a, 2, 3)
+
+
+def test_views_and_buffers_of_an_op_are_replaced() -> None:
+    x = vt.randn(8)
+    tape = record(lambda: vt.cat([x, x + 1])).tape
+    add, cat = (op for op in tape.ops if not op.is_view)
+    (made,) = add.writes()
+    other = tape.new_buffer(32, "cpu")
+    moved = with_buffers(cat, {made.buffer: other})
+    assert [view.buffer for view in moved.args[0]] == [add.args[0].buffer, other]
+    assert moved.inputs == list(moved.args[0]) and moved.outputs == cat.outputs
+    assert cat.args[0][1].buffer is made.buffer  # the op itself is as it was
+    assert with_buffers(add, {other: made.buffer}) is add
+    turned = rebound(add, lambda view: cat.args[0][0] if view is made else view)
+    assert turned.outputs == [cat.args[0][0]] and turned.args == add.args
+
+
+def test_a_number_stays_a_number() -> None:
+    x = vt.tensor(1.5)
+    (op,) = record(lambda: x * 2.5).tape.ops
+    assert [view.number for view in op.args] == [False, True]
+    made = make_op("mul", op.args, list(op.writes()), op)  # float32, not float64
+    assert made.outputs[0].dtype == vt.float32

@@ -46,6 +46,7 @@ enum class Scratch : int {
   GradPanels,
   Extra,
   Columns,
+  Registers,
   Count
 };
 /// `n` uninitialised elements, 64-byte aligned, valid until the thread asks for this buffer again.

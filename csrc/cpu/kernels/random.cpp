@@ -11,6 +11,7 @@
 
 #include "core/parallel.h"
 #include "cpu/kernels/loops.h"
+#include "cpu/kernels/rows.h"
 #include "cpu/kernels/vec_math.h"
 
 namespace vt::cpu::VT_ISA {
@@ -375,10 +376,7 @@ void dropout_backward(const Tensor& out, const Tensor& grad, const Tensor& mask,
   TensorIterator it;
   it.binary(target, grad, mask,
             {.promote = Promote::None, .op = "_dropout_backward", .check_overlap = false});
-  visit_float(grad.dtype(), [&]<class T>() {
-    const T factor = static_cast<T>(scale);
-    map_kernel(it, [factor](T g, bool keep) -> T { return keep ? g * factor : T(0); });
-  });
+  dropout_backward_rows(it, scale);
 }
 
 const RegisterCpu registered([](KernelTable& t) {
@@ -394,4 +392,12 @@ const RegisterCpu registered([](KernelTable& t) {
 });
 
 }  // namespace
+
+void dropout_backward_rows(const TensorIterator& it, double scale) {
+  visit_float(it.dtype(1), [&]<class T>() {
+    const T factor = static_cast<T>(scale);
+    map_kernel(it, [factor](T g, bool keep) -> T { return keep ? g * factor : T(0); });
+  });
+}
+
 }  // namespace vt::cpu::VT_ISA

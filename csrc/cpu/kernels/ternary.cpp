@@ -1,5 +1,6 @@
 // Three operands: where, clamp, lerp, addcmul, addcdiv, masked_fill.
 #include "cpu/kernels/loops.h"
+#include "cpu/kernels/rows.h"
 
 namespace vt::cpu::VT_ISA {
 namespace {
@@ -10,8 +11,7 @@ void where(const Tensor& out, const Tensor& condition, const Tensor& self, const
   Tensor* outs[] = {&target};
   const Tensor* ins[] = {&condition, &self, &other};
   it.build(outs, ins, {.promote = Promote::None, .output_dtype = out.dtype(), .op = "where"});
-  visit_all(out.dtype(),
-            [&]<class T>() { map_kernel(it, [](bool c, T a, T b) -> T { return c ? a : b; }); });
+  where_rows(it);
 }
 
 /// where(mask, value, self) into self.
@@ -74,4 +74,10 @@ const RegisterCpu registered([](KernelTable& t) {
 });
 
 }  // namespace
+
+void where_rows(const TensorIterator& it) {
+  visit_all(it.dtype(0),
+            [&]<class T>() { map_kernel(it, [](bool c, T a, T b) -> T { return c ? a : b; }); });
+}
+
 }  // namespace vt::cpu::VT_ISA

@@ -2,6 +2,7 @@
 #include "core/parallel.h"
 #include "cpu/kernels/convert.h"
 #include "cpu/kernels/loops.h"
+#include "cpu/kernels/rows.h"
 
 namespace vt::cpu::VT_ISA {
 namespace {
@@ -36,11 +37,16 @@ void to_dtype(const Tensor& out, const Tensor& self, DType) {
             .op = "_to_dtype",
             .check_overlap = false,
             .check_output_cast = false});
-  // Values pass as the source's compute type and are converted once, on store.
-  visit_all(self.dtype(), [&]<class T>() { map_kernel(it, [](T x) -> T { return x; }); });
+  convert_rows(it);
 }
 
 const RegisterCpu registered([](KernelTable& t) { t._to_dtype = to_dtype; });
 
 }  // namespace
+
+/// Values pass as the source's compute type and are converted once, on store.
+void convert_rows(const TensorIterator& it) {
+  visit_all(it.dtype(1), [&]<class T>() { map_kernel(it, [](T x) -> T { return x; }); });
+}
+
 }  // namespace vt::cpu::VT_ISA

@@ -161,6 +161,40 @@ def _pointwise_exec(op: Op) -> str:
     return code
 
 
+def _pointwise_row(op: Op) -> str:
+    """The kernel on a built iterator, its attributes as numbers."""
+    code = (
+        f"void row_{op.id}(TensorIterator& it, [[maybe_unused]] std::span<const Scalar> attributes) {{\n"
+        f"  auto* const kernel = kernels_for(it.device().type).{op.id};\n"
+    )
+    own = [a for a in op.schema.args if not a.is_tensor]
+    operands = len(op.schema.args) - len(own) + 1
+    code += (
+        f"  check(kernel && attributes.size() == {len(own)} && it.num_operands() == {operands},\n"
+        f'        "{op.id}: a row of ", it.num_operands(), " operands and ", attributes.size(), " numbers");\n'
+    )
+    attributes = []
+    for i, a in enumerate(own):
+        number = f"attributes[{i}]"
+        if a.type == "str":
+            code += f"  const ShortString text{i}({number}.to_int());\n"
+            attributes.append(f"text{i}.view()")
+        else:
+            attributes.append(number + ROW_ATTRIBUTES[a.type])
+    return code + f"  kernel({', '.join(['it', *attributes])});\n}}\n"
+
+
+# How a number becomes an attribute of a pointwise kernel.
+ROW_ATTRIBUTES = {"Scalar": "", "float": ".to_double()", "int": ".to_int()", "bool": ".to_bool()"}
+
+
+def has_row(op: Op) -> bool:
+    """Whether a pointwise op can be one of those that capture fuses."""
+    return op.kind == "pointwise" and all(
+        a.is_tensor or a.type == "str" or a.type in ROW_ATTRIBUTES for a in op.schema.args
+    )
+
+
 def _unbox_args(op: Op, rng: bool = False) -> str:
     code = ""
     for i, a in enumerate(op.schema.args):
@@ -204,7 +238,7 @@ def _native_raw(op: Op) -> str:
         first = op.mutated[0]
         device = f"first_device({first.name})" if first.is_list else f"{first.name}.device()"
         numel = f"{first.name}.numel()" if not first.is_list else "0"
-        results = f"    const std::vector<Tensor> results = collect({', '.join(a.name for a in op.mutated)});\n"
+        results = f"    const std::vector<Tensor> recorded = collect({', '.join(a.name for a in op.mutated)});\n"
         ret = f"  return {first.name};\n" if op.schema.returns else ""
         code = f"static {'Tensor' if op.schema.returns else 'void'} raw_{op.id}({params}) {{\n"
         bind, outs = "", []
@@ -214,7 +248,7 @@ def _native_raw(op: Op) -> str:
         is_list = op.schema.returns[0][0] == "Tensor[]"
         device = "first_device(out)" if is_list else f"{outs[0]}.device()"
         numel = f"{outs[0]}.numel()" if not is_list else "0"
-        results = f"    const std::vector<Tensor> results = collect({', '.join(outs)});\n"
+        results = f"    const std::vector<Tensor> recorded = collect({', '.join(outs)});\n"
         ret = f"  return {outs[0]};\n" if len(outs) == 1 else f"  return {{{', '.join(outs)}}};\n"
     device = op.row.get("device", device)
     code += bind
@@ -227,7 +261,7 @@ def _native_raw(op: Op) -> str:
     call = f"kernel({', '.join(outs + _kernel_call_args(op))})"
     code += (
         f"  if (thread_state.consumer) [[unlikely]] {{\n    const Value args[] = {{{_boxed_args(op, True)}}};\n{results}"
-        f"    thread_state.consumer->on_op({{OpId::{op.id}, args, results}}, [&] {{ {call}; }});\n  }} else {{\n"
+        f"    thread_state.consumer->on_op({{OpId::{op.id}, args, recorded}}, [&] {{ {call}; }});\n  }} else {{\n"
         f"    {call};\n  }}\n{ret}}}\n"
     )
     return code
@@ -458,7 +492,10 @@ def node_name(op: Op) -> str:
 
 
 def front_file(ops: list[Op]) -> str:
-    out = [BANNER, '#include "ops/front_support.h"\n#include "vt/nodes.h"\n#include "vt/ops.h"\n\n']
+    out = [
+        BANNER,
+        '#include "dispatch/pointwise.h"\n#include "ops/front_support.h"\n#include "vt/nodes.h"\n#include "vt/ops.h"\n\n',
+    ]
     out.append("namespace vt::ops {\n\n")
     for op in ops:
         if op.kind == "pointwise":
@@ -478,6 +515,8 @@ def front_file(ops: list[Op]) -> str:
     for op in ops:
         if op.kind == "pointwise":
             out.append(_pointwise_exec(op))
+            if has_row(op):
+                out.append(_pointwise_row(op))
         elif op.kind == "native":
             out.append(_native_exec(op))
     out.append("}  // namespace vt::boxed\n")
@@ -485,7 +524,10 @@ def front_file(ops: list[Op]) -> str:
 
 
 def boxed_h(ops: list[Op]) -> str:
-    out = [BANNER, '#pragma once\n\n#include "dispatch/consumer.h"\n\nnamespace vt::boxed {\n']
+    out = [
+        BANNER,
+        '#pragma once\n\n#include "dispatch/consumer.h"\n#include "dispatch/pointwise.h"\n\nnamespace vt::boxed {\n',
+    ]
     for op in ops:
         out.append(f"Value call_{op.id}(std::span<const Value> args);\n")
         if op.inplace:
@@ -493,6 +535,10 @@ def boxed_h(ops: list[Op]) -> str:
         if op.kind in ("pointwise", "native"):
             out.append(
                 f"void exec_{op.id}(std::span<const Value> args, std::span<const Tensor> outputs);\n"
+            )
+        if has_row(op):
+            out.append(
+                f"void row_{op.id}(TensorIterator& it, std::span<const Scalar> attributes);\n"
             )
     out.append("}  // namespace vt::boxed\n")
     return "".join(out)
@@ -528,7 +574,8 @@ def boxed_file(ops: list[Op], all_ops: list[Op], with_tables: bool) -> str:
     out.append(
         "\nnamespace vt {\nnamespace {\n\nstruct Entry {\n  std::string_view name;\n  std::string_view capture;\n"
         "  Value (*call)(std::span<const Value>);\n"
-        "  void (*exec)(std::span<const Value>, std::span<const Tensor>);\n};\nconstexpr Entry entries[] = {\n"
+        "  void (*exec)(std::span<const Value>, std::span<const Tensor>);\n  PointwiseKernel row;\n"
+        "  std::optional<Promote> promotion;\n};\nconstexpr Entry entries[] = {\n"
     )
     for op in all_ops:
         default = {"view": "view", "pointwise": "pointwise", "composite": "composite"}.get(
@@ -536,9 +583,14 @@ def boxed_file(ops: list[Op], all_ops: list[Op], with_tables: bool) -> str:
         )
         capture = op.row.get("capture", default)
         run = f"boxed::exec_{op.id}" if op.kind in ("pointwise", "native") else "nullptr"
-        out.append(f'    {{"{op.name}", "{capture}", boxed::call_{op.id}, {run}}},\n')
+        row, promotion = "nullptr", "std::nullopt"
+        if has_row(op):
+            row = f"boxed::row_{op.id}"
+            promotion = f"Promote::{PROMOTIONS[op.row.get('promote', 'common')]}"
+        rest = f"{run}, {row}, {promotion}"
+        out.append(f'    {{"{op.name}", "{capture}", boxed::call_{op.id}, {rest}}},\n')
         if op.inplace:
-            out.append(f'    {{"{op.name}_", "{capture}", boxed::call_{op.id}_, {run}}},\n')
+            out.append(f'    {{"{op.name}_", "{capture}", boxed::call_{op.id}_, {rest}}},\n')
     out.append(
         "};\n\n}  // namespace\n\nstd::string_view op_name(OpId id) { return entries[static_cast<int>(id)].name; }\n"
         "std::string_view op_capture_class(OpId id) { return entries[static_cast<int>(id)].capture; }\n"
@@ -546,6 +598,9 @@ def boxed_file(ops: list[Op], all_ops: list[Op], with_tables: bool) -> str:
         "    if (entries[i].name == name) return i;\n  }\n  return -1;\n}\n"
         "Value call_op(OpId id, std::span<const Value> args) { return entries[static_cast<int>(id)].call(args); }\n"
         "void execute_kernel(OpId id, std::span<const Value> args, std::span<const Tensor> outputs) {\n"
-        "  if (auto* run = entries[static_cast<int>(id)].exec) run(args, outputs);\n}\n\n}  // namespace vt\n"
+        "  if (auto* run = entries[static_cast<int>(id)].exec) run(args, outputs);\n}\n"
+        "PointwiseKernel pointwise_kernel(OpId id) { return entries[static_cast<int>(id)].row; }\n"
+        "std::optional<Promote> op_promotion(OpId id) { return entries[static_cast<int>(id)].promotion; }\n\n"
+        "}  // namespace vt\n"
     )
     return "".join(out)

@@ -1,0 +1,179 @@
+"""Copies that go away: pieces made joined, results written in place, sources read where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vibetensor.torch as vt
+from vibetensor.graphs import capture, record
+from vibetensor.graphs.lower import lower
+from vibetensor.graphs.passes import copies, dead_code
+from vibetensor.graphs.tape import Tape
+from vibetensor.graphs.verify import same_bits
+
+F = vt.nn.functional
+
+
+def _names(tape: Tape) -> list[str]:
+    return [op.name for op in tape.ops if not op.is_view]
+
+
+def _check(function: Callable[..., Any], *tensors: Any) -> Tape:
+    """The pass's tape, after its results and what it leaves have been found equal bit for bit."""
+    kept = [t.clone() for t in tensors]
+    with vt.no_grad():
+        recording = record(lambda: function(*tensors))
+        expected = [t.clone() for t in (*recording.result, *tensors)]
+        for tensor, value in zip(tensors, kept):
+            tensor.copy_(value)
+        tape = dead_code.run(copies.run(recording.tape))
+        adopted = {recording.buffer_of(t): t for t in recording.result}
+        for result in recording.result:
+            result.fill_(-7)
+        lower(tape, recording, adopted).program.run()
+        for mine, other in zip((*recording.result, *tensors), expected):
+            assert same_bits(mine, other), (mine, other)
+    return tape
+
+
+@pytest.mark.parametrize("dtype", [vt.float32, vt.bfloat16])
+def test_gradients_of_a_split_projection_are_made_joined(dtype: Any) -> None:
+    def run(captured: bool) -> list[Any]:
+        vt.manual_seed(0)
+        w = vt.randn(24, 8, requires_grad=True)
+
+        def step(x: Any) -> Any:
+            w.grad = None
+            q, k, v = F.linear(x, w).to(dtype).split(8, dim=2)
+            q, k, v = (z.view(2, 5, 2, 4).transpose(1, 2) for z in (q, k, v))
+            loss = F.scaled_dot_product_attention(q, k, v, is_causal=True).float().square().sum()
+            loss.backward()
+            return loss
+
+        function = capture(step) if captured else step
+        made = [function(vt.randn(2, 5, 8)).detach().numpy().copy() for _ in range(5)]
+        if captured:
+            tape = function.variants[0].tape
+            assert "cat" not in _names(tape) and "_attention_backward" in _names(tape)
+            assert any("made joined" in d.text for d in tape.decisions)
+        return [*made, w.grad.numpy().copy()]
+
+    for mine, other in zip(run(True), run(False)):
+        np.testing.assert_array_equal(mine, other)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_pieces_of_pointwise_ops(dim: int) -> None:
+    x, y = vt.randn(6, 6), vt.randn(6, 6)
+    tape = _check(lambda x, y: [vt.cat([x * 2, y.t() + 1, x.exp()], dim)], x, y)
+    assert sorted(_names(tape)) == ["add", "exp", "mul"]
+    tape = _check(lambda x, y: [vt.stack([x * 2, y + 1], dim) * 2], x, y)
+    assert "cat" not in _names(tape)
+
+
+def test_pieces_that_stay() -> None:
+    x, y = vt.randn(6, 6), vt.randn(6, 6)
+
+    def read_elsewhere(x: Any, y: Any) -> list[Any]:
+        a = x * 2
+        return [vt.cat([a, y + 1]), a.sum()]
+
+    cases: list[tuple[Callable[..., Any], str]] = [
+        (read_elsewhere, "no result of one op"),
+        (lambda x, y: [vt.cat([x, y + 1])], "no result of one op"),
+        (lambda x, y: [vt.cat([(x * 2)[:, :3], y[:, :3] + 1])], "another layout"),
+        (lambda x, y: [vt.cat([(x[0] * 2).expand(3, 6), y + 1])], "another layout"),
+        (lambda x, y: [vt.cat([x @ y, y + 1], 1)], "does not write with strides"),
+        (lambda x, y: [vt.cat([x.double() * 2, y + 1])], "another layout"),
+        (lambda x, y: [(lambda a: vt.cat([a, a]))(x * 2)], "no result of one op"),
+    ]
+    for function, why in cases:
+        tape = _check(function, x, y)
+        assert "cat" in _names(tape)
+        assert any(not d.made and why in d.text for d in tape.decisions), (why, tape.decisions)
+    # Products next to each other in memory need no strides.
+    assert "cat" not in _names(_check(lambda x, y: [vt.cat([x @ y, y + 1])], x, y))
+
+
+def test_results_are_written_where_they_are_copied() -> None:
+    x, w, total = vt.randn(6, 4), vt.randn(4, 5), vt.zeros(8, 5)
+
+    def product(x: Any, w: Any, total: Any) -> list[Any]:
+        total[1:7].copy_(x @ w)
+        return [(x.sum(0) * 2).clone()]
+
+    tape = _check(product, x, w, total)
+    assert _names(tape) == ["mm", "sum.dim", "mul"]
+
+    def target_is_read(x: Any, w: Any, total: Any) -> list[Any]:
+        made = x @ w
+        before = total.sum()
+        total[1:7].copy_(made)
+        return [before]
+
+    assert "copy_" in _names(_check(target_is_read, x, w, total))
+
+    def maker_reads_target(x: Any, w: Any, total: Any) -> list[Any]:
+        total[:6].copy_(total[1:7] * 2)
+        return [total * 1]
+
+    assert "copy_" in _names(_check(maker_reads_target, x, w, total))
+
+
+def test_readers_of_a_copy_read_the_source() -> None:
+    x, y = vt.randn(6, 6), vt.randn(6, 6)
+    assert _names(_check(lambda x, y: [x.clone() @ y], x, y)) == ["mm"]
+
+    def source_changes(x: Any, y: Any) -> list[Any]:
+        old = x.clone()
+        x.add_(1)
+        return [old @ y]
+
+    assert "clone" in _names(_check(source_changes, x, y))
+
+    def copy_changes(x: Any, y: Any) -> list[Any]:
+        new = x.clone()
+        new.add_(1)
+        return [new @ y, x * 1]
+
+    assert "clone" in _names(_check(copy_changes, x, y))
+
+    def source_is_done(x: Any, y: Any) -> list[Any]:
+        a = x @ y
+        total = a.sum()
+        b = a.clone()
+        b.add_(1)
+        return [b @ y + total]
+
+    assert "clone" not in _names(_check(source_is_done, x, y))
+    assert "clone" in _names(_check(lambda x, y: [x.t().contiguous() @ y], x, y))
+
+
+def test_filled_and_overwritten() -> None:
+    x = vt.randn(6, 6)
+
+    def whole(x: Any) -> list[Any]:
+        made = vt.zeros(6, 6)
+        made.copy_(x.t())
+        return [made @ x]
+
+    assert "fill_" not in _names(_check(whole, x))
+
+    def part(x: Any) -> list[Any]:
+        made = vt.zeros(6, 6)
+        made[1:].copy_(x[1:])
+        return [made @ x]
+
+    assert "fill_" in _names(_check(part, x))
+
+    def read_between(x: Any) -> list[Any]:
+        made = vt.ones(6, 6)
+        total = x @ made
+        made.copy_(x.t())
+        return [made @ x + total]
+
+    assert "fill_" in _names(_check(read_between, x))
