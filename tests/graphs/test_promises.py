@@ -244,7 +244,8 @@ def test_a_step_that_fails_at_any_op_leaves_what_eager_leaves(first: bool, after
 
     rows = 6 if first else 5  # another shape is another recording
     eager = trainings()[0][0]
-    count = len(ops_of(lambda: eager.step(*batch(4, rows))))
+    inputs = batch(4, rows)
+    count = len(ops_of(lambda: eager.step(*inputs)))
     assert count > 30
     for at in range(count):
         both = trainings()
