@@ -349,6 +349,10 @@ class CapturedStep:
         session.freeze()
         for tensor in (*recording.native.firsts(), *recording.leaves, *session.parameters()):
             guard.add(tensor)
+        for gradient in gradients:
+            for tensor in (gradient.start, gradient.end):
+                if tensor is not None:
+                    guard.add(tensor)
         return Variant(
             lowered, tape, recording, session, guard, staged, made, spec, gradients, arguments
         )

@@ -1,0 +1,221 @@
+"""What changes between two calls of a captured step, beside what test_replay.py changes: a capture
+gives the numbers, gradients and errors of the plain function."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vibetensor.torch as vt
+import vibetensor.torch.nn.functional as F
+from vibetensor.graphs import CapturedStep, capture
+from vibetensor.torch import nn
+from vibetensor.torch.optim import optimizer as optim
+
+CHANGED_AT = 5
+
+
+class Containers(nn.Module):
+    """Its parts are used without being called."""
+
+    factor = 2.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.named = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Tanh()})
+        self.weights = nn.ParameterList([nn.Parameter(vt.ones(4))])
+        self.table = nn.ParameterDict({"w": nn.Parameter(vt.ones(4))})
+        self.head = nn.Linear(4, 4)
+        self.stack = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid())
+        self.register_buffer("offset", vt.zeros(4))
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        for name in self.named:
+            x = self.named[name](x)
+        for weight in self.weights:
+            x = x * weight
+        x = self.stack(x * self.table["w"])
+        return F.linear(x, self.head.weight) * self.factor + self.offset
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: Any) -> Any:
+        return super().forward(x) * 3
+
+
+class Slotted(nn.Module):
+    __slots__ = ("factor",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.factor = 2.0
+
+    def forward(self, x: Any) -> Any:
+        return self.fc(x) * self.factor
+
+
+def losses(
+    make: Callable[[], Any], change: Callable[[Any, Any], None], wrap: Callable[[Any], Any]
+) -> tuple[list[Any], Any]:
+    vt.manual_seed(0)
+    model = make()
+    optimizer = vt.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+    def step(x: Any) -> Any:
+        optimizer.zero_grad()
+        loss = Containers.forward(model, x) if type(model) is Uncalled else model(x)
+        loss = loss.square().sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    found: list[Any] = []
+    function = wrap(step)
+    for index in range(10):
+        if index == CHANGED_AT:
+            change(model, optimizer)
+        try:
+            found.append(function(vt.full((2, 4), 0.1 * index + 0.1)).item())
+        except Exception as error:
+            found.append((type(error), str(error)))
+        found.append([None if p.grad is None else p.grad.tolist() for p in model.parameters()])
+    return found, function
+
+
+class Uncalled(Containers):
+    def __call__(self, x: Any) -> Any:
+        raise AssertionError("never called")
+
+
+def reorder(model: Any, optimizer: Any) -> None:
+    model.stack._modules["0"] = model.stack._modules.pop("0")
+
+
+def new_parameter(*shape: int) -> Any:
+    return nn.Parameter(vt.full(shape, 0.5))
+
+
+CHANGES: dict[str, Callable[[Any, Any], None]] = {
+    "a layer of a list": lambda m, o: m.layers.__setitem__(1, nn.Linear(4, 4)),
+    "a longer list": lambda m, o: m.layers.append(nn.Linear(4, 4)),
+    "an entry of a dict": lambda m, o: m.named.update({"b": nn.ReLU()}),
+    "a larger dict": lambda m, o: m.named.update({"c": nn.ReLU()}),
+    "a parameter of a list": lambda m, o: m.weights.__setitem__(0, new_parameter(4)),
+    "a parameter of a dict": lambda m, o: m.table.__setitem__("w", new_parameter(4)),
+    "a weight of a module that is not called": lambda m, o: setattr(
+        m.head, "weight", new_parameter(4, 4)
+    ),
+    "no weight": lambda m, o: delattr(m.head, "weight"),
+    "a child": lambda m, o: setattr(m, "head", nn.Linear(4, 4)),
+    "a buffer": lambda m, o: setattr(m, "offset", vt.ones(4)),
+    "an order": reorder,
+    "a class": lambda m, o: setattr(m.named["a"], "__class__", Scaled),
+    "memory of a gradient": lambda m, o: setattr(m.head.weight.grad, "data", vt.ones(4, 4)),
+    "strides of a gradient": lambda m, o: m.head.weight.grad.t_(),
+}
+
+
+@pytest.mark.parametrize("make", [Containers, Uncalled])
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_of_modules(name: str, make: Any) -> None:
+    expected, _ = losses(make, CHANGES[name], lambda f: f)
+    found, step = losses(make, CHANGES[name], capture)
+    assert found == expected
+    assert name == "no weight" or sum(v.native.count for v in step.variants) >= 2
+
+
+def test_a_slot_and_an_attribute_of_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    def set_slot(model: Any, optimizer: Any) -> None:
+        model.factor = 3.0
+
+    def set_class(model: Any, optimizer: Any) -> None:
+        monkeypatch.setattr(Containers, "factor", 3.0)
+
+    def patch(model: Any, optimizer: Any) -> None:
+        monkeypatch.setattr(nn.Tanh, "forward", lambda self, x: x)
+
+    for make, change in ((Slotted, set_slot), (Containers, set_class), (Containers, patch)):
+        expected, _ = losses(make, change, lambda f: f)
+        monkeypatch.undo()
+        assert losses(make, change, capture)[0] == expected
+        monkeypatch.undo()
+
+
+def test_hooks_of_all_optimizers() -> None:
+    handles = []
+
+    def double(optimizer: Any, args: Any, kwargs: Any) -> None:
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad.mul_(2)
+
+    def change(model: Any, optimizer: Any) -> None:
+        handles.append(optim.register_optimizer_step_pre_hook(double))
+
+    try:
+        expected, _ = losses(Slotted, change, lambda f: f)
+        handles.pop().remove()
+        assert losses(Slotted, change, capture)[0] == expected
+    finally:
+        handles.pop().remove()
+
+
+def test_rates_may_be_numpy_floats() -> None:
+    model = nn.Linear(4, 4)
+    optimizer = vt.optim.SGD(model.parameters(), lr=np.float64(0.1))
+
+    @capture
+    def step() -> None:
+        optimizer.zero_grad()
+        model.weight.sum().backward()
+        optimizer.step()
+
+    for index in range(12):
+        optimizer.param_groups[0]["lr"] = np.float64(index) if index % 2 else float(index)
+        before = model.weight.detach().clone()
+        step()
+        assert vt.equal(model.weight, before - index)
+    assert len(step.variants) == 1
+
+
+def test_recordings_of_other_threads_are_no_hooks() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = vt.optim.SGD(model.parameters(), lr=0.1)
+
+    def train(x: Any) -> Any:
+        optimizer.zero_grad()
+        loss = model(x).sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    step: CapturedStep = capture(train)
+    x = vt.ones(1, 2)
+    for _ in range(4):
+        step(x)
+    recording, done = threading.Event(), threading.Event()
+
+    def slow(x: Any) -> Any:
+        recording.set()
+        assert done.wait(60)
+        return x * 2
+
+    thread = threading.Thread(target=capture(slow), args=(vt.ones(1),))
+    thread.start()
+    assert recording.wait(60)
+    try:
+        replays = sum(v.replays for v in step.variants)
+        for _ in range(4):
+            step(x)
+    finally:
+        done.set()
+        thread.join()
+    assert len(step.variants) == 1 and step.variants[0].replays == replays + 4
+    assert not nn.modules.hooks.any_global
