@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import threading
@@ -29,6 +30,21 @@ _MOST_UNSTEADY = 4
 
 
 _MISSED = object()
+
+
+# Where an object keeps the captures of its methods.
+_BOUND = "_captured_methods"
+
+
+class _BoundSteps:
+    """The captures of an object's methods. Copies of the object, pickled ones too, start anew."""
+
+    def __init__(self, instance: Any = None) -> None:
+        self.instance = (lambda: None) if instance is None else weakref.ref(instance)
+        self.known: dict[CapturedStep, CapturedStep] = {}
+
+    def __reduce__(self) -> Any:
+        return _BoundSteps, ()
 
 
 class CaptureError(RuntimeError):
@@ -102,7 +118,7 @@ class CapturedStep:
     ) -> None:
         functools.update_wrapper(self, function)
         self._lock = threading.RLock()  # replays work on one set of memory
-        self._bound: weakref.WeakKeyDictionary[Any, CapturedStep] = weakref.WeakKeyDictionary()
+        self._bound: weakref.WeakSet[CapturedStep] = weakref.WeakSet()
         self._verify = verify
         self._function = function
         self._max_variants = max_variants
@@ -121,15 +137,41 @@ class CapturedStep:
         """As a method: each object has captures of its own."""
         if instance is None:
             return self
-        bound = self._bound.get(instance)
-        if bound is None:
-            bound = self._bound[instance] = CapturedStep(
-                self._function.__get__(instance, owner),
-                max_variants=self._max_variants,
-                optimize=self._optimize,
-                verify=self._verify,
+        fields = getattr(instance, "__dict__", None)
+        if fields is None:
+            raise TypeError(
+                f"{self._name}: a captured method needs objects with a __dict__, for captures of "
+                f"their own; {type(instance).__name__} has none"
             )
+        # With the object, so that both can go: a table here would hold the object by its method.
+        steps = fields.get(_BOUND)
+        if steps is None or steps.instance() is not instance:
+            steps = fields[_BOUND] = _BoundSteps(instance)
+        bound = steps.known.get(self)
+        if bound is None:
+            bound = steps.known[self] = self._again(self._function.__get__(instance, owner))
+            self._bound.add(bound)
         return bound
+
+    def _again(self, function: Callable[..., Any]) -> CapturedStep:
+        return CapturedStep(
+            function,
+            max_variants=self._max_variants,
+            optimize=self._optimize,
+            verify=self._verify,
+        )
+
+    def __copy__(self) -> CapturedStep:
+        return self._again(self._function)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedStep:
+        """Of the same function, or the same method of the copied object; without captures."""
+        copied = memo[id(self)] = self._again(copy.deepcopy(self._function, memo))
+        return copied
+
+    def __reduce__(self) -> Any:
+        options = (self._max_variants, self._optimize, self._verify)
+        return _restored, (self._function, *options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
@@ -516,7 +558,8 @@ class CapturedStep:
             self._forget_replays()
             self._variants.clear()
             self._leaves.clear()
-            self._bound.clear()
+            for bound in tuple(self._bound):
+                bound.reset()
             self._last = None
             self._unsteady_runs = 0
 
@@ -571,6 +614,10 @@ def capture(
             return module(*args, **kwargs)
 
         function = forward
+    return CapturedStep(function, max_variants=max_variants, optimize=optimize, verify=verify)
+
+
+def _restored(function: Any, max_variants: int, optimize: bool, verify: bool) -> CapturedStep:
     return CapturedStep(function, max_variants=max_variants, optimize=optimize, verify=verify)
 
 

@@ -3,7 +3,12 @@ gives the numbers, gradients and errors of the plain function."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import gc
+import pickle
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -219,3 +224,108 @@ def test_recordings_of_other_threads_are_no_hooks() -> None:
         thread.join()
     assert len(step.variants) == 1 and step.variants[0].replays == replays + 4
     assert not nn.modules.hooks.any_global
+
+
+# --- captured methods
+
+
+class Trainer:
+    def __init__(self) -> None:
+        self.model = nn.Linear(4, 4)
+        self.optimizer = vt.optim.SGD(self.model.parameters(), lr=0.1)
+
+    @capture
+    def step(self, x: Any) -> Any:
+        self.optimizer.zero_grad()
+        loss = self.model(x).sum()
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+
+class TrainerModule(Trainer, nn.Module):
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        Trainer.__init__(self)
+
+
+@dataclasses.dataclass
+class Compared:  # equal objects, without a hash
+    model: Any
+
+    @capture
+    def step(self, x: Any) -> Any:
+        return self.model(x)
+
+
+@pytest.mark.parametrize("make", [Trainer, TrainerModule, lambda: Compared(nn.Linear(4, 4))])
+def test_objects_go_with_the_captures_of_their_methods(make: Any) -> None:
+    trainer = make()
+    for _ in range(4):
+        trainer.step(vt.ones(2, 4))
+    assert trainer.step.variants and trainer.step is trainer.step
+    gone = weakref.ref(trainer)
+    del trainer
+    gc.collect()
+    assert gone() is None
+
+
+def test_copies_of_an_object_have_captures_of_their_own() -> None:
+    for make in (Trainer, TrainerModule, lambda: Compared(nn.Linear(4, 4))):
+        trainer = make()
+        for _ in range(4):
+            trainer.step(vt.ones(2, 4))
+        for other in (
+            copy.copy(trainer),
+            copy.deepcopy(trainer),
+            pickle.loads(pickle.dumps(trainer)),
+        ):
+            assert other.step is not trainer.step and not other.step.variants
+            other.model = nn.Linear(4, 4, bias=False)
+            expected = other.model(vt.ones(2, 4))
+            found = other.step(vt.ones(2, 4))
+            assert found.tolist() in (expected.tolist(), expected.sum().item())
+        type(trainer).step.reset()
+        assert not trainer.step.variants
+
+
+def doubled(x: Any) -> Any:
+    return x * 2
+
+
+def test_captured_functions_may_be_attributes_of_what_is_copied() -> None:
+    step = capture(doubled, max_variants=3)
+    for _ in range(3):
+        step(vt.ones(2))
+    for other in (copy.copy(step), copy.deepcopy(step), pickle.loads(pickle.dumps(step))):
+        assert (
+            not other.variants
+            and [other(vt.ones(2)).tolist() for _ in range(4)] == [[2.0, 2.0]] * 4
+        )
+        assert (other._max_variants, len(other.variants)) == (3, 1)
+
+    class Holder:
+        def __init__(self) -> None:
+            self.weight = vt.ones(2)
+            self.step = capture(self.scaled)
+
+        def scaled(self, x: Any) -> Any:
+            return self.weight * x
+
+    holder = Holder()
+    copied = copy.deepcopy(holder)
+    copied.weight.fill_(3)
+    assert holder.step(vt.ones(2)).tolist() == [1.0, 1.0]
+    assert copied.step(vt.ones(2)).tolist() == [3.0, 3.0]
+
+
+def test_a_method_of_an_object_without_a_dict_is_refused() -> None:
+    class Small:
+        __slots__ = ("__weakref__",)
+
+        @capture
+        def step(self, x: Any) -> Any:
+            return x
+
+    with pytest.raises(TypeError, match="needs objects with a __dict__"):
+        Small().step(vt.ones(1))
