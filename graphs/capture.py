@@ -180,6 +180,8 @@ class CapturedStep:
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, spec = _flatten((args, kwargs))
+        if _C._get_anomaly()[0]:  # it looks at values and at the lines of forward
+            return self._plain_call(leaves, _stage(leaves), spec)
         key = self._key(leaves, spec)
         variant = self._find(key)
         if variant is not None:
@@ -289,7 +291,8 @@ class CapturedStep:
             return result
         self._unsteady_runs = 0
         recording.result = None
-        gradients = [_gradient(leaf, before[number], recording) for number, leaf in used.items()]
+        found = (_gradient(leaf, before[number], recording) for number, leaf in used.items())
+        gradients = [gradient for gradient in found if gradient is not None]
         arguments = [x for x, place in zip(leaves, staged) if place is None]
         self._captures += 1
         variant = self._compile(recording, session, staged, outputs, out_spec, gradients, arguments)
@@ -310,7 +313,7 @@ class CapturedStep:
         inputs = [x if place is None else place for x, place in zip(leaves, staged)]
         args, kwargs = _unflatten(spec, inputs)
         results, structure = _flatten(self._function(*args, **kwargs))
-        places = (*staged, *(leaf.grad for leaf in self._leaves.values()))
+        places = (*staged, *map(_C.graphs.gradient, self._leaves.values()))
         taken = {place._storage_key() for place in places if place is not None}
         return _unflatten(structure, [_plain(x, taken) for x in results])
 
@@ -432,14 +435,19 @@ class CapturedStep:
         self._replays.forget_last()
         for gradient in variant.gradients:
             users, gradient.users = gradient.users, None
-            if users is not None and gradient.end is gradient.start:
+            if users is not None:
                 current, kept = users
                 with vt.no_grad():
-                    current.copy_(gradient.end)
-                    gradient.end.copy_(kept)
-            elif gradient.leaf.grad is not gradient.end:
+                    if gradient.end is gradient.start:
+                        current.copy_(gradient.start)
+                    gradient.start.copy_(kept)
+            users_own = users is not None and gradient.end is gradient.start
+            if not users_own and gradient.leaf.grad is not gradient.end:
                 gradient.leaf.grad = gradient.end
-        values = [how if loan is None else loan.tensor(*how) for loan, how in variant.outputs]
+        values = [
+            loan.tensor(*how) if loan is not None else how.detach() if _is_tensor(how) else how
+            for loan, how in variant.outputs
+        ]
         return _unflatten(variant.result, values)
 
     def _verified(self, variant: Variant, leaves: list[Any], spec: Any) -> Any:
@@ -685,8 +693,11 @@ def _plain(value: Any, taken: set[int]) -> Any:
     return value.clone() if value._storage_key() in taken else value
 
 
-def _gradient(leaf: Any, before: Any, recording: Recording) -> Gradient:
+def _gradient(leaf: Any, before: Any, recording: Recording) -> Gradient | None:
+    """None where the step only looks whether there is one, and leaves it."""
     reads = before is not None and recording.native.find(before) >= 0
+    if not reads and leaf.grad is before:
+        return None
     return Gradient(leaf, before if reads else None, leaf.grad)
 
 

@@ -329,3 +329,159 @@ def test_a_method_of_an_object_without_a_dict_is_refused() -> None:
 
     with pytest.raises(TypeError, match="needs objects with a __dict__"):
         Small().step(vt.ones(1))
+
+
+# --- gradients, results, modes
+
+
+def two_heads(wrap: Callable[[Any], Any]) -> list[Any]:
+    vt.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 1), nn.Linear(4, 1)])
+    found: list[Any] = []
+
+    def make(head: Any) -> Any:
+        optimizer = vt.optim.SGD([*model[0].parameters(), *head.parameters()], lr=0.1)
+
+        def step(x: Any) -> Any:
+            model.zero_grad()
+            loss = head(model[0](x)).sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return wrap(step)
+
+    steps = [make(model[1]), make(model[2])]
+    for index in range(12):
+        found.append(steps[index % 2](vt.full((2, 4), 0.1 * index)).item())
+        found.append([None if p.grad is None else p.grad.tolist() for p in model.parameters()])
+    return found
+
+
+def test_gradients_that_the_function_only_drops() -> None:
+    assert two_heads(capture) == two_heads(lambda f: f)
+
+
+def test_gradients_that_the_function_only_reads() -> None:
+    model = nn.Linear(4, 1)
+    held = []
+
+    def clip(scale: float) -> Any:
+        return nn.utils.clip_grad_norm_(model.parameters(), scale)
+
+    def looks(x: Any) -> Any:
+        return x * 2 if model.weight.grad is None else x * 3
+
+    step, look = capture(clip), capture(looks)
+    for index in range(1, 8):
+        model.zero_grad()
+        (model(vt.full((2, 4), float(index))).sum() * 5).backward()
+        grads = [p.grad.clone() for p in model.parameters()]
+        norm = step(1.0)
+        expected = vt.stack([g.norm() for g in grads]).norm()
+        assert norm.item() == pytest.approx(expected.item(), rel=1e-6)
+        for p, grad in zip(model.parameters(), grads):
+            np.testing.assert_allclose(p.grad.numpy(), grad.numpy() / expected.item(), rtol=1e-5)
+        mine = model.weight.grad
+        assert look(vt.ones(1)).item() == 3 and model.weight.grad is mine
+        held.append((mine, mine.clone()))
+        for old, values in held:
+            assert vt.equal(old, values)
+        if index > 4:
+            model.zero_grad()
+            assert look(vt.ones(1)).item() == 2 and model.weight.grad is None
+
+
+def test_a_gradient_that_is_read_and_dropped_keeps_its_values() -> None:
+    weight = nn.Parameter(vt.ones(3))
+
+    @capture
+    def step(x: Any) -> Any:
+        before = weight.grad * 1
+        weight.grad = None
+        (weight * x).sum().backward()
+        return before
+
+    held = []
+    for index in range(8):
+        weight.grad = vt.full((3,), float(index))
+        held.append(weight.grad)
+        assert step(vt.full((3,), 9.0)).tolist() == [float(index)] * 3
+        assert weight.grad.tolist() == [9.0] * 3
+        assert [h[0].item() for h in held] == [float(i) for i in range(index + 1)]
+
+
+def test_a_result_that_is_state_is_a_new_tensor_each_time() -> None:
+    state = vt.zeros(3)
+
+    @capture
+    def step(x: Any) -> Any:
+        state.add_(x)
+        return state, [state]
+
+    for index in range(1, 7):
+        first, (second,) = step(vt.ones(3))
+        assert first.tolist() == [float(index)] * 3 and not first.requires_grad
+        assert first is not second and first.data_ptr() == second.data_ptr() == state.data_ptr()
+        first.requires_grad_()
+        second.unsqueeze_(0)
+
+
+def test_anomaly_mode_finds_what_it_looks_for() -> None:
+    weight = nn.Parameter(vt.ones(3))
+
+    @capture
+    def step(x: Any) -> Any:
+        weight.grad = None
+        loss = (weight * x).sqrt().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(5):
+        step(vt.ones(3))
+    assert step(vt.full((3,), -1.0)).isnan().item()
+    with vt.autograd.set_detect_anomaly(True):
+        with pytest.raises(RuntimeError, match="returned nan"):
+            step(vt.full((3,), -1.0))
+        assert step(vt.ones(3)).item() == 3
+    assert step(vt.ones(3)).item() == 3 and len(step.variants) <= 2
+
+
+# --- Python code that runs while a call is matched
+
+
+def test_captures_may_be_dropped_while_a_call_is_matched() -> None:
+    class Array:
+        def __init__(self) -> None:
+            self.array = np.ones(3)
+            self.shape, self.dtype, self.drops = self.array.shape, self.array.dtype, False
+
+        @property
+        def __array_interface__(self) -> Any:
+            return self.array.__array_interface__
+
+        @property
+        def __array_struct__(self) -> Any:
+            if self.drops:
+                step.reset()
+                gc.collect()
+            return self.array.__array_struct__
+
+    class Key(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            step.reset()
+            gc.collect()
+            return str.__eq__(self, other)
+
+    step = capture(lambda a, k: a * k if not isinstance(a, dict) else a["a"] * k)
+    for k in (2.0, 3.0, 2.0):
+        for _ in range(4):
+            assert step(Array(), k).tolist() == [k] * 3
+    dropping = Array()
+    dropping.drops = True
+    assert step(dropping, 3.0).tolist() == [3.0] * 3
+    for _ in range(4):
+        step({"a": vt.ones(3)}, 2.0)
+    assert step({Key("a"): vt.ones(3)}, 2.0).tolist() == [2.0] * 3
