@@ -177,9 +177,12 @@ class Module(ModuleState):
         names.update(self._parameters, self._modules, self._buffers)
         return sorted(name for name in names if name.isidentifier())
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Any) -> None:
         fields = self.__dict__
+        state, slots = state if isinstance(state, tuple) else (state, {})
         fields.update(state)
+        for name, value in slots.items():  # of a subclass with __slots__
+            object.__setattr__(self, name, value)
         for registry in REGISTRIES:
             if type(fields.get(registry)) is dict:
                 fields[registry] = Registry(fields[registry])
