@@ -485,3 +485,37 @@ def test_captures_may_be_dropped_while_a_call_is_matched() -> None:
     for _ in range(4):
         step({"a": vt.ones(3)}, 2.0)
     assert step({Key("a"): vt.ones(3)}, 2.0).tolist() == [2.0] * 3
+
+
+# --- leaves of the step's own
+
+
+@pytest.mark.parametrize("read", ["penalty", "grad", "dropped"])
+def test_leaves_may_be_made_in_the_step(read: str) -> None:
+    def run(wrap: Callable[[Any], Any]) -> tuple[list[Any], Any]:
+        vt.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        optimizer = vt.optim.Adam(model.parameters(), lr=0.01)
+
+        def step(x: Any) -> Any:
+            optimizer.zero_grad()
+            x = x.detach().requires_grad_()
+            out = model(x).sum()
+            if read == "penalty":
+                (grad,) = vt.autograd.grad(out, x, create_graph=True)
+                (grad.norm(dim=1) - 1).square().mean().backward()
+            else:
+                out.backward()
+                grad = x.grad
+                if read == "dropped":
+                    x.grad = None
+            optimizer.step()
+            return grad
+
+        function = wrap(step)
+        found = [function(vt.full((2, 4), 0.1 * i + 0.1)).tolist() for i in range(8)]
+        return [*found, *(p.tolist() for p in model.parameters())], function
+
+    found, step = run(capture)
+    assert found == run(lambda f: f)[0]
+    assert len(step.variants) == 1 and step.variants[0].replays == 6
