@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs import passes
@@ -416,7 +418,7 @@ class CapturedStep:
         with vt.no_grad():
             for target, value in zip(variant.inputs, leaves):
                 if target is not None:
-                    target.copy_(value if isinstance(value, vt.Tensor) else vt.from_numpy(value))
+                    target.copy_(value if _is_tensor(value) else _from_array(value))
             for gradient in variant.gradients:
                 gradient.users = None
                 current = gradient.leaf.grad
@@ -655,6 +657,12 @@ def _is_array(value: Any) -> bool:
     return not isinstance(value, vt.Tensor) and hasattr(value, "__array_interface__")
 
 
+def _from_array(array: Any) -> Any:
+    """Shares the memory of the array; a flipped one (negative strides) is copied."""
+    array = np.asarray(array)
+    return vt.from_numpy(array.copy() if min(array.strides, default=0) < 0 else array)
+
+
 def _is_state(tensor: Any) -> bool:
     return tensor.requires_grad
 
@@ -672,7 +680,7 @@ def _stage(leaves: list[Any]) -> list[Any]:
     staged = []
     for value in leaves:
         if _is_array(value):
-            staged.append(vt.from_numpy(value).clone())
+            staged.append(_from_array(value).clone())
         elif not _is_tensor(value) or _is_state(value):
             staged.append(None)
         else:

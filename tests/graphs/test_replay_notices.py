@@ -519,3 +519,12 @@ def test_leaves_may_be_made_in_the_step(read: str) -> None:
     found, step = run(capture)
     assert found == run(lambda f: f)[0]
     assert len(step.variants) == 1 and step.variants[0].replays == 6
+
+
+def test_flipped_arrays() -> None:
+    step = capture(lambda x: x * 2)
+    for index in range(6):
+        array = np.arange(6.0).reshape(2, 3) + index
+        for given in (array, array[::-1], array[:, ::-1], array.T.copy().T):
+            np.testing.assert_array_equal(step(given).numpy(), given * 2)
+    assert len(step.variants) == 1
