@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import threading
@@ -10,6 +11,8 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 import vibetensor.torch as vt
 from vibetensor import _C
@@ -33,6 +36,21 @@ _WORTH_KEEPING = 8
 
 
 _MISSED = object()
+
+
+# Where an object keeps the captures of its methods.
+_BOUND = "_captured_methods"
+
+
+class _BoundSteps:
+    """The captures of an object's methods. Copies of the object, pickled ones too, start anew."""
+
+    def __init__(self, instance: Any = None) -> None:
+        self.instance = (lambda: None) if instance is None else weakref.ref(instance)
+        self.known: dict[CapturedStep, CapturedStep] = {}
+
+    def __reduce__(self) -> Any:
+        return _BoundSteps, ()
 
 
 class CaptureError(RuntimeError):
@@ -112,7 +130,7 @@ class CapturedStep:
     ) -> None:
         functools.update_wrapper(self, function)
         self._lock = threading.RLock()  # replays work on one set of memory
-        self._bound: weakref.WeakKeyDictionary[Any, CapturedStep] = weakref.WeakKeyDictionary()
+        self._bound: weakref.WeakSet[CapturedStep] = weakref.WeakSet()
         self._verify = verify
         self._function = function
         self._max_variants = max_variants
@@ -134,16 +152,42 @@ class CapturedStep:
         """As a method: each object has captures of its own."""
         if instance is None:
             return self
-        bound = self._bound.get(instance)
-        if bound is None:
-            bound = self._bound[instance] = CapturedStep(
-                self._function.__get__(instance, owner),
-                max_variants=self._max_variants,
-                optimize=self._optimize,
-                verify=self._verify,
-                pool=self._pool,
+        fields = getattr(instance, "__dict__", None)
+        if fields is None:
+            raise TypeError(
+                f"{self._name}: a captured method needs objects with a __dict__, for captures of "
+                f"their own; {type(instance).__name__} has none"
             )
+        # With the object, so that both can go: a table here would hold the object by its method.
+        steps = fields.get(_BOUND)
+        if steps is None or steps.instance() is not instance:
+            steps = fields[_BOUND] = _BoundSteps(instance)
+        bound = steps.known.get(self)
+        if bound is None:
+            bound = steps.known[self] = self._again(self._function.__get__(instance, owner))
+            self._bound.add(bound)
         return bound
+
+    def _again(self, function: Callable[..., Any]) -> CapturedStep:
+        return CapturedStep(
+            function,
+            max_variants=self._max_variants,
+            optimize=self._optimize,
+            verify=self._verify,
+            pool=self._pool,
+        )
+
+    def __copy__(self) -> CapturedStep:
+        return self._again(self._function)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedStep:
+        """Of the same function, or the same method of the copied object; without captures."""
+        copied = memo[id(self)] = self._again(copy.deepcopy(self._function, memo))
+        return copied
+
+    def __reduce__(self) -> Any:
+        options = (self._max_variants, self._optimize, self._verify, self._pool)
+        return _restored, (self._function, *options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
@@ -152,6 +196,8 @@ class CapturedStep:
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, spec = _flatten((args, kwargs))
+        if _C._get_anomaly()[0]:  # it looks at values and at the lines of forward
+            return self._plain_call(leaves, _stage(leaves), spec)
         key = self._key(leaves, spec)
         variant = self._find(key)
         if variant is not None:
@@ -265,7 +311,8 @@ class CapturedStep:
             return result
         self._unsteady_runs = 0
         recording.result = None
-        gradients = [_gradient(leaf, before[number], recording) for number, leaf in used.items()]
+        found = (_gradient(leaf, before[number], recording) for number, leaf in used.items())
+        gradients = [gradient for gradient in found if gradient is not None]
         arguments = [x for x, place in zip(leaves, staged) if place is None]
         self._captures += 1
         variant = self._compile(recording, session, staged, outputs, out_spec, gradients, arguments)
@@ -286,7 +333,7 @@ class CapturedStep:
         inputs = [x if place is None else _given(x, place) for x, place in zip(leaves, staged)]
         args, kwargs = _unflatten(spec, inputs)
         results, structure = _flatten(self._function(*args, **kwargs))
-        places = (*staged, *(leaf.grad for leaf in self._leaves.values()))
+        places = (*staged, *map(_C.graphs.gradient, self._leaves.values()))
         taken = {place._storage_key() for place in places if place is not None}
         return _unflatten(structure, [_plain(x, taken) for x in results])
 
@@ -377,6 +424,10 @@ class CapturedStep:
         session.freeze()
         for tensor in (*recording.native.firsts(), *recording.leaves, *session.parameters()):
             guard.add(tensor)
+        for gradient in gradients:
+            for tensor in (gradient.start, gradient.end):
+                if tensor is not None:
+                    guard.add(tensor)
         return Variant(
             lowered, tape, recording, session, guard, staged, made, spec, gradients, arguments
         )
@@ -397,7 +448,7 @@ class CapturedStep:
         with vt.no_grad():
             for target, value in zip(variant.inputs, leaves):
                 if target is not None:
-                    target.copy_(value if isinstance(value, vt.Tensor) else vt.from_numpy(value))
+                    target.copy_(value if _is_tensor(value) else _from_array(value))
             for gradient in variant.gradients:
                 gradient.users = None
                 current = gradient.leaf.grad
@@ -416,14 +467,19 @@ class CapturedStep:
         self._replays.forget_last()
         for gradient in variant.gradients:
             users, gradient.users = gradient.users, None
-            if users is not None and gradient.end is gradient.start:
+            if users is not None:
                 current, kept = users
                 with vt.no_grad():
-                    current.copy_(gradient.end)
-                    gradient.end.copy_(kept)
-            elif gradient.leaf.grad is not gradient.end:
+                    if gradient.end is gradient.start:
+                        current.copy_(gradient.start)
+                    gradient.start.copy_(kept)
+            users_own = users is not None and gradient.end is gradient.start
+            if not users_own and gradient.leaf.grad is not gradient.end:
                 gradient.leaf.grad = gradient.end
-        values = [how if loan is None else loan.tensor(*how) for loan, how in variant.outputs]
+        values = [
+            loan.tensor(*how) if loan is not None else how.detach() if _is_tensor(how) else how
+            for loan, how in variant.outputs
+        ]
         return _unflatten(variant.result, values)
 
     def _verified(self, variant: Variant, leaves: list[Any], spec: Any) -> Any:
@@ -543,7 +599,8 @@ class CapturedStep:
             self._variants.clear()
             self._pools.clear()
             self._leaves.clear()
-            self._bound.clear()
+            for bound in tuple(self._bound):
+                bound.reset()
             self._last = None
             self._unsteady_runs = self._short_lived = 0
 
@@ -607,6 +664,14 @@ def capture(
     )
 
 
+def _restored(
+    function: Any, max_variants: int, optimize: bool, verify: bool, pool: Any
+) -> CapturedStep:
+    return CapturedStep(
+        function, max_variants=max_variants, optimize=optimize, verify=verify, pool=pool
+    )
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file for people."""
     # A file name of the program that is not UTF-8 has lone surrogates; they are shown as "?".
@@ -634,6 +699,12 @@ def _is_array(value: Any) -> bool:
     return not isinstance(value, vt.Tensor) and hasattr(value, "__array_interface__")
 
 
+def _from_array(array: Any) -> Any:
+    """Shares the memory of the array; a flipped one (negative strides) is copied."""
+    array = np.asarray(array)
+    return vt.from_numpy(array.copy() if min(array.strides, default=0) < 0 else array)
+
+
 def _is_state(tensor: Any) -> bool:
     return tensor.requires_grad
 
@@ -651,7 +722,7 @@ def _stage(leaves: list[Any]) -> list[Any]:
     staged = []
     for value in leaves:
         if _is_array(value):
-            staged.append(vt.from_numpy(value).clone())
+            staged.append(_from_array(value).clone())
         elif not _is_tensor(value) or _is_state(value):
             staged.append(None)
         else:
@@ -677,8 +748,11 @@ def _plain(value: Any, taken: set[int]) -> Any:
     return value.clone() if value._storage_key() in taken else value
 
 
-def _gradient(leaf: Any, before: Any, recording: Recording) -> Gradient:
+def _gradient(leaf: Any, before: Any, recording: Recording) -> Gradient | None:
+    """None where the step only looks whether there is one, and leaves it."""
     reads = before is not None and recording.native.find(before) >= 0
+    if not reads and leaf.grad is before:
+        return None
     return Gradient(leaf, before if reads else None, leaf.grad)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -90,19 +91,16 @@ class Session:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Sees what runs meanwhile."""
-        before = optim.register_optimizer_step_pre_hook(self._before_step)
-        after = optim.register_optimizer_step_post_hook(self._after_step)
         schedules.step_observers.append(self._on_schedule)
         try:
             with (
                 hooks.observed_calls(self._on_module),
                 observed_reads(self._on_read),
                 _recording.noting(self.notes),
+                optim.observed_steps(self._before_step, self._after_step),
             ):
                 yield
         finally:
-            before.remove()
-            after.remove()
             schedules.step_observers.remove(self._on_schedule)
             self._give_back()
 
@@ -124,7 +122,7 @@ class Session:
         if known is None:
             known = self._reads[id(module)] = (module, {})
         if name not in known[1]:
-            known[1][name] = _mark(vars(module).get(name, _C.graphs.ABSENT))
+            known[1][name] = _mark(_attribute(module, name))
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._elsewhere():
@@ -187,40 +185,64 @@ class Session:
         self.course.add_attribute(settings, "_deterministic", settings._deterministic)
         for table in hooks.CALL_HOOKS_OF_ALL:
             self._watch_hooks(table)
+        classes: set[tuple[type, str]] = set()
         for module, reads in self._reads.values():
-            self._watch_reads(module, reads)
+            self._watch_reads(module, reads, classes)
+        # A module whose children or tensors are used may never be called: a ModuleList, say.
+        touched = {id(module): module for module in self.modules}
+        touched.update((key, module) for key, (module, _) in self._reads.items())
+        for module in touched.values():
+            self._watch_registries(module)
         for module, training in zip(self.modules, self._modes):
             self._watch_module(module, training)
         for optimizer, options in zip(self.optimizers, self._options):
             self._watch_optimizer(optimizer, options)
+        if self.optimizers:
+            self._watch_hooks(optim._global_pre_hooks)
+            self._watch_hooks(optim._global_post_hooks)
         self._reads.clear()
         self._options.clear()
 
-    def _watch_reads(self, module: Any, reads: dict[str, Any]) -> None:
-        """The attributes that the function read, but not those that it also sets."""
-        fields = vars(module)
+    def _watch_reads(
+        self, module: Any, reads: dict[str, Any], classes: set[tuple[type, str]]
+    ) -> None:
+        """The attributes that the function read, but not those that it also sets. `classes`: what
+        is watched of classes already."""
+        fields, kind = vars(module), type(module)
         effects = _effects.setdefault(module, set())
-        found = {name: fields.get(name, _C.graphs.ABSENT) for name in reads}
-        same = {name for name, mark in reads.items() if _mark(found[name]) == mark}
+        same = {name for name, mark in reads.items() if _mark(_attribute(module, name)) == mark}
         effects.update(reads.keys() - same - {"training"})
-        kept = {name: found[name] for name in same}
+        kept = {name: fields.get(name, _C.graphs.ABSENT) for name in same}
         self.course.add_items(fields, kept, effects, _counts(module))
+        for name in same - fields.keys():
+            held = _of_class(kind, name)
+            if type(held) is types.MemberDescriptorType:
+                value = _attribute(module, name)
+                self.course.add_attribute(module, name, value, _counts(module))
+            elif held is not _C.graphs.ABSENT and (kind, name) not in classes:
+                classes.add((kind, name))
+                self.course.add_attribute(kind, name, held)
+
+    def _watch_registries(self, module: Any) -> None:
+        """What is registered, and the class, which decides what is done with it."""
+        fields = vars(module)
+        kept = {name: fields[name] for name in REGISTRIES}
+        self.course.add_items(fields, kept, _NO_KEYS, _counts(module))
+        self.course.add_attribute(module, "__class__", type(module), _counts(module))
+        for held in kept.values():
+            self.tensors.add_dict(held, dict(held), _NO_KEYS, type(held) is Registry)
 
     def _watch_module(self, module: Any, training: bool) -> None:
         fields = vars(module)
-        kept = {name: fields[name] for name in REGISTRIES}
         if hasattr(type(module), "training"):
             self.course.add_attribute(module, "training", training)
         else:
-            kept["training"] = training
-            if id(module) in self._reads and "training" in self._reads[id(module)][1]:
-                # Few modules read it, and it may be written past them.
-                self.course.add_items(fields, {"training": training}, _NO_KEYS, False)
-        self.course.add_items(fields, kept, _NO_KEYS, _counts(module))
+            # Few modules read it, and it may be written past them.
+            read = id(module) in self._reads and "training" in self._reads[id(module)][1]
+            kept = {"training": training}
+            self.course.add_items(fields, kept, _NO_KEYS, _counts(module) and not read)
         for table in CALL_HOOK_TABLES:
             self._watch_hooks(fields.get(table))
-        for held in (module._parameters, module._buffers, module._modules):
-            self.tensors.add_dict(held, dict(held), _NO_KEYS, type(held) is Registry)
 
     def _watch_optimizer(self, optimizer: Any, options: list[dict[str, Any]]) -> None:
         groups, state = optimizer.param_groups, optimizer.state
@@ -273,7 +295,10 @@ def _reads_rate(optimizer: Any, group: dict[str, Any]) -> bool:
     if not optimizer._steps_knowingly() or group.get("differentiable"):
         return False
     rate = group.get("lr")
-    return type(rate) in (float, int) or (isinstance(rate, vt.Tensor) and not rate.requires_grad)
+    # NumPy's float64 is a float: schedules by hand often give one.
+    if isinstance(rate, float) or type(rate) is int:
+        return True
+    return isinstance(rate, vt.Tensor) and not rate.requires_grad
 
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
@@ -281,7 +306,28 @@ _PLAIN = (bool, int, float, str, bytes, type(None))
 
 def _counts(module: Any) -> bool:
     """Whether every change of the module's attributes is counted."""
-    return type(module).__setattr__ is vt.nn.Module.__setattr__
+    kind, base = type(module), vt.nn.Module
+    return kind.__setattr__ is base.__setattr__ and kind.__delattr__ is base.__delattr__
+
+
+def _attribute(module: Any, name: str) -> Any:
+    """What an attribute of a module is, without running its code (a property's, say)."""
+    fields = vars(module)
+    if name in fields:
+        return fields[name]
+    held = _of_class(type(module), name)
+    if type(held) is types.MemberDescriptorType:  # one of __slots__
+        try:
+            return held.__get__(module)
+        except AttributeError:
+            return _C.graphs.ABSENT
+    return held
+
+
+def _of_class(kind: type, name: str) -> Any:
+    """A class's attribute. What is made anew each time (a class method) is as good as absent."""
+    held = getattr(kind, name, _C.graphs.ABSENT)
+    return held if held is getattr(kind, name, _C.graphs.ABSENT) else _C.graphs.ABSENT
 
 
 def _mark(value: Any) -> tuple[int, Any]:

@@ -23,7 +23,7 @@ class Consumer {
   virtual ~Consumer() = default;
   /// `execute` runs the op's kernel on exactly these outputs (a no-op for views).
   virtual void on_op(const OpCall& call, FunctionRef<void()> execute) = 0;
-  /// Backward has set or added to the leaf's .grad.
+  /// Backward has set or added to the leaf's .grad, or the program reads or sets it.
   virtual void on_gradient(const Tensor& leaf) { (void)leaf; }
   /// The host is about to read the tensor's elements; `what` is the call that asked. May throw.
   virtual void on_host_read(const Tensor& tensor, const char* what) { (void)tensor, (void)what; }

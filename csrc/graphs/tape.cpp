@@ -295,6 +295,8 @@ void Tape::give_numbers_back() {
 }
 
 void Tape::find_escapes() {
+  // Leaves of the step's own (inputs of a gradient penalty, say) are gone, with their gradients.
+  std::erase_if(leaves_, [](const Tensor& leaf) { return leaf.ref()->use_count() == 1; });
   release_unused();
   for (StorageRecord& record : storages_) record.escapes = false;
   for (const int index : open_) storages_[static_cast<size_t>(index)].escapes = true;

@@ -100,7 +100,8 @@ class Tape final : public Consumer,
   const std::vector<Slot>& slots() const { return slots_; }
   const std::vector<StorageRecord>& storages() const { return storages_; }
   const std::vector<Source>& sources() const { return sources_; }
-  /// Leaves whose .grad backward set or added to, in order.
+  /// Leaves whose .grad backward set or added to, or the program looked at, in order. Once the tape
+  /// has stopped: those that somebody else holds.
   const std::vector<Tensor>& leaves() const { return leaves_; }
   /// Of a dry recording: tensors whose .grad it changed, each with that of before (maybe
   /// undefined).

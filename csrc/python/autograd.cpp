@@ -291,9 +291,18 @@ int set(PyObject* value, const char* name, F&& f) {
 int put_requires_grad(PyObject* self, PyObject* value, void*) {
   return set(value, "requires_grad", [&] { set_requires_grad(tensor_of(self), bool_arg(value)); });
 }
+/// A recorded step depends on every .grad that it reads or sets, not on those of backward alone.
+void tell_recording(const Tensor& t) {
+  if (thread_state.consumer && is_leaf(t)) [[unlikely]]
+    thread_state.consumer->on_gradient(t);
+}
 PyObject* get_grad(PyObject* self, void*) {
-  const AutogradMeta* meta = tensor_of(self).impl()->autograd.get();
-  return meta ? wrap(meta->grad) : none();
+  return guarded([&]() -> PyObject* {
+    const Tensor& t = tensor_of(self);
+    tell_recording(t);
+    const AutogradMeta* meta = t.impl()->autograd.get();
+    return meta ? wrap(meta->grad) : none();
+  });
 }
 int put_grad(PyObject* self, PyObject* value, void*) {
   try {
@@ -301,6 +310,7 @@ int put_grad(PyObject* self, PyObject* value, void*) {
     if (auto* observer = autograd::gradient_observer()) [[unlikely]]
       observer->gradient_changes(t, t.impl()->autograd ? t.impl()->autograd->grad : Tensor());
     if (!value || value == Py_None) {
+      tell_recording(t);
       if (t.impl()->autograd) t.impl()->autograd->grad.reset();
       return 0;
     }
@@ -314,6 +324,7 @@ int put_grad(PyObject* self, PyObject* value, void*) {
     check(equal(grad.sizes(), t.sizes()),
           "assigned grad has data of a different size: ", grad.sizes(), " for a tensor of ",
           t.sizes());
+    tell_recording(t);
     ensure_meta(t).grad = grad;
     return 0;
   } catch (...) {

@@ -545,6 +545,13 @@ void bind_graphs(nb::module_& m) {
       },
       "Whether the op can be one of those that _fused_pointwise runs block by block.");
   module.def(
+      "gradient",
+      [](const nb::object& leaf) {
+        const autograd::AutogradMeta* meta = one_tensor(leaf).impl()->autograd.get();
+        return nb::steal(meta ? wrap(meta->grad) : none());
+      },
+      "A leaf's .grad, without telling a recording that it was read.");
+  module.def(
       "storage_uses",
       [](const nb::object& tensor) { return one_tensor(tensor).storage()->use_count(); },
       "How many tensors (and others) hold the tensor's storage.");

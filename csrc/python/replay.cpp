@@ -149,9 +149,16 @@ void Replay::perform(const Act& act) const {
 Object Replay::results() const {
   SmallVector<Object, 4> leaves;
   for (const Output& output : outputs_) {
-    leaves.push_back(output.loan ? own(wrap(output.loan->tensor(output.byte_offset, output.dtype,
-                                                                output.sizes, output.strides)))
-                                 : output.object);
+    if (output.loan) {
+      leaves.push_back(own(wrap(
+          output.loan->tensor(output.byte_offset, output.dtype, output.sizes, output.strides))));
+    } else if (is_tensor(output.object.get())) {
+      // A new one each time: what the caller does to it must not show in the next.
+      const NoGrad no_grad;
+      leaves.push_back(own(wrap(ops::detach(tensor_of(output.object.get())))));
+    } else {
+      leaves.push_back(output.object);
+    }
   }
   if (structure_) {
     std::span<Object> rest(leaves.begin(), leaves.end());
@@ -196,7 +203,7 @@ bool Replays::add(PyObject* spec, PyObject* leaves, PyObject* watched,
                   std::vector<Object> replays) {
   std::unique_ptr<CallKey> key = CallKey::make(spec, leaves, watched);
   if (!key) return false;
-  Entry entry{std::move(key), std::move(replays)};
+  auto entry = std::make_shared<const Entry>(Entry{std::move(key), std::move(replays)});
   entries_.insert(entries_.begin(), std::move(entry));
   return true;
 }
@@ -208,17 +215,21 @@ void Replays::clear() {
 }
 
 Object Replays::run(PyObject* args, PyObject* kwargs) {
-  if (thread_state.consumer) return {};
-  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+  if (thread_state.consumer || thread_state.anomaly_enabled) return {};
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    // Kept: properties and schedules are Python code, which may do anything, clear this included.
+    const std::shared_ptr<const Entry> entry = entries_[i];
     Arguments arguments;
     if (!entry->key->matches(args, kwargs, arguments)) continue;
     for (const Object& object : entry->replays) {
       auto* replay = instance<Replay>(object.get());
       if (!replay->holds()) continue;
       if (!replay->gradients_in_place()) return {};
-      // Kept: schedules are Python code, which may do anything.
-      const Object kept = last_ = object;
-      std::rotate(entries_.begin(), entry, entry + 1);
+      if (i < entries_.size() && entries_[i] == entry) {
+        const auto found = entries_.begin() + static_cast<std::ptrdiff_t>(i);
+        std::rotate(entries_.begin(), found, found + 1);
+        last_ = object;
+      }
       return replay->run(arguments);
     }
     return {};
@@ -228,9 +239,9 @@ Object Replays::run(PyObject* args, PyObject* kwargs) {
 
 int Replays::traverse(visitproc visit, void* arg) const {
   Py_VISIT(last_.get());
-  for (const Entry& entry : entries_) {
-    for (const Object& replay : entry.replays) Py_VISIT(replay.get());
-    if (const int stop = entry.key->traverse(visit, arg)) return stop;
+  for (const std::shared_ptr<const Entry>& entry : entries_) {
+    for (const Object& replay : entry->replays) Py_VISIT(replay.get());
+    if (const int stop = entry->key->traverse(visit, arg)) return stop;
   }
   return 0;
 }

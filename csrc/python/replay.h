@@ -47,8 +47,8 @@ class Replay {
     Tensor live;
   };
   struct Output {
-    Object object;       // the loan, or the result itself
-    graphs::Loan* loan;  // null for the latter
+    Object object;       // the loan; a tensor that was there before the step, or a constant
+    graphs::Loan* loan;  // null for the latter two
     int64_t byte_offset;
     DType dtype;
     Dims sizes, strides;
@@ -96,7 +96,7 @@ class Replays {
     std::unique_ptr<CallKey> key;
     std::vector<Object> replays;
   };
-  std::vector<Entry> entries_;
+  std::vector<std::shared_ptr<const Entry>> entries_;
   Object last_;
 };
 

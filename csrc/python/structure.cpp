@@ -7,8 +7,9 @@ namespace {
 
 PyObject* type_object(PyTypeObject& type) { return reinterpret_cast<PyObject*>(&type); }
 
+/// Of a str and any object; runs no Python code.
 bool same_key(PyObject* a, PyObject* b) {
-  return a == b || (PyUnicode_CheckExact(a) && PyObject_RichCompareBool(a, b, Py_EQ) == 1);
+  return a == b || (PyUnicode_CheckExact(b) && PyObject_RichCompareBool(a, b, Py_EQ) == 1);
 }
 
 }  // namespace

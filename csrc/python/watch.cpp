@@ -30,7 +30,7 @@ bool same_items(PyObject* a, PyObject* b) {
 
 bool same_or_rate(PyObject* found, PyObject* expected) {
   if (found == expected) return true;
-  if (expected == rate_marker) return PyFloat_CheckExact(found) || PyLong_CheckExact(found);
+  if (expected == rate_marker) return PyFloat_Check(found) || PyLong_CheckExact(found);
   return same_value(found, expected);
 }
 
@@ -79,8 +79,10 @@ void Watch::add_list(PyObject* list) {
   lists_.push_back(std::move(watched));
 }
 
-void Watch::add_attribute(PyObject* object, PyObject* name, PyObject* value) {
-  attributes_.push_back({Object::borrow(object), Object::borrow(name), Object::borrow(value)});
+void Watch::add_attribute(PyObject* object, PyObject* name, PyObject* value, bool counted) {
+  (counted ? counted_attributes_ : attributes_)
+      .push_back({Object::borrow(object), Object::borrow(name), Object::borrow(value)});
+  if (counted) seen_ = 0;
 }
 
 bool Watch::Dict::ignores(PyObject* key) const {
@@ -89,17 +91,13 @@ bool Watch::Dict::ignores(PyObject* key) const {
   return found == 1;
 }
 
-bool Watch::Dict::holds() const {
-  return whole ? holds_in_order() || (has_items() && !has_others()) : has_items();
-}
-
-/// The usual case, in one pass without a look-up.
-bool Watch::Dict::holds_in_order() const {
+/// In one pass without a look-up. Order matters: modules run, and hooks are called, in it.
+bool Watch::Dict::has_all() const {
   const size_t n = keys.size();
   size_t i = 0;
   PyObject *key = nullptr, *value = nullptr;
   for (Py_ssize_t place = 0; PyDict_Next(dict.get(), &place, &key, &value);) {
-    if (i < n && key == keys[i].get()) {
+    if (i < n && same_value(key, keys[i].get())) {
       if (!same_or_rate(value, values[i].get())) return false;
       ++i;
     } else if (!ignores(key)) {
@@ -119,13 +117,6 @@ bool Watch::Dict::has_items() const {
   return true;
 }
 
-bool Watch::Dict::has_others() const {
-  size_t found = 0;
-  PyObject *key = nullptr, *value = nullptr;
-  for (Py_ssize_t place = 0; PyDict_Next(dict.get(), &place, &key, &value);) found += !ignores(key);
-  return found != keys.size();
-}
-
 bool Watch::List::holds() const {
   const auto n = static_cast<Py_ssize_t>(items.size());
   if (PyList_Size(list.get()) != n) return false;
@@ -136,8 +127,11 @@ bool Watch::List::holds() const {
 }
 
 bool Watch::Attribute::holds() const {
-  const Object now = own(PyObject_GetAttr(object.get(), name.get()));
-  return same_value(now.get(), value.get());
+  const Object now(PyObject_GetAttr(object.get(), name.get()));
+  if (now) return same_value(now.get(), value.get());
+  if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw PythonError();
+  PyErr_Clear();
+  return value.get() == absent_marker;
 }
 
 bool Watch::holds() {
@@ -148,13 +142,15 @@ bool Watch::holds() {
     return false;
   if (seen_ == changes) return true;
   const uint64_t now = changes;
-  if (!std::all_of(counted_.begin(), counted_.end(), holds)) return false;
+  if (!std::all_of(counted_.begin(), counted_.end(), holds) ||
+      !std::all_of(counted_attributes_.begin(), counted_attributes_.end(), holds))
+    return false;
   seen_ = now;
   return true;
 }
 
 size_t Watch::counted() const {
-  size_t total = 0;
+  size_t total = counted_attributes_.size();
   for (const Dict& d : counted_) total += d.keys.size();
   return total;
 }
@@ -179,10 +175,12 @@ int Watch::traverse(visitproc visit, void* arg) const {
     Py_VISIT(l.list.get());
     if (const int stop = visit_all(l.items, visit, arg)) return stop;
   }
-  for (const Attribute& a : attributes_) {
-    Py_VISIT(a.object.get());
-    Py_VISIT(a.name.get());
-    Py_VISIT(a.value.get());
+  for (const auto* attributes : {&attributes_, &counted_attributes_}) {
+    for (const Attribute& a : *attributes) {
+      Py_VISIT(a.object.get());
+      Py_VISIT(a.name.get());
+      Py_VISIT(a.value.get());
+    }
   }
   return 0;
 }
@@ -192,6 +190,7 @@ void Watch::clear() {
   const auto dicts = std::exchange(dicts_, {}), counted = std::exchange(counted_, {});
   const auto lists = std::exchange(lists_, {});
   const auto attributes = std::exchange(attributes_, {});
+  const auto counted_attributes = std::exchange(counted_attributes_, {});
 }
 
 namespace {
@@ -253,10 +252,12 @@ void bind_watch(nb::module_& root, nb::module_& graphs) {
       .def(
           "add_list", [](Watch& self, const nb::object& list) { self.add_list(list.ptr()); },
           "The items that a list has now.")
-      .def("add_attribute",
-           [](Watch& self, const nb::object& object, const nb::str& name, const nb::object& value) {
-             self.add_attribute(object.ptr(), name.ptr(), value.ptr());
-           })
+      .def(
+          "add_attribute",
+          [](Watch& self, const nb::object& object, const nb::str& name, const nb::object& value,
+             bool counted) { self.add_attribute(object.ptr(), name.ptr(), value.ptr(), counted); },
+          nb::arg("object"), nb::arg("name"), nb::arg("value"), nb::arg("counted") = false,
+          "An attribute's value. ABSENT stands for one that is not there.")
       .def("holds", &Watch::holds, "Whether everything is as it was.");
 }
 

@@ -22,15 +22,16 @@ extern PyObject* absent_marker;
 
 class Watch {
  public:
-  /// All entries of a dictionary but `ignored` ones (a set of keys, which may still grow).
+  /// All entries of a dictionary in their order, but `ignored` ones (a set of keys, which may still
+  /// grow).
   /// `counted`: note_change() follows every change of it.
   void add_dict(PyObject* dict, PyObject* entries, PyObject* ignored, bool counted);
   /// Some entries of a dictionary; whatever else it has may change.
   void add_items(PyObject* dict, PyObject* entries, PyObject* ignored, bool counted);
   /// The items of a list as they are now.
   void add_list(PyObject* list);
-  /// An attribute's value.
-  void add_attribute(PyObject* object, PyObject* name, PyObject* value);
+  /// An attribute's value; ABSENT where there is none.
+  void add_attribute(PyObject* object, PyObject* name, PyObject* value, bool counted);
   /// Whether everything is as it was. Throws PythonError.
   bool holds();
   /// How many entries, items and attributes are looked at each time, and how many more after a
@@ -48,10 +49,9 @@ class Watch {
     std::vector<Object> keys, values;
 
     bool ignores(PyObject* key) const;
-    bool holds() const;
-    bool holds_in_order() const;
+    bool holds() const { return whole ? has_all() : has_items(); }
+    bool has_all() const;
     bool has_items() const;
-    bool has_others() const;
   };
   struct List {
     Object list;
@@ -69,7 +69,7 @@ class Watch {
 
   std::vector<Dict> dicts_, counted_;
   std::vector<List> lists_;
-  std::vector<Attribute> attributes_;
+  std::vector<Attribute> attributes_, counted_attributes_;
   uint64_t seen_ = 0;  // the count of changes when the counted ones held last
 };
 

@@ -444,6 +444,8 @@ def test_a_watch_looks_only_after_a_change() -> None:
     assert not watch.holds()
     del held["c"], held["a"]
     held["a"] = 1.5  # in another order
+    assert not watch.holds()
+    held["b"] = held.pop("b")
     assert watch.holds()
 
 
@@ -470,6 +472,8 @@ def test_values_are_compared_by_type_and_bits() -> None:
     group["lr"] = 0.5
     assert rate.holds()
     group["lr"] = np.float64(0.5)
+    assert rate.holds()
+    group["lr"] = vt.tensor(0.5)
     assert not rate.holds()
 
 

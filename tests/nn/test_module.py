@@ -288,3 +288,17 @@ def test_module_without_forward_or_init():
         NoInit()
     with pytest.raises(TypeError):
         nn.Module(1)
+
+
+class Slotted(nn.Module):
+    __slots__ = ("factor",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = 3
+
+
+def test_modules_with_slots_copy_and_pickle() -> None:
+    module = Slotted()
+    for other in (copy.copy(module), copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert other.factor == 3 and other.training

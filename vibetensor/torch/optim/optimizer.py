@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import threading
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,9 @@ from vibetensor.torch.utils.registry import Registry, StateTable
 
 _global_pre_hooks: OrderedDict[int, Callable] = OrderedDict()
 _global_post_hooks: OrderedDict[int, Callable] = OrderedDict()
+# See observed_steps; no hooks, so that nobody takes them for the program's.
+_step_observers: tuple[tuple[Callable, Callable], ...] = ()
+_observing = threading.Lock()
 
 
 class _Required:
@@ -41,6 +45,20 @@ def register_optimizer_step_post_hook(hook: Callable) -> RemovableHandle:
     return _register(_global_post_hooks, hook)
 
 
+@contextlib.contextmanager
+def observed_steps(before: Callable, after: Callable) -> Iterator[None]:
+    """Meanwhile calls ``before(optimizer, args, kwargs)`` and ``after`` around every step."""
+    global _step_observers
+    observer = (before, after)
+    with _observing:
+        _step_observers = (*_step_observers, observer)
+    try:
+        yield
+    finally:
+        with _observing:
+            _step_observers = tuple(o for o in _step_observers if o is not observer)
+
+
 def _register(hooks: OrderedDict, hook: Callable, prepend: bool = False) -> RemovableHandle:
     handle = RemovableHandle(hooks)
     hooks[handle.id] = hook
@@ -55,11 +73,13 @@ def _with_step_hooks(step: Callable) -> Callable:
     @functools.wraps(step)
     def hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
         pre, post = self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks
-        if not (pre or post or _global_pre_hooks or _global_post_hooks):
+        observers = _step_observers
+        if not (pre or post or _global_pre_hooks or _global_post_hooks or observers):
             return step(self, *args, **kwargs)
         if getattr(type(self), "step", None) is not hooked:
             return step(self, *args, **kwargs)  # a subclass's super().step(): hooks run once
-        for hook in chain(_global_pre_hooks.values(), pre.values()):
+        before = [before for before, _ in observers]
+        for hook in chain(_global_pre_hooks.values(), before, pre.values()):
             result = hook(self, args, kwargs)
             if result is not None:
                 if not (isinstance(result, tuple) and len(result) == 2):
@@ -69,7 +89,8 @@ def _with_step_hooks(step: Callable) -> Callable:
                     )
                 args, kwargs = result
         out = step(self, *args, **kwargs)
-        for hook in chain(post.values(), _global_post_hooks.values()):
+        after = [after for _, after in observers]
+        for hook in chain(post.values(), after, _global_post_hooks.values()):
             hook(self, args, kwargs)
         return out
 

@@ -8,6 +8,7 @@ registration.
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -19,8 +20,8 @@ from vibetensor.torch.autograd.function import Function
 from vibetensor.torch.utils.hooks import RemovableHandle
 from vibetensor.torch.utils.registry import HookTable
 
-# Hooks of every module. `any_global` keeps the straight path at one truth test: an item for each
-# registration, for good, and for each observer while it looks on.
+# Hooks of every module. `any_global` keeps the straight path at one truth test; registration sets
+# it.
 global_forward_pre_hooks: OrderedDict[int, Callable[..., Any]] = HookTable()
 global_forward_hooks: OrderedDict[int, Callable[..., Any]] = HookTable()
 global_forward_hooks_always_called: OrderedDict[int, bool] = OrderedDict()
@@ -33,15 +34,16 @@ CALL_HOOKS_OF_ALL = (
     global_backward_hooks,
 )
 any_global: list[bool] = []
-# They see calls and change nothing, so they are no hooks: a captured step that another thread
-# replays is as right with them as without.
-_call_observers: list[Callable[[Any], None]] = []
+# See observed_calls; no hooks, so that nobody takes them for the program's.
+_call_observers: tuple[Callable[[Any], None], ...] = ()
+_registering = threading.Lock()
 
 
 def _register(hooks: OrderedDict[int, Any], hook: Callable[..., Any], **extra: Any) -> Any:
     handle = RemovableHandle(hooks, **extra)
-    hooks[handle.id] = hook
-    any_global.append(True)
+    with _registering:
+        hooks[handle.id] = hook
+        any_global[:] = [True]
     return handle
 
 
@@ -76,18 +78,22 @@ def register_module_full_backward_hook(hook: Callable[..., Any]) -> RemovableHan
 @contextlib.contextmanager
 def observed_calls(observe: Callable[[Any], None]) -> Iterator[None]:
     """Meanwhile calls ``observe(module)`` before the forward of every module."""
-    _call_observers.append(observe)
-    any_global.append(True)
+    global _call_observers
+    with _registering:
+        _call_observers = (*_call_observers, observe)
+        any_global[:] = [True]
     try:
         yield
     finally:
-        any_global.pop()
-        _call_observers.remove(observe)
+        with _registering:
+            _call_observers = tuple(o for o in _call_observers if o is not observe)
+            if not _call_observers and not any(CALL_HOOKS_OF_ALL):
+                any_global.clear()
 
 
 def call_with_hooks(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``module.forward(*args, **kwargs)`` with everything registered on it around it."""
-    for observe in tuple(_call_observers):
+    for observe in _call_observers:
         observe(module)
     for hook in list(global_forward_pre_hooks.values()):
         args = _new_args(hook(module, args), args)

@@ -177,9 +177,12 @@ class Module(ModuleState):
         names.update(self._parameters, self._modules, self._buffers)
         return sorted(name for name in names if name.isidentifier())
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Any) -> None:
         fields = self.__dict__
+        state, slots = state if isinstance(state, tuple) else (state, {})
         fields.update(state)
+        for name, value in slots.items():  # of a subclass with __slots__
+            object.__setattr__(self, name, value)
         for registry in REGISTRIES:
             if type(fields.get(registry)) is dict:
                 fields[registry] = Registry(fields[registry])
@@ -559,12 +562,12 @@ def _type_name(value: Any) -> str:
     )
 
 
-_read_observers: list[Callable[[Module, str], None]] = []
+_read_observers: tuple[Callable[[Module, str], None], ...] = ()
 _observing = threading.Lock()
 
 
-# What every module has; only `training` and `forward` may be a module's own.
-_INNER = frozenset({*dir(Module), *vars(Module())} - {"training", "forward"})
+# What every module has; only `training`, `forward` and what is registered may be a module's own.
+_INNER = frozenset({*dir(Module), *vars(Module())} - {"training", "forward", *REGISTRIES})
 
 
 def _observed_read(module: Module, name: str) -> Any:
@@ -579,13 +582,14 @@ def observed_reads(observe: Callable[[Module, str], None]) -> Iterator[None]:
     """Meanwhile calls ``observe(module, name)`` before an attribute of any module is read, except
     what the base class has for itself. All reads are slow then; before and after they cost
     nothing."""
+    global _read_observers
     with _observing:
-        _read_observers.append(observe)
+        _read_observers = (*_read_observers, observe)
         Module.__getattribute__ = _observed_read  # type: ignore[method-assign]
     try:
         yield
     finally:
         with _observing:
-            _read_observers.remove(observe)
+            _read_observers = tuple(o for o in _read_observers if o is not observe)
             if not _read_observers:
                 del Module.__getattribute__

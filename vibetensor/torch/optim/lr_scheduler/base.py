@@ -54,7 +54,7 @@ def _observed(step: Callable[..., None]) -> Callable[..., None]:
     def observed(self: Any, *args: Any, **kwargs: Any) -> None:
         if not step_observers or _stepping.depth:
             return step(self, *args, **kwargs)
-        for observe in step_observers:
+        for observe in tuple(step_observers):
             observe(self, (*args, *kwargs.values()))
         _stepping.depth += 1
         try:
