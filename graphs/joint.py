@@ -277,7 +277,9 @@ class Joint:
                 "the modules of a compiled function have changed since it ran (train(), eval(), a "
                 "parameter that was replaced), and this backward needs to run it once more"
             )
-        kept = checks.Snapshot([state[b] for b in written if b in state], self._forward.recording.tape)
+        kept = checks.Snapshot(
+            [state[b] for b in written if b in state], self._forward.recording.tape
+        )
         tensors = self._sources_of(inputs)
         wanted = ctx.needs_input_grad[2:]
         create = vt.is_grad_enabled()

@@ -26,14 +26,6 @@ Phase phase_of(OpId id) {
 
 bool is_in_place(OpId id) { return op_name(id).ends_with('_'); }
 
-/// The same 0-d tensor, as weak in type promotion as a Python number.
-Tensor as_number(const Tensor& tensor) {
-  auto impl = make_ref<TensorImpl>(tensor.storage(), tensor.dtype(), tensor.device());
-  impl->set_geometry(tensor.sizes(), tensor.strides(), tensor.storage_offset());
-  impl->wrapped_number = true;
-  return Tensor(std::move(impl));
-}
-
 constexpr const char* kReseeded =
     "a captured random op draws from the default generator of its device, and nothing else moves "
     "that: a generator of its own, a seed set or numbers drawn again (activation checkpointing) "
@@ -46,9 +38,7 @@ std::vector<Value> Call::bind(TensorSpan tensors) const {
   size_t at = 0;
   for_each_tensor(bound, [&](Tensor& tensor) {
     check(at < tensors.size(), op_name(id), ": too few tensors to bind");
-    tensor = tensors[at];
-    if (tensor.defined() && numbers[at]) tensor = as_number(tensor);
-    ++at;
+    tensor = tensors[at++];
   });
   check(at == tensors.size(), op_name(id), ": too many tensors to bind");
   return bound;
@@ -86,7 +76,7 @@ int Tape::storage_of(const Tensor& tensor, Use use) {
 int Tape::slot_of(const Tensor& tensor, Use use) {
   if (!tensor.defined()) return -1;
   Slot slot{storage_of(tensor, use), tensor.storage_offset(), tensor.impl()->sizes,
-            tensor.impl()->strides,      tensor.dtype(),          tensor.impl()->wrapped_number};
+            tensor.impl()->strides,  tensor.dtype(),          tensor.impl()->wrapped_number};
   slots_.push_back(std::move(slot));
   return static_cast<int>(slots_.size()) - 1;
 }
@@ -196,7 +186,6 @@ void Tape::record(const OpCall& call, FunctionRef<void()> execute) {
   for_each_tensor(recorded->args, [&](Tensor& tensor) {
     const Use use = view ? Use::View : is_output(tensor) ? Use::Write : Use::Read;
     recorded->inputs.push_back(slot_of(tensor, use));
-    recorded->numbers.push_back(tensor.defined() && tensor.impl()->wrapped_number);
     tensor = Tensor();
   });
   for (const Tensor& out : call.outputs)

@@ -41,7 +41,6 @@ struct Call final : RefCounted {
   OpId id{};
   std::vector<Value> args;
   std::vector<int> inputs;
-  std::vector<bool> numbers;  // of every input: made from a Python number, so weak in promotion
   std::vector<int> outputs;
   Phase phase = Phase::Forward;
   bool is_view = false;  // it only names memory: nothing runs for it

@@ -151,7 +151,12 @@ def synchronize(device: Any = None) -> None:
 
 
 def is_current_stream_capturing() -> bool:
-    """Whether work given to the current stream becomes part of a graph; False without a device."""
+    """Whether what this thread does becomes part of a graph: it is recorded, or its current stream
+    is being captured."""
+    from vibetensor import _C
+
+    if _C.graphs.recording() is not None:
+        return True
     native = _backend.native()
     if native is None or native.device_count() == 0:
         return False
@@ -250,13 +255,6 @@ def _generator(index: int) -> Any:
     from vibetensor import _C
 
     return _C._default_generator(_C.device("cuda", index))
-
-
-def is_current_stream_capturing() -> bool:
-    """Whether what this thread does is recorded into a graph, and not run."""
-    from vibetensor import _C
-
-    return _C.graphs.recording() is not None
 
 
 if TYPE_CHECKING:
