@@ -79,8 +79,8 @@ class Contract:
                 raise ValueError(f"tensor {t.name}: unknown dtype '{t.dtype}'")
             if t.access not in ("read", "write", "update"):
                 raise ValueError(f"tensor {t.name}: unknown access '{t.access}'")
-            if not 1 <= len(t.shape) <= 3:
-                raise ValueError(f"tensor {t.name}: one to three dimensions, not {len(t.shape)}")
+            if not 1 <= len(t.shape) <= 4:
+                raise ValueError(f"tensor {t.name}: one to four dimensions, not {len(t.shape)}")
             if unknown := set(t.shape) - extents:
                 raise ValueError(f"tensor {t.name}: no extent is called {sorted(unknown)}")
             if unknown := set(t.may_alias) - set(names):

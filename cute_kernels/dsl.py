@@ -15,8 +15,15 @@ os.environ.setdefault("CUTE_DSL_COMPILER_OPT", "remarks{ptx}")
 try:
     import cutlass as cutlass
     import cutlass.cute as cute
+    import cutlass.pipeline as pipeline
+    import cutlass.utils.hopper_helpers as hopper
     from cuda.bindings.driver import CUstream as CUstream
     from cutlass import BFloat16, Float16, Float32, Int32, Int64, Uint8, Uint32, Uint64, const_expr
+    from cutlass.cute.nvgpu import OperandMajorMode as OperandMajorMode
+    from cutlass.cute.nvgpu import cpasync as cpasync
+    from cutlass.cute.nvgpu import warpgroup as warpgroup
+    from cutlass.memory import SmemAllocator as SmemAllocator
+    from cutlass.tensor_utils import LayoutEnum as LayoutEnum
 
     PROBLEM = None
 except ImportError as error:
@@ -34,6 +41,7 @@ except ImportError as error:
             return function
 
     cutlass = cute = CUstream = _Absent()  # type: ignore[assignment]
+    pipeline = hopper = cpasync = warpgroup = OperandMajorMode = SmemAllocator = LayoutEnum = cute  # type: ignore[assignment,misc]
     BFloat16 = Float16 = Float32 = Int32 = Int64 = Uint8 = Uint32 = Uint64 = const_expr = cute  # type: ignore[assignment,misc]
 
 #: The element types of contracts by their name there.

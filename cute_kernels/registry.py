@@ -16,7 +16,16 @@ from typing import Any
 from .contract import Contract
 
 ROOT = Path(__file__).parent
-FAMILIES = ("norms", "cross_entropy", "softmax", "dropout", "embedding", "adamw", "gemm")
+FAMILIES = (
+    "norms",
+    "cross_entropy",
+    "softmax",
+    "dropout",
+    "embedding",
+    "adamw",
+    "gemm",
+    "attention",
+)
 
 
 @dataclass(frozen=True)

@@ -106,16 +106,59 @@ def test_online_softmax_by_blocks() -> None:
 
 
 def test_tiles_of_a_product_are_each_taken_once() -> None:
-    """The numbering of gemm/tn.py: groups of rows of tiles, the last one lower."""
-    from vibetensor.cute_kernels.gemm.tn import GROUP
+    """The numbering of gemm/dense.py: bands of rows of tiles, the last one lower."""
+    from vibetensor.cute_kernels.gemm.dense import BAND
 
     for rows, columns in ((1, 1), (8, 3), (9, 5), (23, 2)):
         taken = set()
         for tile in range(rows * columns):
-            group, at = divmod(tile, GROUP * columns)
-            height = min(GROUP, rows - group * GROUP)
-            taken.add((group * GROUP + at % height, at // height))
+            band, at = divmod(tile, BAND * columns)
+            height = min(BAND, rows - band * BAND)
+            taken.add((band * BAND + at % height, at // height))
         assert taken == {(r, c) for r in range(rows) for c in range(columns)}
+
+
+def test_blocks_of_attention_are_each_taken_once() -> None:
+    from vibetensor.cute_kernels.attention.short import owned
+
+    for blocks in (1, 2, 4):
+        groups = min(2, blocks)
+        shares = [owned(group, groups, blocks) for group in range(groups)]
+        assert sorted(sum(shares, [])) == list(range(blocks))
+        # A causal block of queries sees as many blocks of keys as come before it, and its own.
+        work = [sum(block + 1 for block in share) for share in shares]
+        assert blocks < 4 or len(set(work)) == 1
+
+
+def test_gradients_of_attention_agree_with_differences() -> None:
+    q, k, v, grad = RNG.normal(size=(4, 1, 1, 5, 64)) / 4
+    forward = KERNELS["attention_short_forward"].reference
+    for causal in (False, True):
+        got = KERNELS["attention_short_backward"].reference(grad, q, k, v, 0.3, causal)
+        for name, x in (("grad_q", q), ("grad_k", k), ("grad_v", v)):
+            at, eps = (0, 0, 2, 7), 1e-6
+            ends = []
+            for sign in (1, -1):
+                kept = x[at]
+                x[at] = kept + sign * eps
+                ends.append((forward(q, k, v, 0.3, causal)["o"] * grad).sum())
+                x[at] = kept
+            assert np.isclose(got[name][at], (ends[0] - ends[1]) / (2 * eps), rtol=1e-4, atol=1e-9)
+
+
+def test_slopes_of_epilogues_agree_with_differences() -> None:
+    from vibetensor.cute_kernels.gemm.epilogue import (
+        ACTIVATIONS,
+        reference_activation,
+        reference_slope,
+    )
+
+    x, eps = RNG.normal(size=50) * 3, 1e-6
+    for name in ACTIVATIONS:
+        found = (reference_activation(x + eps, name) - reference_activation(x - eps, name)) / (
+            2 * eps
+        )
+        assert np.allclose(reference_slope(x, name), found, atol=1e-6), name
 
 
 def test_references_agree_with_derivatives() -> None:

@@ -14,7 +14,7 @@
 
 namespace vt::cuda::cute {
 
-inline constexpr int kMaxDims = 3;
+inline constexpr int kMaxDims = 4;
 inline constexpr int kMaxExtents = 8;
 
 /// A tensor argument: where it is and the strides of all dimensions but the last, in elements. The
