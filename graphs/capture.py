@@ -20,7 +20,7 @@ from vibetensor.graphs import passes
 from vibetensor.graphs import verify as checks
 from vibetensor.graphs.course import Course, course
 from vibetensor.graphs.lower import Lowered, lower
-from vibetensor.graphs.record import Recording, record
+from vibetensor.graphs.record import Recording, record, shared_memory
 from vibetensor.graphs.session import Rate, Session
 from vibetensor.graphs.structure import flatten as _flatten
 from vibetensor.graphs.structure import unflatten as _unflatten
@@ -301,6 +301,10 @@ class CapturedStep:
         if new_leaves:  # keys tell of more tensors from now on
             self._forget_replays()
         result = recording.result
+        copied = [(x, y) for x, y in zip(leaves, staged) if y is not None and _is_tensor(x)]
+        if why_not := shared_memory(recording, copied):
+            self._give_up(f"{self._name} cannot be captured: {why_not}")
+            return result
         outputs, out_spec = _flatten(result)
         if new_leaves or session.notes.unsteady or self._lasting_state(recording, outputs):
             # The key of the next call sees these leaves; lasting state exists from then on.

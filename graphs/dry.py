@@ -17,7 +17,7 @@ from vibetensor import _C
 from vibetensor.graphs import passes
 from vibetensor.graphs.course import Course
 from vibetensor.graphs.lower import Lowered, lower
-from vibetensor.graphs.record import PACKAGE, Recording, recording_of
+from vibetensor.graphs.record import PACKAGE, Recording, recording_of, shared_memory
 from vibetensor.graphs.session import Session
 from vibetensor.graphs.tape import Tape
 from vibetensor.torch._recording import outside
@@ -153,6 +153,8 @@ class DryCapture:
         """A recording that has ended, ready for replays."""
         native, session = self.native, self.session
         recording = recording_of(native, None, collect=collect)
+        if why_not := shared_memory(recording):
+            raise RuntimeError(f"the block cannot be captured: {why_not}")
         _check_optimizers(session, recording)
         gradients = [
             Gradient(tensor, before if _used(native, before) else None, tensor.grad)

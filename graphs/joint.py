@@ -15,7 +15,7 @@ import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs import verify as checks
 from vibetensor.graphs.dry import Captured, DryCapture
-from vibetensor.graphs.record import recording_of
+from vibetensor.graphs.record import recording_of, shared_memory
 from vibetensor.graphs.surroundings import surroundings
 from vibetensor.torch.autograd.function import Function
 
@@ -352,6 +352,8 @@ def probe(
             raise Refused("it sets gradients, and leaves backward to others")
         native.find_escapes()
         recording = recording_of(native, None, collect=not trains)
+        if why_not := shared_memory(recording):
+            raise Refused(why_not)
         _check_inputs(recording, inputs, static)
         lasting = {b for b in recording.tape.buffers if b.role == "output"}
         for op in recording.tape.ops if lasting and not trains else ():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,42 @@ def recording_of(native: Any, result: Any, *, collect: bool = True) -> Recording
     ops = [_op(call, views, sources) for call in native.calls()]
     draws = [(str(device), count) for device, count in native.draws()]
     return Recording(Tape(ops, buffers, draws), native, result, native.leaves(), first_slot)
+
+
+def shared_memory(recording: Recording, copied: Iterable[tuple[Any, Any]] = ()) -> str:
+    """Why replays would be wrong where a step changes memory that is two storages, as of one array
+    that is wrapped twice: passes know buffers apart. Empty if they are. copied: arguments, each with
+    the tensor that the step uses in its place."""
+    spans = []
+    for buffer in recording.tape.buffers:
+        if buffer.role == "state" and buffer.nbytes and buffer.index in recording.first_slot:
+            spans.append((*_span(recording.memory(buffer), buffer.nbytes), buffer))
+    for tensor, copy in copied:
+        nbytes = tensor.untyped_storage().nbytes()
+        if recording.native.find(tensor) < 0 and nbytes:
+            spans.append((*_span(tensor, nbytes), recording.buffer_of(copy)))
+    spans.sort(key=lambda span: span[:3])
+    over: set[Buffer | None] = set()
+    last = None  # of those so far, the one that ends last
+    for span in spans:
+        device, start, end, buffer = span
+        if last is not None and last[0] == device and start < last[2] and last[3] is not buffer:
+            over |= {last[3], buffer}
+        if last is None or last[0] != device or end > last[2]:
+            last = span
+    for op in recording.tape.ops if over else ():
+        if not op.is_view and any(view.buffer in over for view in op.writes()):
+            return (
+                "it changes memory that two tensors wrap apart from each other, as from_numpy and "
+                f"from_dlpack make them: {op}. Wrap it once, and take views"
+            )
+    return ""
+
+
+def _span(tensor: Any, nbytes: int) -> tuple[str, int, int]:
+    """Where the tensor's storage lies."""
+    start = tensor.data_ptr() - tensor.storage_offset() * tensor.dtype.itemsize
+    return str(tensor.device), start, start + nbytes
 
 
 def _tensors(value: Any) -> Iterator[Any]:

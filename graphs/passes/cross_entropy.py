@@ -81,6 +81,9 @@ def _rewritten(tape: Tape, uses: Uses, at: int, decisions: list[Decision]) -> Ta
         logits, result = ops[cast].args[0], ops[back].outputs[0]
         gone |= {cast, back}
         readers = sorted(set(uses.reads(logits.buffer)))
+    others = [view for view in (grad, target, weight) if view is not None]
+    if any(view.buffer in (loss.args[0].buffer, logits.buffer) for view in others):
+        return refuse("the logits are its weights or its incoming gradient too")
     late = [i for i in readers if i > first and i not in gone]
     if logits.buffer.role != "scratch":
         return refuse("the logits are read after the step")

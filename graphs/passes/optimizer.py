@@ -165,7 +165,7 @@ def _scaled_by(uses: Uses, at: int, updates: list[int], decisions: list[Decision
             g.dtype not in _WIDE or p.dtype != g.dtype for p, g in zip(args["self"], args["grads"])
         ):
             why = "gradients in 16 bits, or not in their weights' dtype"
-        elif factor.sizes != () or uses.written_between(factor.buffer, at, update):
+        elif factor.sizes != () or uses.written_between(factor.buffer, at, update + 1):
             why = "the factor changes in between"
         elif any(
             uses.written_between(g.buffer, at, update) or uses.read_between(g.buffer, at, update)
@@ -196,7 +196,7 @@ def _counted_by(uses: Uses, at: int, updates: list[int]) -> list[int]:
             continue
         if alpha != 1 or count.sizes != () or args["grad_scale"] is not None:
             return []
-        if args["found_inf"] is not None or uses.written_between(count.buffer, at, update):
+        if args["found_inf"] is not None or uses.written_between(count.buffer, at, update + 1):
             return []
         used = any(
             uses.written_between(s.buffer, at, update) or uses.read_between(s.buffer, at, update)

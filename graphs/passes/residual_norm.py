@@ -73,6 +73,8 @@ def _forward(work: _Rewrite, at: int, op: Op) -> None:
     found = uses.writer(x, at)
     if found is not None and work.free(found) and ops[found].name in ("add", "add_"):
         why = _refused(ops[found], x, lambda: uses.can_run_at(at, found))
+        if any(v is not None and v.buffer is x.buffer for v in op.inputs[1:]):
+            why = "its weight or bias is a part of the sum"
         if why:
             work.note(False, f"add and {op.name} stay two ops: {why}", op)
         else:
@@ -128,7 +130,9 @@ def _backward(work: _Rewrite, at: int, op: Op) -> None:
         other = ops[add].args[1 if ops[add].args[0] == dx else 0]
         if not why and other.dtype != dx.dtype:
             why = f"{other} is of another dtype"
-        if not why and ops[add].outputs[0].buffer in (grad.buffer, x.buffer):
+        if other.buffer in {v.buffer for v in op.writes()}:
+            why = f"{other} comes from the norm as well"
+        if ops[add].outputs[0].buffer in {grad.buffer, *(v.buffer for v in op.reads())}:
             why = "the sum takes the place of what the norm reads"
         if why:
             work.note(False, f"{op.name} and add stay two ops: {why}", op)
@@ -172,7 +176,8 @@ def _refused(add: Op, like: View, movable: Callable[[], bool]) -> str | None:
         return "the sum is not contiguous"
     if vt.promote_types(first.dtype, second.dtype) != out.dtype or out.dtype != like.dtype:
         return f"the sum is rounded to {out.dtype}"
-    if first.buffer is second.buffer and first != second:
+    memory = (first, second, out)
+    if any(a.buffer is b.buffer and a != b for a in memory for b in memory):
         return "its operands overlap"
     return None if movable() else "what they use changes between them"
 

@@ -491,3 +491,49 @@ def test_results_that_an_op_leaves_out() -> None:
         return step, nothing
 
     same(make)
+
+
+def test_memory_that_is_wrapped_twice() -> None:
+    array = np.zeros(8, np.float32)
+    whole, part = vt.from_numpy(array), vt.from_numpy(array[2:6])
+    others = [vt.from_numpy(array[i : i + 1]) for i in (0, 6)]
+
+    def reads(x: Any) -> Any:
+        return whole[2:6] * x + part + others[0]
+
+    def writes(x: Any) -> Any:
+        copy = whole.clone()
+        others[1].add_(x[:1])
+        return copy + 1
+
+    captured = capture(reads)
+    for value in (1.0, 2.0, 3.0):  # what nobody changes inside may be shared
+        array[:] = value
+        got = captured(vt.full((4,), 2.0))
+        np.testing.assert_array_equal(got.numpy(), np.full(4, 4 * value, np.float32))
+    assert captured.variants[0].replays > 0
+    with pytest.raises(CaptureError, match="wrap apart from each other"):
+        capture(writes)(vt.ones(4))
+    compiled = vt.compile(writes)
+    array[:] = 0
+    with pytest.warns(UserWarning, match="wrap apart from each other"):
+        sums = [compiled(vt.ones(4)).numpy()[6] for _ in range(4)]
+    assert (sums, array[6]) == ([1.0, 2.0, 3.0, 4.0], 4.0)
+    graph = vt.Graph()
+    with pytest.raises(RuntimeError, match="wrap apart from each other"), vt.graph(graph):
+        writes(vt.ones(4))
+    assert array[6] == 4.0
+
+
+def test_an_argument_in_memory_that_the_function_changes() -> None:
+    array = np.zeros(4, np.float32)
+    state = vt.from_numpy(array)
+
+    @capture
+    def step(x: Any) -> Any:
+        state.add_(1)
+        return x * 2
+
+    with pytest.raises(CaptureError, match="wrap apart from each other"):
+        step(vt.from_numpy(array))
+    assert step(vt.ones(4)).tolist() == [2.0] * 4

@@ -123,3 +123,26 @@ def test_memory_falls_by_the_logits() -> None:
         (plan,) = step.variants[0].lowered.plans.values()
         sizes.append(plan.nbytes)
     assert sizes[0] - sizes[1] >= rows * classes * 4 * 0.95
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("part", ["weight", "gradient"])
+def test_logits_that_are_weights_or_the_gradient_too_stay(autocast: bool, part: str) -> None:
+    def make() -> Any:
+        weight = vt.randn(11, 8).requires_grad_()
+
+        def step(x: Any, y: Any) -> Any:
+            weight.grad = None
+            with vt.autocast("cpu", dtype=vt.bfloat16, enabled=autocast):
+                logits = F.linear(x, weight)
+            logits = logits.float()
+            classes = logits[0].detach() if part == "weight" else None
+            loss = F.cross_entropy(logits, y, weight=classes)
+            loss.backward(logits[0, 0].detach() if part == "gradient" else None)
+            return loss, weight.grad
+
+        return step
+
+    names = captured_names(make, _inputs())
+    assert "_cross_entropy_index_backward" in names
+    assert any("its weights or its incoming gradient" in d for d in decisions())

@@ -169,3 +169,45 @@ def test_two_norms_whose_gradients_are_added() -> None:
     names = captured_names(_one(step), _inputs((5, 8)))
     assert sum(name.endswith("_norm_backward") for name in names) == 2
     assert sum(name.startswith("_residual") for name in names) == 1
+
+
+def _norm(kind: str, x: Any, weight: Any) -> Any:
+    shape = x.shape[-1:]
+    return (F.layer_norm if kind == "layer_norm" else F.rms_norm)(x, shape, weight)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_weight_that_is_a_part_of_the_sum(norm: str, in_place: bool) -> None:
+    def step(x: Any, y: Any) -> Any:
+        total = (x * 1).add_(y) if in_place else x + y
+        return _norm(norm, total, total[1]), total
+
+    names = captured_names(lambda: lambda x, y: step(x, y), _inputs((4, 8)))
+    assert f"_residual_{norm}" not in names
+    assert any("part of the sum" in d for d in decisions())
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("added", ["itself", "the weight's", "to the weight's", "to the weight"])
+def test_sums_of_gradients_of_one_norm(norm: str, added: str) -> None:
+    def make() -> Any:
+        weight = vt.randn(8, requires_grad=True)
+
+        def step(x: Any, _: Any) -> Any:
+            x = (x * 1).detach().requires_grad_()
+            loss = (_norm(norm, x, weight) ** 3).sum()
+            grad, of_weight = vt.autograd.grad(loss, [x, weight])
+            with vt.no_grad():
+                if added == "itself":
+                    return grad + grad
+                if added == "the weight's":
+                    return grad + of_weight
+                return (of_weight if added == "to the weight's" else weight).add_(grad) * 1
+
+        step.state = [weight]
+        return step
+
+    names = captured_names(make, _inputs((8,)))
+    assert f"_residual_{norm}_backward" not in names
+    assert any("stay two ops" in d for d in decisions())
