@@ -79,11 +79,15 @@ class Short:
     def layouts(self):
         """Shared memory of a (T, 64) operand, as rows of 64 and, transposed, as the other operand."""
         rows = hopper.make_smem_layout_b(LayoutEnum.ROW_MAJOR, self.tile, self.dtype, self.blocks)
-        columns = hopper.make_smem_layout_b(LayoutEnum.COL_MAJOR, (ROWS, WIDTH, ROWS), self.dtype, self.blocks)
+        columns = hopper.make_smem_layout_b(
+            LayoutEnum.COL_MAJOR, (ROWS, WIDTH, ROWS), self.dtype, self.blocks
+        )
         return rows, columns
 
     def mma(self, a_major, b_major, source=warpgroup.OperandSource.SMEM):
-        return hopper.make_trivial_tiled_mma(self.dtype, self.dtype, a_major, b_major, Float32, (1, 1, 1), (ROWS, ROWS), source)
+        return hopper.make_trivial_tiled_mma(
+            self.dtype, self.dtype, a_major, b_major, Float32, (1, 1, 1), (ROWS, ROWS), source
+        )
 
     def sums(self, mma):
         return cute.make_rmem_tensor(mma.partition_shape_C((ROWS, ROWS)), Float32)
@@ -95,7 +99,14 @@ class Short:
         return self.mma(OperandMajorMode.K, OperandMajorMode.MN, warpgroup.OperandSource.RMEM)
 
     @cute.jit
-    def multiply(self, kind: cutlass.Constexpr, acc: cute.Tensor, a: cute.Tensor, b: cute.Tensor, fresh: cutlass.Constexpr) -> None:
+    def multiply(
+        self,
+        kind: cutlass.Constexpr,
+        acc: cute.Tensor,
+        a: cute.Tensor,
+        b: cute.Tensor,
+        fresh: cutlass.Constexpr,
+    ) -> None:
         """acc (+)= a b over the last mode of the fragments."""
         mma = self.product(kind)
         for s in cutlass.range_constexpr(cute.size(a, mode=[2])):
@@ -111,7 +122,18 @@ class Short:
         return out
 
     @cute.jit
-    def write(self, acc: cute.Tensor, scale: Float32, mma: cute.TiledMma, through: cute.Tensor, to: cute.Tensor, first: Int32, rows: Int32, thread: Int32, barrier: cutlass.Constexpr) -> None:
+    def write(
+        self,
+        acc: cute.Tensor,
+        scale: Float32,
+        mma: cute.TiledMma,
+        through: cute.Tensor,
+        to: cute.Tensor,
+        first: Int32,
+        rows: Int32,
+        thread: Int32,
+        barrier: cutlass.Constexpr,
+    ) -> None:
         """Writes 64 rows of sums, through shared memory that this warpgroup has to itself."""
         atom = hopper.get_smem_store_op(LayoutEnum.ROW_MAJOR, self.dtype, Float32)
         to_shared = cute.make_tiled_copy_S(atom, cute.make_tiled_copy_C_atom(atom, mma))
@@ -136,11 +158,23 @@ class Short:
 
 class Forward(Short):
     @cute.jit
-    def __call__(self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, scale: Float32, stream: CUstream) -> None:
+    def __call__(
+        self,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        o: cute.Tensor,
+        lse: cute.Tensor,
+        scale: Float32,
+        stream: CUstream,
+    ) -> None:
         q, k, v, o = (self.heads(t) for t in (q, k, v, o))
         lse = cute.make_tensor(lse.iterator, cute.select(lse.layout, mode=[2, 1, 0]))
         rows, columns = self.layouts()
-        one_rows, one_columns = cute.slice_(rows, (None, None, 0)), cute.slice_(columns, (None, None, 0))
+        one_rows, one_columns = (
+            cute.slice_(rows, (None, None, 0)),
+            cute.slice_(columns, (None, None, 0)),
+        )
         load = cpasync.CopyBulkTensorTileG2SOp()
         v_t = cute.make_tensor(v.iterator, cute.select(v.layout, mode=[1, 0, 2, 3]))
         load_q, tma_q = cpasync.make_tiled_tma_atom(load, q, one_rows, (ROWS, WIDTH))
@@ -156,12 +190,25 @@ class Forward(Short):
             v: cute.struct.Align[cute.struct.MemRange[self.dtype, size], 1024]
 
         self.shared = Shared
-        self.kernel(load_q, tma_q, load_k, tma_k, load_v, tma_v, o, lse, rows, columns, scale).launch(
-            grid=[q.shape[2], q.shape[3], 1], block=[self.threads, 1, 1], stream=stream)
+        self.kernel(
+            load_q, tma_q, load_k, tma_k, load_v, tma_v, o, lse, rows, columns, scale
+        ).launch(grid=[q.shape[2], q.shape[3], 1], block=[self.threads, 1, 1], stream=stream)
 
     @cute.kernel
-    def kernel(self, load_q: cute.CopyAtom, tma_q: cute.Tensor, load_k: cute.CopyAtom, tma_k: cute.Tensor, load_v: cute.CopyAtom, tma_v: cute.Tensor,
-               o: cute.Tensor, lse: cute.Tensor, rows: cute.ComposedLayout, columns: cute.ComposedLayout, scale: Float32) -> None:
+    def kernel(
+        self,
+        load_q: cute.CopyAtom,
+        tma_q: cute.Tensor,
+        load_k: cute.CopyAtom,
+        tma_k: cute.Tensor,
+        load_v: cute.CopyAtom,
+        tma_v: cute.Tensor,
+        o: cute.Tensor,
+        lse: cute.Tensor,
+        rows: cute.ComposedLayout,
+        columns: cute.ComposedLayout,
+        scale: Float32,
+    ) -> None:
         thread, _, _ = cute.arch.thread_idx()
         head, batch, _ = cute.arch.block_idx()
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
@@ -188,21 +235,54 @@ class Forward(Short):
                         cute.arch.mbarrier_arrive_and_expect_tx(barriers + 2 * b + 1, block_bytes)
                     for load, tma, s, bar in ((load_q, tma_q, s_q, 0), (load_k, tma_k, s_k, 0)):
                         g = cute.local_tile(tma, (ROWS, WIDTH), (None, 0, head, batch))
-                        t_s, t_g = cpasync.tma_partition(load, 0, one, cute.group_modes(s, 0, 2), cute.group_modes(g, 0, 2))
-                        cute.copy(load, t_g[(None, b)], t_s[(None, b)], tma_bar_ptr=barriers + 2 * b + bar)
+                        t_s, t_g = cpasync.tma_partition(
+                            load, 0, one, cute.group_modes(s, 0, 2), cute.group_modes(g, 0, 2)
+                        )
+                        cute.copy(
+                            load, t_g[(None, b)], t_s[(None, b)], tma_bar_ptr=barriers + 2 * b + bar
+                        )
                     g = cute.local_tile(tma_v, (WIDTH, ROWS), (0, None, head, batch))
-                    t_s, t_g = cpasync.tma_partition(load_v, 0, one, cute.group_modes(s_v, 0, 2), cute.group_modes(g, 0, 2))
-                    cute.copy(load_v, t_g[(None, b)], t_s[(None, b)], tma_bar_ptr=barriers + 2 * b + 1)
+                    t_s, t_g = cpasync.tma_partition(
+                        load_v, 0, one, cute.group_modes(s_v, 0, 2), cute.group_modes(g, 0, 2)
+                    )
+                    cute.copy(
+                        load_v, t_g[(None, b)], t_s[(None, b)], tma_bar_ptr=barriers + 2 * b + 1
+                    )
         group = cute.arch.make_warp_uniform(warp // 4)
         for g in cutlass.range_constexpr(self.groups):
             if group == g:
                 for i in cutlass.range_constexpr(self.blocks):
                     if const_expr(i in owned(g, self.groups, self.blocks)):
                         if i * ROWS < length:
-                            self.block(i, g, length, thread - g * WARPGROUP, s_q, s_k, s_v, barriers, o[(None, None, head, batch)], lse[(None, head, batch)], scale)
+                            self.block(
+                                i,
+                                g,
+                                length,
+                                thread - g * WARPGROUP,
+                                s_q,
+                                s_k,
+                                s_v,
+                                barriers,
+                                o[(None, None, head, batch)],
+                                lse[(None, head, batch)],
+                                scale,
+                            )
 
     @cute.jit
-    def block(self, i: cutlass.Constexpr, g: cutlass.Constexpr, length: Int32, thread: Int32, s_q, s_k, s_v, barriers, o, lse, scale: Float32) -> None:
+    def block(
+        self,
+        i: cutlass.Constexpr,
+        g: cutlass.Constexpr,
+        length: Int32,
+        thread: Int32,
+        s_q,
+        s_k,
+        s_v,
+        barriers,
+        o,
+        lse,
+        scale: Float32,
+    ) -> None:
         """64 queries over the keys they see."""
         qk, pv = self.product("rows"), self.product("columns")
         own = qk.get_slice(0)
@@ -224,7 +304,9 @@ class Forward(Short):
             if j * ROWS < length:
                 cute.arch.mbarrier_wait(barriers + 2 * j, 0)
                 warpgroup.fence()
-                self.multiply("rows", scores, f_q[(None, None, None, i)], f_k[(None, None, None, j)], True)
+                self.multiply(
+                    "rows", scores, f_q[(None, None, None, i)], f_k[(None, None, None, j)], True
+                )
                 warpgroup.commit_group()
                 warpgroup.wait_group(0)
                 for x in cutlass.range_constexpr(cute.size(scores)):
@@ -237,15 +319,21 @@ class Forward(Short):
                 for r in cutlass.range_constexpr(2):
                     best = top[r]
                     for c in cutlass.range_constexpr(8):
-                        best = cute.arch.fmax(best, cute.arch.fmax(scores[(0, r, c), 0, 0], scores[(1, r, c), 0, 0]))
+                        best = cute.arch.fmax(
+                            best, cute.arch.fmax(scores[(0, r, c), 0, 0], scores[(1, r, c), 0, 0])
+                        )
                     for distance in (1, 2):
-                        best = cute.arch.fmax(best, cute.arch.shuffle_sync_bfly(best, offset=distance))
+                        best = cute.arch.fmax(
+                            best, cute.arch.shuffle_sync_bfly(best, offset=distance)
+                        )
                     shrink = cute.math.exp2((top[r] - best) * factor, fastmath=True)
                     top[r] = best
                     sum_r = total[r] * shrink
                     for c in cutlass.range_constexpr(8):
                         for e in cutlass.range_constexpr(2):
-                            p = cute.math.exp2((scores[(e, r, c), 0, 0] - best) * factor, fastmath=True)
+                            p = cute.math.exp2(
+                                (scores[(e, r, c), 0, 0] - best) * factor, fastmath=True
+                            )
                             scores[(e, r, c), 0, 0] = p
                             sum_r += p
                             out[(e, r, c), 0, 0] = out[(e, r, c), 0, 0] * shrink
@@ -267,12 +355,27 @@ class Forward(Short):
             row = i * ROWS + where[(0, r, 0), 0, 0][0]
             if thread % 4 == 0 and row < length:
                 lse[row] = top[r] * scale + cute.math.log(whole)
-        self.write(out, Float32(1.0), pv, s_q[(None, None, i)], o, Int32(i * ROWS), length, thread, 1 + g)
+        self.write(
+            out, Float32(1.0), pv, s_q[(None, None, i)], o, Int32(i * ROWS), length, thread, 1 + g
+        )
 
 
 class Backward(Short):
     @cute.jit
-    def __call__(self, grad: cute.Tensor, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, grad_q: cute.Tensor, grad_k: cute.Tensor, grad_v: cute.Tensor, scale: Float32, stream: CUstream) -> None:
+    def __call__(
+        self,
+        grad: cute.Tensor,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        o: cute.Tensor,
+        lse: cute.Tensor,
+        grad_q: cute.Tensor,
+        grad_k: cute.Tensor,
+        grad_v: cute.Tensor,
+        scale: Float32,
+        stream: CUstream,
+    ) -> None:
         grad, q, k, v, o, grad_q, grad_k, grad_v = (
             self.heads(t) for t in (grad, q, k, v, o, grad_q, grad_k, grad_v)
         )
@@ -295,21 +398,61 @@ class Backward(Short):
             grad: cute.struct.Align[cute.struct.MemRange[self.dtype, size], 1024]
 
         self.shared = Shared
-        self.kernel(load_q, tma_q, load_k, tma_k, load_v, tma_v, load_g, tma_g, grad, o, lse, grad_q, grad_k, grad_v, rows, columns, scale).launch(
-            grid=[q.shape[2], q.shape[3], 1], block=[self.threads, 1, 1], stream=stream)
+        self.kernel(
+            load_q,
+            tma_q,
+            load_k,
+            tma_k,
+            load_v,
+            tma_v,
+            load_g,
+            tma_g,
+            grad,
+            o,
+            lse,
+            grad_q,
+            grad_k,
+            grad_v,
+            rows,
+            columns,
+            scale,
+        ).launch(grid=[q.shape[2], q.shape[3], 1], block=[self.threads, 1, 1], stream=stream)
 
     @cute.kernel
-    def kernel(self, load_q: cute.CopyAtom, tma_q: cute.Tensor, load_k: cute.CopyAtom, tma_k: cute.Tensor, load_v: cute.CopyAtom, tma_v: cute.Tensor, load_g: cute.CopyAtom, tma_g: cute.Tensor,
-               grad: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, grad_q: cute.Tensor, grad_k: cute.Tensor, grad_v: cute.Tensor,
-               rows: cute.ComposedLayout, columns: cute.ComposedLayout, scale: Float32) -> None:
+    def kernel(
+        self,
+        load_q: cute.CopyAtom,
+        tma_q: cute.Tensor,
+        load_k: cute.CopyAtom,
+        tma_k: cute.Tensor,
+        load_v: cute.CopyAtom,
+        tma_v: cute.Tensor,
+        load_g: cute.CopyAtom,
+        tma_g: cute.Tensor,
+        grad: cute.Tensor,
+        o: cute.Tensor,
+        lse: cute.Tensor,
+        grad_q: cute.Tensor,
+        grad_k: cute.Tensor,
+        grad_v: cute.Tensor,
+        rows: cute.ComposedLayout,
+        columns: cute.ComposedLayout,
+        scale: Float32,
+    ) -> None:
         thread, _, _ = cute.arch.thread_idx()
         head, batch, _ = cute.arch.block_idx()
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         length = o.shape[0]
         shared = SmemAllocator().allocate(self.shared)
         barriers = shared.barriers.data_ptr()
-        by_rows = [x.get_tensor(rows.outer, swizzle=rows.inner) for x in (shared.q, shared.k, shared.v, shared.grad)]
-        by_columns = [x.get_tensor(columns.outer, swizzle=columns.inner) for x in (shared.q, shared.k, shared.grad)]
+        by_rows = [
+            x.get_tensor(rows.outer, swizzle=rows.inner)
+            for x in (shared.q, shared.k, shared.v, shared.grad)
+        ]
+        by_columns = [
+            x.get_tensor(columns.outer, swizzle=columns.inner)
+            for x in (shared.q, shared.k, shared.grad)
+        ]
         s_lse = shared.lse.get_tensor(cute.make_layout(self.blocks * ROWS))
         s_delta = shared.delta.get_tensor(cute.make_layout(self.blocks * ROWS))
         if warp == 0:
@@ -323,10 +466,16 @@ class Backward(Short):
             for b in cutlass.range_constexpr(self.blocks):
                 if b * ROWS < length:
                     with cute.arch.elect_one():
-                        cute.arch.mbarrier_arrive_and_expect_tx(barriers + b, 4 * ROWS * WIDTH * self.dtype.width // 8)
-                    for load, tma, s in zip((load_q, load_k, load_v, load_g), (tma_q, tma_k, tma_v, tma_g), by_rows):
+                        cute.arch.mbarrier_arrive_and_expect_tx(
+                            barriers + b, 4 * ROWS * WIDTH * self.dtype.width // 8
+                        )
+                    for load, tma, s in zip(
+                        (load_q, load_k, load_v, load_g), (tma_q, tma_k, tma_v, tma_g), by_rows
+                    ):
                         g = cute.local_tile(tma, (ROWS, WIDTH), (None, 0, head, batch))
-                        t_s, t_g = cpasync.tma_partition(load, 0, one, cute.group_modes(s, 0, 2), cute.group_modes(g, 0, 2))
+                        t_s, t_g = cpasync.tma_partition(
+                            load, 0, one, cute.group_modes(s, 0, 2), cute.group_modes(g, 0, 2)
+                        )
                         cute.copy(load, t_g[(None, b)], t_s[(None, b)], tma_bar_ptr=barriers + b)
         # delta = rowsum(dO O): 8 threads a row, 16 bytes each; the log-sum-exp in units of log 2.
         for p in cutlass.range_constexpr(self.blocks * ROWS * 8 // self.threads):
@@ -335,8 +484,12 @@ class Backward(Short):
             if row < length:
                 a = cute.make_rmem_tensor((1, 8), self.dtype)
                 b = cute.make_rmem_tensor((1, 8), self.dtype)
-                cute.autovec_copy(cute.local_tile(grad[(None, None, head, batch)], (1, 8), (row, thread % 8)), a)
-                cute.autovec_copy(cute.local_tile(o[(None, None, head, batch)], (1, 8), (row, thread % 8)), b)
+                cute.autovec_copy(
+                    cute.local_tile(grad[(None, None, head, batch)], (1, 8), (row, thread % 8)), a
+                )
+                cute.autovec_copy(
+                    cute.local_tile(o[(None, None, head, batch)], (1, 8), (row, thread % 8)), b
+                )
                 for x in cutlass.range_constexpr(8):
                     total += a[x].to(Float32) * b[x].to(Float32)
             for distance in (1, 2, 4):
@@ -360,16 +513,50 @@ class Backward(Short):
                 for j in cutlass.range_constexpr(self.blocks):
                     if const_expr(j in owned(g, self.groups, self.blocks)):
                         if j * ROWS < length:
-                            self.keys(j, g, length, mine, by_rows, by_columns, s_lse, s_delta, targets, scale)
+                            self.keys(
+                                j,
+                                g,
+                                length,
+                                mine,
+                                by_rows,
+                                by_columns,
+                                s_lse,
+                                s_delta,
+                                targets,
+                                scale,
+                            )
         for g in cutlass.range_constexpr(self.groups):
             if group == g:
                 for i in cutlass.range_constexpr(self.blocks):
                     if const_expr(i in owned(g, self.groups, self.blocks)):
                         if i * ROWS < length:
-                            self.queries(i, g, length, mine, by_rows, by_columns, s_lse, s_delta, targets, scale)
+                            self.queries(
+                                i,
+                                g,
+                                length,
+                                mine,
+                                by_rows,
+                                by_columns,
+                                s_lse,
+                                s_delta,
+                                targets,
+                                scale,
+                            )
 
     @cute.jit
-    def keys(self, j: cutlass.Constexpr, g: cutlass.Constexpr, length: Int32, thread: Int32, by_rows, by_columns, s_lse, s_delta, targets, scale: Float32) -> None:
+    def keys(
+        self,
+        j: cutlass.Constexpr,
+        g: cutlass.Constexpr,
+        length: Int32,
+        thread: Int32,
+        by_rows,
+        by_columns,
+        s_lse,
+        s_delta,
+        targets,
+        scale: Float32,
+    ) -> None:
         """dK and dV of 64 keys: scores are held transposed, keys by queries."""
         s_q, s_k, s_v, s_g = by_rows
         t_q, t_k, t_g = by_columns
@@ -387,8 +574,12 @@ class Backward(Short):
         for i in cutlass.range_constexpr(j if self.causal else 0, self.blocks):
             if i * ROWS < length:
                 warpgroup.fence()
-                self.multiply("rows", weights, f_k[(None, None, None, j)], f_q[(None, None, None, i)], True)
-                self.multiply("rows", slopes, f_v[(None, None, None, j)], f_g[(None, None, None, i)], True)
+                self.multiply(
+                    "rows", weights, f_k[(None, None, None, j)], f_q[(None, None, None, i)], True
+                )
+                self.multiply(
+                    "rows", slopes, f_v[(None, None, None, j)], f_g[(None, None, None, i)], True
+                )
                 warpgroup.commit_group()
                 warpgroup.wait_group(0)
                 for x in cutlass.range_constexpr(cute.size(weights)):
@@ -411,7 +602,19 @@ class Backward(Short):
         self.write(d_k, scale, columns, targets[1], Int32(j * ROWS), length, thread)
 
     @cute.jit
-    def queries(self, i: cutlass.Constexpr, g: cutlass.Constexpr, length: Int32, thread: Int32, by_rows, by_columns, s_lse, s_delta, targets, scale: Float32) -> None:
+    def queries(
+        self,
+        i: cutlass.Constexpr,
+        g: cutlass.Constexpr,
+        length: Int32,
+        thread: Int32,
+        by_rows,
+        by_columns,
+        s_lse,
+        s_delta,
+        targets,
+        scale: Float32,
+    ) -> None:
         """dQ of 64 queries."""
         s_q, s_k, s_v, s_g = by_rows
         t_q, t_k, t_g = by_columns
@@ -428,8 +631,12 @@ class Backward(Short):
         for j in cutlass.range_constexpr(i + 1 if self.causal else self.blocks):
             if j * ROWS < length:
                 warpgroup.fence()
-                self.multiply("rows", weights, f_q[(None, None, None, i)], f_k[(None, None, None, j)], True)
-                self.multiply("rows", slopes, f_g[(None, None, None, i)], f_v[(None, None, None, j)], True)
+                self.multiply(
+                    "rows", weights, f_q[(None, None, None, i)], f_k[(None, None, None, j)], True
+                )
+                self.multiply(
+                    "rows", slopes, f_g[(None, None, None, i)], f_v[(None, None, None, j)], True
+                )
                 warpgroup.commit_group()
                 warpgroup.wait_group(0)
                 for x in cutlass.range_constexpr(cute.size(weights)):
@@ -449,7 +656,16 @@ class Backward(Short):
         self.write(d_q, scale, columns, targets[0], Int32(i * ROWS), length, thread)
 
     @cute.jit
-    def write(self, acc: cute.Tensor, scale: Float32, mma: cute.TiledMma, to: cute.Tensor, first: Int32, rows: Int32, thread: Int32) -> None:
+    def write(
+        self,
+        acc: cute.Tensor,
+        scale: Float32,
+        mma: cute.TiledMma,
+        to: cute.Tensor,
+        first: Int32,
+        rows: Int32,
+        thread: Int32,
+    ) -> None:
         """Writes 64 rows of sums, two values at a time: the operands in shared memory are still needed."""
         where = mma.get_slice(thread).partition_C(cute.make_identity_tensor((ROWS, WIDTH)))
         for r in cutlass.range_constexpr(2):
@@ -459,7 +675,9 @@ class Backward(Short):
                     pair = cute.make_rmem_tensor((1, 2), self.dtype)
                     pair[0] = (acc[(0, r, c), 0, 0] * scale).to(self.dtype)
                     pair[1] = (acc[(1, r, c), 0, 0] * scale).to(self.dtype)
-                    cute.autovec_copy(pair, cute.local_tile(to, (1, 2), (row, where[(0, r, c), 0, 0][1] // 2)))
+                    cute.autovec_copy(
+                        pair, cute.local_tile(to, (1, 2), (row, where[(0, r, c), 0, 0][1] // 2))
+                    )
 
 
 def _tensors(v: ShortVariant, names, access: str) -> tuple[Tensor, ...]:

@@ -81,7 +81,9 @@ def contract(v: GemmVariant, e: Epilogue) -> Contract:
         extents[1] = Extent("m", divisible_by=8)
     if e.column_sums:
         # One row for each warp of each tile.
-        tensors.append(Tensor("sums", "float32", ("warps", "n"), "write", align=4, stride_divisible_by=1))
+        tensors.append(
+            Tensor("sums", "float32", ("warps", "n"), "write", align=4, stride_divisible_by=1)
+        )
         extents.append(Extent("warps"))
     return Contract(tuple(extents), tuple(tensors), (Scalar("max_blocks", "int32"),))
 
@@ -102,7 +104,11 @@ class Gemm:
         v = self.v
 
         def matrix(t, order):
-            return None if t is None else cute.make_tensor(t.iterator, cute.select(t.layout, mode=order))
+            return (
+                None
+                if t is None
+                else cute.make_tensor(t.iterator, cute.select(t.layout, mode=order))
+            )
 
         # (L, rows, k) or (L, k, rows) to (rows, k, L); the dense dimension stays what it is.
         a = matrix(a, [1, 2, 0] if v.a_dense == "k" else [2, 1, 0])
@@ -209,7 +215,19 @@ class Gemm:
                 s_z = shared.saved.get_tensor(smem_d.outer, swizzle=smem_d.inner)
             k_tiles = cute.ceil_div(tma_a.shape[1], v.tile_k)
             self.work(
-                ring, mma, s_a, s_b, s_d, s_z, store_d, tma_d, store_z, tma_z, operands, counts, k_tiles
+                ring,
+                mma,
+                s_a,
+                s_b,
+                s_d,
+                s_z,
+                store_d,
+                tma_d,
+                store_z,
+                tma_z,
+                operands,
+                counts,
+                k_tiles,
             )
 
     @cute.jit
@@ -227,8 +245,12 @@ class Gemm:
             for k in cutlass.range(cute.size(from_a, mode=[2]), unroll=1):
                 ring.producer_acquire(state)
                 full = ring.producer_get_barrier(state)
-                cute.copy(load_a, from_a[(None, m, k, l)], to_a[(None, state.index)], tma_bar_ptr=full)
-                cute.copy(load_b, from_b[(None, n, k, l)], to_b[(None, state.index)], tma_bar_ptr=full)
+                cute.copy(
+                    load_a, from_a[(None, m, k, l)], to_a[(None, state.index)], tma_bar_ptr=full
+                )
+                cute.copy(
+                    load_b, from_b[(None, n, k, l)], to_b[(None, state.index)], tma_bar_ptr=full
+                )
                 ring.producer_commit(state)
                 state.advance()
         ring.producer_tail(state)
@@ -237,12 +259,29 @@ class Gemm:
         """Both sides of a TMA copy: (one copy, stages) and (one copy, tiles…)."""
         tiles = cute.local_tile(tensor, tile, (None, None, None))
         return cpasync.tma_partition(
-            atom, 0, cute.make_layout(1), cute.group_modes(smem, 0, 2), cute.group_modes(tiles, 0, 2)
+            atom,
+            0,
+            cute.make_layout(1),
+            cute.group_modes(smem, 0, 2),
+            cute.group_modes(tiles, 0, 2),
         )
 
     @cute.jit
     def work(
-        self, ring, mma, s_a, s_b, s_d, s_z, store_d, tma_d, store_z, tma_z, operands, counts, k_tiles
+        self,
+        ring,
+        mma,
+        s_a,
+        s_b,
+        s_d,
+        s_z,
+        store_d,
+        tma_d,
+        store_z,
+        tma_z,
+        operands,
+        counts,
+        k_tiles,
     ) -> None:
         """Multiplies what the ring brings and writes the tiles."""
         v, e = self.v, self.e
@@ -345,7 +384,9 @@ class Gemm:
             stores.producer_tail()
 
     @cute.jit
-    def add_columns(self, acc: cute.Tensor, sums: cute.Tensor, row: Int32, n: Int32, columns: Int32):
+    def add_columns(
+        self, acc: cute.Tensor, sums: cute.Tensor, row: Int32, n: Int32, columns: Int32
+    ):
         """Sums of the columns over a warp's 16 rows.
 
         Of each 8 columns a thread has two neighbours, in two rows eight apart; the threads four
@@ -364,37 +405,82 @@ class Gemm:
 
 class Plain(Gemm):
     @cute.jit
-    def __call__(self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, max_blocks: Int32, stream: CUstream):
+    def __call__(
+        self, a: cute.Tensor, b: cute.Tensor, d: cute.Tensor, max_blocks: Int32, stream: CUstream
+    ):
         self.launch(a, b, None, None, None, d, None, max_blocks, stream)
 
 
 class WithBias(Gemm):
     @cute.jit
-    def __call__(self, a: cute.Tensor, b: cute.Tensor, bias: cute.Tensor, d: cute.Tensor, max_blocks: Int32, stream: CUstream):
+    def __call__(
+        self,
+        a: cute.Tensor,
+        b: cute.Tensor,
+        bias: cute.Tensor,
+        d: cute.Tensor,
+        max_blocks: Int32,
+        stream: CUstream,
+    ):
         self.launch(a, b, bias, None, None, d, None, max_blocks, stream)
 
 
 class WithActivation(Gemm):
     @cute.jit
-    def __call__(self, a: cute.Tensor, b: cute.Tensor, bias: cute.Tensor, z: cute.Tensor, d: cute.Tensor, max_blocks: Int32, stream: CUstream):
+    def __call__(
+        self,
+        a: cute.Tensor,
+        b: cute.Tensor,
+        bias: cute.Tensor,
+        z: cute.Tensor,
+        d: cute.Tensor,
+        max_blocks: Int32,
+        stream: CUstream,
+    ):
         self.launch(a, b, bias, z, None, d, None, max_blocks, stream)
 
 
 class WithSlope(Gemm):
     @cute.jit
-    def __call__(self, a: cute.Tensor, b: cute.Tensor, z: cute.Tensor, d: cute.Tensor, sums: cute.Tensor, max_blocks: Int32, stream: CUstream):
+    def __call__(
+        self,
+        a: cute.Tensor,
+        b: cute.Tensor,
+        z: cute.Tensor,
+        d: cute.Tensor,
+        sums: cute.Tensor,
+        max_blocks: Int32,
+        stream: CUstream,
+    ):
         self.launch(a, b, None, z, None, d, sums, max_blocks, stream)
 
 
 class WithAddend(Gemm):
     @cute.jit
-    def __call__(self, a: cute.Tensor, b: cute.Tensor, c: cute.Tensor, d: cute.Tensor, max_blocks: Int32, stream: CUstream):
+    def __call__(
+        self,
+        a: cute.Tensor,
+        b: cute.Tensor,
+        c: cute.Tensor,
+        d: cute.Tensor,
+        max_blocks: Int32,
+        stream: CUstream,
+    ):
         self.launch(a, b, None, None, c, d, None, max_blocks, stream)
 
 
 class WithBiasAndAddend(Gemm):
     @cute.jit
-    def __call__(self, a: cute.Tensor, b: cute.Tensor, bias: cute.Tensor, c: cute.Tensor, d: cute.Tensor, max_blocks: Int32, stream: CUstream):
+    def __call__(
+        self,
+        a: cute.Tensor,
+        b: cute.Tensor,
+        bias: cute.Tensor,
+        c: cute.Tensor,
+        d: cute.Tensor,
+        max_blocks: Int32,
+        stream: CUstream,
+    ):
         self.launch(a, b, bias, None, c, d, None, max_blocks, stream)
 
 
@@ -431,13 +517,17 @@ WIDE, SQUARE = (128, 256, 4), (128, 128, 5)
 LAYOUTS = {"tn": ("k", "k"), "nn": ("k", "n"), "nt": ("m", "n")}
 
 
-def _register(name: str, kind: type[Gemm], epilogue: Epilogue, layout: str, tiles, doc: str) -> None:
+def _register(
+    name: str, kind: type[Gemm], epilogue: Epilogue, layout: str, tiles, doc: str
+) -> None:
     a, b = LAYOUTS[layout]
     register(
         Kernel(
             name=f"{name}_{layout}",
             doc=doc,
-            variants=tuple(GemmVariant("bf16", "bf16", a, b, m, n, 64, stages) for m, n, stages in tiles),
+            variants=tuple(
+                GemmVariant("bf16", "bf16", a, b, m, n, 64, stages) for m, n, stages in tiles
+            ),
             contract=lambda v: contract(v, epilogue),
             make=lambda v: kind(v, epilogue),
             reference=lambda **arrays: reference(epilogue=epilogue, a_dense=a, b_dense=b, **arrays),

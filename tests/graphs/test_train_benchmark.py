@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tables
 import train
 import train_process
 from bars import bars
 from plans import plan_of
 from workloads import WORKLOADS
 
-import table
 import vibetensor.torch as vt
 
 ROOT = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ def test_results_become_a_table_and_a_chart(
         "processor": "a <processor>",
         "steps": [{"workload": "minigpt", "shape": "L1", "dtype": "float32", "samples": 100, "runs": runs}],
     }  # fmt: skip
-    lines = table.step_tables("steps_cpu", record)
+    lines = tables.step_tables("steps_cpu", record)
     (row,) = (line for line in lines if "vibetensor capture" in line)
     assert "| 2 ms | 0.50x | 50,000 | 0.10 s | 1 MiB | 80 of 120 | 2.0 MiB, +100.0% |" in row
     assert any("torch compile | failed" in line for line in lines)

@@ -1,6 +1,6 @@
 """Writes bench/README.md and its charts from the checked-in results.
 
-python bench/table.py
+python bench/tables.py
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def page() -> str:
         "",
         "Each runs vibetensor and torch side by side and reports medians: `train.py` whole training steps, one",
         "process for each library and mode; the others in turns in one process. This page is made by",
-        "`python bench/table.py` from `results/*.json`.",
+        "`python bench/tables.py` from `results/*.json`.",
     ]
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text())
