@@ -537,3 +537,26 @@ def test_an_argument_in_memory_that_the_function_changes() -> None:
     with pytest.raises(CaptureError, match="wrap apart from each other"):
         step(vt.from_numpy(array))
     assert step(vt.ones(4)).tolist() == [2.0] * 4
+
+
+def test_empty_views_past_the_end_of_empty_memory() -> None:
+    def step(x: Any) -> Any:
+        empty = (x[:0].expand(0, 3) * 2).t()
+        empty[1].add_(empty[2])
+        return empty[1:], empty[2] + 1, vt.zeros(0, 4)[:, 3]
+
+    captured = capture(step)
+    shapes = [[tuple(t.shape) for t in captured(vt.ones(3, 1))] for _ in range(4)]
+    assert shapes == [[(2, 0), (0,), (0,)]] * 4
+    assert captured.variants[0].replays > 0
+
+
+def test_a_copy_onto_itself_of_elements_that_share_a_place() -> None:
+    def step(x: Any) -> Any:
+        rows = (x * 2).expand(2, 3)
+        return rows.copy_(rows)
+
+    captured = capture(step)
+    for i in range(4):
+        assert captured(vt.full((3,), float(i))).tolist() == [[2.0 * i] * 3] * 2
+    assert captured.variants[0].replays > 0

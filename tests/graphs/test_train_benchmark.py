@@ -124,7 +124,7 @@ def test_unknown_names_are_refused() -> None:
 def test_results_become_a_table_and_a_chart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
     capture = {"ops": 80, "recorded": 120, "arena_bytes": 2**21, "lower_bound": 2**20}
     runs = [
         {"library": "vibetensor", "mode": "capture", "ms": 2.0, "first_s": 0.1, "peak_bytes": 2**20, "capture": capture},

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/overlap.h"
 #include "core/parallel.h"
 #include "core/view_geometry.h"
 #include "cpu/kernels/loops.h"
@@ -88,7 +89,7 @@ bool copy_transposed(const TensorIterator& it) {
 }
 
 void copy(const Tensor& self, const Tensor& source, bool) {
-  if (self.is_same(source)) return;
+  if (memory_overlap(self, source) == Overlap::Full) return;  // also where elements share a place
   const Tensor src =
       equal(self.sizes(), source.sizes()) ? source : broadcast_to(source, self.sizes());
   if (self.dtype() == src.dtype() && self.is_contiguous() && src.is_contiguous() &&
