@@ -39,6 +39,7 @@ X2, W2 = vt.ones(2, 3, 5, 6), vt.ones(4, 3, 3, 3)
         (lambda: F.conv2d(X2, vt.ones(0, 3, 3, 3)), "at least 1 at dimension 0"),
         (lambda: F.max_pool2d(X2, (2, 2, 2)), "kernel_size must either be"),
         (lambda: F.avg_pool2d(X2, 2, stride=(1, 2, 3)), "stride must either be"),
+        (lambda: F.adaptive_avg_pool2d(X2, ()), "output_size must be 2"),
     ],
 )
 def test_error(call: Any, message: str) -> None:

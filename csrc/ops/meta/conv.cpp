@@ -144,6 +144,8 @@ Tensor avg_pool2d_backward(const Tensor& grad, IntSpan input_sizes, IntSpan, Int
   return empty(input_sizes, grad.dtype(), grad.device());
 }
 Tensor adaptive_avg_pool2d(const Tensor& self, IntSpan output_size) {
+  check(output_size.size() == 1 || output_size.size() == 2,
+        "adaptive_avg_pool2d: output_size must be 2, got ", output_size);
   check(self.dim() == 3 || self.dim() == 4,
         "adaptive_avg_pool2d(): Expected 3D or 4D tensor, but got ", self.sizes());
   if (!is_floating(self.dtype())) {
