@@ -40,7 +40,7 @@ def make_graphed_callables(
     before its backward runs as it is. Raises CaptureError for a callable that cannot be captured,
     with the reason, RuntimeError for modules with hooks or buffers that require grad.
     """
-    del num_warmup_iters
+    del num_warmup_iters, pool
     if _C.graphs.recording() is not None:
         raise RuntimeError("make_graphed_callables inside a recording: captured steps do not nest")
     single = not isinstance(callables, tuple)
@@ -50,7 +50,6 @@ def make_graphed_callables(
         raise ValueError(
             f"make_graphed_callables: {len(functions)} callables and {len(samples)} sample_args"
         )
-    del pool
     made = [_graphed(f, s, allow_unused_input) for f, s in zip(functions, samples, strict=True)]
     return made[0] if single else tuple(made)
 

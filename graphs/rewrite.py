@@ -1,16 +1,17 @@
-"""What passes rewrite with: new ops for a tape, and who reads and writes each buffer."""
+"""What passes rewrite with: new ops for a tape, who reads and writes each buffer, and what is put
+in the place of what."""
 
 from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs.record import with_views
-from vibetensor.graphs.tape import Buffer, Op, Tape, View
+from vibetensor.graphs.tape import Buffer, Decision, Op, Tape, View
 
 
 def make_op(
@@ -116,6 +117,44 @@ def with_buffers(op: Op, instead: Mapping[Buffer, Buffer]) -> Op:
     return rebound(op, moved)
 
 
+class Edits:
+    """What a pass makes of a tape: ops that take the place of others and ops that fall away, the
+    decisions behind them, and how far results may be from the recorded ones'."""
+
+    def __init__(self, tape: Tape, by: str) -> None:
+        self.tape, self.by = tape, by
+        self.new: dict[int, Op] = {}  # by the place of what they replace
+        self.gone: set[int] = set()
+        self.decisions: list[Decision] = []
+        self.bound = 0.0
+
+    def free(self, at: int) -> bool:
+        """Whether the op there is still as it was."""
+        return at not in self.new and at not in self.gone
+
+    def replace(self, at: int, new: Op, gone: Iterable[int] = ()) -> None:
+        """Puts an op in the place of another; the ops at `gone` fall away."""
+        self.new[at] = new
+        self.gone.update(gone)
+
+    def made(self, text: str, op: Op) -> None:
+        """Notes what was rewritten."""
+        self.decisions.append(Decision(self.by, True, text, op))
+
+    def refused(self, text: str, op: Op) -> None:
+        """Notes what nearly was, and why not."""
+        self.decisions.append(Decision(self.by, False, text, op))
+
+    def reorders(self, view: View) -> None:
+        """Notes that a result is summed in another order."""
+        self.bound = max(self.bound, reordered(view))
+
+    def applied(self) -> Tape:
+        """The tape with everything done."""
+        ops = (self.new.get(at, op) for at, op in enumerate(self.tape.ops) if at not in self.gone)
+        return self.tape.replaced(ops, self.decisions, self.bound)
+
+
 class Uses:
     """Where each buffer of a tape is read and written, by position of the op. Views run nothing and
     count as neither."""
@@ -160,22 +199,21 @@ class Uses:
         between writes what it reads or touches what it writes."""
         op = self.tape.ops[at]
         return not any(self.written_between(v.buffer, place, at) for v in op.reads()) and not any(
-            self.written_between(v.buffer, place, at) or self.read_between(v.buffer, place, at)
-            for v in op.writes()
+            self.touched_between(v.buffer, place, at) for v in op.writes()
         )
 
     def can_wait(self, at: int, place: int) -> bool:
         """Whether the op at `at` does the same right before `place`, which is after it."""
         op = self.tape.ops[at]
         return not any(self.written_between(v.buffer, at, place) for v in op.reads()) and not any(
-            self.written_between(v.buffer, at, place) or self.read_between(v.buffer, at, place)
-            for v in op.writes()
+            self.touched_between(v.buffer, at, place) for v in op.writes()
         )
 
-    def read_between(self, buffer: Buffer, first: int, last: int) -> bool:
-        """Whether an op after `first` and before `last` reads it."""
+    def touched_between(self, buffer: Buffer, first: int, last: int) -> bool:
+        """Whether an op after `first` and before `last` reads or writes it."""
         reads = self.reads(buffer)
-        return bisect_right(reads, first) < bisect_left(reads, last)
+        read = bisect_right(reads, first) < bisect_left(reads, last)
+        return read or self.written_between(buffer, first, last)
 
     def only_reader(self, buffer: Buffer) -> int | None:
         """The one op that reads a scratch buffer which one op writes; None if there are others."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vibetensor import _C
@@ -148,14 +148,10 @@ def _takes_any_strides(op: Op) -> bool:
     return op.name in _ANY_STRIDES or _C.graphs.has_pointwise_kernel(op.name)
 
 
-def _untouched(uses: Uses, buffer: Buffer, first: int, last: int) -> bool:
-    """Whether no op after `first` and before `last` reads or writes it."""
-    return not any(first < at < last for at in (*uses.reads(buffer), *uses.writes(buffer)))
-
-
 def _place_pieces(tape: Tape) -> Tape | None:
     uses = Uses(tape)
-    refused = {(d.text, d.op) for d in tape.decisions}
+    known = {(d.text, d.op) for d in tape.decisions}
+    refused: list[Decision] = []
     for at, op in enumerate(tape.ops):
         if op.name != "cat":
             continue
@@ -173,7 +169,7 @@ def _place_pieces(tape: Tape) -> Tape | None:
                 out, sizes=piece.sizes, offset=out.offset + start * out.strides[dim]
             )
             start += piece.sizes[dim]
-            if not _untouched(uses, out.buffer, maker - 1, at):
+            if uses.touched_between(out.buffer, maker - 1, at):
                 why_not = f"{out} is used before"
                 break
             placed = _placed(instead.get(maker, tape.ops[maker]), piece, place)
@@ -181,12 +177,13 @@ def _place_pieces(tape: Tape) -> Tape | None:
                 why_not = placed
                 break
             instead[maker] = placed
-        text = f"cat stays: {why_not}" if why_not else f"{len(pieces)} tensors are made joined"
         if not why_not:
-            return _without(tape, {at}, instead, [Decision("copies", True, text, op)])
-        if (text, op) not in refused:
-            return tape.replaced(tape.ops, [Decision("copies", False, text, op)])
-    return None
+            text = f"{len(pieces)} tensors are made joined"
+            return _without(tape, {at}, instead, [*refused, Decision("copies", True, text, op)])
+        text = f"cat stays: {why_not}"
+        if (text, op) not in known:
+            refused.append(Decision("copies", False, text, op))
+    return tape.replaced(tape.ops, refused) if refused else None
 
 
 def _copied(op: Op) -> tuple[View, View] | None:
@@ -201,15 +198,19 @@ def _copied(op: Op) -> tuple[View, View] | None:
     return target, source
 
 
-def _place_sources(tape: Tape) -> Tape | None:
-    uses = Uses(tape)
+def _copies(tape: Tape) -> Iterator[tuple[int, Op, View, View]]:
+    """Copies as they are: where, the op, target and source."""
     for at, op in enumerate(tape.ops):
         pair = _copied(op)
-        if pair is None:
-            continue
-        target, source = pair
+        if pair is not None:
+            yield at, op, *pair
+
+
+def _place_sources(tape: Tape) -> Tape | None:
+    uses = Uses(tape)
+    for at, op, target, source in _copies(tape):
         maker = _maker(uses, source.buffer, at)
-        if maker is None or not _untouched(uses, target.buffer, maker - 1, at):
+        if maker is None or uses.touched_between(target.buffer, maker - 1, at):
             continue
         placed = _placed(tape.ops[maker], source, target)
         if isinstance(placed, str):
@@ -221,11 +222,7 @@ def _place_sources(tape: Tape) -> Tape | None:
 
 def _read_sources(tape: Tape) -> Tape | None:
     uses = Uses(tape)
-    for at, op in enumerate(tape.ops):
-        pair = _copied(op)
-        if pair is None:
-            continue
-        target, source = pair
+    for at, op, target, source in _copies(tape):
         copy, kept = target.buffer, source.buffer
         touched = [*uses.reads(copy), *uses.writes(copy)]
         if copy.role != "scratch" or any(t < at for t in touched):

@@ -19,15 +19,15 @@ and its activations do not round in between; see `reordered`.
 from __future__ import annotations
 
 from vibetensor.graphs.rewrite import (
+    Edits,
     Uses,
     is_dense,
     make_op,
     numel,
-    reordered,
     reshaped,
     same_elements,
 )
-from vibetensor.graphs.tape import Decision, Op, Tape, View
+from vibetensor.graphs.tape import Op, Tape, View
 
 BITWISE = False
 DEVICES = ("cuda",)  # where it rewrites
@@ -39,16 +39,11 @@ _BACKWARD = ("gelu_backward", "silu_backward", "threshold_backward")
 
 def run(tape: Tape) -> Tape:
     """The tape with epilogues in its products."""
-    decisions: list[Decision] = []
-    bound = 0.0
     for rewrite in (_activations, _derivatives, _accumulations, _row_sums):
-        tape, away = rewrite(tape, decisions)
-        bound = max(bound, away)
-    return tape.replaced(tape.ops, decisions, bound)
-
-
-def _note(decisions: list[Decision], made: bool, text: str, op: Op) -> None:
-    decisions.append(Decision("epilogues", made, text, op))
+        edits = Edits(tape, "epilogues")
+        rewrite(edits, Uses(tape))
+        tape = edits.applied()
+    return tape
 
 
 def _here(op: Op) -> bool:
@@ -67,22 +62,15 @@ def _activation(op: Op) -> str | None:
     return None
 
 
-def _rebuilt(tape: Tape, new: dict[int, Op], gone: set[int]) -> Tape:
-    return tape.replaced(new.get(at, op) for at, op in enumerate(tape.ops) if at not in gone)
-
-
-def _activations(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
-    uses, ops = Uses(tape), tape.ops
-    new: dict[int, Op] = {}
-    gone: set[int] = set()
-    bound = 0.0
+def _activations(edits: Edits, uses: Uses) -> None:
+    ops = uses.tape.ops
     for at, op in enumerate(ops):
         activation = _activation(op) if op.name in ("relu", "gelu", "silu") else None
         if activation is None or not _here(op):
             continue
         x, out = op.args[0], op.outputs[0]
         found = uses.writer(x, at)
-        if found is None or ops[found].name != "linear" or found in new:
+        if found is None or ops[found].name != "linear" or not edits.free(found):
             continue
         why = None
         if activation not in FORWARD:
@@ -92,28 +80,24 @@ def _activations(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
         elif out.buffer is x.buffer or not uses.can_run_at(at, found):
             why = "it works in place, or its memory is in use before"
         if why:
-            _note(decisions, False, f"{op.name} of a linear stays an op: {why}", op)
+            edits.refused(f"{op.name} of a linear stays an op: {why}", op)
             continue
         readers = set(uses.reads(x.buffer)) - {at}
         keep = bool(readers) or x.buffer.role != "scratch"
         if keep and activation == "relu":
-            _note(decisions, False, "relu of a linear stays an op: the linear is read too", op)
+            edits.refused("relu of a linear stays an op: the linear is read too", op)
             continue
         results = [out, x] if keep else [out]
-        new[found] = make_op(
+        made = make_op(
             "_linear_activation", (*ops[found].args, activation, keep), results, ops[found]
         )
-        gone.add(at)
-        bound = max(bound, reordered(out))
-        _note(decisions, True, f"linear + {op.name} as one op", op)
-    return _rebuilt(tape, new, gone), bound
+        edits.replace(found, made, {at})
+        edits.reorders(out)
+        edits.made(f"linear + {op.name} as one op", op)
 
 
-def _derivatives(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
-    uses, ops = Uses(tape), tape.ops
-    new: dict[int, Op] = {}
-    gone: set[int] = set()
-    bound = 0.0
+def _derivatives(edits: Edits, uses: Uses) -> None:
+    ops = uses.tape.ops
     for at, op in enumerate(ops):
         activation = _activation(op) if op.name in _BACKWARD else None
         if activation is None or not _here(op):
@@ -140,26 +124,22 @@ def _derivatives(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
         elif any(out.buffer is view.buffer for view in ops[product].reads()):
             why = "it takes the place of what the product reads"
         if why:
-            _note(decisions, False, f"mm and {op.name} stay two ops: {why}", op)
+            edits.refused(f"mm and {op.name} stay two ops: {why}", op)
             continue
         shape = made.sizes
-        new[at] = make_op(
+        made = make_op(
             "_mm_activation_backward",
             (*ops[product].args, reshaped(saved, shape), activation),
             [reshaped(out, shape)],
             op,
         )
-        gone.add(product)
-        bound = max(bound, reordered(out))
-        _note(decisions, True, f"mm + {op.name} as one op", op)
-    return _rebuilt(tape, new, gone), bound
+        edits.replace(at, made, {product})
+        edits.reorders(out)
+        edits.made(f"mm + {op.name} as one op", op)
 
 
-def _accumulations(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
-    uses, ops = Uses(tape), tape.ops
-    new: dict[int, Op] = {}
-    gone: set[int] = set()
-    bound = 0.0
+def _accumulations(edits: Edits, uses: Uses) -> None:
+    ops = uses.tape.ops
     for at, op in enumerate(ops):
         if op.name != "add_" or not _here(op):
             continue
@@ -182,21 +162,17 @@ def _accumulations(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
         elif any(target.buffer is view.buffer for view in ops[product].reads()):
             why = "the sum takes the place of what the product reads"
         if why:
-            _note(decisions, False, f"mm and add_ stay two ops: {why}", op)
+            edits.refused(f"mm and add_ stay two ops: {why}", op)
             continue
         sums = reshaped(target, made.sizes)
-        new[at] = make_op("addmm", (sums, *ops[product].args), [sums], op, beta=1, alpha=1)
-        gone.add(product)
-        bound = max(bound, reordered(target))
-        _note(decisions, True, "mm + add_ as one op", op)
-    return _rebuilt(tape, new, gone), bound
+        made = make_op("addmm", (sums, *ops[product].args), [sums], op, beta=1, alpha=1)
+        edits.replace(at, made, {product})
+        edits.reorders(target)
+        edits.made("mm + add_ as one op", op)
 
 
-def _row_sums(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
-    uses, ops = Uses(tape), tape.ops
-    new: dict[int, Op] = {}
-    gone: set[int] = set()
-    bound = 0.0
+def _row_sums(edits: Edits, uses: Uses) -> None:
+    ops = uses.tape.ops
     for at, op in enumerate(ops):
         if op.name != "sum.dim" or not _here(op):
             continue
@@ -210,7 +186,7 @@ def _row_sums(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
             and not uses.written_between(grad.buffer, min(i, at), max(i, at))
         ]
         why = None
-        if len(beside) != 1 or beside[0] in new:
+        if len(beside) != 1 or not edits.free(beside[0]):
             continue
         product = beside[0]
         out = op.outputs[0]
@@ -221,18 +197,17 @@ def _row_sums(tape: Tape, decisions: list[Decision]) -> tuple[Tape, float]:
         elif product > at and not uses.can_wait(at, product):
             why = "the sums are used before the product"
         if why:
-            _note(decisions, False, f"mm and sum stay two ops: {why}", op)
+            edits.refused(f"mm and sum stay two ops: {why}", op)
             continue
-        new[product] = make_op(
+        made = make_op(
             "_mm_row_sums",
             ops[product].args,
             [ops[product].outputs[0], out],
             ops[product],
         )
-        gone.add(at)
-        bound = max(bound, reordered(out))
-        _note(decisions, True, "mm + sum as one op", op)
-    return _rebuilt(tape, new, gone), bound
+        edits.replace(product, made, {at})
+        edits.reorders(out)
+        edits.made("mm + sum as one op", op)
 
 
 def _is_wgrad(op: Op, grad: View) -> bool:

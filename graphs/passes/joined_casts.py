@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vibetensor.graphs.rewrite import Uses, is_dense, make_op
-from vibetensor.graphs.tape import Decision, Op, Tape
+from vibetensor.graphs.rewrite import Edits, Uses, is_dense, make_op
+from vibetensor.graphs.tape import Op, Tape
 
 BITWISE = True
 DEVICES = ("cuda",)  # where it rewrites
@@ -34,10 +34,7 @@ def run(tape: Tape) -> Tape:
 
 def _read_narrow(tape: Tape) -> Tape:
     """Leaves out casts that only an `add_` reads, as gradients of 16 bits that are accumulated."""
-    uses, ops = Uses(tape), tape.ops
-    decisions: list[Decision] = []
-    new: dict[int, Op] = {}
-    gone: set[int] = set()
+    uses, ops, edits = Uses(tape), tape.ops, Edits(tape, "joined_casts")
     for at in _casts(tape):
         source, wide = ops[at].args[0], ops[at].outputs[0]
         reader = uses.only_reader(wide.buffer)
@@ -48,19 +45,15 @@ def _read_narrow(tape: Tape) -> Tape:
             continue
         if source.buffer is target.buffer or uses.written_between(source.buffer, at, reader):
             continue
-        new[reader] = make_op("add_", (target, source), [target], ops[reader], alpha=alpha)
-        gone.add(at)
-        decisions.append(Decision("joined_casts", True, "_to_dtype + add_ as one op", ops[reader]))
-    kept = [new.get(at, op) for at, op in enumerate(ops) if at not in gone]
-    return tape.replaced(kept, decisions)
+        made = make_op("add_", (target, source), [target], ops[reader], alpha=alpha)
+        edits.replace(reader, made, {at})
+        edits.made("_to_dtype + add_ as one op", ops[reader])
+    return edits.applied()
 
 
 def _grouped(tape: Tape, casts: list[int], may: Callable[[int, int], bool]) -> Tape:
     """Joins casts with the first of the list where each of them may run there."""
-    ops = tape.ops
-    decisions: list[Decision] = []
-    new: dict[int, Op] = {}
-    gone: set[int] = set()
+    ops, edits = tape.ops, Edits(tape, "joined_casts")
     while casts:
         place, rest = casts[0], []
         group = [place]
@@ -78,13 +71,10 @@ def _grouped(tape: Tape, casts: list[int], may: Callable[[int, int], bool]) -> T
         if len(group) > 1:
             targets = [ops[at].outputs[0] for at in group]
             sources = [ops[at].args[0] for at in group]
-            new[place] = make_op("_convert_all_", (targets, sources), targets, ops[place])
-            gone.update(set(group) - {place})
-            decisions.append(
-                Decision("joined_casts", True, f"{len(group)} casts as one op", ops[place])
-            )
-    kept = [new.get(at, op) for at, op in enumerate(ops) if at not in gone]
-    return tape.replaced(kept, decisions)
+            made = make_op("_convert_all_", (targets, sources), targets, ops[place])
+            edits.replace(place, made, set(group) - {place})
+            edits.made(f"{len(group)} casts as one op", ops[place])
+    return edits.applied()
 
 
 def _casts(tape: Tape) -> list[int]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 import vibetensor.torch as vt
-from vibetensor.graphs.rewrite import Uses, make_op
-from vibetensor.graphs.tape import Decision, Op, Tape, View
+from vibetensor.graphs.rewrite import Edits, Uses, make_op
+from vibetensor.graphs.tape import Op, Tape, View
 
 BITWISE = True
 
@@ -23,20 +23,16 @@ _WIDE = (vt.float32, vt.float64)
 
 def run(tape: Tape) -> Tape:
     """The tape with clipping, counting and updates folded."""
-    decisions: list[Decision] = []
-    tape = _coefficients(tape, decisions)
-    return _updates(tape, decisions)
+    for rewrite in (_coefficients, _updates):
+        edits = Edits(tape, "optimizer")
+        rewrite(edits, Uses(tape))
+        tape = edits.applied()
+    return tape
 
 
-def _note(decisions: list[Decision], made: bool, text: str, op: Op) -> None:
-    decisions.append(Decision("optimizer", made, text, op))
-
-
-def _coefficients(tape: Tape, decisions: list[Decision]) -> Tape:
+def _coefficients(edits: Edits, uses: Uses) -> None:
     """Norm, sum, quotient and limit as one op."""
-    uses, ops = Uses(tape), tape.ops
-    new: dict[int, Op] = {}
-    gone: set[int] = set()
+    ops = uses.tape.ops
     for at, op in enumerate(ops):
         if op.name != "_clamp_max":
             continue
@@ -56,23 +52,19 @@ def _coefficients(tape: Tape, decisions: list[Decision]) -> Tape:
             why = f"a norm in {total.dtype}"
         elif any(uses.writes(v.buffer) for v in (max_norm, eps, limit)):
             why = "a maximum that the step computes"
-        elif uses.written_between(result.buffer, norm, at) or uses.read_between(
-            result.buffer, norm, at
-        ):
+        elif uses.touched_between(result.buffer, norm, at):
             why = "its memory is in use before"
         if why:
-            _note(decisions, False, f"norm and clip coefficient stay apart: {why}", op)
+            edits.refused(f"norm and clip coefficient stay apart: {why}", op)
             continue
-        new[norm] = make_op(
+        made = make_op(
             "_clip_coefficient",
             (list(tensors), order, max_norm, eps, limit),
             [ops[norm].outputs[0], result],
             ops[norm],
         )
-        gone |= {divide, add, at}
-        _note(decisions, True, "norm and clip coefficient in one op", op)
-    kept = [new.get(at, op) for at, op in enumerate(ops) if at not in gone]
-    return tape.replaced(kept)
+        edits.replace(norm, made, {divide, add, at})
+        edits.made("norm and clip coefficient in one op", op)
 
 
 def _producers(uses: Uses, quotient: View, at: int) -> tuple[int, int, int] | None:
@@ -96,35 +88,32 @@ def _producers(uses: Uses, quotient: View, at: int) -> tuple[int, int, int] | No
     return divide, add, norm
 
 
-def _updates(tape: Tape, decisions: list[Decision]) -> Tape:
+def _updates(edits: Edits, uses: Uses) -> None:
     """Scaling of gradients and counting of steps inside the updates."""
-    uses, ops = Uses(tape), tape.ops
-    new: dict[int, Op] = {}
-    gone: set[int] = set()
+    ops = uses.tape.ops
     factors: dict[int, View] = {}  # by update
     counts: dict[int, View] = {}
     updates = [i for i, op in enumerate(ops) if op.name in _UPDATES]
     for at, op in enumerate(ops):
         if op.name == "_foreach_mul_":
-            chosen = _scaled_by(uses, at, updates, decisions)
+            chosen = _scaled_by(edits, uses, at, updates)
             factors.update(dict.fromkeys(chosen, op.args[1]))
             if chosen:
-                gone.add(at)
+                edits.gone.add(at)
         elif op.name == "_foreach_add_":
             chosen = _counted_by(uses, at, updates)
             counts.update(dict.fromkeys(chosen, op.args[1]))
             if chosen:
-                gone.add(at)
+                edits.gone.add(at)
     for at in updates:
         factor, count = factors.get(at), counts.get(at)
         if factor is None and count is None:
             continue
         op = ops[at]
-        new[at] = _update(op, factor, count)
+        made = _update(op, factor, count)
+        edits.replace(at, made)
         parts = ["clipping"] * (factor is not None) + ["counting"] * (count is not None)
-        _note(decisions, True, f"{' and '.join(parts)} in {new[at].name}", op)
-    kept = [new.get(at, op) for at, op in enumerate(ops) if at not in gone]
-    return tape.replaced(kept, decisions)
+        edits.made(f"{' and '.join(parts)} in {made.name}", op)
 
 
 def _lists(op: Op) -> dict[str, Any]:
@@ -142,7 +131,7 @@ def _lists(op: Op) -> dict[str, Any]:
     return dict(zip(names.split(), op.args))
 
 
-def _scaled_by(uses: Uses, at: int, updates: list[int], decisions: list[Decision]) -> list[int]:
+def _scaled_by(edits: Edits, uses: Uses, at: int, updates: list[int]) -> list[int]:
     """The updates after `at` that can scale all of its gradients."""
     ops = uses.tape.ops
     op = ops[at]
@@ -167,10 +156,7 @@ def _scaled_by(uses: Uses, at: int, updates: list[int], decisions: list[Decision
             why = "gradients in 16 bits, or not in their weights' dtype"
         elif factor.sizes != () or uses.written_between(factor.buffer, at, update + 1):
             why = "the factor changes in between"
-        elif any(
-            uses.written_between(g.buffer, at, update) or uses.read_between(g.buffer, at, update)
-            for g in grads
-        ):
+        elif any(uses.touched_between(g.buffer, at, update) for g in grads):
             why = "a gradient is used in between"
         if why:
             break
@@ -179,7 +165,7 @@ def _scaled_by(uses: Uses, at: int, updates: list[int], decisions: list[Decision
     if not why and seen != wanted:
         why = "gradients that no update takes"
     if why:
-        _note(decisions, False, f"scaling of {len(scaled)} gradients stays an op: {why}", op)
+        edits.refused(f"scaling of {len(scaled)} gradients stays an op: {why}", op)
         return []
     return found
 
@@ -198,10 +184,7 @@ def _counted_by(uses: Uses, at: int, updates: list[int]) -> list[int]:
             return []
         if args["found_inf"] is not None or uses.written_between(count.buffer, at, update + 1):
             return []
-        used = any(
-            uses.written_between(s.buffer, at, update) or uses.read_between(s.buffer, at, update)
-            for s in steps
-        )
+        used = any(uses.touched_between(s.buffer, at, update) for s in steps)
         return [] if used or any(s.dtype not in _WIDE for s in steps) else [update]
     return []
 

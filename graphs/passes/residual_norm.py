@@ -11,11 +11,10 @@ On CUDA statistics of 16-bit rows, and gradients of weight and bias, are summed 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import vibetensor.torch as vt
-from vibetensor.graphs.rewrite import Uses, is_dense, make_op, reordered
-from vibetensor.graphs.tape import Decision, Op, Tape, View
+from vibetensor.graphs.rewrite import Edits, Uses, is_dense, make_op
+from vibetensor.graphs.tape import Op, Tape, View
 
 BITWISE = False  # on CUDA
 
@@ -27,59 +26,40 @@ _BACKWARD = {
 _HALF = (vt.bfloat16, vt.float16)
 
 
-@dataclass
-class _Rewrite:
-    """What the pass has found so far: new ops by place, places that fall away, decisions."""
-
-    tape: Tape
-    uses: Uses
-    new: dict[int, Op] = field(default_factory=dict)
-    gone: set[int] = field(default_factory=set)
-    decisions: list[Decision] = field(default_factory=list)
-    bound: float = 0.0
-
-    def free(self, at: int) -> bool:
-        """Whether the op there is still as it was."""
-        return at not in self.new and at not in self.gone
-
-    def made(self, op: Op, new: Op, parts: list[str]) -> None:
-        self.note(True, f"{' + '.join(parts)} as {new.name}", op)
-        for view in new.writes():
-            if view.buffer.device != "cpu":
-                self.bound = max(self.bound, reordered(view))
-
-    def note(self, made: bool, text: str, op: Op) -> None:
-        self.decisions.append(Decision("residual_norm", made, text, op))
-
-
 def run(tape: Tape) -> Tape:
     """The tape with residual adds in the norms beside them."""
-    work = _Rewrite(tape, Uses(tape))
+    edits, uses = Edits(tape, "residual_norm"), Uses(tape)
     for at, op in enumerate(tape.ops):
         if op.name in _FORWARD:
-            _forward(work, at, op)
+            _forward(edits, uses, at, op)
         elif op.name in _BACKWARD:
-            _backward(work, at, op)
-    if not work.new:
-        return tape.replaced(tape.ops, work.decisions)
-    ops = [work.new.get(at, op) for at, op in enumerate(tape.ops) if at not in work.gone]
-    return tape.replaced(ops, work.decisions, work.bound)
+            _backward(edits, uses, at, op)
+    return edits.applied()
 
 
-def _forward(work: _Rewrite, at: int, op: Op) -> None:
-    uses, ops = work.uses, work.tape.ops
+def _made(edits: Edits, op: Op, new: Op, parts: list[str]) -> None:
+    edits.made(f"{' + '.join(parts)} as {new.name}", op)
+    for view in new.writes():
+        if view.buffer.device != "cpu":
+            edits.reorders(view)
+
+
+def _forward(edits: Edits, uses: Uses, at: int, op: Op) -> None:
+    ops = uses.tape.ops
     x, result = op.args[0], op.outputs[0]
     place, self, residual = at, x, None
     found = uses.writer(x, at)
-    if found is not None and work.free(found) and ops[found].name in ("add", "add_"):
+    if found is not None and edits.free(found) and ops[found].name in ("add", "add_"):
         why = _refused(ops[found], x, lambda: uses.can_run_at(at, found))
         if any(v is not None and v.buffer is x.buffer for v in op.inputs[1:]):
             why = "its weight or bias is a part of the sum"
         if why:
-            work.note(False, f"add and {op.name} stay two ops: {why}", op)
+            edits.refused(f"add and {op.name} stay two ops: {why}", op)
         else:
             place, (self, residual) = found, ops[found].args[:2]
-    cast = _cast_of(work, result, at, place, only=True) if result.dtype == vt.float32 else None
+    cast = (
+        _cast_of(edits, uses, result, at, place, only=True) if result.dtype == vt.float32 else None
+    )
     if residual is None and cast is None:
         return
     if residual is None and not is_dense(x):
@@ -90,14 +70,13 @@ def _forward(work: _Rewrite, at: int, op: Op) -> None:
     made = make_op(
         _FORWARD[op.name], (self, residual, *op.args[1:], low.dtype), results, ops[place]
     )
-    work.new[place] = made
-    work.gone.update({at, *([cast] if cast is not None else [])} - {place})
+    edits.replace(place, made, {at, *([cast] if cast is not None else [])} - {place})
     parts = ["add"] * (residual is not None) + [op.name] + ["_to_dtype"] * (cast is not None)
-    work.made(op, made, parts)
+    _made(edits, op, made, parts)
 
 
-def _backward(work: _Rewrite, at: int, op: Op) -> None:
-    uses, ops = work.uses, work.tape.ops
+def _backward(edits: Edits, uses: Uses, at: int, op: Op) -> None:
+    ops = uses.tape.ops
     grad, x = op.args[:2]
     dx = op.outputs[0]
     if not all(map(is_dense, (grad, x, dx))):
@@ -107,7 +86,7 @@ def _backward(work: _Rewrite, at: int, op: Op) -> None:
     widened = uses.writer(grad, at)
     if (
         widened is not None
-        and work.free(widened)
+        and edits.free(widened)
         and ops[widened].name == "_to_dtype"
         and ops[widened].args[0].dtype in _HALF
         and grad.dtype == vt.float32
@@ -122,7 +101,7 @@ def _backward(work: _Rewrite, at: int, op: Op) -> None:
     add = uses.only_reader(dx.buffer)
     if (
         add is not None
-        and work.free(add)
+        and edits.free(add)
         and ops[add].name in ("add", "add_")
         and dx in ops[add].args[:2]
     ):
@@ -135,12 +114,12 @@ def _backward(work: _Rewrite, at: int, op: Op) -> None:
         if ops[add].outputs[0].buffer in {grad.buffer, *(v.buffer for v in op.reads())}:
             why = "the sum takes the place of what the norm reads"
         if why:
-            work.note(False, f"{op.name} and add stay two ops: {why}", op)
+            edits.refused(f"{op.name} and add stay two ops: {why}", op)
         else:
             residual, total, last = other, ops[add].outputs[0], add
             gone.add(add)
             parts.append("add")
-    cast = _cast_of(work, total, last, at, only=False) if total.dtype == vt.float32 else None
+    cast = _cast_of(edits, uses, total, last, at, only=False) if total.dtype == vt.float32 else None
     if cast is not None:
         gone.add(cast)
         parts.append("_to_dtype")
@@ -154,9 +133,8 @@ def _backward(work: _Rewrite, at: int, op: Op) -> None:
         results,
         op,
     )
-    work.new[at] = made
-    work.gone |= gone
-    work.made(op, made, parts)
+    edits.replace(at, made, gone)
+    _made(edits, op, made, parts)
 
 
 def _refused(add: Op, like: View, movable: Callable[[], bool]) -> str | None:
@@ -182,10 +160,12 @@ def _refused(add: Op, like: View, movable: Callable[[], bool]) -> str | None:
     return None if movable() else "what they use changes between them"
 
 
-def _cast_of(work: _Rewrite, view: View, after: int, place: int, *, only: bool) -> int | None:
+def _cast_of(
+    edits: Edits, uses: Uses, view: View, after: int, place: int, *, only: bool
+) -> int | None:
     """The cast to a 16-bit float of this float32 view, as it is after `after`, that can run at
     `place`. only: nobody else reads it."""
-    uses, ops = work.uses, work.tape.ops
+    ops = uses.tape.ops
     if only:
         reader = uses.only_reader(view.buffer)
         readers = [] if reader is None else [reader]
@@ -195,12 +175,10 @@ def _cast_of(work: _Rewrite, view: View, after: int, place: int, *, only: bool) 
         if uses.written_between(view.buffer, after, at):
             return None
         op = ops[at]
-        if op.name != "_to_dtype" or op.args[0] != view or not work.free(at):
+        if op.name != "_to_dtype" or op.args[0] != view or not edits.free(at):
             continue
         low = op.outputs[0]
-        touched = uses.written_between(low.buffer, place, at) or uses.read_between(
-            low.buffer, place, at
-        )
+        touched = uses.touched_between(low.buffer, place, at)
         if low.dtype in _HALF and is_dense(low) and is_dense(view) and not touched:
             return at
     return None
