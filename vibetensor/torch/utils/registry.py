@@ -29,6 +29,28 @@ def _counted(change: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
+_CHANGES = (
+    "__setitem__",
+    "__delitem__",
+    "__ior__",
+    "clear",
+    "move_to_end",
+    "pop",
+    "popitem",
+    "setdefault",
+    "update",
+)
+
+
+def _counts_changes(kind: type) -> type:
+    """The class, with every inherited method that changes a dictionary counted."""
+    for name in _CHANGES:
+        if name not in vars(kind) and hasattr(kind, name):
+            setattr(kind, name, _counted(getattr(kind, name)))
+    return kind
+
+
+@_counts_changes
 class Registry(dict):
     """A dict that counts its changes; an item set to what it is already changes nothing."""
 
@@ -40,15 +62,8 @@ class Registry(dict):
         if not same:
             note_change()
 
-    __delitem__ = _counted(dict.__delitem__)
-    __ior__ = _counted(dict.__ior__)
-    clear = _counted(dict.clear)
-    pop = _counted(dict.pop)
-    popitem = _counted(dict.popitem)
-    setdefault = _counted(dict.setdefault)
-    update = _counted(dict.update)
 
-
+@_counts_changes
 class StateTable(defaultdict):
     """An optimizer's state by parameter: counts its changes, as the dictionaries it makes do."""
 
@@ -64,25 +79,8 @@ class StateTable(defaultdict):
         return type(self)(self)
 
     copy = __copy__
-    __setitem__ = _counted(defaultdict.__setitem__)
-    __delitem__ = _counted(defaultdict.__delitem__)
-    __ior__ = _counted(defaultdict.__ior__)
-    clear = _counted(defaultdict.clear)
-    pop = _counted(defaultdict.pop)
-    popitem = _counted(defaultdict.popitem)
-    setdefault = _counted(defaultdict.setdefault)
-    update = _counted(defaultdict.update)
 
 
+@_counts_changes
 class HookTable(OrderedDict):
     """Hooks in their order, counting changes."""
-
-    __setitem__ = _counted(OrderedDict.__setitem__)
-    __delitem__ = _counted(OrderedDict.__delitem__)
-    __ior__ = _counted(OrderedDict.__ior__)
-    clear = _counted(OrderedDict.clear)
-    move_to_end = _counted(OrderedDict.move_to_end)
-    pop = _counted(OrderedDict.pop)
-    popitem = _counted(OrderedDict.popitem)
-    setdefault = _counted(OrderedDict.setdefault)
-    update = _counted(OrderedDict.update)
