@@ -7,6 +7,7 @@
 
 #include "cuda/device.h"
 #include "cuda/error.h"
+#include "cuda/relaxed_capture.h"
 
 namespace vt::cuda {
 namespace {
@@ -93,18 +94,6 @@ ApiStatus status(CUresult result) {
           : ApiCode::Failed;
   return {code, static_cast<int>(result), message};
 }
-
-/// Lets calls that are not stream work through while a stream is being captured.
-class RelaxedCapture {
- public:
-  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  RelaxedCapture(const RelaxedCapture&) = delete;
-  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
 
 /// The device is current and captures do not object, for one call.
 class Call {

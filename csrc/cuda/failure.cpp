@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "cuda/device.h"
 #include "cuda/error.h"
+#include "cuda/relaxed_capture.h"
 
 namespace vt::cuda {
 namespace {
@@ -19,8 +20,7 @@ FailureSlot* make_slot(int device) {
   const std::lock_guard lock(mutex);
   if (FailureSlot* made = slots[device]) return made;
   const DeviceGuard guard(device);
-  cudaStreamCaptureMode relaxed = cudaStreamCaptureModeRelaxed;  // others may be capturing
-  cudaThreadExchangeStreamCaptureMode(&relaxed);
+  const RelaxedCapture relaxed;  // others may be capturing
   FailureSlot filled{};
   void* slot = nullptr;
   void* record = nullptr;
@@ -30,7 +30,6 @@ FailureSlot* make_slot(int device) {
   check_cuda(cudaMalloc(&slot, sizeof filled), "reserving memory for a kernel's failure");
   check_cuda(cudaMemcpy(slot, &filled, sizeof filled, cudaMemcpyHostToDevice),
              "reserving memory for a kernel's failure");
-  cudaThreadExchangeStreamCaptureMode(&relaxed);
   records[device] = filled.record;
   slots[device] = static_cast<FailureSlot*>(slot);
   return slots[device];

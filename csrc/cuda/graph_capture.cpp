@@ -3,24 +3,13 @@
 #include <utility>
 
 #include "cuda/error.h"
+#include "cuda/relaxed_capture.h"
 
 namespace vt::cuda {
 namespace {
 
 using graphs::CallError;
 using graphs::Instruction;
-
-/// Destroying a graph is no work on a stream, so a capture elsewhere does not mind.
-class RelaxedCapture {
- public:
-  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  RelaxedCapture(const RelaxedCapture&) = delete;
-  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
 
 /// A capture under way: the stream is the thread's current one, and the pool serves it.
 class StreamCapture {

@@ -6,6 +6,7 @@
 
 #include "core/host_wait.h"
 #include "cuda/device.h"
+#include "cuda/relaxed_capture.h"
 #include "cuda/sync.h"
 
 namespace vt::cuda::cute {
@@ -118,13 +119,11 @@ bool Module::ready(int device, Step init, Step load, const char* name) {
   return false;
 }
 
-bool Module::bring(int device, Step init, Step load, const char* name) {
+cudaError_t Module::run(int device, Step init, Step load) {
   // The exported header's structures: addresses of the arguments, results last.
   cudaLibrary_t* library = &library_;
   cudaError_t error = cudaSuccess;
-  // This thread may be capturing: loading code is no part of what is captured.
-  cudaStreamCaptureMode capturing = cudaStreamCaptureModeRelaxed;
-  cudaThreadExchangeStreamCaptureMode(&capturing);
+  const RelaxedCapture relaxed;  // this thread may be capturing
   if (!initialised_) {
     void* arguments[] = {&library, &error};
     init(arguments);
@@ -136,7 +135,11 @@ bool Module::bring(int device, Step init, Step load, const char* name) {
     void* arguments[] = {&library, &number, &error};
     load(arguments);
   }
-  cudaThreadExchangeStreamCaptureMode(&capturing);
+  return error;
+}
+
+bool Module::bring(int device, Step init, Step load, const char* name) {
+  const cudaError_t error = run(device, init, load);
   if (error == cudaSuccess) return true;
   (void)cudaGetLastError();  // the caller goes on without this kernel
   std::fprintf(stderr, "vibetensor: the CuTe kernel %s cannot be loaded on device %d: %s\n", name,

@@ -30,6 +30,7 @@ class Module {
   bool ready(int device, Step init, Step load, const char* name);
 
  private:
+  cudaError_t run(int device, Step init, Step load);
   bool bring(int device, Step init, Step load, const char* name);
 
   std::mutex mutex_;
