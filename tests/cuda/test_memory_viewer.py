@@ -11,12 +11,12 @@ import random
 import shutil
 import subprocess
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.html_document import Document
 from vibetensor.torch.cuda.memory import snapshot_html
 from vibetensor.train.cli import main
 from vibetensor.viz import memory as page_module
@@ -89,40 +89,6 @@ def test_snapshot_without_events_shows_its_blocks(first_fit: Any) -> None:
     line = timeline((), snapshot["segments"], Stacks())
     assert places_at_peak(line)[0] == allocator.live_after[-1]
     assert "Who held the memory" in memory_page(snapshot)
-
-
-class Document(HTMLParser):
-    """Checks that elements are closed in order; keeps the text of scripts and all attributes."""
-
-    VOID = {"meta", "br", "link", "img", "input"}
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.scripts: list[str] = []
-        self.names: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.title = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.names.append(tag)
-        self.attributes += attrs
-        if tag == "script":
-            self.scripts.append("")
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
-            self.scripts[-1] += data
-        if self.open and self.open[-1] == "title":
-            self.title += data
 
 
 def hostile_snapshot(first_fit: Any) -> dict[str, Any]:

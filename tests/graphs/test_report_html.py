@@ -6,13 +6,13 @@ import json
 import shutil
 import subprocess
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import vibetensor.torch as vt
+from tests.html_document import Document
 from vibetensor.graphs import capture, report_html
 from vibetensor.graphs.arena import blocks, live_at, live_bytes
 from vibetensor.graphs.plan import aligned
@@ -22,42 +22,6 @@ from vibetensor.viz import page as shared
 
 FOLDER = Path(report_html.__file__).parent
 HOSTILE = "</script><script>alert(1)</script><!--&amp;\"' \u2028 \udc80.py"
-
-
-class Document(HTMLParser):
-    """Checks that elements are closed in order; keeps ids, attributes and the text of scripts."""
-
-    VOID = {"meta", "br", "link", "img", "input"}
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.scripts: list[str] = []
-        self.names: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.title = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-        self.ids = [value for name, value in self.attributes if name == "id"]
-        self.data = json.loads(self.scripts[0])
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.names.append(tag)
-        self.attributes += attrs
-        if tag == "script":
-            self.scripts.append("")
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
-            self.scripts[-1] += data
-        if self.open and self.open[-1] == "title":
-            self.title += data
 
 
 def two_captures() -> Any:
