@@ -36,7 +36,7 @@ def both(function, *inputs):
     for mode in ("off", "all"):
         _cuda.set_cute_mode(mode)
         torch.manual_seed(5)
-        results.append([t.float().cpu().numpy() for t in function(*inputs)])
+        results.append([t.detach().float().cpu().numpy() for t in function(*inputs)])
     return zip(*results)
 
 
