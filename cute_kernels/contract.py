@@ -25,7 +25,8 @@ INT32_MAX = 2**31 - 1
 
 @dataclass(frozen=True)
 class Extent:
-    """A number of elements known at the launch. Zero is never launched."""
+    """A number of elements known at the launch, or another number that no tensor has and that decides
+    between variants. Zero elements are never launched."""
 
     name: str
     divisible_by: int = 1

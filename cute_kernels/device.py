@@ -26,7 +26,7 @@ def launch(kernel: str, variant: str, **arguments: Any) -> None:
         raise ValueError(f"{kernel} has no variant '{variant}'")
     contract = found.contract(chosen)
     extents: dict[str, int] = {}
-    places: dict[str, tuple[int, str, int]] = {}
+    places: dict[str, tuple[int, str, list[int]]] = {}
     device = 0
     for t in contract.tensors:
         tensor = arguments.pop(t.name, None)
@@ -41,7 +41,7 @@ def launch(kernel: str, variant: str, **arguments: Any) -> None:
         if shape[-1] > 1 and tensor.stride(-1) != 1:
             raise TypeError(f"{kernel}: the last dimension of {t.name} is not dense")
         dtype = str(tensor.dtype).rpartition(".")[2].replace("bool", "uint8")
-        places[t.name] = (tensor.data_ptr(), dtype, tensor.stride(0) if len(shape) > 1 else 0)
+        places[t.name] = (tensor.data_ptr(), dtype, [int(n) for n in tensor.stride()[:-1]])
         device = tensor.device.index or 0
     numbers = {s.name: arguments.pop(s.name) for s in contract.scalars if s.name in arguments}
     for e in contract.extents:

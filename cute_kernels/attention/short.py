@@ -144,12 +144,13 @@ def tensors(v: ShortVariant, names, access: str) -> tuple[Tensor, ...]:
 
 
 def extents(v: ShortVariant) -> tuple[Extent, ...]:
-    """The contract's, the length at most what the blocks hold."""
+    """The contract's, the length at most what the blocks hold; `causal` is 0 or 1."""
     return (
         Extent("b"),
         Extent("h"),
         Extent("t", maximum=v.blocks * ROWS),
         Extent("width", divisible_by=WIDTH, minimum=WIDTH, maximum=WIDTH),
+        Extent("causal", minimum=int(v.causal), maximum=int(v.causal)),
     )
 
 

@@ -9,8 +9,8 @@ Patterns and rewrites, each where no op between touches the memory in question:
   copy is read, or if the source is not needed any more.
 - A scratch buffer that is filled and then overwritten as a whole is not filled.
 
-A maker that gets other strides must be a pointwise op or attention's backward, on the CPU, whose
-kernels take any. Bitwise.
+A maker that gets other strides must be one whose kernels take any: attention's backward, and on the
+CPU pointwise ops. Bitwise.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from vibetensor.graphs.tape import Buffer, Decision, Op, Tape, View
 
 BITWISE = True
 _ANY_STRIDES = ("_attention_backward", "_to_dtype", "_where", "_dropout_backward", "clone")
+_ANY_STRIDES_ON_DEVICES = ("_attention_backward",)
 
 
 def run(tape: Tape) -> Tape:
@@ -93,7 +94,7 @@ def _drop_dead_stores(tape: Tape) -> Tape | None:
 def _maker(uses: Uses, buffer: Buffer, reader: int) -> int | None:
     """The op that makes what only `reader` reads; None if others touch it."""
     writes = uses.writes(buffer)
-    if buffer.role != "scratch" or len(writes) != 1 or uses.reads(buffer) != [reader]:
+    if buffer.role != "scratch" or len(set(writes)) != 1 or uses.reads(buffer) != [reader]:
         return None
     return writes[0] if writes[0] < reader else None
 
@@ -101,47 +102,60 @@ def _maker(uses: Uses, buffer: Buffer, reader: int) -> int | None:
 def _moved(view: View, source: View, target: View) -> View | None:
     """Where `view`'s elements, seen as elements of `source` on the same buffer, lie in `target`,
     which has source's sizes. None if no strides say so."""
-    if view.offset != source.offset or view.dtype != target.dtype:
+    if view.dtype != target.dtype or view.offset < source.offset:
         return None
-    if math.prod(view.sizes) != math.prod(source.sizes):
+    dims = sorted(
+        (d for d in range(len(source.sizes)) if source.sizes[d] != 1),
+        key=lambda d: source.strides[d],
+    )
+    if any(source.strides[d] <= 0 for d in dims):
         return None
-    dims = [d for d in range(len(source.sizes)) if source.sizes[d] != 1]
-    reach = dict.fromkeys(dims, 0)
+    # The first element's place, from the slowest dimension on; then each dimension is steps in one.
+    reach, offset, left = dict.fromkeys(dims, 0), target.offset, view.offset - source.offset
+    for d in reversed(dims):
+        reach[d], left = divmod(left, source.strides[d])
+        offset += reach[d] * target.strides[d]
+    if left:
+        return None
     strides = []
     for size, stride in zip(view.sizes, view.strides):
         if size == 1:
             strides.append(stride)
             continue
-        fits = [d for d in dims if 0 < source.strides[d] <= stride]
-        d = max(fits, key=lambda d: source.strides[d], default=None)
-        if d is None or stride % source.strides[d]:
+        fits = [d for d in dims if source.strides[d] <= stride]
+        if not fits or stride % source.strides[fits[-1]]:
             return None
+        d = fits[-1]
         steps = stride // source.strides[d]
         reach[d] += steps * (size - 1)
         strides.append(steps * target.strides[d])
     if any(reach[d] >= source.sizes[d] for d in dims):
         return None
-    return dataclasses.replace(
-        view, buffer=target.buffer, strides=tuple(strides), offset=target.offset
-    )
+    return dataclasses.replace(view, buffer=target.buffer, strides=tuple(strides), offset=offset)
 
 
 def _placed(op: Op, source: View, target: View) -> Op | str:
-    """The maker of `source` with its result in `target`; why it cannot be."""
-    (view,) = (v for v in op.writes() if v.buffer is source.buffer)
+    """The maker of `source` with its results in `target`; why it cannot be."""
     if any(v.buffer is source.buffer for v in op.reads()):
         return f"{op.name} changes it in place"
-    moved = _moved(view, source, target)
-    if moved is None:
-        return f"{op.name} makes another layout"
     if any(v.buffer is target.buffer for v in op.reads()):
         return f"{op.name} reads the target"
-    if (moved.strides, moved.offset) != (view.strides, view.offset):
-        if any(v.buffer.device != "cpu" for v in op.writes()):
-            return f"kernels on {view.buffer.device} need their own layout"
-        if moved.strides != view.strides and not _takes_any_strides(op):
-            return f"{op.name} does not write with strides"
-    return rebound(op, lambda v: moved if v is view else v)
+    made = [v for v in op.writes() if v.buffer is source.buffer]
+    places: dict[int, View] = {}
+    for view in made:
+        moved = _moved(view, source, target)
+        if moved is None:
+            return f"{op.name} makes another layout"
+        if (moved.strides, moved.offset) != (view.strides, view.offset):
+            on_device = any(v.buffer.device != "cpu" for v in op.writes())
+            if on_device and op.name not in _ANY_STRIDES_ON_DEVICES:
+                return f"kernels on {view.buffer.device} need their own layout"
+            if moved.strides != view.strides and not _takes_any_strides(op):
+                return f"{op.name} does not write with strides"
+        places[id(view)] = moved
+    if sum(math.prod(v.sizes) for v in made) != math.prod(source.sizes):
+        return f"{op.name} makes another layout"
+    return rebound(op, lambda v: places.get(id(v), v))
 
 
 def _takes_any_strides(op: Op) -> bool:

@@ -74,6 +74,36 @@ def test_forced_choices() -> None:
     assert chosen(4, 64) == ""
 
 
+def attention(dq: int, dk: int, dv: int, strides: list[int], t: int = 64) -> tuple[dict, dict]:
+    """A backward of (2, 3, t, 64) heads whose gradients lie at these addresses with these strides."""
+    read = {n: ((i + 1) << 30, "bfloat16", [192 * t, 64, 192]) for i, n in enumerate("qkvo")}
+    read["grad"] = (9 << 30, "bfloat16", [192 * t, 64, 192])
+    read["lse"] = (10 << 30, "float32", [3 * t, t])
+    written = {n: (a, "bfloat16", strides) for n, a in zip(("grad_q", "grad_k", "grad_v"), (dq, dk, dv))}
+    return {"b": 2, "h": 3, "t": t, "width": 64, "causal": 1}, {**read, **written}
+
+
+def test_gradients_may_lie_between_each_other() -> None:
+    def why(*places: int, strides: list[int]) -> str:
+        given = attention(*places, strides)
+        return _cuda.cute_refusal("attention_short_backward", "bf16_causal_128", *given)
+
+    at, packed = 12 << 30, [576 * 64, 64, 576]
+    assert why(at, at + 384, at + 768, strides=packed) == ""
+    assert why(at + 768, at, at + 384, strides=packed) == ""
+    assert "shares memory" in why(at, at + 384, at + 384, strides=packed)
+    assert "shares memory" in why(at, at + 368, at + 768, strides=packed)  # into the last head
+    assert "shares memory" in why(at, at + 1152, at + 768, strides=packed)  # the next row
+    assert why(at, at + 1152 * 128, at + 768, strides=packed) == ""  # beyond the last batch
+    # Batches the fastest of the strides; rows too close; apart from each other.
+    assert why(at, at + 128, at + 256, strides=[192, 384 * 64, 384]) == ""
+    assert "too close" in why(at, at + 384, at + 768, strides=[576 * 64, 64, 64])
+    assert "too close" in why(at, at + 384, at + 768, strides=[576 * 63, 64, 576])
+    given = attention(at, at + 384, at + 768, packed)
+    assert "causal = 1" in _cuda.cute_refusal("attention_short_backward", "bf16_full_128", *given)
+    assert "t = 64" not in _cuda.cute_refusal("attention_short_backward", "bf16_full_256", *given)
+
+
 def test_refusals() -> None:
     def why(extents: dict, tensors: dict, variant: str = "bf16_bf16_256x32") -> str:
         return _cuda.cute_refusal("layer_norm_forward", variant, extents, tensors)

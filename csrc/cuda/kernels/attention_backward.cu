@@ -4,6 +4,8 @@
 // a fixed order.
 #include "cuda/kernels/attention_cudnn.h"
 #include "cuda/kernels/attention_mma.cuh"
+#include "cuda/kernels/attention_short.h"
+#include "cuda/kernels/copy.cuh"
 
 namespace vt::cuda {
 namespace {
@@ -143,8 +145,15 @@ __global__ void __launch_bounds__(kThreads)
   store_tile(value_out, b, kv, k0, p.keys, column, p.value_width, dv);
 }
 
+/// Fills a gradient, whose elements may lie among those of others, with zeros.
 void zero(const Launch& launch, const Tensor& t) {
   if (t.numel() == 0) return;
+  if (!t.is_non_overlapping_and_dense()) {
+    const Tensor zeros = empty(t.sizes(), t.dtype(), t.device());
+    zero(launch, zeros);
+    copy(t, zeros, true);
+    return;
+  }
   check_cuda(cudaMemsetAsync(t.data(), 0, static_cast<size_t>(t.numel() * t.itemsize()),
                              launch.stream()),
              "filling a gradient with zeros");
@@ -157,15 +166,16 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
   const Launch launch(query.device());
   const int64_t width = query.sizes()[3], value_width = value.sizes()[3];
   if (lse.numel() == 0 || key.sizes()[2] == 0 || width == 0 || value_width == 0) {
-    // Results are dense (in some order of dimensions): zeroing their bytes zeroes them.
     for (const Tensor* t : {&grad_query, &grad_key, &grad_value}) zero(launch, *t);
     return;
   }
   const Tensor g = grad.dtype() == query.dtype() ? grad : dense_as(grad, query.dtype());
   const Tensor o = output.dtype() == query.dtype() ? output : dense_as(output, query.dtype());
   if (!mask.defined() && dropout_p == 0 &&
-      cudnn_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
-                     is_causal, scale))
+      (short_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
+                      is_causal, scale) ||
+       cudnn_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
+                      is_causal, scale)))
     return;
   visit_widths(query.dtype(), std::max(width, value_width), [&]<class S, int D>() {
     using T = Compute<S>;

@@ -1,9 +1,11 @@
 // CuTe kernels by name: what is compiled in, what a call would get, and launches of one variant for
-// tests and measurements. Tensors arrive as (address, dtype, row stride).
+// tests and measurements. Tensors arrive as (address, dtype, strides): of rows, or of all
+// dimensions but the last.
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unordered_map.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include "core/error.h"
@@ -17,7 +19,8 @@ namespace {
 
 using cute::Kernel;
 using Extents = std::unordered_map<std::string, int64_t>;
-using Place = std::tuple<uintptr_t, std::string, int64_t>;
+using Strides = std::variant<int64_t, std::vector<int64_t>>;
+using Place = std::tuple<uintptr_t, std::string, Strides>;
 using Tensors = std::unordered_map<std::string, Place>;
 
 const Kernel& kernel_named(const std::string& name) {
@@ -70,8 +73,18 @@ struct NamedCall {
         tensors.emplace_back();
         continue;
       }
-      const auto& [address, dtype, stride] = found->second;
-      tensors.emplace_back(reinterpret_cast<const void*>(address), dtype_named(dtype), stride);
+      const auto& [address, dtype, strides] = found->second;
+      cute::Operand& t = tensors.emplace_back(reinterpret_cast<const void*>(address),
+                                              dtype_named(dtype));
+      if (const auto* rows = std::get_if<int64_t>(&strides)) {
+        t.strides[0] = *rows;
+        continue;
+      }
+      const auto& all = std::get<std::vector<int64_t>>(strides);
+      if (all.size() > t.strides.size())
+        fail(ErrorKind::Value, kernel.name, ": ", name, " has ", all.size(), " strides, at most ",
+             t.strides.size(), " are taken");
+      std::ranges::copy(all, t.strides.begin());
     }
   }
   void set_scalars(const Kernel& kernel, const nb::dict& given) {

@@ -1,0 +1,76 @@
+"""Attention's gradients in slices of one tensor, as a captured step writes them: against the CPU in
+float64, with and without cuDNN, and where operands are empty."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vibetensor.torch as torch
+import vibetensor.torch.nn.functional as F
+from vibetensor.graphs import capture
+from vibetensor.torch.nn.attention import SDPBackend, sdpa_kernel
+
+CUDNN, OURS = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
+
+
+def _split(qkv: Any, heads: int) -> list[Any]:
+    b, t, width = qkv.shape
+    return [z.view(b, t, heads, -1).transpose(1, 2) for z in qkv.split(width // 3, dim=2)]
+
+
+def _slices(qkv: Any, heads: int) -> list[Any]:
+    b, t, width = qkv.shape
+    return qkv.reshape(b, t, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+@pytest.mark.parametrize("kernels", [CUDNN, OURS])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("parts", [_split, _slices])
+@pytest.mark.parametrize(
+    ("b", "t", "heads", "d", "causal"),
+    [(4, 256, 3, 64, True), (8, 65, 2, 64, False), (2, 130, 2, 128, True), (2, 9, 3, 5, True)],
+)
+def test_gradients_of_a_projection(
+    b: int, t: int, heads: int, d: int, causal: bool, parts: Any, dtype: Any, kernels: SDPBackend
+) -> None:
+    torch.manual_seed(t)
+    width = heads * d
+    x = torch.randn(b, t, 3 * width).to(dtype)
+    weight = torch.randn(b, t, width).to(dtype)
+
+    def step(x: Any, weight: Any) -> Any:
+        leaf = (x * 1).requires_grad_()
+        y = F.scaled_dot_product_attention(*parts(leaf * 1, heads), is_causal=causal)
+        (y.transpose(1, 2).reshape(b, t, width) * weight).sum().backward()
+        return leaf.grad * 1
+
+    expected = step(x.double(), weight.double()).numpy()
+    captured = capture(step)
+    with sdpa_kernel(kernels):
+        for _ in range(2):
+            actual = captured(x.cuda(), weight.cuda()).double().cpu().numpy()
+            error = np.abs(actual - expected).max() / np.abs(expected).max()
+            assert error < {torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float32: 1e-5}[dtype]
+    tape = captured.variants[0].tape
+    names = [op.name for op in tape.ops if not op.is_view]
+    assert "cat" not in names and "clone" not in names, names
+
+
+def test_gradients_without_keys_are_zeros_between_others() -> None:
+    grads = torch.full((2, 3, 3, 2, 8), 7.0, device="cuda")
+    q = torch.randn(2, 2, 3, 8, device="cuda")
+    empty = torch.randn(2, 2, 0, 8, device="cuda")
+
+    def step(q: Any, empty: Any) -> Any:
+        leaf = (q * 1).requires_grad_()
+        y = F.scaled_dot_product_attention(leaf, empty, empty)
+        y.sum().backward()
+        grads[:, :, 1].copy_(leaf.grad.transpose(1, 2))
+        return y * 1
+
+    capture(step)(q, empty)
+    seen = grads.cpu().numpy()
+    assert (seen[:, :, 1] == 0).all() and (seen[:, :, ::2] == 7).all()
