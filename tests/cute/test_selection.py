@@ -79,7 +79,9 @@ def attention(dq: int, dk: int, dv: int, strides: list[int], t: int = 64) -> tup
     read = {n: ((i + 1) << 30, "bfloat16", [192 * t, 64, 192]) for i, n in enumerate("qkvo")}
     read["grad"] = (9 << 30, "bfloat16", [192 * t, 64, 192])
     read["lse"] = (10 << 30, "float32", [3 * t, t])
-    written = {n: (a, "bfloat16", strides) for n, a in zip(("grad_q", "grad_k", "grad_v"), (dq, dk, dv))}
+    written = {
+        n: (a, "bfloat16", strides) for n, a in zip(("grad_q", "grad_k", "grad_v"), (dq, dk, dv))
+    }
     return {"b": 2, "h": 3, "t": t, "width": 64, "causal": 1}, {**read, **written}
 
 

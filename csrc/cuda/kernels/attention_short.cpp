@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
+#include "cuda/cudnn.h"
 #include "cuda/cute/arguments.h"
 #include "cuda/cute/launch_table.h"
-#include "cuda/cudnn.h"
 
 namespace vt::cuda::attention {
 namespace {

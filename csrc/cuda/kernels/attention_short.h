@@ -1,6 +1,6 @@
-// Attention of short sequences by CuTe kernels, where they were measured to be faster: up to 256 rows
-// of 64 bfloat16 values, as many keys as queries, a key head for each query head, no mask and no
-// dropout. The bits are the same each time.
+// Attention of short sequences by CuTe kernels, where they were measured to be faster: up to 256
+// rows of 64 bfloat16 values, as many keys as queries, a key head for each query head, no mask and
+// no dropout. The bits are the same each time.
 #pragma once
 
 #include "core/tensor.h"

@@ -74,8 +74,8 @@ struct NamedCall {
         continue;
       }
       const auto& [address, dtype, strides] = found->second;
-      cute::Operand& t = tensors.emplace_back(reinterpret_cast<const void*>(address),
-                                              dtype_named(dtype));
+      cute::Operand& t =
+          tensors.emplace_back(reinterpret_cast<const void*>(address), dtype_named(dtype));
       if (const auto* rows = std::get_if<int64_t>(&strides)) {
         t.strides[0] = *rows;
         continue;
