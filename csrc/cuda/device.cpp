@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "core/host_wait.h"
+#include "cuda/capture_gate.h"
 #include "cuda/error.h"
 
 namespace vt::cuda {
@@ -82,6 +83,7 @@ DeviceGuard::~DeviceGuard() {
 void synchronize_device(int device) {
   const DeviceGuard guard(device);
   const HostWait waiting;
+  const DeviceWaitScope apart(device);
   check_cuda(cudaDeviceSynchronize(), "synchronizing the device");
 }
 

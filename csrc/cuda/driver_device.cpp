@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "cuda/capture_gate.h"
 #include "cuda/device.h"
 #include "cuda/error.h"
 #include "cuda/relaxed_capture.h"
@@ -241,6 +242,7 @@ ApiStatus DriverDevice::synchronize_stream(StreamHandle stream) {
   return status(cudaStreamSynchronize(stream_of(stream)));
 }
 ApiStatus DriverDevice::synchronize_device() {
+  const DeviceWaitScope apart(device_);
   const Call call(device_);
   return status(cudaDeviceSynchronize());
 }

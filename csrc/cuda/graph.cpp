@@ -5,10 +5,12 @@
 #include <mutex>
 #include <utility>
 
+#include "core/host_wait.h"
 #include "core/rebinding.h"
 #include "cuda/allocator.h"
 #include "cuda/allocator/retired.h"
 #include "cuda/allocator/staging_ring.h"
+#include "cuda/capture_gate.h"
 #include "cuda/driver_device.h"
 #include "cuda/error.h"
 #include "cuda/graph_capture.h"
@@ -240,6 +242,17 @@ CaptureStream& capture_stream(int device) {
   return (*all)[static_cast<size_t>(device)];
 }
 
+/// The lock, waited for with what the embedding language holds let go of: while it is held memory
+/// may be asked for, and a thread that has to wait for some lets go of that too.
+std::unique_lock<std::mutex> lock_in_turn(std::mutex& mutex) {
+  std::unique_lock lock(mutex, std::try_to_lock);
+  if (!lock) {
+    const HostWait waiting;
+    lock.lock();
+  }
+  return lock;
+}
+
 class CudaLowering final : public graphs::Lowering {
  public:
   Ref<graphs::Pool> pool(Device device, PoolHandle wanted) override {
@@ -265,8 +278,9 @@ class CudaLowering final : public graphs::Lowering {
     c.ring =
         std::make_unique<StagingRing>(driver_of(c.device), pinned_allocator(), c.control->nbytes());
     {
+      const CaptureScope apart(c.device);
       CaptureStream& own = capture_stream(c.device);
-      const std::lock_guard lock(own.mutex);
+      const std::unique_lock lock = lock_in_turn(own.mutex);
       c.graph.capture(own.stream, c.device, c.calls, c.shared().allocator, c.shared().id);
     }
     c.graph.instantiate(caller);

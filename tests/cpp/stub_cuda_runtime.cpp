@@ -187,7 +187,14 @@ cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
   if (stream->captured) return stream->spoilt = true, cudaErrorStreamCaptureUnsupported;
   return run_until(stream, stream->given), cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize() { return vt::stub::finish_all(), cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() {
+  STUB_ENTER;
+  bool refused = false;
+  for (CUstream_st* stream : streams())
+    if (stream->captured) refused = stream->spoilt = true;
+  if (refused) return cudaErrorStreamCaptureUnsupported;
+  return vt::stub::finish_all(), cudaSuccess;
+}
 cudaError_t cudaStreamQuery(cudaStream_t handle) {
   const CUstream_st* stream = stream_of(handle);
   return stream->done == stream->given ? cudaSuccess : cudaErrorNotReady;

@@ -1,11 +1,15 @@
 // Captured steps as CUDA graphs (csrc/cuda/graph.cpp) on a runtime without a device: what a replay
 // reads, what lives how long, and that a failure of any call leaves everything as before.
+#include <atomic>
 #include <cstring>
+#include <string>
+#include <thread>
 #include <vector>
 
 #include "core/device_backend.h"
 #include "core/rebinding.h"
 #include "cuda/allocator.h"
+#include "cuda/device.h"
 #include "cuda/graph.h"
 #include "cuda/stream.h"
 #include "cuda/sync.h"
@@ -217,6 +221,27 @@ void ops_that_wait_are_refused() {
   CHECK(stub::captures() == 0 && !capturing() && cuda::current_stream(0).handle == nullptr);
 }
 
+/// The driver refuses waits for a device that a stream is captured on, and gives the capture up.
+void captures_and_waits_for_the_device_keep_apart() {
+  std::atomic<bool> stop{false};
+  std::atomic<int> waits{0};
+  std::string problem;  // of the one who waits
+  std::thread waiter([&] {
+    while (!stop && problem.empty()) {
+      problem = error_of([] { synchronize_device(0); }).second;
+      ++waits;
+    }
+  });
+  for (int round = 0; round < 200 || waits < 50; ++round) {
+    Step step;
+    CHECK_EMPTY(error_of([&] { step.lower(); }).second);
+  }
+  stop = true;
+  waiter.join();
+  CHECK_EMPTY(problem);
+  CHECK(stub::captures() == 0);
+}
+
 void captured_streams_are_refused() {
   Step step;
   step.lower();
@@ -310,6 +335,7 @@ int main() {
   dropped_while_running();
   memory_that_moved_is_noticed();
   ops_that_wait_are_refused();
+  captures_and_waits_for_the_device_keep_apart();
   captured_streams_are_refused();
   pools_are_shared_by_name();
   any_call_may_fail();
