@@ -49,6 +49,16 @@ def test_tied_weights_are_one_parameter():
     assert net.steps.dtype is vt.float64 and net.cache.dtype is vt.float64
 
 
+def test_copies_have_gradients_of_their_own():
+    net = nn.Sequential(*(nn.Linear(1, size) for size in (2, 3, 5, 3, 2) * 8))
+    for number, p in enumerate(net.parameters()):
+        p.grad = vt.full(p.shape, float(number))
+    for again in (copy.deepcopy(net), copy.deepcopy(copy.deepcopy(net))):
+        for number, (p, q) in enumerate(zip(net.parameters(), again.parameters())):
+            assert q.grad is not p.grad and (q.grad == number).all().item()
+            assert q.grad.shape == p.shape
+
+
 def test_attributes_move_between_registries():
     m = nn.Module()
     m.x = 1

@@ -344,6 +344,8 @@ def __deepcopy__(self: Tensor, memo: dict[Any, Any]) -> Tensor:
         )
     if id(self) in memo:
         return memo[id(self)]
+    import copy
+
     with _no_grad():
         # Tensors that share a storage still share it in the copy.
         storages = memo.setdefault("vibetensor storages", {})
@@ -362,11 +364,11 @@ def __deepcopy__(self: Tensor, memo: dict[Any, Any]) -> Tensor:
     result = Tensor._make_subclass(self.__class__, data, self.requires_grad)
     memo[id(self)] = result
     if self.grad is not None:
-        result.grad = self.grad.__deepcopy__(memo)
+        # By deepcopy, which keeps the original: the memo knows it by an address that the next
+        # gradient would otherwise have.
+        result.grad = copy.deepcopy(self.grad, memo)
     attributes = getattr(self, "__dict__", None)
     if attributes:
-        import copy
-
         result.__dict__.update(copy.deepcopy(attributes, memo))
     return result
 
