@@ -171,7 +171,8 @@ class Program:
         return a.clone()
 
 
-def _run(program: Program, captured: bool, optimize: bool) -> list[np.ndarray]:
+def _run(program: Program, captured: bool, optimize: bool) -> tuple[list[np.ndarray], float]:
+    """What each step leaves, and how far it may be from the ops as they were recorded."""
     vt.manual_seed(11)
     rng = np.random.default_rng(5)
     weight = vt.tensor(rng.standard_normal((4, 4)).astype(np.float32), requires_grad=True)
@@ -198,7 +199,7 @@ def _run(program: Program, captured: bool, optimize: bool) -> list[np.ndarray]:
     if captured:
         assert len(function.variants) == 1
         assert function.variants[0].replays >= STEPS - 3
-    return seen
+    return seen, function.variants[0].tape.bound if captured else 0.0
 
 
 @pytest.mark.parametrize("optimize", [False, True])
@@ -211,15 +212,19 @@ def test_programs(block: int, optimize: bool, monkeypatch: pytest.MonkeyPatch) -
     for seed in range(block * size, (block + 1) * size):
         program = Program(seed)
         try:
-            eager = _run(program, False, optimize)
+            eager, _ = _run(program, False, optimize)
         except RuntimeError as error:  # a saved value changed in place: no program for autograd
             assert "inplace" in str(error), seed
             refused += 1
             continue
-        captured = _run(program, True, optimize)
+        captured, bound = _run(program, True, optimize)
+        assert bound == 0 or (optimize and vt.get_default_device().type != "cpu"), seed
         assert len(eager) == len(captured), seed
         for mine, other in zip(captured, eager):
-            np.testing.assert_array_equal(
-                mine, other, err_msg=f"program {seed}: {program.instructions}"
-            )
+            message = f"program {seed}: {program.instructions}"
+            if bound == 0:
+                np.testing.assert_array_equal(mine, other, err_msg=message)
+            else:  # of one result of a pass, which others are made of
+                largest = np.abs(other[np.isfinite(other)]).max(initial=0)
+                np.testing.assert_allclose(mine, other, 0, 8 * bound * largest, err_msg=message)
     assert refused < size / 4

@@ -17,8 +17,9 @@ FLOATS = [vt.float32, vt.float64, vt.bfloat16, vt.float16]
 ACTIVATIONS = ["relu", "gelu", "gelu_tanh", "silu"]
 
 
-def _same(mine: Any, other: Any, dtype: Any = None) -> None:
-    """Bit for bit on the CPU; elsewhere within a few roundings of the coarsest dtype."""
+def _same(mine: Any, other: Any, dtype: Any = None, least: float = 1e-7) -> None:
+    """Bit for bit on the CPU; elsewhere within a few roundings of the coarsest dtype, or of
+    `least`."""
     assert mine.dtype == other.dtype and mine.shape == other.shape
     a, b = mine.double().cpu().numpy(), other.double().cpu().numpy()
     if mine.device.type == "cpu":
@@ -26,7 +27,8 @@ def _same(mine: Any, other: Any, dtype: Any = None) -> None:
         return
     eps = float(vt.finfo(dtype or mine.dtype).eps)
     scale = np.abs(b[np.isfinite(b)]).max(initial=1.0)
-    np.testing.assert_allclose(a, b, rtol=8 * max(eps, 1e-7), atol=8 * max(eps, 1e-7) * scale)
+    bound = 8 * max(eps, least)
+    np.testing.assert_allclose(a, b, rtol=bound, atol=bound * scale)
 
 
 def _normal(*shape: int, dtype: Any = vt.float32) -> Any:
@@ -205,11 +207,13 @@ def test_linear_activation(m: int, k: int, n: int, activation: str, dtype: Any, 
 def test_mm_activation_backward(m: int, k: int, n: int, activation: str, dtype: Any) -> None:
     vt.manual_seed(5)
     a, b, saved = (_normal(*s, dtype=dtype) for s in ((m, k), (k, n), (m, n)))
+    # cuBLASLt has a tanh of fewer bits for this one.
+    least = 1.25e-6 if activation == "gelu_tanh" and dtype == vt.float32 else 1e-7
     mine = ops._mm_activation_backward(a, b, saved, activation)
-    _same(mine, _derivative(activation, a @ b, saved))
+    _same(mine, _derivative(activation, a @ b, saved), least=least)
     across = b.t().contiguous().t()
     mine = ops._mm_activation_backward(a, across, saved.t().contiguous().t(), activation)
-    _same(mine, _derivative(activation, a @ across, saved))
+    _same(mine, _derivative(activation, a @ across, saved), least=least)
 
 
 @pytest.mark.parametrize("m,k,n", PRODUCTS)
