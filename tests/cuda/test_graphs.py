@@ -166,6 +166,22 @@ def test_nodes_belong_to_ops(tmp_path: Path) -> None:
     assert text.startswith("digraph") and text.count("softmax") >= 1
 
 
+@pytest.mark.parametrize("rows,width", [(16384, 1536), (33280, 384)])
+def test_products_need_no_memset(rows: int, width: int, tmp_path: Path) -> None:
+    """Of sizes for which the library prefers to count tiles in memory that it clears before."""
+    a = torch.randn(rows, 384, device="cuda", dtype=torch.bfloat16)
+    b = torch.randn(width, 384, device="cuda", dtype=torch.bfloat16)
+    step = torch.cuda.capture(lambda: F.linear(F.linear(a, b).relu(), b.t().contiguous()))
+    for _ in range(3):
+        step()
+    program = step.variants[0].lowered.program
+    path = tmp_path / "graph.dot"
+    program.dump(str(path))
+    text = path.read_text(encoding="utf-8")
+    assert text.count("KERNEL") >= 3
+    assert "MEMSET" not in text
+
+
 def test_replays_on_other_streams() -> None:
     """Each is ordered after the one before, and writes of inputs after the runs that read them."""
     weight = torch.randn(512, 512, device="cuda") * 0.05
