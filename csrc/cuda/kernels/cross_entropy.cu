@@ -3,31 +3,12 @@
 // kept between the two. The rows' losses are summed by one block in a fixed order.
 #include "cuda/cute/arguments.h"
 #include "cuda/cute/launch_table.h"
-#include "cuda/kernels/failure.cuh"
-#include "cuda/kernels/rows.cuh"
+#include "cuda/kernels/cross_entropy.cuh"
 
 namespace vt::cuda {
 namespace {
 
-enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
-
-template <class T>
-struct Problem {
-  const int64_t* targets;
-  const T* weight;  // of classes; may be null
-  int64_t rows, classes, ignored;
-  T smoothing;
-  FailureSlot* failure;
-};
-
-/// The sum of all class weights, by the threads of a row.
-template <class T>
-__device__ inline T weight_sum(const Problem<T>& p, T* shared) {
-  if (!p.weight) return static_cast<T>(p.classes);
-  T sum = T(0);
-  for (int64_t c = threadIdx.x; c < p.classes; c += blockDim.x) sum += p.weight[c];
-  return row_reduce(sum, Plus(), shared);
-}
+using namespace cross_entropy;
 
 /// losses and weights, each `rows`: of every row, 0 for ignored ones.
 template <class S, int W>
@@ -80,8 +61,6 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
-constexpr int kSumThreads = 512;
-
 template <class T>
 __global__ void __launch_bounds__(kSumThreads)
     total_loss(char* loss, DType dtype, T* total_weight, const T* losses, const T* weights,
@@ -104,20 +83,6 @@ template <class S, class T>
 __global__ void store_losses(S* out, const T* losses, int64_t rows) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i < rows) out[i] = convert<S>(losses[i]);
-}
-
-/// How rows of logits are spread: longer than a warp can take in a few steps, a block each.
-struct LogitLaunch : RowLaunch {
-  LogitLaunch(int64_t rows, int64_t classes) : RowLaunch(rows, classes, 32) {}
-};
-
-template <class T>
-Problem<T> problem(const Tensor& self, const Tensor& target, const Tensor& weight,
-                   int64_t ignore_index, double smoothing) {
-  return {target.data_as<int64_t>(), weight.defined() ? weight.data_as<T>() : nullptr,
-          self.sizes()[0],           self.sizes()[1],
-          ignore_index,              static_cast<T>(smoothing),
-          failure_slot(self.device().index)};
 }
 
 static_assert(static_cast<int>(FailedCheck::CrossEntropy) == 10 && sizeof(FailureRecord) == 24,
@@ -263,149 +228,7 @@ void backward(const Tensor& grad_input, const Tensor& grad, const Tensor& self,
   });
 }
 
-/// The sum of the rows' weights, by one block in the order of total_loss.
-template <class T>
-__global__ void __launch_bounds__(kSumThreads) sum_weights(T* total_weight, Problem<T> p) {
-  __shared__ T shared[kSumThreads / kWarp];
-  T total = T(0);
-#pragma unroll 4
-  for (int64_t i = threadIdx.x; i < p.rows; i += kSumThreads) {
-    const int64_t target = p.targets[i];
-    if (target == p.ignored) continue;
-    if (target < 0 || target >= p.classes)
-      stop_kernel(p.failure, FailedCheck::CrossEntropy, target, p.classes);
-    total += p.weight ? p.weight[target] : T(1);
-  }
-  total = row_reduce(total, Plus(), shared);
-  if (threadIdx.x == 0) *total_weight = total;
-}
-
-/// Loss and gradient of every row, the gradient in the logits' place if `out` is `in`: a thread
-/// writes the pieces that it read itself. Targets have been checked.
-template <class S, int W>
-__global__ void __launch_bounds__(kRowThreads)
-    row_losses_and_gradients(Compute<S>* losses, S* out, const S* in, const Compute<S>* grad,
-                             const Compute<S>* total_weight, bool grad_per_row,
-                             Problem<Compute<S>> p) {
-  using T = Compute<S>;
-  __shared__ T shared[kRowThreads / kWarp];
-  const T divisor = total_weight ? *total_weight : T(1);
-  const T spread = p.smoothing / static_cast<T>(p.classes);
-  const bool smooth = p.smoothing != T(0);
-  for (int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; row < p.rows;
-       row += int64_t{gridDim.x} * blockDim.y) {
-    const int64_t target = p.targets[row];
-    const S* x = in + row * p.classes;
-    S* dx = out + row * p.classes;
-    if (target == p.ignored) {
-      if (threadIdx.x == 0) losses[row] = T(0);
-      for_each_piece<W>(x, p.classes, [&](auto width, int64_t i) {
-        T zeros[width];
-#pragma unroll
-        for (int k = 0; k < width; ++k) zeros[k] = T(0);
-        store_piece<S, T, width>(dx + i, zeros);
-      });
-      continue;
-    }
-    // Every thread has read the target's logit before the reductions below let one write.
-    const T at_target = convert<T>(x[target]);
-    OnlineSum<T> sum;
-    T along = T(0);
-    for_each_piece<W>(x, p.classes, [&](auto width, int64_t i) {
-      T value[width];
-      load_piece<S, T, width>(x + i, value);
-      sum.add(value);
-      if (smooth) {
-#pragma unroll
-        for (int k = 0; k < width; ++k) along += p.weight ? value[k] * p.weight[i + k] : value[k];
-      }
-    });
-    sum.reduce(shared);
-    __syncwarp();
-    const T lse = sum.top + log_of(sum.total);
-    const T weight = p.weight ? p.weight[target] : T(1);
-    const T all_weights = smooth ? weight_sum(p, shared) : T(0);
-    T loss = (T(1) - p.smoothing) * weight * (lse - at_target);
-    if (smooth) {
-      along = row_reduce(along, Plus(), shared);
-      loss += p.smoothing / static_cast<T>(p.classes) * (all_weights * lse - along);
-    }
-    if (threadIdx.x == 0) losses[row] = loss;
-    const T scale = grad[grad_per_row ? row : 0] / divisor;
-    const T on_target = weight * (T(1) - p.smoothing) * scale;
-    const T factor = smooth ? on_target + spread * all_weights * scale : on_target;
-    const T elsewhere = spread * scale;
-    for_each_piece<W>(x, p.classes, [&](auto width, int64_t i) {
-      T value[width];
-      load_piece<S, T, width>(x + i, value);
-#pragma unroll
-      for (int k = 0; k < width; ++k) {
-        value[k] = exp_of(value[k] - lse) * factor;
-        if (smooth) value[k] -= elsewhere * (p.weight ? p.weight[i + k] : T(1));
-        if (i + k == target) value[k] -= on_target;
-      }
-      store_piece<S, T, width>(dx + i, value);
-    });
-  }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kSumThreads)
-    mean_loss(char* loss, DType dtype, const T* total_weight, const T* losses, int64_t rows) {
-  __shared__ T shared[kSumThreads / kWarp];
-  T sum = T(0);
-#pragma unroll 4
-  for (int64_t i = threadIdx.x; i < rows; i += kSumThreads) sum += losses[i];
-  sum = row_reduce(sum, Plus(), shared);
-  if (threadIdx.x == 0) store_as(loss, dtype, total_weight ? sum / *total_weight : sum);
-}
-
-__global__ void store_each(char* out, DType dtype, const char* losses, DType computed, int64_t rows) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= rows) return;
-  const int64_t size = dtype == DType::Float64 ? 8 : dtype == DType::Float32 ? 4 : 2;
-  const int64_t from = computed == DType::Float64 ? 8 : 4;
-  store_as(out + i * size, dtype, load_as<double>(losses + i * from, computed));
-}
-
-void loss_and_gradient(const Tensor& loss, const Tensor& grad, const Tensor& self,
-                       const Tensor& target, const Tensor& weight, int64_t reduction,
-                       int64_t ignore_index, double smoothing, const Tensor& grad_output, DType) {
-  const Launch launch(self.device());
-  const Tensor x = dense(self), index = dense_as(target, DType::Int64);
-  visit_float_storage(self.dtype(), [&]<class S>() {
-    using T = Compute<S>;
-    const Tensor w = dense_as(weight, DTypeOf<T>::value),
-                 g = dense_as(grad_output, DTypeOf<T>::value);
-    const auto p = problem<T>(self, index, w, ignore_index, smoothing);
-    const Scratch each(static_cast<size_t>(p.rows + 1) * sizeof(T), launch);
-    T* losses = each.data<T>();
-    T* total = losses + p.rows;
-    launch(sum_weights<T>, dim3(1), dim3(kSumThreads), 0, total, p);
-    if (reduction != kMean) total = nullptr;
-    if (self.numel() > 0) {
-      const LogitLaunch shape(p.rows, p.classes);
-      const S* in = x.data_as<S>();
-      S* out = grad.data_as<S>();
-      const bool together = is_aligned(in) && is_aligned(out);
-      launch(together || sizeof(S) == 8 ? row_losses_and_gradients<S, kWidthOf<S>>
-                                        : row_losses_and_gradients<S, 1>,
-             shape.grid, shape.block, 0, losses, out, in, g.data_as<T>(), total,
-             reduction == kNone, p);
-    }
-    if (reduction != kNone) {
-      launch(mean_loss<T>, dim3(1), dim3(kSumThreads), 0, static_cast<char*>(loss.data()),
-             loss.dtype(), total, losses, p.rows);
-    } else if (p.rows > 0) {
-      launch(store_each, dim3(static_cast<unsigned>(ceil_div<int64_t>(p.rows, 256))), dim3(256), 0,
-             static_cast<char*>(loss.data()), loss.dtype(), reinterpret_cast<const char*>(losses),
-             DTypeOf<T>::value, p.rows);
-    }
-  });
-}
-
 const RegisterCuda registered([](KernelTable& t) {
-  t._cross_entropy_index_gradient = loss_and_gradient;
   t._cross_entropy_index = forward;
   t._cross_entropy_index_backward = backward;
 });
