@@ -43,7 +43,6 @@ enum : uint32_t {
   kEpilogueBias = 4,  // a bit that others may have beside theirs
   kEpilogueGeluAux = 32 | 128,
   kEpilogueDGelu = 64 | 128,
-  kEpilogueBGradB = 512,
 };
 
 struct Api {
@@ -256,9 +255,7 @@ void make_plan(Plan& plan, const Key& key) {
   if (kind == GemmEpilogue::Relu) epilogue = kEpilogueRelu;
   if (kind == GemmEpilogue::GeluTanh) epilogue = kEpilogueGeluAux;
   if (kind == GemmEpilogue::GeluTanhBackward) epilogue = kEpilogueDGelu;
-  // Of the product as the library sees it, a is the second operand.
-  if (kind == GemmEpilogue::RowSums) epilogue = kEpilogueBGradB;
-  if ((key.flags & kBias) && kind != GemmEpilogue::RowSums) epilogue |= kEpilogueBias;
+  if (key.flags & kBias) epilogue |= kEpilogueBias;
   if (epilogue == 0) epilogue = kEpilogueDefault;
   check_status(api().desc_set(plan.op, kDescEpilogue, &epilogue, sizeof epilogue),
                "describing an epilogue");

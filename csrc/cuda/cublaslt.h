@@ -23,7 +23,6 @@ enum class GemmEpilogue : int32_t {
   Relu,
   GeluTanh,          // keeps what it is applied to in `aux`
   GeluTanhBackward,  // times the derivative at `aux`
-  RowSums,           // `bias` becomes the sums of a's rows (m elements)
 };
 
 struct GemmProblem {

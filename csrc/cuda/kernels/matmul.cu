@@ -388,9 +388,6 @@ void mm_activation_backward(const Tensor& out, const Tensor& self, const Tensor&
 }
 
 void mm_row_sums(const Tensor& out, const Tensor& sums, const Tensor& self, const Tensor& mat2) {
-  if (out.numel() > 0 && product_with(GemmEpilogue::RowSums, out, matrix(self), matrix(mat2),
-                                      out.strides()[0], sums.data(), nullptr))
-    return;
   gemm(out, 1, matrix(self), matrix(mat2), 1, 0, out.strides()[0], 0);
   const int64_t over[] = {1};
   kernels_for(DeviceType::CUDA).sum_dim(sums, self, IntSpan(over), false, std::nullopt);

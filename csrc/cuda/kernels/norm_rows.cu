@@ -4,6 +4,7 @@
 // is chosen (cuda/cute), it takes the place of all but the last stage.
 #include "cuda/cute/arguments.h"
 #include "cuda/cute/launch_table.h"
+#include "cuda/kernels/norm_stream.cuh"
 #include "cuda/kernels/rows.cuh"
 
 namespace vt::cuda {
@@ -165,6 +166,16 @@ void forward(const Tensor& out, const Tensor* mean, const Tensor& rstd, const Te
                                                      eps)
            : forward_by_cute<cute::RmsNormForward>(launch, out, mean, rstd, x, n, weight, bias,
                                                    eps))
+    return;
+  if (stream_norm(launch, {.out = out,
+                           .mean = mean ? *mean : Tensor(),
+                           .rstd = rstd,
+                           .input = x,
+                           .weight = dense(weight),
+                           .bias = dense(bias),
+                           .eps = eps,
+                           .rows = input.numel() / n,
+                           .n = n}))
     return;
   visit_float_storage(input.dtype(), [&]<class S>() {
     using T = Compute<S>;
@@ -438,6 +449,19 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
                                                        dy, x, n, mean, rstd, weight)
            : backward_by_cute<cute::RmsNormBackward>(launch, grad_input, grad_weight, grad_bias, dy,
                                                      x, n, mean, rstd, weight))
+    return;
+  if (input.dtype() != DType::Float64 &&
+      stream_norm_gradients(launch,
+                            {.total = grad_input,
+                             .weight_sums = grad_weight,
+                             .bias_sums = grad_bias,
+                             .grad = dy,
+                             .input = x,
+                             .weight = dense(weight),
+                             .mean = mean ? dense_as(*mean, DType::Float32) : Tensor(),
+                             .rstd = dense_as(rstd, DType::Float32),
+                             .rows = input.numel() / n,
+                             .n = n}))
     return;
   visit_float_storage(input.dtype(), [&]<class S>() {
     using T = Compute<S>;

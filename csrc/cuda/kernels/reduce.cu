@@ -1,5 +1,6 @@
 // sum, mean, prod, any, all, count_nonzero. Floats add up in float (double for double), in many
 // short chains that are merged as a tree; integers in int64.
+#include "cuda/kernels/column_sums.cuh"
 #include "cuda/kernels/reduce.cuh"
 
 namespace vt::cuda {
@@ -99,6 +100,24 @@ void visit_accumulator(const Tensor& self, std::optional<DType> dtype, F&& f) {
     f.template operator()<int64_t>();
 }
 
+/// A sum over the rows of one large matrix, such as a bias' gradient; false for anything else.
+bool sum_of_rows(const Tensor& out, const Tensor& self, uint64_t mask, double scale) {
+  ReduceGeometry g;
+  const int64_t size = self.itemsize();
+  if (size > 4 || self.numel() < int64_t{1} << 16 || !detail::plan(g, self, mask, true))
+    return false;
+  if (g.kept.ndim != 1 || g.kept.stride[0][0] != size || g.reduced.ndim != 1 ||
+      g.reduced.stride[0][0] < g.kept.numel * size || g.reduced.numel < 64)
+    return false;
+  column_sums(Launch(self.device()), {.out = Elements(out),
+                                      .data = Elements(self),
+                                      .rows = g.reduced.numel,
+                                      .n = g.kept.numel,
+                                      .stride = g.reduced.stride[0][0] / size,
+                                      .scale = static_cast<float>(scale)});
+  return true;
+}
+
 void sum(const Tensor& out, const Tensor& self, uint64_t mask, std::optional<DType> dtype,
          double scale) {
   if (self.dtype() == DType::Bool && (!dtype || is_integral(*dtype)))
@@ -107,6 +126,7 @@ void sum(const Tensor& out, const Tensor& self, uint64_t mask, std::optional<DTy
   const ReduceOutput to = output(out, scale);
   visit_accumulator(input, dtype, [&]<class T>() {
     const DType from = input.dtype();
+    if (std::is_same_v<T, float> && is_floating(from) && sum_of_rows(out, input, mask, scale)) return;
     if (from == DTypeOf<T>::value) return reduce(input, mask, Stored<T>{}, Sum<T>{}, to);
     if constexpr (std::is_same_v<T, float>) {
       if (from == DType::BFloat16)

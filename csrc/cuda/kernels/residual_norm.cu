@@ -1,9 +1,10 @@
 // layer_norm and rms_norm together with the residual add beside them. A row stays in registers (up
 // to 1024 elements in those of a warp, up to 16K in those of a block) from its first read to its
 // last write; longer ones are read again. Operands may be of several floating dtypes: each is widened
-// as it is read, and what the plain ops would round between each other is rounded here. Backward
-// reads a warp's row once for the input's gradient and for its part of the weight's and bias'.
-#include "cuda/kernels/elements.cuh"
+// as it is read, and what the plain ops would round between each other is rounded here. Common dtypes
+// and lengths are norm_stream_forward.cu's and norm_stream_backward.cu's.
+#include "cuda/kernels/column_sums.cuh"
+#include "cuda/kernels/norm_stream.cuh"
 
 namespace vt::cuda {
 namespace {
@@ -149,6 +150,20 @@ void forward(const Tensor& out, const Tensor& sum, const Tensor* mean, const Ten
   const Launch launch(self.device());
   visit_statistics(rstd.dtype(), [&]<class T>() {
     const Tensor x = dense(self), r = dense(residual), w = dense(weight), b = dense(bias);
+    // Either of the two may be the wider one, which the sum is like.
+    const bool second = r.defined() && r.dtype() == sum.dtype() && x.dtype() != sum.dtype();
+    if (stream_norm(launch, {.out = out,
+                             .sum = sum,
+                             .mean = mean ? *mean : Tensor(),
+                             .rstd = rstd,
+                             .input = second ? r : x,
+                             .added = second ? x : r,
+                             .weight = w,
+                             .bias = b,
+                             .eps = eps,
+                             .rows = self.numel() / n,
+                             .n = n}))
+      return;
     const Forward<T> p{Elements(out),
                        Elements(sum),
                        Elements(x),
@@ -178,26 +193,17 @@ struct Backward {
   Elements total, low, grad, residual, in, weight;
   const T* means;  // null: not centred
   const T* rstds;
-  T* partial;  // null, or [blocks][2][n]: a block's sums of dy * xhat and of dy
+  T* partial;  // null, or [2][blocks][n]: a block's sums of dy * xhat and of dy
   int64_t rows;
 };
 
-/// total = residual + the input's gradient. With kSums a row belongs to a warp, and the block's sums
-/// for weight and bias stay in registers over all of its rows; the warps add theirs up in order.
-template <class T, int W, bool kSums>
-__global__ void __launch_bounds__(kSums ? 4 * kWarp : kRowThreads)
+/// total = residual + the input's gradient.
+template <class T, int W>
+__global__ void __launch_bounds__(kRowThreads)
     norm_gradient(const __grid_constant__ Backward<T> p, int n) {
   constexpr int kPieces = kRowItems<T> / W;
   __shared__ T shared[kRowThreads / kWarp];
   const int step = blockDim.x * W, first = threadIdx.x * W;
-  T dw[kSums ? kPieces : 1][W], db[kSums ? kPieces : 1][W];
-  if constexpr (kSums) {
-#pragma unroll
-    for (int c = 0; c < kPieces; ++c) {
-#pragma unroll
-      for (int k = 0; k < W; ++k) dw[c][k] = db[c][k] = T(0);
-    }
-  }
   for (int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; row < p.rows;
        row += int64_t{gridDim.x} * blockDim.y) {
     const int64_t start = row * n;
@@ -214,10 +220,6 @@ __global__ void __launch_bounds__(kSums ? 4 * kWarp : kRowThreads)
 #pragma unroll
       for (int k = 0; k < W; ++k) {
         x[c][k] -= mean;
-        if constexpr (kSums) {
-          dw[c][k] += g[c][k] * (x[c][k] * rstd);
-          db[c][k] += g[c][k];
-        }
         g[c][k] *= w[k];
         along += g[c][k] * x[c][k];
         constant += g[c][k];
@@ -246,28 +248,6 @@ __global__ void __launch_bounds__(kSums ? 4 * kWarp : kRowThreads)
       }
     }
   }
-  if constexpr (kSums) {
-    extern __shared__ __align__(16) char memory[];
-    T* sums = reinterpret_cast<T*>(memory);  // [2][n]
-    for (unsigned turn = 0; turn < blockDim.y; ++turn) {
-      if (threadIdx.y == turn) {
-#pragma unroll
-        for (int c = 0; c < kPieces; ++c) {
-          const int at = c * step + first;
-          if (at >= n) break;
-#pragma unroll
-          for (int k = 0; k < W; ++k) {
-            sums[at + k] = turn == 0 ? dw[c][k] : sums[at + k] + dw[c][k];
-            sums[n + at + k] = turn == 0 ? db[c][k] : sums[n + at + k] + db[c][k];
-          }
-        }
-      }
-      __syncthreads();
-    }
-    const int thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
-    T* out = p.partial + int64_t{blockIdx.x} * 2 * n;
-    for (int i = thread; i < 2 * n; i += threads) out[i] = sums[i];
-  }
 }
 
 /// partial[i] = the sums of rows i, i + gridDim.y, … for rows that belong to blocks.
@@ -282,8 +262,8 @@ __global__ void __launch_bounds__(256) column_sums(const __grid_constant__ Backw
     dw += g[0] * ((x[0] - (p.means ? p.means[row] : T(0))) * p.rstds[row]);
     db += g[0];
   }
-  p.partial[int64_t{blockIdx.y} * 2 * n + column] = dw;
-  p.partial[(int64_t{blockIdx.y} * 2 + 1) * n + column] = db;
+  p.partial[int64_t{blockIdx.y} * n + column] = dw;
+  p.partial[(int64_t{gridDim.y} + blockIdx.y) * n + column] = db;
 }
 
 /// Rows longer than a block's registers.
@@ -325,30 +305,6 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
-constexpr int kLines = 8;
-
-/// The weight's and the bias' gradients from the blocks' sums, in a fixed order.
-template <class T>
-__global__ void __launch_bounds__(kWarp* kLines)
-    add_blocks(Elements weight_out, Elements bias_out, const T* partial, int64_t n, int blocks) {
-  __shared__ T shared[kLines][kWarp];
-  const int64_t column = int64_t{blockIdx.x} * kWarp + threadIdx.x;
-  const Elements& out = blockIdx.y == 0 ? weight_out : bias_out;
-  if (!out.data) return;
-  T total = T(0);
-  if (column < n) {
-    for (int b = threadIdx.y; b < blocks; b += kLines)
-      total += partial[(int64_t{b} * 2 + blockIdx.y) * n + column];
-  }
-  shared[threadIdx.y][threadIdx.x] = total;
-  __syncthreads();
-  if (threadIdx.y != 0 || column >= n) return;
-  T sum[1] = {T(0)};
-#pragma unroll
-  for (int line = 0; line < kLines; ++line) sum[0] += shared[line][threadIdx.x];
-  out.template store<1>(column, sum);
-}
-
 void zero(const Tensor& t, const Launch& launch) {
   if (!t.defined() || t.numel() == 0) return;
   check_cuda(cudaMemsetAsync(t.data(), 0, static_cast<size_t>(t.numel() * t.itemsize()),
@@ -373,6 +329,19 @@ void backward(const Tensor& total, const Tensor& grad_weight, const Tensor& grad
                  g = wider ? dense_as(grad_output, input.dtype()) : dense(grad_output),
                  rstds = dense_as(rstd, DTypeOf<T>::value),
                  means = mean ? dense_as(*mean, DTypeOf<T>::value) : Tensor();
+    if (stream_norm_gradients(launch, {.total = total,
+                                       .low = low,
+                                       .weight_sums = grad_weight,
+                                       .bias_sums = grad_bias,
+                                       .grad = g,
+                                       .residual = r,
+                                       .input = x,
+                                       .weight = w,
+                                       .mean = means,
+                                       .rstd = rstds,
+                                       .rows = input.numel() / n,
+                                       .n = n}))
+      return;
     Backward<T> p{Elements(total),
                   Elements(low),
                   Elements(g),
@@ -384,17 +353,13 @@ void backward(const Tensor& total, const Tensor& grad_weight, const Tensor& grad
                   nullptr,
                   input.numel() / n};
     const RowLaunch shape(p.rows, n, kRowItems<T>);
-    const bool wide = sizeof(T) == 4 &&
-                      in_pieces(n, {p.total, p.low, p.grad, p.residual, p.in, p.weight});
-    const bool wants_sums = grad_weight.defined() || grad_bias.defined();
-    const bool by_warp = shape.block.y > 1;
-    const int64_t multiprocessors = launch.properties().multiprocessors;
     const int64_t blocks =
-        by_warp ? std::min<int64_t>(shape.grid.x, multiprocessors * 4)
-                : std::min<int64_t>(ceil_div<int64_t>(p.rows, 16), multiprocessors * 4);
+        std::min<int64_t>(ceil_div<int64_t>(p.rows, 16),
+                          int64_t{launch.properties().multiprocessors} * 4);
+    const bool wants_sums = grad_weight.defined() || grad_bias.defined();
     const Scratch partial(wants_sums ? static_cast<size_t>(blocks * 2 * n) * sizeof(T) : 8, launch);
-    if (wants_sums) p.partial = partial.data<T>();
-    if (wants_sums && !by_warp) {
+    if (wants_sums) {
+      p.partial = partial.data<T>();
       // Before the gradients: their sum may take the residual's place, never the operands'.
       launch(column_sums<T>,
              dim3(static_cast<unsigned>(ceil_div<int64_t>(n, 256)), static_cast<unsigned>(blocks)),
@@ -402,24 +367,19 @@ void backward(const Tensor& total, const Tensor& grad_weight, const Tensor& grad
     }
     if (n > kCachedRow<T>) {
       launch(norm_gradient_long<T>, shape.grid, shape.block, 0, p, n);
-    } else if (wants_sums && by_warp) {
-      auto* kernel = norm_gradient<T, 1, true>;
-      if constexpr (sizeof(T) == 4) {
-        if (wide) kernel = norm_gradient<T, 4, true>;
-      }
-      launch(kernel, dim3(static_cast<unsigned>(blocks)), shape.block,
-             static_cast<size_t>(2 * n) * sizeof(T), p, static_cast<int>(n));
     } else {
-      auto* kernel = norm_gradient<T, 1, false>;
+      auto* kernel = norm_gradient<T, 1>;
       if constexpr (sizeof(T) == 4) {
-        if (wide) kernel = norm_gradient<T, 4, false>;
+        if (in_pieces(n, {p.total, p.low, p.grad, p.residual, p.in, p.weight}))
+          kernel = norm_gradient<T, 4>;
       }
       launch(kernel, shape.grid, shape.block, 0, p, static_cast<int>(n));
     }
     if (wants_sums) {
-      launch(add_blocks<T>, dim3(static_cast<unsigned>(ceil_div<int64_t>(n, kWarp)), 2),
-             dim3(kWarp, kLines), 0, Elements(grad_weight), Elements(grad_bias), partial.data<T>(),
-             n, static_cast<int>(blocks));
+      ColumnPartsList<T> parts;
+      parts.add(grad_weight, p.partial);
+      parts.add(grad_bias, p.partial + blocks * n);
+      add_column_parts(launch, parts, n, blocks);
     }
   });
 }
