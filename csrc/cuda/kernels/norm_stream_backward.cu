@@ -29,32 +29,47 @@ struct Rows {
 /// a piece.
 constexpr int most_threads(int pieces) { return pieces > 4 ? 384 : 512; }
 
+template <class S>
+__device__ inline float round_to(float value) {
+  return convert<float>(convert<S>(value));
+}
+
 /// blockDim.x threads a row, blockDim.y rows at a time; K pieces a thread.
-template <class S, class G, int K>
+template <class S, class G, int K, bool kWarpRow, bool kWhole>
 __global__ void __launch_bounds__(most_threads(K))
-    norm_gradient_stream(const __grid_constant__ Rows<S, G> p, int n) {
+    norm_gradient_stream(const __grid_constant__ Rows<S, G> p, int length) {
   extern __shared__ __align__(16) char memory[];
   __shared__ RowMeeting meeting;
-  const int step = blockDim.x * kPiece, first = threadIdx.x * kPiece;
+  const PiecesOfRow<K, kWarpRow, kWhole> pieces(length);
+  const int n = pieces.n, step = pieces.step, first = pieces.first;
   auto* const weights = reinterpret_cast<float*>(memory);  // [n]
   // A stage holds rows of the input, of residuals where there are any, and of gradients.
   const int wide_rows = p.residual ? 2 : 1;
   const int row_bytes = bytes_of_row<S, G>(n, wide_rows, 1);
-  char* const stages = memory + n * sizeof(float);
-  const auto stage = [&](int slot) {
-    return stages + static_cast<size_t>(slot * blockDim.y + threadIdx.y) * row_bytes;
+  char* const stages = memory + n * sizeof(float) + threadIdx.y * row_bytes;
+  const int stage_bytes = blockDim.y * row_bytes;
+  const auto input_at = [&](int slot) {
+    return reinterpret_cast<S*>(stages + slot * stage_bytes) + first;
+  };
+  const auto grad_after = [&](S* input) {
+    return reinterpret_cast<G*>(input - first + wide_rows * n) + first;
   };
   const auto fetch = [&](int64_t row, int slot) {
     if (row < p.rows) {
-      auto* const input = reinterpret_cast<S*>(stage(slot));
-      auto* const grad = reinterpret_cast<G*>(input + wide_rows * n);
+      const int64_t start = row * n + first;
+      S* const input = input_at(slot);
+      G* const grad = grad_after(input);
 #pragma unroll
       for (int c = 0; c < K; ++c) {
-        const int at = c * step + first;
-        if (at >= n) break;
-        copy_piece(input + at, p.input + row * n + at);
-        copy_piece(grad + at, p.grad + row * n + at);
-        if (p.residual) copy_piece(input + n + at, p.residual + row * n + at);
+        if (!pieces.has(c)) continue;
+        copy_piece(input + c * step, p.input + start + c * step);
+        copy_piece(grad + c * step, p.grad + start + c * step);
+      }
+      if (p.residual) {
+#pragma unroll
+        for (int c = 0; c < K; ++c) {
+          if (pieces.has(c)) copy_piece(input + n + c * step, p.residual + start + c * step);
+        }
       }
     }
     __pipeline_commit();
@@ -70,7 +85,6 @@ __global__ void __launch_bounds__(most_threads(K))
     p.weight.template load_or<1>(i, w, 1.0f);
     weights[i] = w[0];
   }
-  meeting.clear();
   __syncthreads();
 
   float sums[kSums][K][kPiece];
@@ -94,53 +108,66 @@ __global__ void __launch_bounds__(most_threads(K))
     const float mean = next_mean, rstd = next_rstd;
     fetch_statistics(row + stride);
     __pipeline_wait_prior(kStages - 1);
-    const auto* const input = reinterpret_cast<const S*>(stage(slot));
-    const auto* const grad = reinterpret_cast<const G*>(input + wide_rows * n);
+    S* const input = input_at(slot);
+    const G* const grad = grad_after(input);
     // h = (x - mean) * rstd; the gradient is rstd * (g * w - mean(g * w) - h * mean(g * w * h)).
-    float h[K][kPiece], g[K][kPiece], along = 0, constant = 0;
+    float h[K][kPiece], g[K][kPiece];
+    float both[2] = {0, 0};  // the sums of g * w * h and of g * w
     const float shift = -mean * rstd;
 #pragma unroll
     for (int c = 0; c < K; ++c) {
-      const int at = c * step + first;
-      if (at >= n) break;
+      load_piece_of(pieces, c, input, h[c]);
+      load_piece_of(pieces, c, grad, g[c]);
+    }
+#pragma unroll
+    for (int c = 0; c < K; ++c) {
       float w[kPiece];
-      load_piece<S, float, kPiece>(input + at, h[c]);
-      load_piece<G, float, kPiece>(grad + at, g[c]);
-      load_piece<float, float, kPiece>(weights + at, w);
+      load_piece_of(pieces, c, weights + first, w);
 #pragma unroll
       for (int k = 0; k < kPiece; ++k) {
         h[c][k] = h[c][k] * rstd + shift;
         sums[0][c][k] += g[c][k] * h[c][k];
         sums[1][c][k] += g[c][k];
         g[c][k] *= w[k];
-        along += g[c][k] * h[c][k];
-        constant += g[c][k];
+        both[0] += g[c][k] * h[c][k];
+        both[1] += g[c][k];
       }
     }
-    sum_over_row(along, constant, meeting, turn);
-    const float slope = -along * rstd / static_cast<float>(n);
-    constant = p.means ? -constant * rstd / static_cast<float>(n) : 0;
+    sum_over_row<kWarpRow>(both, meeting, turn);
+    const float slope = -both[0] * rstd / static_cast<float>(n);
+    const float constant = p.means ? -both[1] * rstd / static_cast<float>(n) : 0;
 #pragma unroll
     for (int c = 0; c < K; ++c) {
-      const int at = c * step + first;
-      if (at >= n) break;
 #pragma unroll
-      for (int k = 0; k < kPiece; ++k) g[c][k] = g[c][k] * rstd + (h[c][k] * slope + constant);
-      if (p.residual) {
+      for (int k = 0; k < kPiece; ++k)
+        g[c][k] = round_to<S>(g[c][k] * rstd + (h[c][k] * slope + constant));
+    }
+    if (p.residual) {
+#pragma unroll
+      for (int c = 0; c < K; ++c) {
         float added[kPiece];
-        load_piece<S, float, kPiece>(input + n + at, added);
+        load_piece_of(pieces, c, input + n, added);
 #pragma unroll
-        for (int k = 0; k < kPiece; ++k) g[c][k] = convert<float>(convert<S>(g[c][k])) + added[k];
+        for (int k = 0; k < kPiece; ++k) g[c][k] = round_to<S>(g[c][k] + added[k]);
       }
+    }
+    S* const total = p.total + row * n + first;
 #pragma unroll
-      for (int k = 0; k < kPiece; ++k) g[c][k] = convert<float>(convert<S>(g[c][k]));
-      store_piece<S, float, kPiece>(p.total + row * n + at, g[c]);
-      if (p.low) {
+    for (int c = 0; c < K; ++c) {
+      if (pieces.has(c)) store_piece<S, float, kPiece>(total + c * step, g[c]);
+    }
+    if (p.low) {
+      G* const low = p.low + row * n + first;
 #pragma unroll
-        for (int k = 0; k < kPiece; ++k) g[c][k] = convert<float>(convert<G>(g[c][k]));
-        store_piece<G, float, kPiece>(p.low + row * n + at, g[c]);
+      for (int c = 0; c < K; ++c) {
+#pragma unroll
+        for (int k = 0; k < kPiece; ++k) g[c][k] = round_to<G>(g[c][k]);
+        if (pieces.has(c)) store_piece<G, float, kPiece>(low + c * step, g[c]);
       }
-      if (p.sums[2]) {
+    }
+    if (p.sums[2]) {
+#pragma unroll
+      for (int c = 0; c < K; ++c) {
 #pragma unroll
         for (int k = 0; k < kPiece; ++k) sums[2][c][k] += g[c][k];
       }
@@ -150,16 +177,16 @@ __global__ void __launch_bounds__(most_threads(K))
 
   // The block's sums, through the memory of the stages: [blockDim.y][n] of one kind at a time.
   __pipeline_wait_prior(0);
-  auto* const lines = reinterpret_cast<float*>(stages);
+  auto* const lines = weights + n;
 #pragma unroll
   for (int kind = 0; kind < kSums; ++kind) {
     if (!p.sums[kind]) continue;
     __syncthreads();
 #pragma unroll
     for (int c = 0; c < K; ++c) {
-      const int at = c * step + first;
-      if (at >= n) break;
-      store_piece<float, float, kPiece>(lines + threadIdx.y * n + at, sums[kind][c]);
+      if (pieces.has(c))
+        store_piece<float, float, kPiece>(lines + threadIdx.y * n + first + c * step,
+                                          sums[kind][c]);
     }
     __syncthreads();
     for (int i = thread; i < n; i += threads) {
@@ -201,8 +228,8 @@ bool launch_stream(const Launch& launch, const NormGradients& g) {
     p.sums[kind] = scratch.data<float>() + parts.count * blocks * g.n;
     parts.add(*wanted[kind], p.sums[kind]);
   }
-  shape.visit_pieces([&]<int K>() {
-    shape.run(launch, norm_gradient_stream<S, G, K>, p, n);
+  shape.visit([&]<int K, bool kWarpRow, bool kWhole>() {
+    shape.run(launch, norm_gradient_stream<S, G, K, kWarpRow, kWhole>, p, n);
   });
   add_column_parts(launch, parts, g.n, blocks);
   return true;

@@ -22,27 +22,38 @@ struct Rows {
 };
 
 /// blockDim.x threads a row, blockDim.y rows at a time; K pieces a thread.
-template <class S, class G, int K>
+template <class S, class G, int K, bool kWarpRow, bool kWhole>
 __global__ void __launch_bounds__(kMostThreads)
-    norm_stream(const __grid_constant__ Rows<S, G> p, int n) {
+    norm_stream(const __grid_constant__ Rows<S, G> p, int length) {
   extern __shared__ __align__(16) char memory[];
   __shared__ RowMeeting meeting;
-  const int step = blockDim.x * kPiece, first = threadIdx.x * kPiece;
-  auto* const weights = reinterpret_cast<float*>(memory);  // [n], then biases [n]
+  const PiecesOfRow<K, kWarpRow, kWhole> pieces(length);
+  const int n = pieces.n, step = pieces.step, first = pieces.first;
+  auto* const weights = reinterpret_cast<float*>(memory);  // [n]
+  auto* const biases = weights + n;                        // [n]
   const int row_bytes = bytes_of_row<S, G>(n, 1, p.added ? 1 : 0);
-  const auto stage = [&](int slot) {
-    return memory + 2 * n * sizeof(float) +
-           static_cast<size_t>(slot * blockDim.y + threadIdx.y) * row_bytes;
+  char* const stages = memory + 2 * n * sizeof(float) + threadIdx.y * row_bytes;
+  const int stage_bytes = blockDim.y * row_bytes;
+  const auto input_at = [&](int slot) {
+    return reinterpret_cast<S*>(stages + slot * stage_bytes) + first;
+  };
+  const auto added_after = [&](S* input) {
+    return reinterpret_cast<G*>(input - first + n) + first;
   };
   const auto fetch = [&](int64_t row, int slot) {
     if (row < p.rows) {
-      auto* const input = reinterpret_cast<S*>(stage(slot));
+      const int64_t start = row * n + first;
+      S* const input = input_at(slot);
 #pragma unroll
       for (int c = 0; c < K; ++c) {
-        const int at = c * step + first;
-        if (at >= n) break;
-        copy_piece(input + at, p.input + row * n + at);
-        if (p.added) copy_piece(reinterpret_cast<G*>(input + n) + at, p.added + row * n + at);
+        if (pieces.has(c)) copy_piece(input + c * step, p.input + start + c * step);
+      }
+      if (p.added) {
+        G* const added = added_after(input);
+#pragma unroll
+        for (int c = 0; c < K; ++c) {
+          if (pieces.has(c)) copy_piece(added + c * step, p.added + start + c * step);
+        }
       }
     }
     __pipeline_commit();
@@ -58,59 +69,65 @@ __global__ void __launch_bounds__(kMostThreads)
     p.weight.template load_or<1>(i, w, 1.0f);
     p.bias.template load_or<1>(i, b, 0.0f);
     weights[i] = w[0];
-    weights[n + i] = b[0];
+    biases[i] = b[0];
   }
-  meeting.clear();
   __syncthreads();
 
   for (int turn = 0, slot = 0; row < p.rows; row += stride) {
     fetch(row + (kStages - 1) * stride, slot == 0 ? kStages - 1 : slot - 1);
     __pipeline_wait_prior(kStages - 1);
-    const auto* const input = reinterpret_cast<const S*>(stage(slot));
-    float x[K][kPiece], total = 0, nothing = 0;
+    S* const input = input_at(slot);
+    float x[K][kPiece];
 #pragma unroll
-    for (int c = 0; c < K; ++c) {
-      const int at = c * step + first;
-      if (at >= n) break;
-      load_piece<S, float, kPiece>(input + at, x[c]);
-      if (p.added) {
-        float added[kPiece];
-        load_piece<G, float, kPiece>(reinterpret_cast<const G*>(input + n) + at, added);
+    for (int c = 0; c < K; ++c) load_piece_of(pieces, c, input, x[c]);
+    if (p.added) {
+      S* const sum = p.sum + row * n + first;
+      G* const added = added_after(input);
 #pragma unroll
-        for (int k = 0; k < kPiece; ++k) x[c][k] = convert<float>(convert<S>(x[c][k] + added[k]));
-        store_piece<S, float, kPiece>(p.sum + row * n + at, x[c]);
+      for (int c = 0; c < K; ++c) {
+        float more[kPiece];
+        load_piece_of(pieces, c, added, more);
+#pragma unroll
+        for (int k = 0; k < kPiece; ++k) x[c][k] = convert<float>(convert<S>(x[c][k] + more[k]));
+        if (pieces.has(c)) store_piece<S, float, kPiece>(sum + c * step, x[c]);
       }
-#pragma unroll
-      for (int k = 0; k < kPiece; ++k) total += x[c][k];
     }
     float mean = 0;
     if (p.means) {
-      sum_over_row(total, nothing, meeting, turn++);
-      mean = total / static_cast<float>(n);
+      float total[1] = {0};
+#pragma unroll
+      for (int c = 0; c < K; ++c) {
+#pragma unroll
+        for (int k = 0; k < kPiece; ++k) total[0] += x[c][k];
+      }
+      sum_over_row<kWarpRow>(total, meeting, turn++);
+      mean = total[0] / static_cast<float>(n);
     }
-    float squares = 0;
+    float squares[1] = {0};
 #pragma unroll
     for (int c = 0; c < K; ++c) {
-      if (c * step + first >= n) break;
+      if (!pieces.has(c)) continue;
 #pragma unroll
-      for (int k = 0; k < kPiece; ++k) squares += (x[c][k] - mean) * (x[c][k] - mean);
+      for (int k = 0; k < kPiece; ++k) {
+        x[c][k] -= mean;
+        squares[0] += x[c][k] * x[c][k];
+      }
     }
-    sum_over_row(squares, nothing, meeting, turn++);
-    const float rstd = 1.0f / sqrtf(squares / static_cast<float>(n) + p.eps);
+    sum_over_row<kWarpRow>(squares, meeting, turn++);
+    const float rstd = 1.0f / sqrtf(squares[0] / static_cast<float>(n) + p.eps);
     if (threadIdx.x == 0) {
       if (p.means) p.means[row] = mean;
       p.rstds[row] = rstd;
     }
+    G* const out = p.out + row * n + first;
 #pragma unroll
     for (int c = 0; c < K; ++c) {
-      const int at = c * step + first;
-      if (at >= n) break;
       float w[kPiece], b[kPiece];
-      load_piece<float, float, kPiece>(weights + at, w);
-      load_piece<float, float, kPiece>(weights + n + at, b);
+      load_piece_of(pieces, c, weights + first, w);
+      load_piece_of(pieces, c, biases + first, b);
 #pragma unroll
-      for (int k = 0; k < kPiece; ++k) x[c][k] = (x[c][k] - mean) * rstd * w[k] + b[k];
-      store_piece<G, float, kPiece>(p.out + row * n + at, x[c]);
+      for (int k = 0; k < kPiece; ++k) x[c][k] = x[c][k] * rstd * w[k] + b[k];
+      if (pieces.has(c)) store_piece<G, float, kPiece>(out + c * step, x[c]);
     }
     slot = slot == kStages - 1 ? 0 : slot + 1;
   }
@@ -133,8 +150,8 @@ bool launch_stream(const Launch& launch, const NormRows& g) {
                      g.rstd.data_as<float>(),
                      static_cast<float>(g.eps),
                      g.rows};
-  shape.visit_pieces([&]<int K>() {
-    shape.run(launch, norm_stream<S, G, K>, p, n);
+  shape.visit([&]<int K, bool kWarpRow, bool kWhole>() {
+    shape.run(launch, norm_stream<S, G, K, kWarpRow, kWhole>, p, n);
   });
   return true;
 }
@@ -142,8 +159,7 @@ bool launch_stream(const Launch& launch, const NormRows& g) {
 }  // namespace
 
 bool stream_norm(const Launch& launch, const NormRows& g) {
-  // Longer rows are a block's, and without sums to keep the plain kernels have more of them in flight.
-  if (g.n % kPiece != 0 || g.n == 0 || g.n > kLongestWarpRow || g.rows == 0) return false;
+  if (g.n % kPiece != 0 || g.n == 0 || g.n > kLongestStreamedRow || g.rows == 0) return false;
   const DType wide = g.input.dtype(), narrow = g.out.dtype();
   for (const Tensor* t : {&g.input, &g.sum, &g.added, &g.out}) {
     if (!t->defined()) continue;

@@ -26,74 +26,74 @@ __host__ __device__ constexpr int bytes_of_row(int n, int wide, int narrow) {
   return (bytes + 15) / 16 * 16;
 }
 
-/// Where a row's sums over its threads meet. One barrier a sum is enough: places alternate.
+/// Where the sums of a row that several warps share meet. One barrier a sum is enough: places
+/// alternate.
 struct RowMeeting {
-  float2 place[2][16];
-
-  /// By all threads of a block, before a barrier.
-  __device__ void clear() {
-    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-    if (thread < 32) place[thread / 16][thread % 16] = {0, 0};
-  }
+  float place[2][16][2];
 };
 
-/// Adds up two values over the threads of a row, in a fixed order; all of them get both.
-__device__ inline void sum_over_row(float& a, float& b, RowMeeting& meeting, int turn) {
+/// Adds up N values over the threads of a row, in a fixed order; all of them get the sums.
+template <bool kWarpRow, int N>
+__device__ inline void sum_over_row(float (&values)[N], RowMeeting& meeting, int turn) {
 #pragma unroll
   for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-    a += __shfl_xor_sync(0xffffffffu, a, mask);
-    b += __shfl_xor_sync(0xffffffffu, b, mask);
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] += __shfl_xor_sync(0xffffffffu, values[i], mask);
   }
-  if (blockDim.x == kWarp) return;
-  float2* const place = meeting.place[turn & 1];
-  if (threadIdx.x % kWarp == 0) place[threadIdx.x / kWarp] = {a, b};
-  __syncthreads();
-  a = b = 0;
+  if constexpr (!kWarpRow) {
+    const int warps = blockDim.x / kWarp;
+    auto* const place = meeting.place[turn & 1] + threadIdx.y * warps;
+    if (threadIdx.x % kWarp == 0) {
 #pragma unroll
-  for (int w = 0; w < 16; w += 4) {
-    if (w * kWarp >= blockDim.x) break;
+      for (int i = 0; i < N; ++i) place[threadIdx.x / kWarp][i] = values[i];
+    }
+    // The threads of this row alone; barrier 0 is the block's.
+    asm volatile("barrier.sync %0, %1;" ::"r"(threadIdx.y + 1), "r"(blockDim.x) : "memory");
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      a += place[w + k].x;
-      b += place[w + k].y;
+    for (int i = 0; i < N; ++i) values[i] = 0;
+#pragma unroll 4
+    for (int w = 0; w < warps; ++w) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) values[i] += place[w][i];
     }
   }
 }
 
-/// How rows are spread over threads; `pieces` is 2, 3, 4 or 6.
+/// How rows are spread over threads: by a warp each with 2, 3, 4 or 6 pieces a thread, or by several
+/// warps with 4.
 struct RowStreamShape {
   static constexpr int kReserve = 1024;  // bytes of shared memory for the kernel's own and the system
   dim3 block;
   int pieces = 0, shared_bytes = 0;
   int64_t blocks = 0;
+  bool warp_row = false, whole = false;  // whole: a thread has all its pieces in every row
 
   /// `most` threads a block (and `most_long` where a thread has 6 pieces), `per_sm` blocks of as many
   /// threads a multiprocessor; `kept` arrays of n floats in shared memory. False where two rows do
   /// not fit.
   bool choose(const Launch& launch, int64_t rows, int n, int row_bytes, int kept, int most,
               int most_long, int per_sm) {
+    warp_row = n <= kLongestWarpRow;
+    pieces = !warp_row ? 4 : n <= 256 ? 2 : n <= 384 ? 3 : n <= 512 ? 4 : 6;
+    const int across = warp_row ? kWarp : ceil_div(n, pieces * kPiece * kWarp) * kWarp;
+    if (pieces == 6) most = most_long;
+    if (across > most) return false;
+    whole = n == across * pieces * kPiece;
+    // As many rows as a multiprocessor gets, where those are few, and as fit.
     const int multiprocessors = launch.properties().multiprocessors;
-    if (n <= kLongestWarpRow) {
-      pieces = n <= 256 ? 2 : n <= 384 ? 3 : n <= 512 ? 4 : 6;
-      if (pieces == 6) most = most_long;
-      // As many rows as a multiprocessor gets, where those are few.
-      const int64_t warps = std::min<int64_t>(ceil_div<int64_t>(rows, multiprocessors), most / kWarp);
-      block = dim3(kWarp, static_cast<unsigned>(warps));
-    } else {
-      pieces = 4;
-      const int threads = ceil_div(n, pieces * kPiece * kWarp) * kWarp;
-      if (threads > most) return false;
-      block = dim3(static_cast<unsigned>(threads), 1);
-    }
-    const int threads = static_cast<int>(block.x * block.y);
-    const int limit = launch.properties().shared_memory_per_block;
+    const int limit = launch.properties().shared_memory_per_block - kReserve -
+                      kept * n * static_cast<int>(sizeof(float));
+    const int64_t down =
+        std::min<int64_t>({most / across, ceil_div<int64_t>(rows, multiprocessors),
+                           limit / (kStages * row_bytes), warp_row ? kWarp : 15});
+    if (down < 1) return false;
+    block = dim3(static_cast<unsigned>(across), static_cast<unsigned>(down));
     shared_bytes = kept * n * static_cast<int>(sizeof(float)) +
-                   kStages * static_cast<int>(block.y) * row_bytes;
-    if (shared_bytes + kReserve > limit) return false;
-    const int resident =
-        std::max(1, std::min(per_sm * most / threads, limit / (shared_bytes + kReserve)));
-    blocks = std::min<int64_t>(ceil_div<int64_t>(rows, block.y),
-                               int64_t{multiprocessors} * resident);
+                   kStages * static_cast<int>(down) * row_bytes;
+    const int resident = std::max<int>(
+        1, std::min<int>(per_sm, launch.properties().shared_memory_per_block /
+                                     (shared_bytes + kReserve)));
+    blocks = std::min<int64_t>(ceil_div<int64_t>(rows, down), int64_t{multiprocessors} * resident);
     return true;
   }
 
@@ -104,15 +104,42 @@ struct RowStreamShape {
            args...);
   }
 
-  /// f.operator()<K>() with K = pieces.
+  /// f.operator()<pieces, warp_row, whole>().
   template <class F>
-  void visit_pieces(const F& f) const {
-    if (pieces == 2) f.template operator()<2>();
-    if (pieces == 3) f.template operator()<3>();
-    if (pieces == 4) f.template operator()<4>();
-    if (pieces == 6) f.template operator()<6>();
+  void visit(const F& f) const {
+    const auto with = [&]<int K, bool kWarpRow>() {
+      whole ? f.template operator()<K, kWarpRow, true>() : f.template operator()<K, kWarpRow, false>();
+    };
+    if (!warp_row) return with.template operator()<4, false>();
+    if (pieces == 2) with.template operator()<2, true>();
+    if (pieces == 3) with.template operator()<3, true>();
+    if (pieces == 4) with.template operator()<4, true>();
+    if (pieces == 6) with.template operator()<6, true>();
   }
 };
+
+/// Which pieces of a row a thread has: those at first, first + step, ...
+template <int K, bool kWarpRow, bool kWhole>
+struct PiecesOfRow {
+  int n, step, first;
+  __device__ explicit PiecesOfRow(int length)
+      : n(kWarpRow && kWhole ? K * kWarp * kPiece : length),
+        step((kWarpRow ? kWarp : static_cast<int>(blockDim.x)) * kPiece),
+        first(static_cast<int>(threadIdx.x) * kPiece) {}
+  __device__ bool has(int c) const { return kWhole || c * step + first < n; }
+};
+
+/// Elements at a thread's piece c of a row whose first piece is at `row`; zeros where it has none.
+template <class S, class Pieces>
+__device__ inline void load_piece_of(const Pieces& pieces, int c, const S* row,
+                                     float (&values)[kPiece]) {
+  if (pieces.has(c)) {
+    load_piece<S, float, kPiece>(row + c * pieces.step, values);
+  } else {
+#pragma unroll
+    for (int k = 0; k < kPiece; ++k) values[k] = 0;
+  }
+}
 
 /// Calls f with the storage types of rows and of what is beside them: the same, or a 16-bit float
 /// beside float; false for others.
