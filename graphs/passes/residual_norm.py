@@ -11,10 +11,11 @@ On CUDA statistics of 16-bit rows, and gradients of weight and bias, are summed 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor.graphs.rewrite import Edits, Uses, is_dense, make_op
-from vibetensor.graphs.tape import Op, Tape, View
+from vibetensor.graphs.tape import Buffer, Op, Tape, View
 
 BITWISE = False  # on CUDA
 
@@ -24,6 +25,7 @@ _BACKWARD = {
     "_rms_norm_backward": "_residual_rms_norm_backward",
 }
 _HALF = (vt.bfloat16, vt.float16)
+_MOST_TERMS = 4  # of a gradient that a norm adds up itself
 
 
 def run(tape: Tape) -> Tape:
@@ -81,22 +83,9 @@ def _backward(edits: Edits, uses: Uses, at: int, op: Op) -> None:
     dx = op.outputs[0]
     if not all(map(is_dense, (grad, x, dx))):
         return
-    gone: set[int] = set()
-    parts = [op.name]
-    widened = uses.writer(grad, at)
-    if (
-        widened is not None
-        and edits.free(widened)
-        and ops[widened].name == "_to_dtype"
-        and ops[widened].args[0].dtype in _HALF
-        and grad.dtype == vt.float32
-        and is_dense(ops[widened].args[0])
-        and uses.only_reader(grad.buffer) == at
-        and not uses.written_between(ops[widened].args[0].buffer, widened, at)
-    ):
-        gone.add(widened)
-        grad = ops[widened].args[0]
-        parts.insert(0, "_to_dtype")
+    terms, gone = _terms(edits, uses, grad, at, x.dtype)
+    grad = terms[0]
+    parts = [*sorted({ops[i].name for i in gone}, reverse=True), op.name]
     residual, total, last = None, dx, at
     add = uses.only_reader(dx.buffer)
     if (
@@ -111,7 +100,7 @@ def _backward(edits: Edits, uses: Uses, at: int, op: Op) -> None:
             why = f"{other} is of another dtype"
         if other.buffer in {v.buffer for v in op.writes()}:
             why = f"{other} comes from the norm as well"
-        if ops[add].outputs[0].buffer in {grad.buffer, *(v.buffer for v in op.reads())}:
+        if ops[add].outputs[0].buffer in {v.buffer for v in (*terms, *op.reads())}:
             why = "the sum takes the place of what the norm reads"
         if why:
             edits.refused(f"{op.name} and add stay two ops: {why}", op)
@@ -129,12 +118,74 @@ def _backward(edits: Edits, uses: Uses, at: int, op: Op) -> None:
     results = [total, *(v for v in op.outputs[1:] if v is not None), *([low] if low else [])]
     made = make_op(
         _BACKWARD[op.name],
-        (grad, residual, *op.args[1:], low.dtype if low else None),
+        (grad, residual, *op.args[1:], low.dtype if low else None, terms[1:]),
         results,
         op,
     )
     edits.replace(at, made, gone)
     _made(edits, op, made, parts)
+
+
+def _terms(
+    edits: Edits, uses: Uses, grad: View, at: int, dtype: Any
+) -> tuple[list[View], set[int]]:
+    """What the gradient that `at` reads is the sum of, in order, and the ops that widen and add it,
+    which nobody else needs: of the products that mixed precision leaves in 16 bits."""
+    ops = uses.tape.ops
+    later: list[View] = []
+    gone: set[int] = set()
+    sums: set[Buffer] = set()
+    view, place, widened = grad, at, False
+    while len(later) < _MOST_TERMS - 1:
+        found = uses.writer(view, place)
+        if found is None or not edits.free(found) or ops[found].name not in ("add", "add_"):
+            break
+        first, second, alpha = ops[found].args
+        plain = isinstance(second, View) and not second.number and alpha == 1
+        if not plain or first.dtype != dtype or not first.sizes == second.sizes == view.sizes:
+            break
+        narrow, cast = _narrow(edits, uses, second, found, at)
+        if cast and uses.only_reader(second.buffer) != found:
+            narrow, cast = second, set()
+        if not is_dense(first) or not is_dense(narrow) or narrow.dtype.itemsize > dtype.itemsize:
+            break
+        if uses.written_between(narrow.buffer, found, at) or narrow.buffer in sums | {view.buffer}:
+            break
+        gone |= {found} | cast
+        sums.add(view.buffer)
+        later.insert(0, narrow)
+        view, place, widened = first, found, widened or narrow.dtype != dtype
+    narrow, cast = _narrow(edits, uses, view, place, at)
+    widened = widened or bool(cast)
+    if cast:
+        sums.add(view.buffer)
+    gone |= cast
+    since = min(cast, default=place)
+    alone = all(
+        b.role == "scratch"
+        and {i for i in uses.reads(b) if i >= since} <= gone | {at}
+        and {i for i in uses.writes(b) if i >= since} <= gone
+        for b in sums
+    )
+    changed = any(place < i < at and i not in gone for i in uses.writes(narrow.buffer))
+    if not widened or not alone or changed or grad.dtype != dtype:
+        return [grad], set()
+    return [narrow, *later], gone
+
+
+def _narrow(
+    edits: Edits, uses: Uses, view: View, before: int, at: int
+) -> tuple[View, set[int]]:
+    """What a float32 view was in 16 bits, with the cast, if it is still that at `at`; or the view."""
+    found = uses.writer(view, before)
+    if found is None or not edits.free(found) or uses.tape.ops[found].name != "_to_dtype":
+        return view, set()
+    source = uses.tape.ops[found].args[0]
+    if view.dtype != vt.float32 or source.dtype not in _HALF or not is_dense(source):
+        return view, set()
+    if uses.written_between(source.buffer, found, at):
+        return view, set()
+    return source, {found}
 
 
 def _refused(add: Op, like: View, movable: Callable[[], bool]) -> str | None:

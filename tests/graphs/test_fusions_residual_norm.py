@@ -78,6 +78,49 @@ def test_under_autocast(norm: str) -> None:
     assert any("_to_dtype" in d and "add" in d for d in decisions())
 
 
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("readers", [1, 2, 3, 4, 5])
+def test_gradients_of_several_products(norm: str, readers: int) -> None:
+    def make() -> Any:
+        block = _Block((4, 24), norm)
+        linears = [vt.nn.Linear(24, 24, bias=False) for _ in range(readers)]
+        weights = [linear.weight for linear in linears]
+
+        def step(x: Any, r: Any) -> Any:
+            for tensor in [*block.state, *weights]:
+                tensor.grad = None
+            h = x * block.first
+            with vt.autocast("cpu", dtype=vt.bfloat16):
+                normed = block.normed(h + r, 0)
+                loss = sum(linear(normed).float().square().mean() for linear in linears)
+            loss.backward()
+            return loss, block.first.grad, [w.grad for w in [*weights, *block.weights]]
+
+        return step
+
+    names = captured_names(make, _inputs((4, 24)))
+    assert names.count(f"_residual_{norm}_backward") == 1
+    # Those of the losses, and of gradients beyond four.
+    assert names.count("add_") + names.count("add") == readers + max(readers - 4, 0)
+
+
+def test_a_sum_of_gradients_that_is_read_stays() -> None:
+    weight = vt.randn(8).requires_grad_()
+
+    def step(x: Any, r: Any) -> Any:
+        x = (x * 1).detach().requires_grad_()
+        normed = F.rms_norm(x, x.shape[-1:], weight)
+        seen = []
+        normed.register_hook(lambda grad: seen.append(grad.sum()))
+        with vt.autocast("cpu", dtype=vt.bfloat16):
+            loss = (normed @ r.t()).float().sum() + (normed @ x.detach().t()).float().sum()
+        (grad,) = vt.autograd.grad(loss, [x])
+        return loss, grad, *seen
+
+    names = captured_names(_one(step), _inputs((8, 8)))
+    assert "sum.dim" in names and {"add", "add_"} & set(names)
+
+
 def _one(function: Any) -> Any:
     return lambda: function
 

@@ -95,12 +95,12 @@ def test_residual_norm_backward(
         _, mean, rstd = ops.native_layer_norm(x, n, weight, weight, 1e-5)
         dx, *sums = ops.native_layer_norm_backward(wide, x, n, mean, rstd, weight, weight)
         total, *mine, copy = ops._residual_layer_norm_backward(
-            grad, kept, x, n, mean, rstd, weight, weight, low
+            grad, kept, x, n, mean, rstd, weight, weight, low, []
         )
     else:
         _, rstd = ops._rms_norm(x, n, weight, 1e-5)
         dx, *sums = ops._rms_norm_backward(wide, x, n, rstd, weight)
-        total, *mine, copy = ops._residual_rms_norm_backward(grad, kept, x, n, rstd, weight, low)
+        total, *mine, copy = ops._residual_rms_norm_backward(grad, kept, x, n, rstd, weight, low, [])
     expected = residual + dx if with_residual else dx
     _same(total, expected)
     for a, b in zip(mine, sums):
@@ -113,13 +113,44 @@ def test_residual_norm_backward(
         _same(copy, expected.to(low))
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_gradient_of_a_norm_in_terms(shape: tuple, dtype: Any, centred: bool, count: int) -> None:
+    vt.manual_seed(3)
+    narrow = vt.bfloat16 if dtype == vt.float32 else dtype
+    x = _normal(*shape, dtype=dtype)
+    n = [shape[-1]]
+    weight = _normal(n[0], dtype=dtype)
+    kept = _normal(*shape, dtype=dtype)
+    first, *terms = (_normal(*shape, dtype=narrow) for _ in range(count + 1))
+    total = first.to(dtype)
+    for term in terms:
+        total = total + term.to(dtype)
+    if centred:
+        _, mean, rstd = ops.native_layer_norm(x, n, weight, weight, 1e-5)
+        rest = (kept, x, n, mean, rstd, weight, weight, None)
+        expected = ops._residual_layer_norm_backward(total, *rest, [])
+        found = ops._residual_layer_norm_backward(first, *rest, terms)
+    else:
+        _, rstd = ops._rms_norm(x, n, weight, 1e-5)
+        rest = (kept, x, n, rstd, weight, None)
+        expected = ops._residual_rms_norm_backward(total, *rest, [])
+        found = ops._residual_rms_norm_backward(first, *rest, terms)
+    for a, b in zip(found[:-1], expected[:-1]):
+        _same(a, b)
+
+
 def test_residual_norm_refuses_what_does_not_fit() -> None:
     x = vt.randn(3, 4)
     with pytest.raises(RuntimeError, match="one shape"):
         ops._residual_layer_norm(x, vt.randn(1, 4), [4], None, None, 1e-5, vt.float32)
     with pytest.raises(RuntimeError, match="residual like the input"):
         stats = vt.zeros(3, 1)
-        ops._residual_layer_norm_backward(x, x.double(), x, [4], stats, stats, None, None, None)
+        ops._residual_layer_norm_backward(x, x.double(), x, [4], stats, stats, None, None, None, [])
+    with pytest.raises(RuntimeError, match="terms like the input"):
+        ops._residual_rms_norm_backward(x, None, x, [4], vt.zeros(3, 1), None, None, [x[:2]])
 
 
 @pytest.mark.parametrize("rows,classes", [(4, 5), (1, 1), (33, 67), (12, 1030), (0, 3)])

@@ -119,12 +119,13 @@ void store_group_sums(const Tensor& out, const T* partial, int64_t groups, int64
     store_row<T>(out.data(), out.dtype(), 0, n, total);
 }
 
-/// With a `residual`, the input's gradient is added to that, and the sum also goes to `low`.
+/// The gradient is grad_out plus the `terms`, in the input's dtype. With a `residual`, the input's
+/// gradient is added to that, and the sum also goes to `low`.
 template <bool kCentre>
 void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias,
               const Tensor& grad_out, const Tensor& input, int64_t n, const Tensor* mean,
               const Tensor& rstd, const Tensor& weight, const Tensor& residual = Tensor(),
-              const Tensor& low = Tensor()) {
+              const Tensor& low = Tensor(), TensorSpan terms = {}) {
   const auto zero = [](const Tensor& t) {
     if (t.defined() && t.numel() > 0)
       std::memset(t.data(), 0, static_cast<size_t>(t.numel() * t.itemsize()));
@@ -141,6 +142,8 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
     const Tensor x = dense(input),
                  g = narrower ? dense(grad_out) : dense_as(grad_out, input.dtype()),
                  added = dense(residual), w_dense = dense_as(weight, DTypeOf<T>::value);
+    std::vector<Tensor> more;
+    for (const Tensor& term : terms) more.push_back(dense(term));
     const T* w = w_dense.defined() ? w_dense.data_as<T>() : nullptr;
     const T* rstds = rstd.data_as<T>();
     const T* means = kCentre ? mean->data_as<T>() : nullptr;
@@ -151,7 +154,9 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
         want_weight || want_bias ? empty(Dims{plan.groups, 2, n}, DTypeOf<T>::value) : Tensor();
     parallel_chunks(plan.groups, [&](int64_t group) {
       T* in_row = typed ? nullptr : scratch<T>(Scratch::Row0, n);
-      T* g_row = g.dtype() == DTypeOf<T>::value ? nullptr : scratch<T>(Scratch::Row1, n);
+      const bool typed_grad = g.dtype() == DTypeOf<T>::value && more.empty();
+      T* g_row = typed_grad ? nullptr : scratch<T>(Scratch::Row1, n);
+      T* term_row = more.empty() ? nullptr : scratch<T>(Scratch::Gradients, n);
       T* out_row = typed && !added.defined() ? nullptr : scratch<T>(Scratch::Row2, n);
       T* added_row = typed || !added.defined() ? nullptr : scratch<T>(Scratch::Row3, n);
       T* __restrict__ dw = partial.defined() ? partial.data_as<T>() + group * 2 * n : nullptr;
@@ -161,6 +166,11 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
       for (int64_t i = group * plan.per_group; i < last; ++i) {
         const T* row = load_row<T>(x.data(), x.dtype(), i * n, n, in_row);
         const T* dy = load_row<T>(g.data(), g.dtype(), i * n, n, g_row);
+        for (const Tensor& term : more) {
+          add_rows(g_row, dy, load_row<T>(term.data(), term.dtype(), i * n, n, term_row), n);
+          if (!typed) round_to(x.dtype(), g_row, scratch<T>(Scratch::Extra, n), n);
+          dy = g_row;
+        }
         const T m = kCentre ? means[i] : T(0), r = rstds[i];
         if (want_weight && want_bias) {
           for (int64_t k = 0; k < n; ++k) {
@@ -252,16 +262,16 @@ const RegisterCpu register_norms([](KernelTable& t) {
       [](const Tensor& total, const Tensor& grad_weight, const Tensor& grad_bias, const Tensor& low,
          const Tensor& grad_out, const Tensor& residual, const Tensor& input,
          IntSpan normalized_shape, const Tensor& mean, const Tensor& rstd, const Tensor& weight,
-         const Tensor&, std::optional<DType>) {
+         const Tensor&, std::optional<DType>, TensorSpan terms) {
         backward<true>(total, grad_weight, grad_bias, grad_out, input, product_of(normalized_shape),
-                       &mean, rstd, weight, residual, low);
+                       &mean, rstd, weight, residual, low, terms);
       };
   t._residual_rms_norm_backward =
       [](const Tensor& total, const Tensor& grad_weight, const Tensor& low, const Tensor& grad_out,
          const Tensor& residual, const Tensor& input, IntSpan normalized_shape, const Tensor& rstd,
-         const Tensor& weight, std::optional<DType>) {
+         const Tensor& weight, std::optional<DType>, TensorSpan terms) {
         backward<false>(total, grad_weight, Tensor(), grad_out, input, product_of(normalized_shape),
-                        nullptr, rstd, weight, residual, low);
+                        nullptr, rstd, weight, residual, low, terms);
       };
 });
 

@@ -4,11 +4,14 @@
 // multiple of 4 or beyond a block's shared memory, and unaligned ones.
 #pragma once
 
+#include <vector>
+
 #include "cuda/kernels/launch.cuh"
 
 namespace vt::cuda {
 
 inline constexpr int64_t kLongestStreamedRow = 16384;
+inline constexpr size_t kMostTerms = 3;  // that are added to an incoming gradient
 
 /// Dense tensors on one device; undefined where absent. n elements a row.
 struct NormRows {
@@ -29,6 +32,7 @@ struct NormGradients {
   Tensor weight_sums, bias_sums;  // [n]: gradients of weight and bias
   Tensor row_sums;                // [n]: the sums over the rows of low, or else of total, as rounded
   Tensor grad, residual, input;
+  std::vector<Tensor> terms;  // the gradient is grad + terms; at most kMostTerms
   Tensor weight;
   Tensor mean;  // undefined: not centred
   Tensor rstd;

@@ -23,6 +23,7 @@ struct Rows {
   const float* rstds;
   float* sums[kSums];  // null, or [blocks][n]
   int64_t rows;
+  const G* terms[kMostTerms];  // what is added to grad, each sum rounded to S; null after the last
 };
 
 /// The most threads of a block with `pieces` pieces of a row a thread: their sums take 12 registers
@@ -45,7 +46,10 @@ __global__ void __launch_bounds__(most_threads(K))
   auto* const weights = reinterpret_cast<float*>(memory);  // [n]
   // A stage holds rows of the input, of residuals where there are any, and of gradients.
   const int wide_rows = p.residual ? 2 : 1;
-  const int row_bytes = bytes_of_row<S, G>(n, wide_rows, 1);
+  int narrow_rows = 1;
+#pragma unroll
+  for (const G* term : p.terms) narrow_rows += term != nullptr;
+  const int row_bytes = bytes_of_row<S, G>(n, wide_rows, narrow_rows);
   char* const stages = memory + n * sizeof(float) + threadIdx.y * row_bytes;
   const int stage_bytes = blockDim.y * row_bytes;
   const auto input_at = [&](int slot) {
@@ -69,6 +73,13 @@ __global__ void __launch_bounds__(most_threads(K))
 #pragma unroll
         for (int c = 0; c < K; ++c) {
           if (pieces.has(c)) copy_piece(input + n + c * step, p.residual + start + c * step);
+        }
+      }
+      for (int t = 0; t < narrow_rows - 1; ++t) {
+#pragma unroll
+        for (int c = 0; c < K; ++c) {
+          if (pieces.has(c))
+            copy_piece(grad + (t + 1) * n + c * step, p.terms[t] + start + c * step);
         }
       }
     }
@@ -118,6 +129,15 @@ __global__ void __launch_bounds__(most_threads(K))
     for (int c = 0; c < K; ++c) {
       load_piece_of(pieces, c, input, h[c]);
       load_piece_of(pieces, c, grad, g[c]);
+    }
+    for (int t = 0; t < narrow_rows - 1; ++t) {
+#pragma unroll
+      for (int c = 0; c < K; ++c) {
+        float added[kPiece];
+        load_piece_of(pieces, c, grad + (t + 1) * n, added);
+#pragma unroll
+        for (int k = 0; k < kPiece; ++k) g[c][k] = round_to<S>(g[c][k] + added[k]);
+      }
     }
 #pragma unroll
     for (int c = 0; c < K; ++c) {
@@ -201,7 +221,8 @@ template <class S, class G>
 bool launch_stream(const Launch& launch, const NormGradients& g) {
   const int n = static_cast<int>(g.n);
   RowStreamShape shape;
-  const int row_bytes = bytes_of_row<S, G>(n, g.residual.defined() ? 2 : 1, 1);
+  const int row_bytes = bytes_of_row<S, G>(n, g.residual.defined() ? 2 : 1,
+                                           1 + static_cast<int>(g.terms.size()));
   if (!shape.choose(launch, g.rows, n, row_bytes, 1, most_threads(4), most_threads(6), 1))
     return false;
   const int64_t blocks = shape.blocks;
@@ -215,7 +236,9 @@ bool launch_stream(const Launch& launch, const NormGradients& g) {
                static_cast<const float*>(pointer(g.mean)),
                static_cast<const float*>(pointer(g.rstd)),
                {},
-               g.rows};
+               g.rows,
+               {}};
+  for (size_t t = 0; t < g.terms.size(); ++t) p.terms[t] = static_cast<const G*>(g.terms[t].data());
   const Tensor* const wanted[kSums] = {&g.weight_sums, &g.bias_sums, &g.row_sums};
   int64_t kinds = 0;
   for (const Tensor* t : wanted) kinds += t->defined();
@@ -244,6 +267,9 @@ bool stream_norm_gradients(const Launch& launch, const NormGradients& g) {
     if (!t->defined()) continue;
     if (!is_aligned(t->data())) return false;
     if (t->dtype() != (t == &g.grad || t == &g.low ? narrow : wide)) return false;
+  }
+  for (const Tensor& term : g.terms) {
+    if (!is_aligned(term.data()) || term.dtype() != narrow) return false;
   }
   if (g.rstd.dtype() != DType::Float32 || (g.mean.defined() && g.mean.dtype() != DType::Float32))
     return false;

@@ -195,6 +195,21 @@ struct Backward {
   const T* rstds;
   T* partial;  // null, or [2][blocks][n]: a block's sums of dy * xhat and of dy
   int64_t rows;
+  Elements terms[kMostTerms];  // the gradient is grad + terms, each sum rounded to in's dtype
+
+  template <int W>
+  __device__ void load_grad(int64_t i, T (&g)[W]) const {
+    grad.template load<W>(i, g);
+#pragma unroll
+    for (const Elements& term : terms) {
+      if (!term.data) return;
+      T added[W];
+      term.template load<W>(i, added);
+#pragma unroll
+      for (int k = 0; k < W; ++k) g[k] += added[k];
+      in.template round<W>(g);
+    }
+  }
 };
 
 /// total = residual + the input's gradient.
@@ -215,7 +230,7 @@ __global__ void __launch_bounds__(kRowThreads)
       if (at >= n) break;
       T w[W];
       p.in.template load<W>(start + at, x[c]);
-      p.grad.template load<W>(start + at, g[c]);
+      p.template load_grad<W>(start + at, g[c]);
       p.weight.template load_or<W>(at, w, T(1));
 #pragma unroll
       for (int k = 0; k < W; ++k) {
@@ -258,7 +273,7 @@ __global__ void __launch_bounds__(256) column_sums(const __grid_constant__ Backw
   T dw = T(0), db = T(0), x[1], g[1];
   for (int64_t row = blockIdx.y; row < p.rows; row += gridDim.y) {
     p.in.template load<1>(row * n + column, x);
-    p.grad.template load<1>(row * n + column, g);
+    p.template load_grad<1>(row * n + column, g);
     dw += g[0] * ((x[0] - (p.means ? p.means[row] : T(0))) * p.rstds[row]);
     db += g[0];
   }
@@ -277,7 +292,7 @@ __global__ void __launch_bounds__(kRowThreads)
     T along = T(0), constant = T(0), x[1], g[1], w[1];
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
       p.in.template load<1>(start + i, x);
-      p.grad.template load<1>(start + i, g);
+      p.template load_grad<1>(start + i, g);
       p.weight.template load_or<1>(i, w, T(1));
       along += g[0] * w[0] * (x[0] - mean);
       constant += g[0] * w[0];
@@ -287,7 +302,7 @@ __global__ void __launch_bounds__(kRowThreads)
     const T slope = along * rstd * rstd / static_cast<T>(n);
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
       p.in.template load<1>(start + i, x);
-      p.grad.template load<1>(start + i, g);
+      p.template load_grad<1>(start + i, g);
       p.weight.template load_or<1>(i, w, T(1));
       T value[1] = {rstd * (g[0] * w[0] - constant - (x[0] - mean) * slope)};
       if (p.residual.data) {
@@ -315,7 +330,9 @@ void zero(const Tensor& t, const Launch& launch) {
 void backward(const Tensor& total, const Tensor& grad_weight, const Tensor& grad_bias,
               const Tensor& low, const Tensor& grad_output, const Tensor& residual,
               const Tensor& input, int64_t n, const Tensor* mean, const Tensor& rstd,
-              const Tensor& weight) {
+              const Tensor& weight, TensorSpan terms) {
+  check(terms.size() <= kMostTerms, "gradients of a norm: at most ", kMostTerms + 1,
+        " terms, got ", terms.size() + 1);
   const Launch launch(input.device());
   if (input.numel() == 0) {
     zero(grad_weight, launch);
@@ -329,11 +346,14 @@ void backward(const Tensor& total, const Tensor& grad_weight, const Tensor& grad
                  g = wider ? dense_as(grad_output, input.dtype()) : dense(grad_output),
                  rstds = dense_as(rstd, DTypeOf<T>::value),
                  means = mean ? dense_as(*mean, DTypeOf<T>::value) : Tensor();
+    std::vector<Tensor> more;
+    for (const Tensor& term : terms) more.push_back(dense(term));
     if (stream_norm_gradients(launch, {.total = total,
                                        .low = low,
                                        .weight_sums = grad_weight,
                                        .bias_sums = grad_bias,
                                        .grad = g,
+                                       .terms = more,
                                        .residual = r,
                                        .input = x,
                                        .weight = w,
@@ -351,7 +371,9 @@ void backward(const Tensor& total, const Tensor& grad_weight, const Tensor& grad
                   mean ? means.data_as<T>() : nullptr,
                   rstds.data_as<T>(),
                   nullptr,
-                  input.numel() / n};
+                  input.numel() / n,
+                  {}};
+    for (size_t i = 0; i < more.size(); ++i) p.terms[i] = Elements(more[i]);
     const RowLaunch shape(p.rows, n, kRowItems<T>);
     const int64_t blocks =
         std::min<int64_t>(ceil_div<int64_t>(p.rows, 16),
@@ -370,7 +392,8 @@ void backward(const Tensor& total, const Tensor& grad_weight, const Tensor& grad
     } else {
       auto* kernel = norm_gradient<T, 1>;
       if constexpr (sizeof(T) == 4) {
-        if (in_pieces(n, {p.total, p.low, p.grad, p.residual, p.in, p.weight}))
+        if (in_pieces(n, {p.total, p.low, p.grad, p.residual, p.in, p.weight, p.terms[0],
+                          p.terms[1], p.terms[2]}))
           kernel = norm_gradient<T, 4>;
       }
       launch(kernel, shape.grid, shape.block, 0, p, static_cast<int>(n));
@@ -401,17 +424,18 @@ const RegisterCuda registered([](KernelTable& t) {
       [](const Tensor& total, const Tensor& grad_weight, const Tensor& grad_bias, const Tensor& low,
          const Tensor& grad_output, const Tensor& residual, const Tensor& input,
          IntSpan normalized_shape, const Tensor& mean, const Tensor& rstd, const Tensor& weight,
-         const Tensor&, std::optional<DType>) {
+         const Tensor&, std::optional<DType>, TensorSpan terms) {
         backward(total, grad_weight, grad_bias, low, grad_output, residual, input,
-                 product_of(normalized_shape), &mean, rstd, weight);
+                 product_of(normalized_shape), &mean, rstd, weight, terms);
       };
   t._residual_rms_norm_backward = [](const Tensor& total, const Tensor& grad_weight,
                                      const Tensor& low, const Tensor& grad_output,
                                      const Tensor& residual, const Tensor& input,
                                      IntSpan normalized_shape, const Tensor& rstd,
-                                     const Tensor& weight, std::optional<DType>) {
+                                     const Tensor& weight, std::optional<DType>,
+                                     TensorSpan terms) {
     backward(total, grad_weight, Tensor(), low, grad_output, residual, input,
-             product_of(normalized_shape), nullptr, rstd, weight);
+             product_of(normalized_shape), nullptr, rstd, weight, terms);
   };
 });
 

@@ -19,9 +19,22 @@ Tensor as_float(const Tensor& like, DType dtype, std::string_view op) {
   return empty(like.sizes(), dtype, like.device());
 }
 
-/// Checks what is added to an input's gradient; the second copy of the sum.
+/// Checks what is added to an input's gradient, and before to that of the result; the second copy of
+/// the sum.
 Tensor second_copy(const Tensor& residual, const Tensor& input, std::optional<DType> low,
-                   std::string_view op) {
+                   TensorSpan terms, const Tensor& grad_output, std::string_view op) {
+  if (!terms.empty()) {
+    check(is_floating(grad_output.dtype()) && grad_output.itemsize() <= input.itemsize(), op,
+          ": a sum of gradients is in the input's dtype ", input.dtype(), ", got ",
+          grad_output.dtype());
+  }
+  for (const Tensor& term : terms) {
+    check(is_floating(term.dtype()) && term.itemsize() <= input.itemsize() &&
+              std::equal(input.sizes().begin(), input.sizes().end(), term.sizes().begin(),
+                         term.sizes().end()),
+          op, ": expected terms like the input, ", input.dtype(), " or narrower of shape ",
+          input.sizes(), ", got ", term.dtype(), " of shape ", term.sizes());
+  }
   if (residual.defined()) {
     check(residual.dtype() == input.dtype() &&
               std::equal(input.sizes().begin(), input.sizes().end(), residual.sizes().begin(),
@@ -61,21 +74,21 @@ std::tuple<Tensor, Tensor, Tensor> _residual_rms_norm(const Tensor& self, const 
 std::tuple<Tensor, Tensor, Tensor, Tensor> _residual_layer_norm_backward(
     const Tensor& grad_output, const Tensor& residual, const Tensor& input,
     IntSpan normalized_shape, const Tensor& mean, const Tensor& rstd, const Tensor& weight,
-    const Tensor& bias, std::optional<DType> low_dtype) {
+    const Tensor& bias, std::optional<DType> low_dtype, TensorSpan terms) {
   auto [total, grad_weight, grad_bias] =
       native_layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias);
   return {total, grad_weight, grad_bias,
-          second_copy(residual, input, low_dtype, "_residual_layer_norm_backward")};
+          second_copy(residual, input, low_dtype, terms, grad_output, "_residual_layer_norm_backward")};
 }
 
 std::tuple<Tensor, Tensor, Tensor> _residual_rms_norm_backward(
     const Tensor& grad_output, const Tensor& residual, const Tensor& input,
     IntSpan normalized_shape, const Tensor& rstd, const Tensor& weight,
-    std::optional<DType> low_dtype) {
+    std::optional<DType> low_dtype, TensorSpan terms) {
   auto [total, grad_weight] =
       _rms_norm_backward(grad_output, input, normalized_shape, rstd, weight);
   return {total, grad_weight,
-          second_copy(residual, input, low_dtype, "_residual_rms_norm_backward")};
+          second_copy(residual, input, low_dtype, terms, grad_output, "_residual_rms_norm_backward")};
 }
 
 std::tuple<Tensor, Tensor> _cross_entropy_index_gradient(
