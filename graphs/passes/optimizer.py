@@ -5,6 +5,8 @@ Pattern: `_foreach_mul_` of gradients by one number, `_foreach_add_` on step cou
 `_fused_adam_`, `_fused_adamw_` or `_fused_sgd_` of the same gradients, in one or more groups.
 Rewrite: one op a group, which leaves the gradients scaled, as they were. Bitwise: float32 and
 float64 gradients only, whose scaled values need no rounding of their own.
+Pattern: `_to_dtype` of gradients in 16 bits, as mixed precision makes them, that only the norm and the
+update read. Rewrite: these read the narrow ones, and the update writes the gradients. Bitwise.
 """
 
 from __future__ import annotations
@@ -12,18 +14,20 @@ from __future__ import annotations
 from typing import Any
 
 import vibetensor.torch as vt
-from vibetensor.graphs.rewrite import Edits, Uses, make_op
+from vibetensor.graphs.rewrite import Edits, Uses, is_dense, make_op
 from vibetensor.graphs.tape import Op, Tape, View
 
 BITWISE = True
 
 _UPDATES = ("_fused_adam_", "_fused_adamw_", "_fused_sgd_")
 _WIDE = (vt.float32, vt.float64)
+_HALF = (vt.bfloat16, vt.float16)
+_LISTS = "self grads exp_avgs exp_avg_sqs max_exp_avg_sqs momentum_buffer_list state_steps sources"
 
 
 def run(tape: Tape) -> Tape:
     """The tape with clipping, counting and updates folded."""
-    for rewrite in (_coefficients, _updates):
+    for rewrite in (_coefficients, _updates, _narrow_gradients):
         edits = Edits(tape, "optimizer")
         rewrite(edits, Uses(tape))
         tape = edits.applied()
@@ -59,7 +63,7 @@ def _coefficients(edits: Edits, uses: Uses) -> None:
             continue
         made = make_op(
             "_clip_coefficient",
-            (list(tensors), order, max_norm, eps, limit),
+            (list(tensors), order, max_norm, eps, limit, total.dtype),
             [ops[norm].outputs[0], result],
             ops[norm],
         )
@@ -110,25 +114,28 @@ def _updates(edits: Edits, uses: Uses) -> None:
         if factor is None and count is None:
             continue
         op = ops[at]
-        made = _update(op, factor, count)
+        made = _update(op, factor=factor, count=count)
         edits.replace(at, made)
         parts = ["clipping"] * (factor is not None) + ["counting"] * (count is not None)
         edits.made(f"{' and '.join(parts)} in {made.name}", op)
 
 
+_NAMES = {
+    "_fused_sgd_": "self grads momentum_buffer_list weight_decay momentum lr dampening nesterov "
+    "maximize is_first_step grad_scale found_inf",
+    "_scaled_sgd_": "self grads momentum_buffer_list sources lr factor weight_decay momentum "
+    "dampening nesterov maximize is_first_step",
+    "_fused_adam_": "self grads exp_avgs exp_avg_sqs max_exp_avg_sqs state_steps lr beta1 beta2 "
+    "weight_decay eps amsgrad maximize grad_scale found_inf",
+    "_scaled_adam_": "self grads exp_avgs exp_avg_sqs max_exp_avg_sqs state_steps sources lr factor "
+    "count beta1 beta2 weight_decay eps amsgrad maximize decoupled",
+}
+_NAMES["_fused_adamw_"] = _NAMES["_fused_adam_"]
+
+
 def _lists(op: Op) -> dict[str, Any]:
     """An update's arguments by name."""
-    if op.name == "_fused_sgd_":
-        names = (
-            "self grads momentum_buffer_list weight_decay momentum lr dampening nesterov maximize "
-            "is_first_step grad_scale found_inf"
-        )
-    else:
-        names = (
-            "self grads exp_avgs exp_avg_sqs max_exp_avg_sqs state_steps lr beta1 beta2 "
-            "weight_decay eps amsgrad maximize grad_scale found_inf"
-        )
-    return dict(zip(names.split(), op.args))
+    return dict(zip(_NAMES[op.name].split(), op.args, strict=True))
 
 
 def _scaled_by(edits: Edits, uses: Uses, at: int, updates: list[int]) -> list[int]:
@@ -189,14 +196,76 @@ def _counted_by(uses: Uses, at: int, updates: list[int]) -> list[int]:
     return []
 
 
-def _update(op: Op, factor: View | None, count: View | None) -> Op:
+def _update(
+    op: Op, factor: View | None = None, count: View | None = None, sources: list[View] | None = None
+) -> Op:
+    """An update that scales its gradients, counts its steps and widens its gradients."""
     args = _lists(op)
-    args.pop("grad_scale"), args.pop("found_inf")
-    lists = [list(args.pop(name)) for name in list(args) if isinstance(args[name], list | tuple)]
-    if op.name == "_fused_sgd_":
-        name = "_scaled_sgd_"
-    else:
-        name = "_scaled_adam_"
-        args |= {"count": count, "decoupled": op.name == "_fused_adamw_"}
-    changed = [view for views in lists for view in views]
-    return make_op(name, lists, changed, op, factor=factor, **args)
+    name = "_scaled_sgd_" if "_sgd_" in op.name else "_scaled_adam_"
+    if op.name != name:
+        del args["grad_scale"], args["found_inf"]
+        args |= {"factor": factor, "sources": []}
+        if name == "_scaled_adam_":
+            args |= {"count": count, "decoupled": op.name == "_fused_adamw_"}
+    if sources is not None:
+        args["sources"] = sources
+    lists = [list(args.pop(key)) for key in _NAMES[name].split() if key in _LISTS.split()]
+    changed = [view for views in lists[:-1] for view in views]
+    return make_op(name, lists, changed, op, **args)
+
+
+def _narrow_gradients(edits: Edits, uses: Uses) -> None:
+    """Casts of gradients inside the updates and norms that read them."""
+    ops = uses.tape.ops
+    narrow: dict[int, dict[View, View]] = {}  # by norm: gradients and what they are casts of
+    for at, op in enumerate(ops):
+        if op.name not in _NAMES:
+            continue
+        args = _lists(op)
+        grads = list(args["grads"])
+        if args.get("grad_scale") is not None or args.get("found_inf") is not None:
+            continue
+        casts = [_cast_of(uses, grad, at) for grad in grads]
+        written = {view.buffer for view in op.writes()}
+        sources = [g if c is None else ops[c].args[0] for g, c in zip(grads, casts)]
+        found = [
+            (grad, cast)
+            for grad, source, cast in zip(grads, sources, casts)
+            if cast is not None and source.buffer not in written and grads.count(grad) == 1
+        ]
+        if not found:
+            continue
+        kept = dict(found)
+        sources = [s if g in kept else g for g, s in zip(grads, sources)]
+        made = _update(op, sources=sources)
+        edits.replace(at, made, {cast for _, cast in found})
+        edits.made(f"{len(found)} casts of gradients in {made.name}", op)
+        for grad, cast in found:
+            for reader in uses.reads(grad.buffer):
+                if cast < reader < at:
+                    narrow.setdefault(reader, {})[grad] = ops[cast].args[0]
+    for at, instead in narrow.items():
+        op = ops[at]
+        tensors = [instead.get(view, view) for view in op.args[0]]
+        made = make_op(op.name, (tensors, *op.args[1:]), list(op.writes()), op)
+        edits.replace(at, made)
+
+
+def _cast_of(uses: Uses, grad: View, at: int) -> int | None:
+    """The cast that a float32 gradient of the update at `at` comes from, if only it and norms need
+    the gradient until then."""
+    ops = uses.tape.ops
+    cast = uses.writer(grad, at)
+    if cast is None or ops[cast].name != "_to_dtype" or grad.dtype != vt.float32:
+        return None
+    source = ops[cast].args[0]
+    if source.dtype not in _HALF or not is_dense(source) or not is_dense(grad):
+        return None
+    if set(uses.writes(grad.buffer)) - {cast, at} or uses.written_between(source.buffer, cast, at):
+        return None
+    readers = [reader for reader in uses.reads(grad.buffer) if reader < at]
+    if any(ops[i].name != "_clip_coefficient" for i in readers):
+        return None
+    if any(v != grad for i in readers for v in ops[i].reads() if v.buffer is grad.buffer):
+        return None
+    return cast

@@ -2,9 +2,10 @@
 
 Pattern: `add` of two tensors of one shape, then `layer_norm` or `rms_norm` of the sum; or the
 norm's backward, whose input gradient is then added to another. Casts of the rows, of the incoming
-gradient and of the sum of gradients belong to it, as mixed precision makes them. Rewrite: one op
-that writes the sum, the rows and the statistics, or the sum of gradients and those of weight and
-bias. Bitwise on the CPU: the arithmetic is that of the ops one after the other, roundings included.
+gradient and of the sum of gradients belong to it, as mixed precision makes them, and so does the
+sum of up to four incoming gradients in 16 bits (of q, k and v). Rewrite: one op that writes the
+sum, the rows and the statistics, or the sum of gradients and those of weight and bias. Bitwise on
+the CPU: the arithmetic is that of the ops one after the other, roundings included.
 On CUDA statistics of 16-bit rows, and gradients of weight and bias, are summed in another order.
 """
 
@@ -173,9 +174,7 @@ def _terms(
     return [narrow, *later], gone
 
 
-def _narrow(
-    edits: Edits, uses: Uses, view: View, before: int, at: int
-) -> tuple[View, set[int]]:
+def _narrow(edits: Edits, uses: Uses, view: View, before: int, at: int) -> tuple[View, set[int]]:
     """What a float32 view was in 16 bits, with the cast, if it is still that at `at`; or the view."""
     found = uses.writer(view, before)
     if found is None or not edits.free(found) or uses.tape.ops[found].name != "_to_dtype":

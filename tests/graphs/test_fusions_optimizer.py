@@ -106,3 +106,49 @@ def test_bfloat16_gradients_stay() -> None:
     names = captured_names(make, _inputs())
     assert "_foreach_mul_" in names
     assert any("16 bits" in d for d in decisions())
+
+
+def _mixed(make_optimizer: Any, *, clip: bool = True, read: bool = False) -> Any:
+    model = vt.nn.Sequential(vt.nn.Linear(7, 5), vt.nn.Tanh(), vt.nn.Linear(5, 3, bias=False))
+    optimizer = make_optimizer(model)
+
+    def step(x: Any, y: Any) -> Any:
+        optimizer.zero_grad()
+        with vt.autocast("cpu", dtype=vt.bfloat16):
+            loss = (model(x) - y).square().mean()
+        loss.backward()
+        result = [loss]
+        if read:
+            result.append(model[2].weight.grad.abs().sum())
+        if clip:
+            result.append(vt.nn.utils.clip_grad_norm_(model.parameters(), 0.01))
+        optimizer.step()
+        return [*result, *(p.grad for p in model.parameters())]
+
+    step.state = [*model.parameters()]
+    return step
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize(
+    "make, fused",
+    [
+        (lambda m: vt.optim.AdamW(m.parameters(), lr=1e-2), "_scaled_adam_"),
+        (lambda m: vt.optim.Adam(m.parameters(), lr=1e-2, amsgrad=True), "_scaled_adam_"),
+        (lambda m: vt.optim.SGD(m.parameters(), lr=1e-2, momentum=0.9), "_scaled_sgd_"),
+        (_groups, "_scaled_adam_"),
+    ],
+    ids=["adamw", "amsgrad", "momentum", "groups"],
+)
+def test_gradients_of_mixed_precision(make: Any, fused: str, clip: bool) -> None:
+    names = captured_names(lambda: _mixed(make, clip=clip), _inputs())
+    assert fused in names
+    assert any("casts of gradients" in d for d in decisions())
+    # Of x, of two weights and the bias, of the first layer's result and its gradient's way back.
+    assert names.count("_to_dtype") <= 7
+
+
+def test_mixed_precision_gradients_read_before_the_update_stay() -> None:
+    make = lambda m: vt.optim.AdamW(m.parameters(), lr=1e-2)  # noqa: E731
+    captured_names(lambda: _mixed(make, read=True), _inputs())
+    assert any("2 casts of gradients" in d for d in decisions())

@@ -100,7 +100,9 @@ def test_residual_norm_backward(
     else:
         _, rstd = ops._rms_norm(x, n, weight, 1e-5)
         dx, *sums = ops._rms_norm_backward(wide, x, n, rstd, weight)
-        total, *mine, copy = ops._residual_rms_norm_backward(grad, kept, x, n, rstd, weight, low, [])
+        total, *mine, copy = ops._residual_rms_norm_backward(
+            grad, kept, x, n, rstd, weight, low, []
+        )
     expected = residual + dx if with_residual else dx
     _same(total, expected)
     for a, b in zip(mine, sums):
@@ -268,9 +270,25 @@ def test_clip_coefficient(dtype: Any, order: float, scale: float) -> None:
     norm = ops._multi_tensor_norm(tensors, order)
     coefficient = (1.0 / (norm + 1e-6)).clamp(max=1.0)
     numbers = [vt.tensor(v, dtype=vt.float64, device="cpu") for v in (1.0, 1e-6, 1.0)]
-    mine = ops._clip_coefficient(tensors, order, *numbers)
+    mine = ops._clip_coefficient(tensors, order, *numbers, dtype)
     _same(mine[0], norm)
     _same(mine[1], coefficient)
+
+
+@pytest.mark.parametrize("order", [2.0, 1.0, float("inf")])
+@pytest.mark.parametrize("narrow", [vt.bfloat16, vt.float16], ids=str)
+def test_norm_of_narrow_tensors_is_that_of_wide_ones(order: float, narrow: Any) -> None:
+    vt.manual_seed(7)
+    shapes = [(5, 7), (1100,), (3, 8192), (1,), (8195,), (4096, 4)]
+    tensors = [_normal(*shape, dtype=dtype) for shape in shapes for dtype in (vt.float32, narrow)]
+    wide = [t.to(vt.float32) for t in tensors]
+    numbers = [vt.tensor(v, dtype=vt.float64, device="cpu") for v in (1.0, 1e-6, 1.0)]
+    for a, b in zip(
+        ops._clip_coefficient(tensors, order, *numbers, vt.float32),
+        ops._clip_coefficient(wide, order, *numbers, vt.float32),
+    ):
+        assert a.dtype == vt.float32
+        _same(a, b)
 
 
 def _lists(dtype: Any) -> list[list[Any]]:
@@ -308,7 +326,7 @@ def test_scaled_adam(
     update(p, g, m, v, top if amsgrad else [], s, lr=1e-2, amsgrad=amsgrad, **options)
     p, g, m, v, top, s = mine
     ops._scaled_adam_(
-        p, g, m, v, top if amsgrad else [], s,
+        p, g, m, v, top if amsgrad else [], s, [],
         lr=vt.tensor(1e-2, dtype=vt.float64, device="cpu"),
         factor=factor if scaled else None, count=count if counted else None,
         amsgrad=amsgrad, decoupled=decoupled, **options,
@@ -335,7 +353,41 @@ def test_scaled_sgd(dtype: Any, momentum: float, nesterov: bool, first: bool) ->
     ops._fused_sgd_(p, g, b if momentum else [], lr=1e-2, **options)
     p, g, b = mine
     lr = vt.tensor(1e-2, dtype=vt.float64, device="cpu")
-    ops._scaled_sgd_(p, g, b if momentum else [], lr=lr, factor=factor, **options)
+    ops._scaled_sgd_(p, g, b if momentum else [], [], lr=lr, factor=factor, **options)
+    for one, other in zip(mine, lists):
+        for x, y in zip(one, other):
+            _same(x, y)
+
+
+@pytest.mark.parametrize("narrow", [vt.bfloat16, vt.float16], ids=str)
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("kind", ["adam", "amsgrad", "sgd", "momentum"])
+def test_updates_from_narrow_gradients(narrow: Any, scaled: bool, kind: str) -> None:
+    vt.manual_seed(11)
+    shapes = [(3, 5), (), (1030,), (64, 33), (8195,)]
+    lists = [[_normal(*s) for s in shapes] for _ in range(3)]
+    lists += [[_normal(*s).abs() for s in shapes] for _ in range(2)]
+    # One gradient is float32 already.
+    sources = [_normal(*s, dtype=vt.float32 if i == 2 else narrow) for i, s in enumerate(shapes)]
+    lists[1] = [source.to(vt.float32).clone() for source in sources]
+    mine = _copies(lists)
+    mine[1] = [sources[i] if i == 2 else vt.full_like(t, 7.0) for i, t in enumerate(mine[1])]
+    lr = vt.tensor(1e-2, dtype=vt.float64, device="cpu")
+    factor = vt.tensor(0.3) if scaled else None
+    for (p, g, m, v, top), read in ((lists, []), (mine, sources)):
+        if kind in ("adam", "amsgrad"):
+            steps = [vt.tensor(float(i + 1)) for i in range(len(shapes))]
+            ops._scaled_adam_(
+                p, g, m, v, top if kind == "amsgrad" else [], steps, read, lr=lr, factor=factor,
+                count=None, amsgrad=kind == "amsgrad", decoupled=True, beta1=0.9, beta2=0.99,
+                weight_decay=0.1, eps=1e-8, maximize=False,
+            )  # fmt: skip
+        else:
+            ops._scaled_sgd_(
+                p, g, m if kind == "momentum" else [], read, lr=lr, factor=factor,
+                weight_decay=0.1, momentum=0.9 if kind == "momentum" else 0.0, dampening=0.0,
+                nesterov=False, maximize=False, is_first_step=False,
+            )  # fmt: skip
     for one, other in zip(mine, lists):
         for x, y in zip(one, other):
             _same(x, y)

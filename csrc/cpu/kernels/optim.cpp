@@ -111,18 +111,37 @@ void scale_part(const Tensor& grad, int64_t at, int64_t n, T factor, T* row) {
   open_part(grad, at, n, row);
 }
 
+/// The gradient's elements: read from `source` where that is another tensor, times `factor` if
+/// there is one, and written as the gradient's dtype has them.
+template <class T>
+T* open_gradient(const Tensor& grad, const Tensor& source, const double* factor, int64_t at,
+                 int64_t n, T* buffer) {
+  if (source.data() == grad.data()) {
+    T* row = open_part(grad, at, n, buffer);
+    if (factor) scale_part(grad, at, n, static_cast<T>(*factor), row);
+    return row;
+  }
+  T* row = row_target<T>(grad.data(), grad.dtype(), at, buffer);
+  load_block<T>(row, static_cast<const char*>(source.data()) + at * source.itemsize(),
+                source.itemsize(), n, source.dtype(), DTypeOf<T>::value);
+  scale_part(grad, at, n, factor ? static_cast<T>(*factor) : T(1), row);
+  return row;
+}
+
 /// factor: null, or what the gradients are multiplied by first.
 void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp_avgs,
           TensorSpan exp_avg_sqs, TensorSpan max_exp_avg_sqs, TensorSpan state_steps,
           const AdamSettings& o, const Tensor& grad_scale, const Tensor& found_inf,
-          const double* factor = nullptr) {
-  check_lists(op, self.size(), {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps});
+          const double* factor = nullptr, TensorSpan sources = {}) {
+  check_lists(op, self.size(),
+              {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps, sources});
   if (skipped(found_inf)) return;
   const double inverse_scale = grad_scale.defined() ? 1 / number(grad_scale) : 1;
   std::vector<double> steps;
   for (const Tensor& t : state_steps) steps.push_back(number(t));
-  const DenseList p(self, true), g(grads, grad_scale.defined() || factor), m(exp_avgs, true),
-      v(exp_avg_sqs, true);
+  const bool apart = !sources.empty();
+  const DenseList p(self, true), g(grads, grad_scale.defined() || factor || apart),
+      m(exp_avgs, true), v(exp_avg_sqs, true), from(apart ? sources : grads, false);
   const DenseList top(max_exp_avg_sqs, true);
   const std::vector<Part> parts = parts_of(self);
   parallel_chunks(static_cast<int64_t>(parts.size()), [&](int64_t index) {
@@ -133,11 +152,10 @@ void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp
       for (int64_t at = part.begin; at < part.end; at += kPart) {
         const int64_t n = std::min(kPart, part.end - at);
         T* pp = open_part(p[k], at, n, buffers[0]);
-        T* pg = open_part(g[k], at, n, buffers[1]);
+        T* pg = open_gradient(g[k], apart ? from[k] : g[k], factor, at, n, buffers[1]);
         T* pm = open_part(m[k], at, n, buffers[2]);
         T* pv = open_part(v[k], at, n, buffers[3]);
         T* pt = o.amsgrad ? open_part(top[k], at, n, buffers[4]) : nullptr;
-        if (factor) scale_part(g[k], at, n, static_cast<T>(*factor), pg);
         adam_part<T>(o, steps[static_cast<size_t>(k)], static_cast<T>(inverse_scale), n, pp, pg, pm,
                      pv, pt);
         close_part(p[k], at, n, pp);
@@ -172,9 +190,10 @@ void fused_adamw(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorS
 }
 
 void scaled_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
-                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr,
-                 const Tensor& factor, const Tensor& count, double beta1, double beta2,
-                 double weight_decay, double eps, bool amsgrad, bool maximize, bool decoupled) {
+                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, TensorSpan sources,
+                 const Tensor& lr, const Tensor& factor, const Tensor& count, double beta1,
+                 double beta2, double weight_decay, double eps, bool amsgrad, bool maximize,
+                 bool decoupled) {
   if (count.defined()) {
     const double term = number(count);
     for (const Tensor& step : state_steps) {
@@ -189,20 +208,21 @@ void scaled_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorS
   const double scale = factor.defined() ? number(factor) : 1;
   adam("_scaled_adam_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
        {number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, decoupled}, Tensor(),
-       Tensor(), factor.defined() ? &scale : nullptr);
+       Tensor(), factor.defined() ? &scale : nullptr, sources);
 }
 
 void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
          double weight_decay, double momentum, const Tensor& lr, double dampening, bool nesterov,
          bool maximize, bool is_first_step, const Tensor& grad_scale, const Tensor& found_inf,
-         const double* factor = nullptr) {
-  check_lists(op, self.size(), {grads, momentum_buffer_list});
+         const double* factor = nullptr, TensorSpan sources = {}) {
+  check_lists(op, self.size(), {grads, momentum_buffer_list, sources});
   if (skipped(found_inf)) return;
   const double inverse_scale = grad_scale.defined() ? 1 / number(grad_scale) : 1;
   const double rate = number(lr);
   const bool has_momentum = momentum != 0 && !momentum_buffer_list.empty();
-  const DenseList p(self, true), g(grads, grad_scale.defined() || factor),
-      b(momentum_buffer_list, true);
+  const bool apart = !sources.empty();
+  const DenseList p(self, true), g(grads, grad_scale.defined() || factor || apart),
+      b(momentum_buffer_list, true), from(apart ? sources : grads, false);
   const std::vector<Part> parts = parts_of(self);
   parallel_chunks(static_cast<int64_t>(parts.size()), [&](int64_t index) {
     const Part& part = parts[static_cast<size_t>(index)];
@@ -216,9 +236,8 @@ void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan mome
       for (int64_t at = part.begin; at < part.end; at += kPart) {
         const int64_t n = std::min(kPart, part.end - at);
         T* pp = open_part(p[k], at, n, buffers[0]);
-        T* pg = open_part(g[k], at, n, buffers[1]);
+        T* pg = open_gradient(g[k], apart ? from[k] : g[k], factor, at, n, buffers[1]);
         T* pb = has_momentum ? open_part(b[k], at, n, buffers[2]) : nullptr;
-        if (factor) scale_part(g[k], at, n, static_cast<T>(*factor), pg);
         if (grad_scale.defined()) {
           for (int64_t i = 0; i < n; ++i) pg[i] *= unscale;
           close_part(g[k], at, n, pg);
@@ -247,11 +266,13 @@ void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_lis
       nesterov, maximize, is_first_step, grad_scale, found_inf);
 }
 void scaled_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
-                const Tensor& lr, const Tensor& factor, double weight_decay, double momentum,
-                double dampening, bool nesterov, bool maximize, bool is_first_step) {
-  const double scale = number(factor);
+                TensorSpan sources, const Tensor& lr, const Tensor& factor, double weight_decay,
+                double momentum, double dampening, bool nesterov, bool maximize,
+                bool is_first_step) {
+  const double scale = factor.defined() ? number(factor) : 1;
   sgd("_scaled_sgd_", self, grads, momentum_buffer_list, weight_decay, momentum, lr, dampening,
-      nesterov, maximize, is_first_step, Tensor(), Tensor(), &scale);
+      nesterov, maximize, is_first_step, Tensor(), Tensor(), factor.defined() ? &scale : nullptr,
+      sources);
 }
 
 /// The norm of all elements of all tensors, a 0-d tensor: no number leaves the device.
@@ -298,8 +319,8 @@ void multi_tensor_norm(const Tensor& out, TensorSpan tensors, double order) {
 
 /// The norm, and what gradients of that norm are multiplied by, each step rounded to its dtype.
 void clip_coefficient(const Tensor& norm, const Tensor& coefficient, TensorSpan tensors,
-                      double order, const Tensor& max_norm, const Tensor& eps,
-                      const Tensor& limit) {
+                      double order, const Tensor& max_norm, const Tensor& eps, const Tensor& limit,
+                      DType) {
   multi_tensor_norm(norm, tensors, order);
   visit_float(norm.dtype(), [&]<class T>() {
     const T divisor = static_cast<T>(number(norm)) + static_cast<T>(number(eps));

@@ -30,7 +30,7 @@ struct Number {
   __device__ double get() const { return data ? load_as<double>(data, dtype) : value; }
 };
 
-inline constexpr int kTableTensors = 128;       // of one launch
+inline constexpr int kTableTensors = 192;        // of one launch
 inline constexpr int64_t kChunkElements = 8192;  // of one block
 inline constexpr int kMultiThreads = 256;
 
@@ -104,12 +104,18 @@ class DenseLists {
 /// How a tensor's elements are stored: all lists in one dtype, or mixed.
 enum class Stored { Float, BFloat16, Half, Double, Mixed };
 
+/// A list of `narrow` may be in 16 bits where the others are float.
 template <int Lists>
-Stored stored_as(const DenseLists<Lists>& lists, size_t i) {
-  const DType dtype = lists.at(0, i).dtype();
+Stored stored_as(const DenseLists<Lists>& lists, size_t i, unsigned narrow) {
+  const auto is_narrow = [&](int l, DType dtype) {
+    return (narrow >> l & 1) && (dtype == DType::BFloat16 || dtype == DType::Float16);
+  };
+  DType dtype = lists.at(0, i).dtype();
   if (dtype == DType::Float64) return Stored::Double;
+  if (is_narrow(0, dtype)) dtype = DType::Float32;
   for (int l = 1; l < Lists; ++l) {
-    if (lists.has(l) && lists.at(l, i).dtype() != dtype) return Stored::Mixed;
+    if (!lists.has(l) || lists.at(l, i).dtype() == dtype) continue;
+    if (dtype != DType::Float32 || !is_narrow(l, lists.at(l, i).dtype())) return Stored::Mixed;
   }
   return dtype == DType::Float32    ? Stored::Float
          : dtype == DType::BFloat16 ? Stored::BFloat16
@@ -118,10 +124,10 @@ Stored stored_as(const DenseLists<Lists>& lists, size_t i) {
 }
 
 /// Calls run(kind, table, blocks) for tables that together hold every non-empty tensor. `numbers`
-/// (may be null): one a tensor.
+/// (may be null): one a tensor. `narrow`: see stored_as.
 template <int Lists, class Run>
 void for_each_table(const DenseLists<Lists>& lists, const std::vector<Number>* numbers,
-                    const Run& run) {
+                    unsigned narrow, const Run& run) {
   for (const Stored kind :
        {Stored::Float, Stored::BFloat16, Stored::Half, Stored::Double, Stored::Mixed}) {
     TensorTable<Lists> table;
@@ -136,7 +142,7 @@ void for_each_table(const DenseLists<Lists>& lists, const std::vector<Number>* n
     };
     for (size_t i = 0; i < lists.size(); ++i) {
       const int64_t numel = lists.at(0, i).numel();
-      if (numel == 0 || stored_as(lists, i) != kind) continue;
+      if (numel == 0 || stored_as(lists, i, narrow) != kind) continue;
       const int64_t chunks = ceil_div(numel, kChunkElements);
       if (table.tensors == kTableTensors || blocks + chunks > std::numeric_limits<int32_t>::max())
         flush();
@@ -183,9 +189,22 @@ __device__ inline int64_t item_bytes(DType dtype) {
   }
 }
 
+/// W elements of a list that is stored as S, or if it may be `narrow` as its dtype says.
+template <class S, class T, int W>
+__device__ inline void load_list(const char* data, DType dtype, bool narrow, int64_t i,
+                                 T (&values)[W]) {
+  if constexpr (std::is_same_v<S, float>) {
+    if (narrow && dtype == DType::BFloat16)
+      return load_piece(reinterpret_cast<const __nv_bfloat16*>(data) + i, values);
+    if (narrow && dtype == DType::Float16)
+      return load_piece(reinterpret_cast<const __half*>(data) + i, values);
+  }
+  load_piece(reinterpret_cast<const S*>(data) + i, values);
+}
+
 /// f.prepare(number) gives a block's state, made by one thread, or skips all work when
 /// f.skip(); f(state, values) then updates one element of every list. `f.reads` and `f.writes` are
-/// bits of lists.
+/// bits of lists, F::kNarrow those that are read and may be in 16 bits.
 template <class T, class S, int Lists, class F>
 __global__ void __launch_bounds__(kMultiThreads)
     multi_tensor_kernel(const __grid_constant__ TensorTable<Lists> table, const F f) {
@@ -207,8 +226,8 @@ __global__ void __launch_bounds__(kMultiThreads)
 #pragma unroll
         for (int l = 0; l < Lists; ++l) {
           if (f.reads >> l & 1)
-            load_piece<S, T, W>(reinterpret_cast<const S*>(table.data[l][k]) + begin + i,
-                                values[l]);
+            load_list<S>(table.data[l][k], table.dtype[l][k], F::kNarrow >> l & 1, begin + i,
+                         values[l]);
         }
 #pragma unroll
         for (int w = 0; w < W; ++w) {
@@ -230,8 +249,10 @@ __global__ void __launch_bounds__(kMultiThreads)
         T one[Lists];
 #pragma unroll
         for (int l = 0; l < Lists; ++l) {
-          if (f.reads >> l & 1)
-            one[l] = convert<T>(reinterpret_cast<const S*>(table.data[l][k])[begin + i]);
+          T value[1];
+          if (!(f.reads >> l & 1)) continue;
+          load_list<S>(table.data[l][k], table.dtype[l][k], F::kNarrow >> l & 1, begin + i, value);
+          one[l] = value[0];
         }
         f(state, one);
 #pragma unroll
@@ -268,7 +289,7 @@ template <int Lists, class F>
 void multi_tensor_apply(const Launch& launch, const DenseLists<Lists>& lists,
                         const std::vector<Number>* numbers, const F& f) {
   using namespace detail;
-  for_each_table(lists, numbers,
+  for_each_table(lists, numbers, F::kNarrow,
                  [&](Stored kind, const TensorTable<Lists>& table, int32_t blocks) {
                    const auto kernel =
                        kind == Stored::Float      ? multi_tensor_kernel<float, float, Lists, F>

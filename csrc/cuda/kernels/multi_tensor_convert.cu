@@ -45,7 +45,7 @@ void convert_all(TensorSpan self, TensorSpan sources) {
   }
   const Launch launch(self[0].device());
   const DenseLists<2> lists({sources, self}, 0b10);
-  for_each_table(lists, nullptr, [&](Stored, const TensorTable<2>& table, int32_t blocks) {
+  for_each_table(lists, nullptr, 0, [&](Stored, const TensorTable<2>& table, int32_t blocks) {
     launch(convert_chunks, dim3(static_cast<unsigned>(blocks)), dim3(kMultiThreads), 0, table);
   });
   lists.write_back();

@@ -17,13 +17,15 @@ void check_lists(std::string_view op, size_t n, std::initializer_list<TensorSpan
 __device__ inline float root(float x) { return sqrtf(x); }
 __device__ inline double root(double x) { return sqrt(x); }
 
-/// Lists: parameter, gradient, first moment, second moment, its largest value (amsgrad).
+/// Lists: parameter, gradient, first moment, second moment, its largest value (amsgrad), and what
+/// the gradient is read from where that is another tensor.
 struct Adam {
+  static constexpr unsigned kNarrow = 0b100000;
   unsigned reads, writes;
   Number lr, grad_scale, found_inf;
   Number factor{1.0}, count;  // what gradients are multiplied by, and steps go on by, first
   double beta1, beta2, weight_decay, eps;
-  bool amsgrad, maximize, decoupled;
+  bool amsgrad, maximize, decoupled, apart;
 
   template <class T>
   struct State {
@@ -49,9 +51,9 @@ struct Adam {
     return s;
   }
   template <class T>
-  __device__ void operator()(const State<T>& s, T (&x)[5]) const {
+  __device__ void operator()(const State<T>& s, T (&x)[6]) const {
     T &p = x[0], &g = x[1], &m = x[2], &v = x[3], &top = x[4];
-    g *= s.scale;
+    g = (apart ? x[5] : g) * s.scale;
     const T grad = g * s.sign + s.coupling * p;
     m += (grad - m) * s.keep1;
     v = v * s.beta2 + s.keep2 * grad * grad;
@@ -64,8 +66,9 @@ struct Adam {
 void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp_avgs,
           TensorSpan exp_avg_sqs, TensorSpan max_exp_avg_sqs, TensorSpan state_steps, Adam f,
           const Tensor& lr, const Tensor& grad_scale, const Tensor& found_inf,
-          bool scaled = false) {
-  check_lists(op, self.size(), {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps});
+          bool scaled = false, TensorSpan sources = {}) {
+  check_lists(op, self.size(),
+              {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps, sources});
   if (self.empty()) return;
   check(!grads.empty() && !exp_avgs.empty() && !exp_avg_sqs.empty() && !state_steps.empty() &&
             (!f.amsgrad || !max_exp_avg_sqs.empty()),
@@ -74,13 +77,16 @@ void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp
   f.lr = Number(lr);
   f.grad_scale = Number(grad_scale, 1);
   f.found_inf = Number(found_inf);
-  f.reads = f.amsgrad ? 0b11111 : 0b01111;
-  f.writes = (f.amsgrad ? 0b11101 : 0b01101) | (grad_scale.defined() || scaled ? 0b00010 : 0);
+  f.apart = !sources.empty();
+  f.reads = (f.amsgrad ? 0b11101 : 0b01101) | (f.apart ? 0b100000 : 0b000010);
+  f.writes =
+      (f.amsgrad ? 0b11101 : 0b01101) | (grad_scale.defined() || scaled || f.apart ? 0b00010 : 0);
   std::vector<Number> steps;
   for (const Tensor& t : state_steps) steps.emplace_back(t);
   const Launch launch(self[0].device());
-  const DenseLists<5> lists(
-      {self, grads, exp_avgs, exp_avg_sqs, f.amsgrad ? max_exp_avg_sqs : TensorSpan()}, f.writes);
+  const DenseLists<6> lists({self, grads, exp_avgs, exp_avg_sqs,
+                             f.amsgrad ? max_exp_avg_sqs : TensorSpan(), sources},
+                            f.writes);
   multi_tensor_apply(launch, lists, &steps, f);
   lists.write_back();
 }
@@ -115,13 +121,14 @@ void fused_adamw(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorS
        found_inf);
 }
 
-/// Lists: parameter, gradient, momentum.
+/// Lists: parameter, gradient, momentum, and what the gradient is read from if that is another tensor.
 struct Sgd {
+  static constexpr unsigned kNarrow = 0b1000;
   unsigned reads, writes;
   Number lr, grad_scale, found_inf;
   Number factor{1.0};  // what gradients are multiplied by first
   double weight_decay, momentum, dampening;
-  bool has_momentum, nesterov, maximize, first;
+  bool has_momentum, nesterov, maximize, first, apart;
 
   template <class T>
   struct State {
@@ -139,9 +146,9 @@ struct Sgd {
             static_cast<T>(1 - dampening)};
   }
   template <class T>
-  __device__ void operator()(const State<T>& s, T (&x)[3]) const {
+  __device__ void operator()(const State<T>& s, T (&x)[4]) const {
     T &p = x[0], &g = x[1], &b = x[2];
-    g *= s.scale;
+    g = (apart ? x[3] : g) * s.scale;
     g *= s.unscale;
     T grad = g * s.sign + s.decay * p;
     if (has_momentum) {
@@ -156,16 +163,17 @@ struct Sgd {
 void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
          double weight_decay, double momentum, const Tensor& lr, double dampening, bool nesterov,
          bool maximize, bool is_first_step, const Tensor& grad_scale, const Tensor& found_inf,
-         const Tensor& factor) {
-  check_lists(op, self.size(), {grads, momentum_buffer_list});
+         const Tensor& factor, TensorSpan sources) {
+  check_lists(op, self.size(), {grads, momentum_buffer_list, sources});
   if (self.empty()) return;
   check(!grads.empty(), op, ": gradients are needed for all ", self.size(), " parameters");
   Sgd f{};
   f.has_momentum = momentum != 0 && !momentum_buffer_list.empty();
+  f.apart = !sources.empty();
   // A first step fills the momentum: what it held may be anything, so it is not read.
-  f.reads = f.has_momentum && !is_first_step ? 0b111 : 0b011;
+  f.reads = (f.has_momentum && !is_first_step ? 0b101 : 0b001) | (f.apart ? 0b1000 : 0b0010);
   f.writes = (f.has_momentum ? 0b101 : 0b001) |
-             (grad_scale.defined() || factor.defined() ? 0b010 : 0);
+             (grad_scale.defined() || factor.defined() || f.apart ? 0b010 : 0);
   f.lr = Number(lr);
   f.factor = Number(factor, 1);
   f.grad_scale = Number(grad_scale, 1);
@@ -177,8 +185,8 @@ void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan mome
   f.maximize = maximize;
   f.first = is_first_step;
   const Launch launch(self[0].device());
-  const DenseLists<3> lists({self, grads, f.has_momentum ? momentum_buffer_list : TensorSpan()},
-                            f.writes);
+  const DenseLists<4> lists(
+      {self, grads, f.has_momentum ? momentum_buffer_list : TensorSpan(), sources}, f.writes);
   multi_tensor_apply(launch, lists, nullptr, f);
   lists.write_back();
 }
@@ -188,13 +196,14 @@ void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_lis
                bool nesterov, bool maximize, bool is_first_step, const Tensor& grad_scale,
                const Tensor& found_inf) {
   sgd("_fused_sgd_", self, grads, momentum_buffer_list, weight_decay, momentum, lr, dampening,
-      nesterov, maximize, is_first_step, grad_scale, found_inf, Tensor());
+      nesterov, maximize, is_first_step, grad_scale, found_inf, Tensor(), {});
 }
 void scaled_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
-                const Tensor& lr, const Tensor& factor, double weight_decay, double momentum,
-                double dampening, bool nesterov, bool maximize, bool is_first_step) {
+                TensorSpan sources, const Tensor& lr, const Tensor& factor, double weight_decay,
+                double momentum, double dampening, bool nesterov, bool maximize,
+                bool is_first_step) {
   sgd("_scaled_sgd_", self, grads, momentum_buffer_list, weight_decay, momentum, lr, dampening,
-      nesterov, maximize, is_first_step, Tensor(), Tensor(), factor);
+      nesterov, maximize, is_first_step, Tensor(), Tensor(), factor, sources);
 }
 
 void check_floating(std::string_view op, TensorSpan tensors) {
@@ -206,6 +215,7 @@ void check_floating(std::string_view op, TensorSpan tensors) {
 
 /// x = x * factor + term, the numbers rounded to the compute type.
 struct Update {
+  static constexpr unsigned kNarrow = 0;
   unsigned reads = 1, writes = 1;
   Number number;
   double alpha = 1;
@@ -242,14 +252,14 @@ void update_all(std::string_view op, TensorSpan self, const Tensor& other, doubl
 
 /// All blocks read the steps as they were, so these go on in a launch of their own, after the update.
 void scaled_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
-                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr,
-                 const Tensor& factor, const Tensor& count, double beta1, double beta2,
+                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, TensorSpan sources,
+                 const Tensor& lr, const Tensor& factor, const Tensor& count, double beta1, double beta2,
                  double weight_decay, double eps, bool amsgrad, bool maximize, bool decoupled) {
   Adam f = adam_settings(beta1, beta2, weight_decay, eps, amsgrad, maximize, decoupled);
   f.factor = Number(factor, 1);
   f.count = Number(count);
   adam("_scaled_adam_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps, f, lr,
-       Tensor(), Tensor(), factor.defined());
+       Tensor(), Tensor(), factor.defined(), sources);
   if (!count.defined()) return;
   std::vector<Tensor> on_device, on_host;
   for (const Tensor& step : state_steps)
@@ -260,6 +270,7 @@ void scaled_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorS
 
 /// x *= factor; found_inf = 1 if one x is not finite. Every thread that writes, writes the same.
 struct Unscale {
+  static constexpr unsigned kNarrow = 0;
   unsigned reads = 1, writes = 1;
   Number factor;
   char* found_inf;

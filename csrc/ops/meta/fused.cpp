@@ -19,8 +19,8 @@ Tensor as_float(const Tensor& like, DType dtype, std::string_view op) {
   return empty(like.sizes(), dtype, like.device());
 }
 
-/// Checks what is added to an input's gradient, and before to that of the result; the second copy of
-/// the sum.
+/// Checks what is added to an input's gradient, and before to that of the result; the second copy
+/// of the sum.
 Tensor second_copy(const Tensor& residual, const Tensor& input, std::optional<DType> low,
                    TensorSpan terms, const Tensor& grad_output, std::string_view op) {
   if (!terms.empty()) {
@@ -77,8 +77,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> _residual_layer_norm_backward(
     const Tensor& bias, std::optional<DType> low_dtype, TensorSpan terms) {
   auto [total, grad_weight, grad_bias] =
       native_layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias);
-  return {total, grad_weight, grad_bias,
-          second_copy(residual, input, low_dtype, terms, grad_output, "_residual_layer_norm_backward")};
+  return {
+      total, grad_weight, grad_bias,
+      second_copy(residual, input, low_dtype, terms, grad_output, "_residual_layer_norm_backward")};
 }
 
 std::tuple<Tensor, Tensor, Tensor> _residual_rms_norm_backward(
@@ -87,8 +88,9 @@ std::tuple<Tensor, Tensor, Tensor> _residual_rms_norm_backward(
     std::optional<DType> low_dtype, TensorSpan terms) {
   auto [total, grad_weight] =
       _rms_norm_backward(grad_output, input, normalized_shape, rstd, weight);
-  return {total, grad_weight,
-          second_copy(residual, input, low_dtype, terms, grad_output, "_residual_rms_norm_backward")};
+  return {
+      total, grad_weight,
+      second_copy(residual, input, low_dtype, terms, grad_output, "_residual_rms_norm_backward")};
 }
 
 std::tuple<Tensor, Tensor> _cross_entropy_index_gradient(
@@ -133,8 +135,8 @@ std::tuple<Tensor, Tensor> _mm_row_sums(const Tensor& self, const Tensor& mat2) 
 }
 
 std::tuple<Tensor, Tensor> _clip_coefficient(TensorSpan tensors, double ord, const Tensor&,
-                                             const Tensor&, const Tensor&) {
-  const Tensor norm = _multi_tensor_norm(tensors, ord);
+                                             const Tensor&, const Tensor&, DType result_dtype) {
+  const Tensor norm = as_float(_multi_tensor_norm(tensors, ord), result_dtype, "_clip_coefficient");
   return {norm, empty(Dims{}, norm.dtype(), norm.device())};
 }
 
