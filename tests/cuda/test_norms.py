@@ -114,8 +114,8 @@ def test_backward(
         _poison(m * n * 8)
         args = (dy, r if with_residual else None, x, [n])
         if centred:
-            return ops._residual_layer_norm_backward(*args, means, rstds, w, w, low)
-        return ops._residual_rms_norm_backward(*args, rstds, w, low)
+            return ops._residual_layer_norm_backward(*args, means, rstds, w, w, low, [])
+        return ops._residual_rms_norm_backward(*args, rstds, w, low, [])
 
     made = run()
     total, weight, *bias, copy = made
@@ -131,6 +131,27 @@ def test_backward(
         assert bool((copy == total.to(low)).all())
     _same(run(), made)
     return None
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtypes", PAIRS, ids=str)
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_backward_of_a_sum(shape: tuple, dtypes: tuple, count: int, offset: int) -> None:
+    torch.manual_seed(3)
+    wide, narrow = dtypes
+    x, r, w = _made(shape, wide), _made(shape, wide), _made(shape[1:], wide)
+    first, *terms = (_made(shape, narrow, offset) for _ in range(count + 1))
+    total = first.to(wide)
+    for term in terms:
+        total = total + term.to(wide)
+    _, rstd = ops._rms_norm(x, [shape[1]], w, 1e-5)
+    rest = (r, x, [shape[1]], rstd, w, None)
+    want = ops._residual_rms_norm_backward(total, *rest, [])
+    got = ops._residual_rms_norm_backward(first, *rest, terms)
+    _close(got[0], _f64(want[0]), _eps(wide) + 1e-6)
+    _close(got[1], _f64(want[1]), _eps(wide) + 3e-6)
+    _same(ops._residual_rms_norm_backward(first, *rest, terms), got)
 
 
 @pytest.mark.parametrize("in_place", [True, False])

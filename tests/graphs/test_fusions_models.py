@@ -146,4 +146,5 @@ def test_passes_of_cuda(
     if micro == 2 and not autocast:
         assert names["addmm"] > 0
     if autocast:
-        assert names["_convert_all_"] >= 2
+        # Of weights, and of gradients that are accumulated: the update reads others as they are.
+        assert names["_convert_all_"] >= micro
