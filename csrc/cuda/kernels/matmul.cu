@@ -5,6 +5,7 @@
 #include "cuda/kernels/activation_math.cuh"
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/loops.cuh"
+#include "cuda/kernels/matmul_padded.cuh"
 #include "cuda/kernels/matmul_small.cuh"
 
 namespace vt::cuda {
@@ -207,6 +208,7 @@ void gemm(const Tensor& out, int64_t batch, Operand a, Operand b, double alpha, 
     p.alpha = alpha;
     p.beta = beta;
     p.bias = bias;
+    if (padded_product(launch, p)) return;
     if (cublaslt_gemm(p, {launch.stream(), launch.device()})) return;
   }
   tiled_gemm(launch, dtype, dtype, batch, a, b, alpha, beta, static_cast<char*>(out.data()), ldc, step_c,
