@@ -65,9 +65,11 @@ def test_against_float64(
     error = np.abs(gradient.double().cpu().numpy() - dx)
     # Beside rounding: where 1 is subtracted from almost 1, what the arithmetic has there is left.
     arithmetic = TOLERANCE["float64" if dtype == "float64" else "float32"]
-    assert (error <= rtol * np.abs(dx) + 2 * arithmetic * largest).all()
+    # float16 keeps nothing finer than its smallest numbers.
+    least = 2.0**-25 if dtype == "float16" else 0.0
+    assert (error <= rtol * np.abs(dx) + 2 * arithmetic * largest + least).all()
     # 16-bit floats do not hide an error of the arithmetic behind that bound.
-    assert error.mean() <= rtol * np.abs(dx).mean() + 1e-7 * largest
+    assert error.mean() <= rtol * np.abs(dx).mean() + 1e-7 * largest + least
 
 
 def test_logits_without_a_finite_number() -> None:

@@ -118,6 +118,26 @@ __device__ inline float quick_exp(float x) {
   return y;
 }
 
+/// Stores 16 bytes, zeros unless `kept`; two 16-bit floats are rounded by one instruction.
+__device__ inline void store_rounded(float* p, const float (&x)[4], bool kept) {
+  *reinterpret_cast<float4*>(p) =
+      kept ? make_float4(x[0], x[1], x[2], x[3]) : make_float4(0.f, 0.f, 0.f, 0.f);
+}
+__device__ inline __nv_bfloat162 pair_of(__nv_bfloat16, float a, float b) {
+  return __floats2bfloat162_rn(a, b);
+}
+__device__ inline __half2 pair_of(__half, float a, float b) { return __floats2half2_rn(a, b); }
+template <class S>
+__device__ inline void store_rounded(S* p, const float (&x)[8], bool kept) {
+  uint32_t pairs[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const auto pair = pair_of(S(), x[2 * i], x[2 * i + 1]);
+    pairs[i] = kept ? *reinterpret_cast<const uint32_t*>(&pair) : 0u;
+  }
+  *reinterpret_cast<uint4*>(p) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+
 /// A block takes rows in turn. A thread owns every 512th piece of 16 bytes of a row, in shared
 /// memory from when it arrives until the gradient is written; the piece of the next row is asked
 /// for then. Nobody else reads a thread's pieces, so the copies need no barrier.
@@ -133,6 +153,8 @@ __global__ void __launch_bounds__(kStageThreads, BlocksPerSm)
   const int warp = t / kWarp;
   uint4* const mine = stage + t;
   const int64_t step = gridDim.x;
+  const float divisor = r.total_weight ? *r.total_weight : 1.f;
+  const float scale_of_all = r.grad_per_row ? 0.f : r.grad[0] / divisor;
 
   int64_t row = blockIdx.x;
   int64_t target = row < p.rows ? p.targets[row] : p.ignored;
@@ -148,6 +170,7 @@ __global__ void __launch_bounds__(kStageThreads, BlocksPerSm)
     const int64_t next_target = more ? p.targets[row + step] : p.ignored;
     const int marked = kept ? static_cast<int>(target / W) : -1;  // the piece with the target
     const int within = static_cast<int>(target % W);
+    const float scale = r.grad_per_row ? r.grad[row] / divisor : scale_of_all;
     float lse = 0.f, on_target = 0.f, factor = 0.f, elsewhere = 0.f;
     if (kept) {
       float top = minus_infinity<float>(), total = 0.f, along = 0.f;
@@ -167,10 +190,6 @@ __global__ void __launch_bounds__(kStageThreads, BlocksPerSm)
           for (int i = 0; i < W; ++i) sum += quick_exp<S>(x[i] - by);
           total = total * quick_exp<S>(top - by) + sum;
           top = largest;
-          if (smooth) {
-#pragma unroll
-            for (int i = 0; i < W; ++i) along += x[i];
-          }
           if (at == marked) {
 #pragma unroll
             for (int i = 0; i < W; ++i) {
@@ -179,6 +198,14 @@ __global__ void __launch_bounds__(kStageThreads, BlocksPerSm)
           }
         }
         end_group();
+      }
+      if (smooth) {
+        for (int k = 0, at = t; at < pieces; ++k, at += kStageThreads) {
+          float x[W];
+          load_piece<S, float, W>(reinterpret_cast<const S*>(mine + k * kStageThreads), x);
+#pragma unroll
+          for (int i = 0; i < W; ++i) along += x[i];
+        }
       }
       // Over the block: the largest first, then the sums against it. The arrays of one are written
       // only after the barrier of the other, so two barriers a row are enough.
@@ -194,17 +221,24 @@ __global__ void __launch_bounds__(kStageThreads, BlocksPerSm)
       const float at_target = logit;
       total *= quick_exp<S>(top - OnlineSum<float>::shift(all));
 #pragma unroll
-      for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+      for (int mask = kWarp / 2; mask > 0; mask /= 2)
         total += __shfl_xor_sync(0xffffffffu, total, mask);
-        along += __shfl_xor_sync(0xffffffffu, along, mask);
+      if (smooth) {
+#pragma unroll
+        for (int mask = kWarp / 2; mask > 0; mask /= 2)
+          along += __shfl_xor_sync(0xffffffffu, along, mask);
       }
       if (t % kWarp == 0) totals[warp] = total, alongs[warp] = along;
       __syncthreads();
-      total = totals[0], along = alongs[0];
+      total = totals[0];
 #pragma unroll
-      for (int w = 1; w < kWarps; ++w) total += totals[w], along += alongs[w];
+      for (int w = 1; w < kWarps; ++w) total += totals[w];
+      if (smooth) {
+        along = alongs[0];
+        for (int w = 1; w < kWarps; ++w) along += alongs[w];
+      }
       lse = all + logf(total);
-      const RowGradient<float> g(p, 1.f, static_cast<float>(p.classes), r.scale(row));
+      const RowGradient<float> g(p, 1.f, static_cast<float>(p.classes), scale);
       factor = g.factor, elsewhere = g.elsewhere, on_target = g.on_target;
       if (t == 0)
         r.losses[row] = row_loss(p, 1.f, static_cast<float>(p.classes), lse, at_target, along);
@@ -219,21 +253,16 @@ __global__ void __launch_bounds__(kStageThreads, BlocksPerSm)
       const int at = k * kStageThreads + t;
       if (at < pieces) {
         float x[W];
-        if (kept) {
-          load_piece<S, float, W>(reinterpret_cast<const S*>(mine + k * kStageThreads), x);
+        load_piece<S, float, W>(reinterpret_cast<const S*>(mine + k * kStageThreads), x);
 #pragma unroll
-          for (int i = 0; i < W; ++i) x[i] = quick_exp<S>(x[i] - lse) * factor - elsewhere;
-          if (at == marked) {
+        for (int i = 0; i < W; ++i) x[i] = quick_exp<S>(x[i] - lse) * factor - elsewhere;
+        if (at == marked) {
 #pragma unroll
-            for (int i = 0; i < W; ++i) {
-              if (i == within) x[i] -= on_target;
-            }
+          for (int i = 0; i < W; ++i) {
+            if (i == within) x[i] -= on_target;
           }
-        } else {
-#pragma unroll
-          for (int i = 0; i < W; ++i) x[i] = 0.f;
         }
-        store_piece<S, float, W>(dx + at * W, x);
+        store_rounded(dx + at * W, x, kept);
         if (more) copy_async(mine + k * kStageThreads, ahead + at * W);
       }
       end_group();
