@@ -1,4 +1,4 @@
-// A tile of 32 sorted positions is summed by the threads that share its columns. A run of equal
+// A tile of up to 32 sorted positions is summed by the threads that share its columns. A run of equal
 // keys inside one tile is written at once; a run over several tiles leaves a part in each, and a
 // second launch adds the parts, first to last.
 #include "cuda/kernels/add_rows.cuh"
@@ -10,7 +10,7 @@
 namespace vt::cuda {
 namespace {
 
-constexpr int kThreads = 128, kTile = 32, kAhead = 4;
+constexpr int kThreads = 128, kMostTile = 32, kAhead = 4;
 
 /// How many positions have `key`.
 __device__ int64_t count_of(const SortedIndex& index, int64_t key) {
@@ -63,15 +63,15 @@ __device__ inline void load_row(const RowSums& s, int64_t o, int64_t rows, uint3
 /// one that goes on after it.
 template <class S, class T, int V>
 __global__ void __launch_bounds__(kThreads)
-    sum_tiles(const __grid_constant__ RowSums s, T scale, T* parts, int across) {
+    sum_tiles(const __grid_constant__ RowSums s, T scale, T* parts, int across, int size) {
   const int64_t column = (int64_t{blockIdx.x} * across + threadIdx.x % across) * V;
   if (column >= s.inner) return;
-  const int64_t n = s.index.n, tiles = (n + kTile - 1) / kTile;
+  const int64_t n = s.index.n, tiles = (n + size - 1) / size;
   const int64_t step = int64_t{gridDim.y} * (kThreads / across);
   for (int64_t job = int64_t{blockIdx.y} * (kThreads / across) + threadIdx.x / across;
        job < s.outer * tiles; job += step) {
     const int64_t o = job / tiles, tile = job % tiles;
-    const int64_t first = tile * kTile, last = min(first + kTile, n);
+    const int64_t first = tile * size, last = min(first + size, n);
     int64_t key = s.index.key(first);
     bool began = first == 0 || s.index.key(first - 1) != key;
     T sum[V] = {};
@@ -118,30 +118,42 @@ __global__ void __launch_bounds__(kThreads)
 /// Adds the parts of runs that begin in a tile and go on after it.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    join_tiles(const __grid_constant__ RowSums s, T scale, const T* parts, int across) {
+    join_tiles(const __grid_constant__ RowSums s, T scale, const T* parts, int across, int size) {
   const int64_t column = int64_t{blockIdx.x} * across + threadIdx.x % across;
   if (column >= s.inner) return;
-  const int64_t n = s.index.n, tiles = (n + kTile - 1) / kTile;
+  const int64_t n = s.index.n, tiles = (n + size - 1) / size;
   const int64_t step = int64_t{gridDim.y} * (kThreads / across);
   for (int64_t job = int64_t{blockIdx.y} * (kThreads / across) + threadIdx.x / across;
        job < s.outer * tiles; job += step) {
     const int64_t o = job / tiles, tile = job % tiles;
-    const int64_t first = tile * kTile, next = first + kTile;
+    const int64_t first = tile * size, next = first + size;
     if (next >= n) continue;
     const int64_t key = s.index.key(next - 1);
     if (s.index.key(next) != key) continue;
     if (first > 0 && s.index.key(first - 1) == key) continue;  // began before
     T sum[1] = {parts[(job * 2 + 1) * s.inner + column]};
     // Whether the run reaches into tile t, and on into the next one.
-    for (int64_t t = tile + 1; t < tiles && s.index.key(t * kTile) == key; ++t)
+    for (int64_t t = tile + 1; t < tiles && s.index.key(t * size) == key; ++t)
       sum[0] += parts[(o * tiles + t) * 2 * s.inner + column];
     write_sum<T, 1>(s, scale, o, key, column, sum);
   }
 }
 
+/// Positions of a tile: fewer where there are not enough tiles for the device, as long as a key's
+/// rows fall into few of them on average.
+int tile_of(const Launch& launch, const RowSums& s, int64_t columns) {
+  int size = kMostTile;
+  const int64_t wanted = int64_t{1024} * launch.properties().multiprocessors;  // threads
+  while (size > kAhead && size / 2 >= s.index.n / s.length &&
+         ceil_div<int64_t>(s.index.n, size) * s.outer * columns < wanted)
+    size /= 2;
+  return size;
+}
+
 template <class S, class T, int V>
 void run(const Launch& launch, const RowSums& s, T scale) {
-  const int64_t tiles = ceil_div<int64_t>(s.index.n, kTile), jobs = tiles * s.outer;
+  const int size = tile_of(launch, s, s.inner / V);
+  const int64_t tiles = ceil_div<int64_t>(s.index.n, size), jobs = tiles * s.outer;
   const Scratch parts(static_cast<size_t>(jobs * 2 * s.inner) * sizeof(T), launch);
   const auto layout = [&](int64_t columns) {
     const int across = static_cast<int>(
@@ -150,11 +162,12 @@ void run(const Launch& launch, const RowSums& s, T scale) {
     return std::pair(across, dim3(ceil_div<int64_t>(columns, across), static_cast<unsigned>(down)));
   };
   const auto [across, grid] = layout(s.inner / V);
-  launch(sum_tiles<S, T, V>, grid, dim3(kThreads), 0, s, scale, parts.data<T>(), across);
+  launch(sum_tiles<S, T, V>, grid, dim3(kThreads), 0, s, scale, parts.data<T>(), across,
+         size);
   if (tiles == 1) return;
   const auto [join_across, join_grid] = layout(s.inner);
   launch(join_tiles<T>, join_grid, dim3(kThreads), 0, s, scale,
-         static_cast<const T*>(parts.data<T>()), join_across);
+         static_cast<const T*>(parts.data<T>()), join_across, size);
 }
 
 template <class S>

@@ -2,6 +2,7 @@
 // the addresses allow.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 
 #include "cuda/kernels/indices.cuh"
@@ -17,6 +18,8 @@ struct RowCopies {
   int64_t row_bytes, row_step, outer_step;
 };
 
+constexpr int64_t kManyRows = 4096;
+
 template <class Unit>
 __global__ void __launch_bounds__(256)
     copy_rows_kernel(const __grid_constant__ RowCopies c, Indices indices, int across) {
@@ -28,8 +31,18 @@ __global__ void __launch_bounds__(256)
       reinterpret_cast<const Unit*>(c.from + o * c.outer_step + indices(i) * c.row_step);
   auto* to = reinterpret_cast<Unit*>(c.to + row * c.row_bytes);
   const int64_t units = c.row_bytes / static_cast<int64_t>(sizeof(Unit));
-#pragma unroll 4
-  for (int64_t k = x; k < units; k += across) to[k] = from[k];
+  constexpr int kBatch = 4;  // loads under way
+  for (int64_t first = x; first < units; first += int64_t{kBatch} * across) {
+    Unit held[kBatch];
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      if (first + b * across < units) held[b] = from[first + b * across];
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      if (first + b * across < units) to[first + b * across] = held[b];
+    }
+  }
 }
 
 /// Copies `outer * count` rows; nothing to do if there are none or they are empty.
@@ -40,7 +53,9 @@ inline void copy_rows(const Launch& launch, const RowCopies& c, const Indices& i
                        static_cast<uint64_t>(c.outer_step);
   const auto run = [&]<class Unit>() {
     const auto units = static_cast<uint64_t>(c.row_bytes) / sizeof(Unit);
-    const int across = static_cast<int>(std::bit_ceil(units > 256 ? uint64_t{256} : units));
+    // Where there are many rows a warp takes one, so that each thread has several loads under way.
+    const uint64_t most = units <= 1024 && c.outer * c.count >= kManyRows ? kWarp : 256;
+    const int across = static_cast<int>(std::bit_ceil(std::min(units, most)));
     launch(copy_rows_kernel<Unit>, dim3(ceil_div<int64_t>(c.outer * c.count, 256 / across)),
            dim3(256), 0, c, indices, across);
   };

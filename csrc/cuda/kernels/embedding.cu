@@ -3,6 +3,7 @@
 #include "cuda/cute/launch_table.h"
 #include "cuda/kernels/add_rows.cuh"
 #include "cuda/kernels/copy_rows.cuh"
+#include "cuda/kernels/embedding_small.cuh"
 #include "cuda/kernels/sort.cuh"
 
 namespace vt::cuda {
@@ -49,9 +50,6 @@ void backward(const Tensor& out, const Tensor& grad_output, const Tensor& indice
               int64_t num_weights, int64_t padding_idx, bool scale_grad_by_freq) {
   if (out.numel() == 0) return;
   const Launch launch(out.device());
-  check_cuda(cudaMemsetAsync(out.data(), 0, static_cast<size_t>(out.numel() * out.itemsize()),
-                             launch.stream()),
-             "embedding_dense_backward");
   const Tensor index = dense_index(indices);
   Tensor grad = contiguous(grad_output);
   if (grad.dtype() != out.dtype()) {
@@ -59,15 +57,19 @@ void backward(const Tensor& out, const Tensor& grad_output, const Tensor& indice
     copy(grad, grad_output, true);
   }
   const int64_t n = index.numel();
+  const Indices rows = indices_of(index, FailedCheck::Embedding, num_weights);
+  if (!scale_grad_by_freq && sum_into_small_table(launch, out, grad, rows, n, padding_idx)) return;
+  check_cuda(cudaMemsetAsync(out.data(), 0, static_cast<size_t>(out.numel() * out.itemsize()),
+                             launch.stream()),
+             "embedding_dense_backward");
   if (n == 0) return;
   check(num_weights <= int64_t{1} << 32 && n < int64_t{1} << 32, "embedding_dense_backward: ", n,
         " indices into ", num_weights, " rows; both must be below 2^32");
   const Scratch scratch(static_cast<size_t>(n) * 16, launch);
   auto* keys = scratch.data<uint32_t>();
   uint32_t *sorted = keys + n, *positions = sorted + n, *order = positions + n;
-  launch(index_keys, dim3(ceil_div<int64_t>(n, 256)), dim3(256), 0,
-         indices_of(index, FailedCheck::Embedding, num_weights), static_cast<uint32_t>(n), keys,
-         positions);
+  launch(index_keys, dim3(ceil_div<int64_t>(n, 256)), dim3(256), 0, rows, static_cast<uint32_t>(n),
+         keys, positions);
   sort_pairs<uint32_t>(launch, keys, sorted, positions, order, n, bits_below(num_weights));
   if (!scale_grad_by_freq && backward_by_cute(launch, out, grad, sorted, order, n, padding_idx))
     return;
