@@ -133,3 +133,19 @@ def test_arange(dtype: Any) -> None:
         np.testing.assert_array_equal(
             _numpy(torch.arange(-3, 3, 0.5, dtype=dtype, device="cuda")), np.arange(-3, 3, 0.5)
         )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("n", [0, 1, 5, 4096, 100_003])
+@pytest.mark.parametrize("skewed", [False, True])
+def test_sums_of_float32_and_a_16_bit_float(n: int, dtype: str, skewed: bool) -> None:
+    """Each way around, in place, and where the operands do not begin at whole vectors."""
+    wide = torch.randn(n + 1)[int(skewed) :][:n]
+    narrow = torch.randn(n + 1)[int(skewed) :][:n].to(getattr(torch, dtype))
+    expected = wide.numpy() + narrow.float().numpy()
+    a, b = torch.zeros(n + 1, device="cuda"), torch.zeros(n + 1, device="cuda", dtype=narrow.dtype)
+    a, b = a[int(skewed) :][:n].copy_(wide), b[int(skewed) :][:n].copy_(narrow)
+    for made in (a + b, b + a, a.clone().add_(b)):
+        assert made.dtype == torch.float32
+        np.testing.assert_array_equal(made.cpu().numpy(), expected)
+    np.testing.assert_array_equal((a - b).cpu().numpy(), wide.numpy() - narrow.float().numpy())
