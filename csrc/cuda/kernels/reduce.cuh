@@ -480,6 +480,12 @@ void reduce(const Tensor& self, uint64_t mask, const Load& load, const Op& op,
         kIsStored<Load> && (n <= 1 || (g.reduced.ndim == 1 && g.reduced.stride[0][0] == kSize));
     const int64_t units = layout.dense ? n / reduce_width<Load>() : n;
     layout.group = static_cast<int>(power_of_two(ceil_div<int64_t>(units, 4), kReduceThreads));
+    // Where the rows fill the device twice anyway, fewer threads take more of a row each, down to a
+    // warp: a block's beginning and end, which read nothing, are then a smaller part of it.
+    const int64_t full = int64_t{2} * launch.properties().multiprocessors *
+                         launch.properties().max_threads_per_sm;
+    while (layout.dense && layout.group > kWarp && results * (layout.group / 2) >= full)
+      layout.group /= 2;
     blocks = ceil_div<int64_t>(results, kReduceThreads / layout.group);
     const int64_t least = int64_t{kReduceThreads} * 8 * (layout.dense ? reduce_width<Load>() : 1);
     layout.splits = std::clamp<int64_t>(wanted / blocks, 1, std::max<int64_t>(n / least, 1));
