@@ -4,6 +4,7 @@
 // heads that are laid out for it go to tensor cores (attention_mma.cu).
 // Source: Dao et al., "FlashAttention", NeurIPS 2022, and its second part.
 #include "cuda/kernels/attention_cudnn.h"
+#include "cuda/kernels/attention_head.h"
 #include "cuda/kernels/attention_mma.cuh"
 #include "cuda/kernels/attention_short.h"
 
@@ -105,7 +106,8 @@ void forward(const Tensor& out, const Tensor& lse, const Tensor& rng_state, cons
     return;
   }
   if (!mask.defined() && dropout_p == 0 &&
-      (short_forward(launch, out, lse, query, key, value, is_causal, scale) ||
+      (head_forward(launch, out, lse, query, key, value, is_causal, scale) ||
+       short_forward(launch, out, lse, query, key, value, is_causal, scale) ||
        cudnn_forward(launch, out, lse, query, key, value, is_causal, scale)))
     return;
   if (mma_forward(launch, out, lse, rng_state, query, key, value, mask, dropout_p, is_causal, scale,

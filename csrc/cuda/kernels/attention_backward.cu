@@ -3,6 +3,7 @@
 // gradients of key and value, over all query heads that share them), so every sum has one owner and
 // a fixed order.
 #include "cuda/kernels/attention_cudnn.h"
+#include "cuda/kernels/attention_head.h"
 #include "cuda/kernels/attention_mma.cuh"
 #include "cuda/kernels/attention_short.h"
 #include "cuda/kernels/copy.cuh"
@@ -172,7 +173,9 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
   const Tensor g = grad.dtype() == query.dtype() ? grad : dense_as(grad, query.dtype());
   const Tensor o = output.dtype() == query.dtype() ? output : dense_as(output, query.dtype());
   if (!mask.defined() && dropout_p == 0 &&
-      (short_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
+      (head_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
+                     is_causal, scale) ||
+       short_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
                       is_causal, scale) ||
        cudnn_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
                       is_causal, scale)))
