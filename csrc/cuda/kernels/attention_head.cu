@@ -15,43 +15,50 @@ constexpr int kMostRows = 128;
 template <class S, int kTiles>
 __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 5 : kTiles == 5 ? 4 : 2)
     forward_head(const __grid_constant__ HeadProblem<S> p, Operand<S> out, float* lse) {
-  constexpr int kRows = kTiles * 16;
   extern __shared__ __align__(128) char memory[];
-  const HeadTile<S> query{reinterpret_cast<S*>(memory)}, key{query.data + kRows * kHeadWidth},
-      value{key.data + kRows * kHeadWidth};
+  const uint32_t query = shared_address(memory), key = query + kTiles * kTileBytes,
+                 value = key + kTiles * kTileBytes;
+  const Lanes at;
   const int pair = blockIdx.x, b = pair / p.heads, h = pair % p.heads;
-  const int lane = threadIdx.x % kWarp, first = threadIdx.x / kWarp * 16, length = p.length;
-  query.start(p.query.at(b, h), p.query.row, length, kRows);
-  key.start(p.key.at(b, h), p.key.row, length, kRows);
+  const int lane = threadIdx.x % kWarp, mine = threadIdx.x / kWarp, first = mine * 16;
+  const int length = p.length, tiles = (length + 15) / 16;
+  const uint32_t own = mine * kTileBytes;
+  start_rows(query + own, at, p.query.at(b, h), p.query.row, first, length);
+  start_rows(key + own, at, p.key.at(b, h), p.key.row, first, length);
   commit_copies();
-  value.start(p.value.at(b, h), p.value.row, length, kRows);
+  start_rows(value + own, at, p.value.at(b, h), p.value.row, first, length);
   commit_copies();
   wait_for_copies<1>();
   __syncthreads();
 
+  const int last = p.causal ? mine : tiles - 1;  // tile of keys that is seen
   float scores[kTiles][2][4];
   {
     uint32_t left[4][4];
-    load_left(left, query, first);
+    load_left(left, query + own, at);
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
-      if (p.causal && j * 16 > first) continue;
-      dot_16(scores[j], left, key, j * 16);
+      if (j <= last) dot_16<S>(scores[j], left, key + j * kTileBytes, at);
     }
   }
-  const int last = p.causal ? first / 16 : kTiles - 1;  // tile of keys that is seen
   float top[2] = {minus_infinity<float>(), minus_infinity<float>()};
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
     if (j > last) continue;
+    if (j * 16 + 16 > length || (p.causal && j == mine)) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int k = j * 16 + n * 8 + lane % 4 * 2 + i % 2, q = first + lane / 4 + i / 2 * 8;
+          if (k >= length || (p.causal && k > q)) scores[j][n][i] = minus_infinity<float>();
+        }
+      }
+    }
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int k = j * 16 + n * 8 + lane % 4 * 2 + i % 2, q = first + lane / 4 + i / 2 * 8;
-        if (k >= length || (p.causal && k > q)) scores[j][n][i] = minus_infinity<float>();
-        top[i / 2] = Larger()(top[i / 2], scores[j][n][i]);
-      }
+      for (int i = 0; i < 4; ++i) top[i / 2] = Larger()(top[i / 2], scores[j][n][i]);
     }
   }
   float total[2] = {0.f, 0.f}, shift[2];
@@ -79,7 +86,7 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 5 : kTiles == 5 ?
     }
     uint32_t weights[4];
     pack_left<S>(weights, scores[j]);
-    add_16(sum, weights, value, j * 16);
+    add_16<S>(sum, weights, value + j * kTileBytes, at);
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -96,9 +103,9 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 5 : kTiles == 5 ?
     if (lane % 4 == 0 && q < length)
       lse[static_cast<int64_t>(pair) * length + q] = top[r] * p.scale + log_of(total[r]);
   }
-  query.put(sum, 1.f, first);
+  put_rows<S>(query + own, at, sum, 1.f);
   __syncwarp();
-  query.write(out.at(b, h), out.row, first, length);
+  write_rows(out.at(b, h), out.row, query + own, at, first, length);
 }
 
 template <class S>
@@ -109,15 +116,14 @@ struct HeadGradients {
 
 template <int kTiles>
 struct ScoreGradients {
-  // An odd number of 16-byte pieces, so that rows fall into different banks.
-  static constexpr int kRow = kTiles * 16 + 8;
+  // Bytes: an odd number of 16-byte pieces, so that rows fall into different banks.
+  static constexpr int kRow = kTiles * 32 + 16;
 };
 
-template <class S, int kTiles>
+template <int kTiles>
 constexpr int backward_bytes() {
   constexpr int kRows = kTiles * 16;
-  return (4 * kRows * kHeadWidth + kRows * ScoreGradients<kTiles>::kRow) *
-             static_cast<int>(sizeof(S)) +
+  return 4 * kTiles * static_cast<int>(kTileBytes) + kRows * ScoreGradients<kTiles>::kRow +
          2 * kRows * static_cast<int>(sizeof(float));
 }
 
@@ -127,28 +133,31 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
                   const __grid_constant__ HeadGradients<S> g) {
   constexpr int kRows = kTiles * 16, kRow = ScoreGradients<kTiles>::kRow;
   extern __shared__ __align__(128) char memory[];
-  const HeadTile<S> query{reinterpret_cast<S*>(memory)}, key{query.data + kRows * kHeadWidth},
-      value{key.data + kRows * kHeadWidth}, grad{value.data + kRows * kHeadWidth};
-  S* const dscores = grad.data + kRows * kHeadWidth;  // keys by queries
-  float* const lse = reinterpret_cast<float*>(dscores + kRows * kRow);
+  const uint32_t query = shared_address(memory), key = query + kTiles * kTileBytes,
+                 value = key + kTiles * kTileBytes, grad = value + kTiles * kTileBytes,
+                 dscores = grad + kTiles * kTileBytes;  // keys by queries
+  float* const lse = reinterpret_cast<float*>(memory + 4 * kTiles * kTileBytes + kRows * kRow);
   float* const along = lse + kRows;
+  const Lanes at;
   const int pair = blockIdx.x, b = pair / p.heads, h = pair % p.heads;
-  const int lane = threadIdx.x % kWarp, first = threadIdx.x / kWarp * 16, length = p.length;
-  query.start(p.query.at(b, h), p.query.row, length, kRows);
-  key.start(p.key.at(b, h), p.key.row, length, kRows);
-  value.start(p.value.at(b, h), p.value.row, length, kRows);
-  grad.start(g.grad.at(b, h), g.grad.row, length, kRows);
+  const int lane = threadIdx.x % kWarp, mine = threadIdx.x / kWarp, first = mine * 16;
+  const int length = p.length, tiles = (length + 15) / 16;
+  const uint32_t own = mine * kTileBytes;
+  start_rows(query + own, at, p.query.at(b, h), p.query.row, first, length);
+  start_rows(key + own, at, p.key.at(b, h), p.key.row, first, length);
+  start_rows(value + own, at, p.value.at(b, h), p.value.row, first, length);
+  start_rows(grad + own, at, g.grad.at(b, h), g.grad.row, first, length);
   commit_copies();
   // along = Σ grad · output of every query: 8 threads a row; a warp has rows of its own.
   {
     uint4 outputs[4];
-    const S* from = g.output.at(b, h);
+    const int row = first + lane / kPieces;
+    const S* from = g.output.at(b, h) + row * g.output.row + lane % kPieces * 8;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int r = first + i * 4 + lane / kPieces;
-      outputs[i] = r < length ? *reinterpret_cast<const uint4*>(from + r * g.output.row +
-                                                                lane % kPieces * 8)
-                              : make_uint4(0, 0, 0, 0);
+      outputs[i] = make_uint4(0, 0, 0, 0);
+      if (row + 4 * i < length)
+        outputs[i] = *reinterpret_cast<const uint4*>(from + 4 * i * g.output.row);
     }
     if (lane < 16) {
       const int q = first + lane;
@@ -158,11 +167,10 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
       lse[q] = value == minus_infinity<float>() ? -value : value;
     }
     wait_for_copies<0>();
-    __syncthreads();
+    __syncwarp();  // a warp's rows are its own copies
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int r = first + i * 4 + lane / kPieces;
-      const uint4 other = *reinterpret_cast<const uint4*>(grad.piece(r, lane % kPieces));
+      const uint4 other = load_piece(at.piece_of(grad + own, i));
       const S* x = reinterpret_cast<const S*>(&outputs[i]);
       const S* y = reinterpret_cast<const S*>(&other);
       float sum = 0.f;
@@ -171,23 +179,22 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       sum += __shfl_xor_sync(0xffffffffu, sum, 4);
-      if (lane % kPieces == 0) along[r] = sum;
+      if (lane % kPieces == 0) along[row + 4 * i] = sum;
     }
     __syncthreads();
   }
-  const int tiles = (length + 15) / 16, mine = first / 16;
   const float factor = p.scale * kLog2E;
   if (mine < tiles) {
     uint32_t keys[4][4], values[4][4];
-    load_left(keys, key, first);
-    load_left(values, value, first);
+    load_left(keys, key + own, at);
+    load_left(values, value + own, at);
     float dk[kPieces][4], dv[kPieces][4];
     clear_fragments(dk);
     clear_fragments(dv);
     for (int i = p.causal ? mine : 0; i < tiles; ++i) {
       float prob[2][4], dprob[2][4];
-      dot_16(prob, keys, query, i * 16);
-      dot_16(dprob, values, grad, i * 16);
+      dot_16<S>(prob, keys, query + i * kTileBytes, at);
+      dot_16<S>(dprob, values, grad + i * kTileBytes, at);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int q = i * 16 + n * 8 + lane % 4 * 2;
@@ -195,33 +202,42 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
         const float2 centre = *reinterpret_cast<const float2*>(along + q);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const int k = first + lane / 4 + e / 2 * 8;
-          const bool seen = k < length && !(p.causal && k > q + e % 2);
-          const float weight = power_of_two(prob[n][e] * factor - (e % 2 ? shift.y : shift.x));
-          prob[n][e] = seen ? weight : 0.f;
-          dprob[n][e] = seen ? weight * (dprob[n][e] - (e % 2 ? centre.y : centre.x)) : 0.f;
+          prob[n][e] = power_of_two(prob[n][e] * factor - (e % 2 ? shift.y : shift.x));
+          dprob[n][e] = prob[n][e] * (dprob[n][e] - (e % 2 ? centre.y : centre.x));
+        }
+      }
+      if (first + 16 > length || (p.causal && i == mine)) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int k = first + lane / 4 + e / 2 * 8, q = i * 16 + n * 8 + lane % 4 * 2 + e % 2;
+            if (k < length && !(p.causal && k > q)) continue;
+            prob[n][e] = 0.f;
+            dprob[n][e] = 0.f;
+          }
         }
       }
       uint32_t left[4];
       pack_left<S>(left, prob);
-      add_16(dv, left, grad, i * 16);
+      add_16<S>(dv, left, grad + i * kTileBytes, at);
       pack_left<S>(left, dprob);
-      add_16(dk, left, query, i * 16);
-      S* const to = dscores + (first + lane / 4) * kRow + i * 16 + lane % 4 * 2;
-      *reinterpret_cast<uint32_t*>(to) = left[0];
-      *reinterpret_cast<uint32_t*>(to + 8 * kRow) = left[1];
-      *reinterpret_cast<uint32_t*>(to + 8) = left[2];
-      *reinterpret_cast<uint32_t*>(to + 8 * kRow + 8) = left[3];
+      add_16<S>(dk, left, query + i * kTileBytes, at);
+      const uint32_t to = dscores + (first + lane / 4) * kRow + i * 32 + lane % 4 * 4;
+      store_pair(to, left[0]);
+      store_pair(to + 8 * kRow, left[1]);
+      store_pair(to + 16, left[2]);
+      store_pair(to + 8 * kRow + 16, left[3]);
     }
     // The warp's rows of the values were its own, and are in registers.
     __syncwarp();
-    value.put(dv, 1.f, first);
+    put_rows<S>(value + own, at, dv, 1.f);
     __syncwarp();
-    value.write(g.value.at(b, h), g.value.row, first, length);
+    write_rows(g.value.at(b, h), g.value.row, value + own, at, first, length);
     __syncwarp();
-    value.put(dk, p.scale, first);
+    put_rows<S>(value + own, at, dk, p.scale);
     __syncwarp();
-    value.write(g.key.at(b, h), g.key.row, first, length);
+    write_rows(g.key.at(b, h), g.key.row, value + own, at, first, length);
   }
   __syncthreads();
   if (mine < tiles) {
@@ -231,12 +247,12 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
     for (int j = 0; j < (p.causal ? mine + 1 : tiles); ++j) {
       uint32_t left[4];
       load_matrices_transposed(
-          left, dscores + (j * 16 + matrix / 2 * 8 + line) * kRow + first + matrix % 2 * 8);
-      add_16(dq, left, key, j * 16);
+          left, dscores + (j * 16 + matrix / 2 * 8 + line) * kRow + first * 2 + matrix % 2 * 16);
+      add_16<S>(dq, left, key + j * kTileBytes, at);
     }
-    query.put(dq, p.scale, first);
+    put_rows<S>(query + own, at, dq, p.scale);
     __syncwarp();
-    query.write(g.query.at(b, h), g.query.row, first, length);
+    write_rows(g.query.at(b, h), g.query.row, query + own, at, first, length);
   }
 }
 
@@ -285,7 +301,7 @@ bool head_forward(const Launch& launch, const Tensor& out, const Tensor& lse, co
     const Operand<S> target(out);
     if (!in_pieces(p.query) || !in_pieces(p.key) || !in_pieces(p.value) || !in_pieces(target))
       return;
-    constexpr int kBytes = 3 * kTiles * 16 * kHeadWidth * static_cast<int>(sizeof(S));
+    constexpr int kBytes = 3 * kTiles * static_cast<int>(kTileBytes);
     allow_shared_memory(forward_head<S, kTiles>, kBytes);
     launch(forward_head<S, kTiles>,
            dim3(static_cast<unsigned>(query.sizes()[0] * query.sizes()[1])), dim3(kTiles * kWarp),
@@ -311,7 +327,7 @@ bool head_backward(const Launch& launch, const Tensor& grad_query, const Tensor&
     for (const Operand<S>& t : operands) {
       if (!in_pieces(t)) return;
     }
-    constexpr int kBytes = backward_bytes<S, kTiles>();
+    constexpr int kBytes = backward_bytes<kTiles>();
     allow_shared_memory(backward_head<S, kTiles>, kBytes);
     launch(backward_head<S, kTiles>,
            dim3(static_cast<unsigned>(query.sizes()[0] * query.sizes()[1])), dim3(kTiles * kWarp),

@@ -1,9 +1,9 @@
 // Attention of a head that a block holds in shared memory as a whole: what forward and backward
 // share. Up to 128 rows of 64 16-bit floats, a warp for each 16 of them; every sum has one owner.
 //
-// An operand is kRows x 64 in shared memory, its rows 128 bytes apart and their 16-byte pieces
-// exchanged within a row by the row's number, so that neither ldmatrix nor rows of pieces meet bank
-// conflicts. Rows beyond the sequence are zeros.
+// An operand is rows of 64 in shared memory, 128 bytes apart, a row's 16-byte pieces exchanged by the
+// row's number, so that neither ldmatrix nor rows of pieces meet bank conflicts. Rows beyond the
+// sequence are zeros.
 #pragma once
 
 #include "cuda/kernels/attention_mma.cuh"
@@ -14,6 +14,8 @@ inline constexpr int kHeadWidth = 64;
 inline constexpr int kPieces = kHeadWidth / 8;  // of 16 bytes, in a row
 inline constexpr float kLog2E = 1.4426950408889634f;
 
+inline constexpr uint32_t kTileBytes = 16 * kHeadWidth * 2;  // 16 rows
+
 /// Operands of all heads. Rows are dense and aligned to 16 bytes.
 template <class S>
 struct HeadProblem {
@@ -23,52 +25,92 @@ struct HeadProblem {
   float scale;
 };
 
-template <class S>
-struct HeadTile {
-  S* data;
+/// What a lane adds to the address of a multiple of 16 rows; all pieces of a row follow by exclusive
+/// or, since an operand starts at a multiple of 128 bytes.
+struct Lanes {
+  uint32_t left;   // ldmatrix of a left operand, and transposed of a right one
+  uint32_t right;  // ldmatrix of a right operand
+  uint32_t piece;  // four rows in pieces of 16 bytes, 8 lanes each
+  uint32_t pair;   // two adjacent sums of a product
 
-  __device__ S* piece(int row, int p) const {
-    return data + row * kHeadWidth + ((p ^ (row & 7)) << 3);
+  __device__ Lanes() {
+    const uint32_t lane = threadIdx.x % kWarp, matrix = lane / 8, line = lane % 8;
+    left = (matrix % 2 * 8 + line) * 128 + ((matrix / 2 ^ line) << 4);
+    right = (matrix / 2 * 8 + line) * 128 + ((matrix % 2 ^ line) << 4);
+    piece = matrix * 128 + ((line ^ matrix) << 4);
+    pair = lane / 4 * 128 + (lane / 4 << 4) + lane % 4 * 4;
   }
-  /// The address of a lane's row for ldmatrix: column is a multiple of 8.
-  __device__ S* at(int row, int column) const { return piece(row, column >> 3); }
-
-  /// Starts copying `length` rows of a head; zeros up to `rows`.
-  __device__ void start(const S* from, int64_t stride, int length, int rows) const {
-    for (int i = threadIdx.x; i < rows * kPieces; i += blockDim.x) {
-      const int r = i / kPieces, p = i % kPieces;
-      const S* source = from + (r < length ? r : 0) * stride + p * 8;
-      const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(piece(r, p)));
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(source),
-                   "r"(r < length ? 16 : 0)
-                   : "memory");
-    }
-  }
-  /// Writes a warp's 16 rows from `first` to a head. They lie in rows that no other warp uses.
-  __device__ void write(S* to, int64_t stride, int first, int length) const {
-    const int lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int r = first + i * 4 + lane / kPieces, p = lane % kPieces;
-      if (r < length)
-        *reinterpret_cast<uint4*>(to + r * stride + p * 8) =
-            *reinterpret_cast<const uint4*>(piece(r, p));
-    }
-  }
-  /// Puts 16 x 64 sums, scaled, into the rows from `first`.
-  __device__ void put(const float (&sums)[kPieces][4], float scale, int first) const {
-    const int lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = first + lane / 4 + 8 * half;
-#pragma unroll
-      for (int n = 0; n < kPieces; ++n) {
-        *reinterpret_cast<uint32_t*>(piece(r, n) + lane % 4 * 2) =
-            pack<S>(sums[n][2 * half] * scale, sums[n][2 * half + 1] * scale);
-      }
-    }
+  /// Row 4 i + lane / 8, piece lane % 8.
+  __device__ uint32_t piece_of(uint32_t rows, int i) const {
+    return (rows + piece + i * 512) ^ ((i & 1) << 6);
   }
 };
+
+__device__ inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+__device__ inline void load_matrices(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ inline void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ inline uint4 load_piece(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+__device__ inline void store_pair(uint32_t address, uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+
+/// Starts copying a warp's 16 rows from `first`, those below `length`; zeros in the others. `rows` is
+/// where the first lies in shared memory.
+template <class S>
+__device__ inline void start_rows(uint32_t rows, const Lanes& at, const S* from, int64_t stride,
+                                  int first, int length) {
+  const int lane = threadIdx.x % kWarp, row = first + lane / kPieces;
+  const S* source = from + (row < length ? row : 0) * stride + lane % kPieces * 8;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const bool there = row + 4 * i < length;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at.piece_of(rows, i)),
+                 "l"(there ? source + 4 * i * stride : from), "r"(there ? 16 : 0)
+                 : "memory");
+  }
+}
+/// Writes a warp's 16 rows from `first`, those below `length`.
+template <class S>
+__device__ inline void write_rows(S* to, int64_t stride, uint32_t rows, const Lanes& at, int first,
+                                  int length) {
+  const int lane = threadIdx.x % kWarp, row = first + lane / kPieces;
+  S* target = to + row * stride + lane % kPieces * 8;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (row + 4 * i < length)
+      *reinterpret_cast<uint4*>(target + 4 * i * stride) = load_piece(at.piece_of(rows, i));
+  }
+}
+/// Puts 16 x 64 sums, scaled, into 16 rows.
+template <class S>
+__device__ inline void put_rows(uint32_t rows, const Lanes& at, const float (&sums)[kPieces][4],
+                                float scale) {
+#pragma unroll
+  for (int n = 0; n < kPieces; ++n) {
+    const uint32_t to = (rows + at.pair) ^ (n << 4);
+    store_pair(to, pack<S>(sums[n][0] * scale, sums[n][1] * scale));
+    store_pair(to + 1024, pack<S>(sums[n][2] * scale, sums[n][3] * scale));
+  }
+}
 
 template <int kPending = 0>
 __device__ inline void wait_for_copies() {
@@ -76,20 +118,16 @@ __device__ inline void wait_for_copies() {
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-/// 16 rows from `row` as the left operand: four pieces of 16 columns.
-template <class S>
-__device__ inline void load_left(uint32_t (&a)[4][4], const HeadTile<S>& x, int row) {
-  const int lane = threadIdx.x % kWarp, matrix = lane / 8, line = lane % 8;
+/// 16 rows as the left operand: four pieces of 16 columns.
+__device__ inline void load_left(uint32_t (&a)[4][4], uint32_t rows, const Lanes& at) {
 #pragma unroll
-  for (int k = 0; k < 4; ++k)
-    load_matrices(a[k], x.at(row + matrix % 2 * 8 + line, k * 16 + matrix / 2 * 8));
+  for (int k = 0; k < 4; ++k) load_matrices(a[k], (rows + at.left) ^ (k << 5));
 }
 
-/// c[n] = the left operand times rows [row + 8 n, row + 8 n + 8) of y, transposed; n < 2.
+/// c = the left operand times 16 rows, transposed.
 template <class S>
-__device__ inline void dot_16(float (&c)[2][4], const uint32_t (&a)[4][4], const HeadTile<S>& y,
-                              int row) {
-  const int lane = threadIdx.x % kWarp, matrix = lane / 8, line = lane % 8;
+__device__ inline void dot_16(float (&c)[2][4], const uint32_t (&a)[4][4], uint32_t rows,
+                              const Lanes& at) {
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -98,21 +136,20 @@ __device__ inline void dot_16(float (&c)[2][4], const uint32_t (&a)[4][4], const
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     uint32_t b[4];
-    load_matrices(b, y.at(row + matrix / 2 * 8 + line, k * 16 + matrix % 2 * 8));
+    load_matrices(b, (rows + at.right) ^ (k << 5));
     multiply_add<S>(c[0], a[k], b[0], b[1]);
     multiply_add<S>(c[1], a[k], b[2], b[3]);
   }
 }
 
-/// sum += a (16 x 16) times rows [row, row + 16) of y.
+/// sum += a (16 x 16) times 16 rows.
 template <class S>
-__device__ inline void add_16(float (&sum)[kPieces][4], const uint32_t (&a)[4],
-                              const HeadTile<S>& y, int row) {
-  const int lane = threadIdx.x % kWarp, matrix = lane / 8, line = lane % 8;
+__device__ inline void add_16(float (&sum)[kPieces][4], const uint32_t (&a)[4], uint32_t rows,
+                              const Lanes& at) {
 #pragma unroll
   for (int n = 0; n < kPieces; n += 2) {
     uint32_t b[4];
-    load_matrices_transposed(b, y.at(row + matrix % 2 * 8 + line, n * 8 + matrix / 2 * 8));
+    load_matrices_transposed(b, (rows + at.left) ^ (n << 4));
     multiply_add<S>(sum[n], a, b[0], b[1]);
     multiply_add<S>(sum[n + 1], a, b[2], b[3]);
   }
