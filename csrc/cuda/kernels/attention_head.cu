@@ -256,9 +256,10 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
   }
 }
 
-bool applies(const Tensor& query, const Tensor& key, const Tensor& value) {
-  // cuDNN's kernels alone were asked for.
-  if (cudnn_settings().small_attention.load(std::memory_order_relaxed)) return false;
+bool applies(const Tensor& query, const Tensor& key, const Tensor& value, double scale) {
+  // The largest score is the largest product. And cuDNN's kernels alone may have been asked for.
+  if (!(scale > 0) || cudnn_settings().small_attention.load(std::memory_order_relaxed))
+    return false;
   const auto q = query.sizes();
   return (query.dtype() == DType::BFloat16 || query.dtype() == DType::Float16) &&
          q[3] == kHeadWidth && value.sizes()[3] == kHeadWidth && q[2] <= kMostRows &&
@@ -294,7 +295,7 @@ HeadProblem<S> problem(const Tensor& query, const Tensor& key, const Tensor& val
 
 bool head_forward(const Launch& launch, const Tensor& out, const Tensor& lse, const Tensor& query,
                   const Tensor& key, const Tensor& value, bool is_causal, double scale) {
-  if (!applies(query, key, value)) return false;
+  if (!applies(query, key, value, scale)) return false;
   bool done = false;
   visit_heads(query.dtype(), query.sizes()[2], [&]<class S, int kTiles>() {
     const auto p = problem<S>(query, key, value, is_causal, scale);
@@ -315,7 +316,7 @@ bool head_backward(const Launch& launch, const Tensor& grad_query, const Tensor&
                    const Tensor& grad_value, const Tensor& grad, const Tensor& query,
                    const Tensor& key, const Tensor& value, const Tensor& output, const Tensor& lse,
                    bool is_causal, double scale) {
-  if (!applies(query, key, value) || lse.dtype() != DType::Float32 || !lse.is_contiguous())
+  if (!applies(query, key, value, scale) || lse.dtype() != DType::Float32 || !lse.is_contiguous())
     return false;
   bool done = false;
   visit_heads(query.dtype(), query.sizes()[2], [&]<class S, int kTiles>() {

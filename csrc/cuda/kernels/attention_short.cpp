@@ -11,9 +11,10 @@ namespace {
 
 constexpr int64_t kWidth = 64;
 
-bool applies(const Tensor& query, const Tensor& key, const Tensor& value) {
-  // cuDNN's kernels alone were asked for.
-  if (cudnn_settings().small_attention.load(std::memory_order_relaxed)) return false;
+bool applies(const Tensor& query, const Tensor& key, const Tensor& value, double scale) {
+  // The largest score is the largest product. And cuDNN's kernels alone may have been asked for.
+  if (!(scale > 0) || cudnn_settings().small_attention.load(std::memory_order_relaxed))
+    return false;
   const auto q = query.sizes();
   return query.dtype() == DType::BFloat16 && q[3] == kWidth && value.sizes()[3] == kWidth &&
          std::ranges::equal(q, key.sizes());
@@ -60,7 +61,7 @@ bool dense_columns(std::initializer_list<const Tensor*> tensors) {
 
 bool short_forward(const Launch& launch, const Tensor& out, const Tensor& lse, const Tensor& query,
                    const Tensor& key, const Tensor& value, bool is_causal, double scale) {
-  if (!cute::considered<cute::AttentionShortForward>() || !applies(query, key, value) ||
+  if (!cute::considered<cute::AttentionShortForward>() || !applies(query, key, value, scale) ||
       !dense_columns({&out, &query, &key, &value}))
     return false;
   auto a = arguments<cute::AttentionShortForward>(query, key, value, is_causal, scale);
@@ -73,7 +74,7 @@ bool short_backward(const Launch& launch, const Tensor& grad_query, const Tensor
                     const Tensor& grad_value, const Tensor& grad, const Tensor& query,
                     const Tensor& key, const Tensor& value, const Tensor& output, const Tensor& lse,
                     bool is_causal, double scale) {
-  if (!cute::considered<cute::AttentionShortBackward>() || !applies(query, key, value) ||
+  if (!cute::considered<cute::AttentionShortBackward>() || !applies(query, key, value, scale) ||
       !dense_columns({&grad_query, &grad_key, &grad_value, &grad, &query, &key, &value, &output}))
     return false;
   auto a = arguments<cute::AttentionShortBackward>(query, key, value, is_causal, scale);
