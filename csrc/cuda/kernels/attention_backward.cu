@@ -6,6 +6,7 @@
 #include "cuda/kernels/attention_head.h"
 #include "cuda/kernels/attention_mma.cuh"
 #include "cuda/kernels/attention_short.h"
+#include "cuda/kernels/attention_tiles.h"
 #include "cuda/kernels/copy.cuh"
 
 namespace vt::cuda {
@@ -174,6 +175,8 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
   const Tensor o = output.dtype() == query.dtype() ? output : dense_as(output, query.dtype());
   if (!mask.defined() && dropout_p == 0 &&
       (head_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
+                     is_causal, scale) ||
+       tile_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
                      is_causal, scale) ||
        short_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
                       is_causal, scale) ||

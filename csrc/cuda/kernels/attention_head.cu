@@ -206,13 +206,13 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
           dprob[n][e] = prob[n][e] * (dprob[n][e] - (e % 2 ? centre.y : centre.x));
         }
       }
-      if (first + 16 > length || (p.causal && i == mine)) {
+      if (first + 16 > length || i == tiles - 1 || (p.causal && i == mine)) {
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             const int k = first + lane / 4 + e / 2 * 8, q = i * 16 + n * 8 + lane % 4 * 2 + e % 2;
-            if (k < length && !(p.causal && k > q)) continue;
+            if (k < length && q < length && !(p.causal && k > q)) continue;
             prob[n][e] = 0.f;
             dprob[n][e] = 0.f;
           }

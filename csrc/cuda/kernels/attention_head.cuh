@@ -124,21 +124,39 @@ __device__ inline void load_left(uint32_t (&a)[4][4], uint32_t rows, const Lanes
   for (int k = 0; k < 4; ++k) load_matrices(a[k], (rows + at.left) ^ (k << 5));
 }
 
+/// c = a b.
+template <class S>
+__device__ inline void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<S, __nv_bfloat16>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%10, %10, %10, %10};"
+        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.f));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%10, %10, %10, %10};"
+        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.f));
+  }
+}
+
 /// c = the left operand times 16 rows, transposed.
 template <class S>
 __device__ inline void dot_16(float (&c)[2][4], const uint32_t (&a)[4][4], uint32_t rows,
                               const Lanes& at) {
 #pragma unroll
-  for (int n = 0; n < 2; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) c[n][i] = 0.f;
-  }
-#pragma unroll
   for (int k = 0; k < 4; ++k) {
     uint32_t b[4];
     load_matrices(b, (rows + at.right) ^ (k << 5));
-    multiply_add<S>(c[0], a[k], b[0], b[1]);
-    multiply_add<S>(c[1], a[k], b[2], b[3]);
+    if (k == 0) {
+      multiply<S>(c[0], a[k], b[0], b[1]);
+      multiply<S>(c[1], a[k], b[2], b[3]);
+    } else {
+      multiply_add<S>(c[0], a[k], b[0], b[1]);
+      multiply_add<S>(c[1], a[k], b[2], b[3]);
+    }
   }
 }
 
