@@ -1,11 +1,13 @@
 """Pointwise ops as parts of one: what they compute in, and the program of `_fused_pointwise`.
 
-The fused op runs its ops one after the other on each block of elements, every one by its own kernel
-on its own dtypes. An operand is one view for the whole op.
+On the CPU the fused op runs its ops one after the other on each block of elements, every one by its
+own kernel on its own dtypes. On a GPU it is a kernel made for the chain, which has fewer ops
+(csrc/cuda/chain_source.cpp) and rounds as theirs do. An operand is one view for the whole op.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +21,14 @@ from vibetensor.graphs.tape import Buffer, Op, View
 NAME = "_fused_pointwise"
 # Ops that are not of the kind `pointwise` and have a kernel for blocks, with the attributes it takes.
 _BY_ROWS = {"_to_dtype": 0, "clone": 0, "copy_": 0, "_where": 0, "_dropout_backward": 1}
+# What a GPU's chains are made of besides, and the dtypes of their operands.
+_ON_GPU = frozenset(
+    "abs add div eq erf exp exp2 ge gelu gelu_backward gt le log log2 logical_and logical_not "
+    "logical_or lt maximum minimum mish mul ne neg pow reciprocal relu rsqrt sigmoid "
+    "sigmoid_backward silu silu_backward sqrt square sub tanh tanh_backward threshold_backward".split()
+)
+_GPU_DTYPES = (vt.bool, vt.float16, vt.bfloat16, vt.float32, vt.float64)
+_GPU_DIMS = 6
 _LONGEST_TEXT = 8
 _MOST_INPUTS = 7  # of one op
 # The runtime's numbers of dtypes.
@@ -57,6 +67,19 @@ class Step:
     numel: int
     shape: tuple[int, ...] | None
 
+    @property
+    def device(self) -> str:
+        return self.out.buffer.device
+
+    @property
+    def fastest(self) -> int:
+        """The dimension of `shape` along which the output lies element by element, counted from the
+        last one."""
+        strides = self.out.strides
+        return 0 if not strides else len(strides) - 1 - min(
+            range(len(strides)), key=lambda d: strides[d]
+        )
+
 
 def step_of(op: Op) -> Step | str:
     """The op as a part of a chain; why it cannot be one, empty if it is no pointwise op at all."""
@@ -68,8 +91,11 @@ def step_of(op: Op) -> Step | str:
     views = [arg for arg in op.args if isinstance(arg, View)]
     (out,) = op.writes()
     numel = math.prod(out.sizes)
-    if any(view.buffer.device != "cpu" for view in (out, *views)):
-        return f"{op.name} is on {out.buffer.device}: chains are fused on the CPU"
+    device = out.buffer.device
+    if device == "cpu" and any(view.buffer.device != "cpu" for view in views):
+        return f"{op.name} reads another device"
+    if device != "cpu" and (problem := _problem_on_gpu(op, out, views)):
+        return problem
     if len(views) > _MOST_INPUTS or numel == 0:
         return f"{op.name} has no elements" if numel == 0 else f"{op.name} has many inputs"
     if op.name == "copy_":
@@ -86,8 +112,50 @@ def step_of(op: Op) -> Step | str:
     if any(stride == 0 for stride in result.strides or ()):
         return f"{op.name} writes one place for several elements"
     inputs = [_access(view, out.sizes, numel) for view in views]
+    if device != "cpu" and not _by_rows(result, inputs):
+        return f"{op.name} reads its operands across rows"
     dense = all(access.strides is None or access.is_single for access in (result, *inputs))
     return Step(op, result, inputs, attributes, numel, None if dense else tuple(sizes))
+
+
+def _problem_on_gpu(op: Op, out: View, views: Sequence[View]) -> str:
+    """Why an op is no part of a GPU's chains, apart from how its operands lie."""
+    name = op.name.removesuffix("_")
+    if op.name not in _BY_ROWS and name not in _ON_GPU:
+        return f"{op.name} is no part of chains on {out.buffer.device}"
+    if any(view.dtype not in _GPU_DTYPES for view in (out, *views) if not view.number):
+        return f"{op.name} has operands that are integers"
+    if any(view.buffer.device != out.buffer.device and math.prod(view.sizes) != 1 for view in views):
+        return f"{op.name} reads another device"
+    if sum(n != 1 for n in out.sizes) > _GPU_DIMS:
+        return f"{op.name} has many dimensions"
+    if op.name not in _BY_ROWS:
+        _, compute = _C.graphs.pointwise(op.name, _stand_ins(op))
+        tests = out.dtype == vt.bool and compute == vt.bool
+        if compute not in _GPU_DTYPES or (compute == vt.bool and not tests):
+            return f"{op.name} computes in integers"
+    return chains_problem(out.buffer.device)
+
+
+@functools.cache
+def chains_problem(device: str) -> str:
+    """Why a device has no chains; empty if it has."""
+    problem = _C.graphs.chains_problem(device)
+    return f"no chains on {device}: {problem}" if problem else ""
+
+
+def _by_rows(result: Access, inputs: Sequence[Access]) -> bool:
+    """Whether all lie element by element where the result does, or are one element there."""
+    strides = result.strides
+    if strides is None:
+        return all(a.is_single or a.strides is None or a.strides[-1] < 2 for a in inputs)
+    fastest = min(range(len(strides)), key=lambda d: strides[d])
+    if strides[fastest] != 1:
+        return False
+    dense = fastest == len(strides) - 1
+    return all(
+        a.is_single or (dense if a.strides is None else a.strides[fastest] < 2) for a in inputs
+    )
 
 
 def _is_attribute(value: Any) -> bool:
@@ -142,6 +210,7 @@ class _Registers:
 def fuse(steps: Sequence[Step], inner: set[Buffer]) -> Op:
     """The steps as one op. inner: buffers that nothing else reads; they become registers."""
     shape = next((s.shape for s in steps if s.shape is not None), (steps[0].numel,))
+    device = steps[0].device
     results = _unique(s.out for s in steps if s.out.buffer not in inner)
     written = {access.buffer for access in results} | inner
     tensors = _unique(a for s in steps for a in s.inputs if a.buffer not in written)
@@ -161,7 +230,7 @@ def fuse(steps: Sequence[Step], inner: set[Buffer]) -> Op:
     code: list[int] = []
     numbers: list[Any] = []
     for at, step in enumerate(steps):
-        number, compute = _C.graphs.pointwise(step.op.name, _stand_ins(step))
+        number, compute = _C.graphs.pointwise(step.op.name, _stand_ins(step.op))
         read = [place(access) for access in step.inputs]
         ending = {a.buffer for a in step.inputs if a.buffer in inner and last[a.buffer] == at}
         if step.out.buffer in inner and step.out.buffer not in held:
@@ -180,13 +249,13 @@ def fuse(steps: Sequence[Step], inner: set[Buffer]) -> Op:
     return make_op(
         NAME,
         (
-            [_view(access, shape) for access in results],
-            [_view(access, shape) for access in tensors],
+            [_view(access, shape, device) for access in results],
+            [_view(access, shape, device) for access in tensors],
             list(shape),
             program,
             numbers,
         ),
-        [_view(access, shape) for access in results],
+        [_view(access, shape, device) for access in results],
         steps[-1].op,
     )
 
@@ -199,9 +268,9 @@ def _number(value: Any) -> Any:
     return int.from_bytes(value.encode(), "little") if isinstance(value, str) else value
 
 
-def _stand_ins(step: Step) -> list[Any]:
+def _stand_ins(op: Op) -> list[Any]:
     """Tensors that promote as the op's inputs do."""
-    views = [arg for arg in step.op.args if isinstance(arg, View)]
+    views = [arg for arg in op.args if isinstance(arg, View)]
     return [
         _C.graphs.tensor_on(
             vt.empty(8, dtype=vt.uint8),
@@ -215,8 +284,8 @@ def _stand_ins(step: Step) -> list[Any]:
     ]
 
 
-def _view(access: Access, shape: tuple[int, ...]) -> View:
-    if access.is_single and math.prod(shape) != 1:
+def _view(access: Access, shape: tuple[int, ...], device: str) -> View:
+    if (access.is_single and math.prod(shape) != 1) or access.buffer.device != device:
         return View(access.buffer, access.dtype, (), (), access.offset, access.number)
     strides = _dense(shape) if access.strides is None else access.strides
     return View(access.buffer, access.dtype, shape, strides, access.offset, access.number)

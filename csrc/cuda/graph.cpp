@@ -14,6 +14,7 @@
 #include "cuda/driver_device.h"
 #include "cuda/error.h"
 #include "cuda/graph_capture.h"
+#include "cuda/graph_chains.h"
 #include "cuda/stream.h"
 #include "cuda/sync.h"
 #include "graphs/lowering.h"
@@ -253,6 +254,8 @@ std::unique_lock<std::mutex> lock_in_turn(std::mutex& mutex) {
   return lock;
 }
 
+ChainCompiler chain_compiler{};
+
 class CudaLowering final : public graphs::Lowering {
  public:
   Ref<graphs::Pool> pool(Device device, PoolHandle wanted) override {
@@ -273,6 +276,7 @@ class CudaLowering final : public graphs::Lowering {
     const DeviceGuard guard(c.device);
     const Stream caller = current_stream(c.device);
     check(!is_captured(caller), "a step cannot be captured on a stream that is being captured");
+    if (chain_compiler.prepare) chain_compiler.prepare(c.calls);
     c.rebindings_seen = rebindings.load(std::memory_order_acquire);
     c.addresses = addresses_of(c.calls);
     c.ring =
@@ -286,6 +290,10 @@ class CudaLowering final : public graphs::Lowering {
     c.graph.instantiate(caller);
     return std::make_unique<GraphProgram>(std::move(captured));
   }
+
+  std::string chains_problem() override {
+    return chain_compiler.problem ? chain_compiler.problem() : "no kernels for chains";
+  }
 };
 
 }  // namespace
@@ -294,6 +302,8 @@ void install_lowering() {
   static auto* lowering = new CudaLowering;
   graphs::set_lowering(DeviceType::CUDA, lowering);
 }
+
+void set_chain_compiler(ChainCompiler compiler) { chain_compiler = compiler; }
 
 size_t collect_graphs() { return retired().collect(); }
 

@@ -16,6 +16,7 @@ using Program = void*;
 struct Api {
   Library library{"nvrtc", "libnvrtc.so.13", "nvidia-cuda-nvrtc"};
   const char* (*error_string)(Result);
+  Result (*version)(int* major, int* minor);
   Result (*create)(Program*, const char* source, const char* name, int headers,
                    const char* const* header_sources, const char* const* header_names);
   Result (*destroy)(Program*);
@@ -27,6 +28,7 @@ struct Api {
 
   Api() {
     library.bind(error_string, "nvrtcGetErrorString");
+    library.bind(version, "nvrtcVersion");
     library.bind(create, "nvrtcCreateProgram");
     library.bind(destroy, "nvrtcDestroyProgram");
     library.bind(compile, "nvrtcCompileProgram");
@@ -77,6 +79,12 @@ CompiledCode nvrtc_compile(const std::string& source, const std::string& name,
         " while compiling ", name, " for ", architecture, ":\n", out.log);
   out.cubin = fetch(program, api().cubin_size, api().cubin, "reading machine code");
   return out;
+}
+
+std::string nvrtc_version() {
+  int major = 0, minor = 0;
+  check_result(api().version(&major, &minor), "asking for the version");
+  return str(major, ".", minor);
 }
 
 std::string architecture_of(int device) {

@@ -19,6 +19,8 @@ struct CompiledCode {
 /// options are the compiler's ("-DN=4", "-use_fast_math").
 CompiledCode nvrtc_compile(const std::string& source, const std::string& name,
                            const std::string& architecture, std::span<const std::string> options);
+/// NVRTC's version, as "13.0". Throws where the library is missing.
+std::string nvrtc_version();
 /// The architecture of a device, as nvrtc_compile takes it.
 std::string architecture_of(int device);
 

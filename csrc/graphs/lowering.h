@@ -86,6 +86,8 @@ class Lowering {
   /// this throws CallError, and streams, pools and random numbers are as before.
   virtual std::unique_ptr<DeviceProgram> lower(std::vector<Instruction> calls, Ref<Storage> control,
                                                Ref<Pool> pool) = 0;
+  /// Why the device has no kernels for chains of pointwise ops (_fused_pointwise); empty if it has.
+  virtual std::string chains_problem() { return {}; }
 };
 
 /// Called by a backend as it loads; the lowering must outlive the process.

@@ -547,6 +547,13 @@ void bind_graphs(nb::module_& m) {
       },
       "Whether the op can be one of those that _fused_pointwise runs block by block.");
   module.def(
+      "chains_problem",
+      [](const nb::object& device) {
+        const Device on = device_arg(device.ptr());
+        return on.is_cpu() ? std::string() : graphs::lowering_for(on.type).chains_problem();
+      },
+      "Why a device has no kernels for _fused_pointwise; empty if it has.");
+  module.def(
       "gradient",
       [](const nb::object& leaf) {
         const autograd::AutogradMeta* meta = one_tensor(leaf).impl()->autograd.get();

@@ -6,14 +6,19 @@ A buffer that one of them writes is read and written by them through one view. R
 runs them block by block; what nothing else reads is never stored. Every part keeps its kernel and its
 dtypes: bitwise.
 
-Random ops stay apart: their numbers belong to places in their whole output. So do single ops and
-ops on an accelerator. Ops of few elements stay apart where nothing is gained: tensors that stay in
-the cache from op to op anyway, if they are not of 16-bit floats, which a chain converts less often.
+On a GPU the op is a kernel made for the chain, whose parts round as their own kernels do: bitwise,
+too. There a chain also computes again what another one made from tensors that it reads anyway, as the
+backward of a gated layer does with the gate's activation: a read and mostly a write less.
+
+Random ops stay apart: their numbers belong to places in their whole output. So do single ops. Ops of
+few elements stay apart where nothing is gained: on the CPU tensors that stay in the cache from op to
+op anyway, if they are not of 16-bit floats, which a chain converts less often; on a GPU those whose
+launch saved would not pay for a kernel compiled.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import vibetensor.torch as vt
 from vibetensor.graphs.pointwise import Access, Step, fuse, step_of
@@ -22,7 +27,11 @@ from vibetensor.graphs.tape import Buffer, Decision, Op, Tape
 BITWISE = True
 LEAST_ELEMENTS, LEAST_16_BIT = 1 << 20, 4096  # of an op that gains by it
 _REACH = 24  # ops that a part may be moved over
+LEAST_ON_GPU = 1 << 14
 _MOST_PARTS = 64
+# A GPU's kernel takes 12 tensors and 32 numbers, which a part has two of at most.
+_MOST_PARTS_ON_GPU, _MOST_TENSORS_ON_GPU = 16, 12
+_MOST_AGAIN = 4  # parts computed again for one tensor
 # Tensors that a chain walks in memory. They often lie alike within pages, so that more of them than a
 # cache has ways drive each other out.
 MOST_TENSORS = 5
@@ -60,8 +69,9 @@ def run(tape: Tape) -> Tape:
         at: int | None = len(nodes) - 1
         while at is not None:
             at = _join(nodes, at, users, decisions)
+    again = _compute_again(nodes, tape, users, decisions)
     ops: list[Op] = []
-    for node in nodes:
+    for node in again:
         if len(node.steps) < 2:
             ops += node.ops
             continue
@@ -82,6 +92,8 @@ def _node(op: Op) -> _Node:
     step = step_of(op)
     if isinstance(step, str):
         return _Node([op], [], reads, writes, step)
+    if step.device != "cpu":
+        return _Node([op], [step] if step.numel >= LEAST_ON_GPU else [], reads, writes)
     halves = any(a.dtype in (vt.bfloat16, vt.float16) for a in (step.out, *step.inputs))
     if step.numel < (LEAST_16_BIT if halves else LEAST_ELEMENTS):
         return _Node([op], [], reads, writes)
@@ -95,6 +107,130 @@ def _inner(steps: list[Step], users: dict[Buffer, int]) -> set[Buffer]:
         for buffer in {step.out.buffer, *(access.buffer for access in step.inputs)}:
             own[buffer] = own.get(buffer, 0) + 1
     return {b for b, count in own.items() if b.role == "scratch" and count == users[b]}
+
+
+def _compute_again(
+    nodes: list[_Node], tape: Tape, users: dict[Buffer, int], decisions: dict[str, Decision]
+) -> list[_Node]:
+    """The nodes, those on a GPU with steps of others in the place of tensors that they read and can
+    make from what else they read. What nobody reads any more is gone."""
+    writers: dict[Buffer, list[int]] = {}
+    for at, node in enumerate(nodes):
+        for buffer in node.writes:
+            writers.setdefault(buffer, []).append(at)
+    for at, node in enumerate(nodes):
+        if not node.steps or node.steps[0].device == "cpu":
+            continue
+        for read in sorted(_tensors_read(node), key=lambda access: access.buffer.index):
+            made_at = writers.get(read.buffer, [])
+            if read.buffer.role != "scratch" or len(made_at) != 1 or not made_at[0] < at:
+                continue
+            maker = nodes[made_at[0]]
+            seen = {a for step in node.steps for a in step.inputs} - {read}
+            steps = _steps_for(read, maker, seen)
+            if not steps or len(node.steps) + len(steps) > _MOST_PARTS_ON_GPU:
+                continue
+            if not _has_inputs(node, steps, seen, maker, (made_at[0], at), writers):
+                continue
+            _insert(node, steps, read, tape, users)
+            names = ", ".join(step.op.name for step in steps)
+            text = f"{names} computed again instead of kept"
+            decisions[f"{text} {at}"] = Decision("chains", True, text, node.ops[0])
+    for node in nodes:
+        if node.steps and node.steps[0].device != "cpu":
+            for step in [s for s in node.steps if users.get(s.out.buffer) == 1]:
+                _drop_unread(node, step, users)
+    return [node for node in nodes if node.steps or node.ops]
+
+
+def _steps_for(read: Access, maker: _Node, seen: set[Access]) -> list[Step]:
+    """The steps of a node that make a tensor from what is seen, in order; none if it is made
+    otherwise."""
+    wanted, steps = {read.buffer}, []
+    for step in reversed(maker.steps):
+        if step.out.buffer not in wanted:
+            continue
+        if step.out.buffer is read.buffer and (step.out != read or steps):
+            return []
+        if any(a.buffer is step.out.buffer for a in step.inputs):
+            return []
+        steps.insert(0, step)
+        wanted |= {a.buffer for a in step.inputs if a not in seen}
+    made = [step.out.buffer for step in steps]
+    return steps if len(set(made)) == len(made) <= _MOST_AGAIN else []
+
+
+def _has_inputs(
+    node: _Node,
+    steps: list[Step],
+    seen: set[Access],
+    maker: _Node,
+    places: tuple[int, int],
+    writers: dict[Buffer, list[int]],
+) -> bool:
+    """Whether a node reads all tensors that the steps begin from, with the values they had. places:
+    of the node that makes them and of this one."""
+    both = (*steps, *node.steps)
+    if len({s.numel for s in both}) > 1 or len({s.fastest for s in both}) > 1:
+        return False
+    if len({s.shape for s in both if s.shape is not None}) > 1:
+        return False
+    made = {step.out.buffer for step in steps}
+    for step in steps:
+        for access in step.inputs:
+            if access.buffer in made:
+                continue
+            if access not in seen and not access.number:
+                return False
+            if any(places[0] < writer <= places[1] for writer in writers.get(access.buffer, [])):
+                return False
+            # What the maker itself writes it must have written before.
+            at = maker.steps.index(step)
+            if any(other.out.buffer is access.buffer for other in maker.steps[at:]):
+                return False
+    return True
+
+
+def _insert(
+    node: _Node, steps: list[Step], read: Access, tape: Tape, users: dict[Buffer, int]
+) -> None:
+    """Lets a node make a tensor by these steps, in registers, instead of reading it."""
+    instead = {
+        step.out.buffer: tape.new_buffer(step.out.buffer.nbytes, step.out.buffer.device)
+        for step in steps
+    }
+
+    def moved(access: Access) -> Access:
+        buffer = instead.get(access.buffer)
+        return access if buffer is None else replace(access, buffer=buffer)
+
+    copies = [
+        replace(step, out=moved(step.out), inputs=[moved(a) for a in step.inputs])
+        for step in steps
+    ]
+    only = {read.buffer: instead[read.buffer]}
+    rest = []
+    for step in node.steps:
+        inputs = [replace(a, buffer=only.get(a.buffer, a.buffer)) for a in step.inputs]
+        users[read.buffer] -= any(a.buffer is read.buffer for a in step.inputs)
+        rest.append(replace(step, inputs=inputs))
+    node.steps = [*copies, *rest]
+    node.reads = node.reads - {read.buffer}
+    for step in copies:
+        for buffer in {step.out.buffer, *(a.buffer for a in step.inputs)}:
+            users[buffer] = users.get(buffer, 0) + 1
+    users[instead[read.buffer]] += sum(
+        any(a.buffer is instead[read.buffer] for a in step.inputs) for step in rest
+    )
+
+
+def _drop_unread(node: _Node, step: Step, users: dict[Buffer, int]) -> None:
+    if step.out.buffer.role != "scratch" or any(a.buffer is step.out.buffer for a in step.inputs):
+        return
+    node.steps = [s for s in node.steps if s is not step]
+    node.ops = [op for op in node.ops if op is not step.op]
+    for access in {a.buffer for a in step.inputs}:
+        users[access] -= 1
 
 
 def _join(
@@ -149,11 +285,19 @@ def _why_apart(a: _Node, b: _Node, users: dict[Buffer, int]) -> str:
         return "their sizes differ"
     if len({step.shape for step in steps if step.shape is not None}) > 1:
         return "their shapes differ"
-    if len(steps) > _MOST_PARTS:
+    if len({step.device for step in steps}) > 1:
+        return "they are on two devices"
+    on_gpu = steps[0].device != "cpu"
+    if len(steps) > (_MOST_PARTS_ON_GPU if on_gpu else _MOST_PARTS):
         return "together they are too many"
+    if on_gpu and len({step.fastest for step in steps}) > 1:
+        return "they walk their results in other orders"
     walked = {x for s in steps for x in (s.out, *s.inputs) if not x.is_single}
     inner = _inner(steps, users)
-    if steps[0].numel > 1 and sum(x.buffer not in inner for x in walked) > MOST_TENSORS:
+    if on_gpu:
+        walked.update(x for s in steps for x in s.inputs if x.buffer.device != "cpu")
+    most = _MOST_TENSORS_ON_GPU if on_gpu else MOST_TENSORS
+    if steps[0].numel > 1 and sum(x.buffer not in inner for x in walked) > most:
         return "together they walk too many tensors"
     written = a.writes | b.writes
     views: dict[Buffer, Access] = {}

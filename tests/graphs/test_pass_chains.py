@@ -24,6 +24,7 @@ SIZES = [1, 7, 64, 2047, 2048, 2049, 5000, 70_001]
 def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chains, "LEAST_ELEMENTS", 0)
     monkeypatch.setattr(chains, "LEAST_16_BIT", 0)
+    monkeypatch.setattr(chains, "LEAST_ON_GPU", 0)
 
 
 @pytest.fixture
