@@ -23,9 +23,46 @@ NAME = "_fused_pointwise"
 _BY_ROWS = {"_to_dtype": 0, "clone": 0, "copy_": 0, "_where": 0, "_dropout_backward": 1}
 # What a GPU's chains are made of besides, and the dtypes of their operands.
 _ON_GPU = frozenset(
-    "abs add div eq erf exp exp2 ge gelu gelu_backward gt le log log2 logical_and logical_not "
-    "logical_or lt maximum minimum mish mul ne neg pow reciprocal relu rsqrt sigmoid "
-    "sigmoid_backward silu silu_backward sqrt square sub tanh tanh_backward threshold_backward".split()
+    [
+        "abs",
+        "add",
+        "div",
+        "eq",
+        "erf",
+        "exp",
+        "exp2",
+        "ge",
+        "gelu",
+        "gelu_backward",
+        "gt",
+        "le",
+        "log",
+        "log2",
+        "logical_and",
+        "logical_not",
+        "logical_or",
+        "lt",
+        "maximum",
+        "minimum",
+        "mish",
+        "mul",
+        "ne",
+        "neg",
+        "pow",
+        "reciprocal",
+        "relu",
+        "rsqrt",
+        "sigmoid",
+        "sigmoid_backward",
+        "silu",
+        "silu_backward",
+        "sqrt",
+        "square",
+        "sub",
+        "tanh",
+        "tanh_backward",
+        "threshold_backward",
+    ]
 )
 _GPU_DTYPES = (vt.bool, vt.float16, vt.bfloat16, vt.float32, vt.float64)
 _GPU_DIMS = 6
@@ -76,8 +113,10 @@ class Step:
         """The dimension of `shape` along which the output lies element by element, counted from the
         last one."""
         strides = self.out.strides
-        return 0 if not strides else len(strides) - 1 - min(
-            range(len(strides)), key=lambda d: strides[d]
+        return (
+            0
+            if not strides
+            else len(strides) - 1 - min(range(len(strides)), key=lambda d: strides[d])
         )
 
 
@@ -125,7 +164,9 @@ def _problem_on_gpu(op: Op, out: View, views: Sequence[View]) -> str:
         return f"{op.name} is no part of chains on {out.buffer.device}"
     if any(view.dtype not in _GPU_DTYPES for view in (out, *views) if not view.number):
         return f"{op.name} has operands that are integers"
-    if any(view.buffer.device != out.buffer.device and math.prod(view.sizes) != 1 for view in views):
+    if any(
+        view.buffer.device != out.buffer.device and math.prod(view.sizes) != 1 for view in views
+    ):
         return f"{op.name} reads another device"
     if sum(n != 1 for n in out.sizes) > _GPU_DIMS:
         return f"{op.name} has many dimensions"

@@ -9,9 +9,9 @@ namespace {
 
 using Walk = ChainOperand::Walk;
 
-constexpr int64_t kMost = 1024;       // operands, and ops
-constexpr int64_t kInFlight = 32;     // bytes that a thread loads at least
-constexpr int kMostPerThread = 16;    // elements
+constexpr int64_t kMost = 1024;     // operands, and ops
+constexpr int64_t kInFlight = 32;   // bytes that a thread loads at least
+constexpr int kMostPerThread = 16;  // elements
 
 /// Reads the program, checking what it refers to.
 class Reader {
@@ -42,8 +42,8 @@ ChainOperand memory_operand(const Tensor& tensor, IntSpan sizes, bool output) {
   made.dtype = tensor.dtype();
   made.size = tensor.itemsize();
   const size_t ndim = sizes.size(), own = static_cast<size_t>(tensor.dim());
-  check(own <= ndim && (!output || own == ndim), "_fused_pointwise: an operand of ",
-        tensor.sizes(), " in a chain over ", sizes);
+  check(own <= ndim && (!output || own == ndim), "_fused_pointwise: an operand of ", tensor.sizes(),
+        " in a chain over ", sizes);
   if (tensor.device().is_cpu()) {
     check(!output && tensor.numel() == 1, "_fused_pointwise: a tensor of the host that is ",
           tensor.sizes(), " in a chain of a device");

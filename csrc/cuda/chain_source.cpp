@@ -108,44 +108,49 @@ class Writer {
         check(o.walk != Walk::Single && o.walk != Walk::Column,
               "_fused_pointwise: an output is one place for several elements");
         results += str("    Piece<", dtype_tag(o.dtype), ", V> o", i, ";\n");
-        stores += str("    o", i, ".store(p.data[", o.place, "] + ", offset(o), chain_.rows ? "" : ", count", ");\n");
+        stores += str("    o", i, ".store(p.data[", o.place, "] + ", offset(o),
+                      chain_.rows ? "" : ", count", ");\n");
         set_ += str("      o", i, ".set(k, ", values_[i], ");\n");
-        if (!chain_.rows) whole_stores_ += str("      o", i, ".store(p.data[", o.place, "] + ", offset(o), ");\n");
+        if (!chain_.rows)
+          whole_stores_ += str("      o", i, ".store(p.data[", o.place, "] + ", offset(o), ");\n");
       }
     }
     ChainSource out;
     out.name = name();
     out.numbers = std::move(numbers_);
-    out.text = str(
-        "namespace vt::cuda {\n"
-        "extern \"C\" __global__ void __launch_bounds__(", kChainBlock,
-        ") ", out.name, "(const __grid_constant__ Arguments p) {\n"
-        "  constexpr int V = ", chain_.width, ", U = ", chain_.unroll, ", L = ", lanes_, ";\n"
-        "  const u32 base = blockIdx.x * (", kChainBlock, " * U) + threadIdx.x;\n",
-        fixed_, declared);
+    out.text =
+        str("namespace vt::cuda {\n"
+            "extern \"C\" __global__ void __launch_bounds__(",
+            kChainBlock, ") ", out.name,
+            "(const __grid_constant__ Arguments p) {\n"
+            "  constexpr int V = ",
+            chain_.width, ", U = ", chain_.unroll, ", L = ", lanes_,
+            ";\n"
+            "  const u32 base = blockIdx.x * (",
+            kChainBlock, " * U) + threadIdx.x;\n", fixed_, declared);
     if (chain_.rows) {
       for (const ChainOperand& o : chain_.operands) {
         if (by_rows(o)) out.text += str("  i64 at", o.place, "[U];\n");
       }
     }
-    out.text += str(
-        "#pragma unroll\n"
-        "  for (int u = 0; u < U; ++u) {\n",
-        kPlace);
+    out.text +=
+        str("#pragma unroll\n"
+            "  for (int u = 0; u < U; ++u) {\n",
+            kPlace);
     if (chain_.rows) {
       out.text += rows() + loads;
     } else {
       out.text += "    const u32 count = p.n - first;\n    if (count >= V) {\n" + whole_loads_ +
                   "    } else {\n" + loads + "    }\n";
     }
-    out.text += str(
-        "  }\n"
-        "#pragma unroll\n"
-        "  for (int u = 0; u < U; ++u) {\n",
-        kPlace, results,
-        "#pragma unroll\n"
-        "    for (int k = 0; k < V; k += L) {\n",
-        steps_, set_, "    }\n");
+    out.text +=
+        str("  }\n"
+            "#pragma unroll\n"
+            "  for (int u = 0; u < U; ++u) {\n",
+            kPlace, results,
+            "#pragma unroll\n"
+            "    for (int k = 0; k < V; k += L) {\n",
+            steps_, set_, "    }\n");
     if (chain_.rows)
       out.text += stores;
     else
@@ -222,8 +227,8 @@ class Writer {
                     o.place, "]);\n");
     } else if (o.walk == Walk::Column) {
       declared += str("  ", value_type(o.dtype), " c", i, "[U];\n");
-      loads += str("    c", i, "[u] = load_one<", tag, ">(p.data[", o.place, "] + ", offset(o),
-                   ");\n");
+      loads +=
+          str("    c", i, "[u] = load_one<", tag, ">(p.data[", o.place, "] + ", offset(o), ");\n");
     } else {
       declared += str("  Piece<", tag, ", V> m", i, "[U];\n");
       const std::string from = str("m", i, "[u].load(p.data[", o.place, "] + ", offset(o));
@@ -254,8 +259,8 @@ class Writer {
           " numbers");
     const size_t slot = numbers_.size();
     numbers_.push_back(x);
-    fixed_ += str("  const ", type, " n", slot, " = static_cast<", type, ">(p.number[", slot,
-                  "]);\n");
+    fixed_ +=
+        str("  const ", type, " n", slot, " = static_cast<", type, ">(p.number[", slot, "]);\n");
     return str("n", slot);
   }
   /// An operand as an op that computes in `compute` reads it.
@@ -284,8 +289,10 @@ class Writer {
       text = out.dtype == DType::Bool ? str("(", text, ") != 0")
                                       : str("static_cast<", type, ">(", text, ")");
     }
-    steps_ += str("      ", type, " ", made, "[L];\n#pragma unroll\n      for (int j = 0; j < L; ++j) {\n",
-                  "        using C = ", value_type(compute), ";\n        ", made, "[j] = ", text, ";\n      }\n");
+    steps_ += str("      ", type, " ", made,
+                  "[L];\n#pragma unroll\n      for (int j = 0; j < L; ++j) {\n",
+                  "        using C = ", value_type(compute), ";\n        ", made, "[j] = ", text,
+                  ";\n      }\n");
     steps_ += str("      ", dtype_tag(out.dtype), "::round(", made, ");\n");
     values_[static_cast<size_t>(step.out)] = made;
   }
@@ -331,8 +338,7 @@ class Writer {
       const double alpha = step.attributes[0].to_double() * (name == "sub" ? -1 : 1);
       const std::string a = input(step.inputs[0], compute), b = input(step.inputs[1], compute);
       if (alpha == 1) return str("plus(", a, ", ", b, ")");
-      const double scale =
-          compute == DType::Float64 ? alpha : double{static_cast<float>(alpha)};
+      const double scale = compute == DType::Float64 ? alpha : double{static_cast<float>(alpha)};
       return str("times_plus(", number(scale, value_type(compute)), ", ", b, ", ", a, ")");
     }
     if (name == "gelu" || name == "gelu_backward") {
@@ -374,11 +380,10 @@ class Writer {
   std::string by_form(std::string_view name, const ChainStep& step, DType compute, bool& test) {
     const auto* form = std::find_if(std::begin(kForms), std::end(kForms),
                                     [&](const Form& f) { return f.name == name; });
-    check(form != std::end(kForms), "_fused_pointwise: ", name,
-          " is no part of chains on a GPU");
+    check(form != std::end(kForms), "_fused_pointwise: ", name, " is no part of chains on a GPU");
     expect(step, name, static_cast<size_t>(form->inputs), 0);
-    check(is_floating(compute) || (form->test && compute == DType::Bool), "_fused_pointwise: ",
-          name, " of ", compute);
+    check(is_floating(compute) || (form->test && compute == DType::Bool),
+          "_fused_pointwise: ", name, " of ", compute);
     test = form->test;
     std::array<std::string, 2> inputs;
     for (size_t i = 0; i < step.inputs.size(); ++i) inputs[i] = input(step.inputs[i], compute);

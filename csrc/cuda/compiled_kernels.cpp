@@ -90,8 +90,7 @@ void write_code(const std::string& key, const std::string& code) try {
   std::ofstream file(part, std::ios::binary);
   file << header(key, code) << code;
   file.close();
-  if (file.good())
-    fs::rename(part, file_of(*in, key), error);  // whole or not at all
+  if (file.good()) fs::rename(part, file_of(*in, key), error);  // whole or not at all
   if (!file.good() || error) fs::remove(part, error);
 } catch (const std::exception&) {
 }

@@ -205,8 +205,7 @@ def _insert(
         return access if buffer is None else replace(access, buffer=buffer)
 
     copies = [
-        replace(step, out=moved(step.out), inputs=[moved(a) for a in step.inputs])
-        for step in steps
+        replace(step, out=moved(step.out), inputs=[moved(a) for a in step.inputs]) for step in steps
     ]
     only = {read.buffer: instead[read.buffer]}
     rest = []

@@ -177,11 +177,15 @@ SHAPES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "both": lambda x, r, c: (r + c) * 2 + x,
     "turned result": lambda x, r, c: (x.t() * 2).exp(),
     "slice": lambda x, r, c: (x[:, 1:] * 2 + x[:, :-1]) * 3,
-    "half": lambda x, r, c: (x[:, : x.shape[1] // 2] * 2 + x[:, x.shape[1] // 2 :][:, : x.shape[1] // 2]) * 3,  # fmt: skip
+    "half": lambda x, r, c: (
+        (x[:, : x.shape[1] // 2] * 2 + x[:, x.shape[1] // 2 :][:, : x.shape[1] // 2]) * 3
+    ),  # fmt: skip
     "step": lambda x, r, c: (x[::2] * 2 + 1).abs(),
     "unaligned": lambda x, r, c: (x.view(-1)[1:] * 2 + x.view(-1)[:-1]).abs(),
     "same elements": lambda x, r, c: (x.view(-1) * 2 + 1).view(x.shape).abs(),
-    "heads": lambda x, r, c: (x.view(x.shape[0], -1, 1).expand(-1, -1, 8).transpose(0, 1) * 2).exp(),  # fmt: skip
+    "heads": lambda x, r, c: (
+        x.view(x.shape[0], -1, 1).expand(-1, -1, 8).transpose(0, 1) * 2
+    ).exp(),  # fmt: skip
 }
 
 

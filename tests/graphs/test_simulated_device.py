@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SUITES = ["test_device_steps.py", "test_capture.py"]
+SUITES = ["test_device_steps.py", "test_capture.py", "test_device_chains.py"]
 
 
 @pytest.mark.skipif(
