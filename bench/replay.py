@@ -1,17 +1,23 @@
 """What a replay of a captured step costs the host besides its kernels.
 
-python bench/replay.py [--save]
+python bench/replay.py [--device cuda] [--save]
 
 Two steps with AdamW: a tiny one, and one with the modules and the 148 parameters of GPT-2 at tiny
 widths. "kernels" is the program alone and "whole call" a replay. The host's part is measured with a
 program that is empty, so that it is not the small difference of two large numbers: the call then
 matches its arguments, checks the guards, stages, reads learning rates, looks after gradients and
 makes its result, and no kernel runs.
+
+On a GPU the kernels run beside the host, so it is the time until the call returns, of single calls:
+"idle" when the device has nothing to do, "busy" when it still has work before the call. Two steps
+of bench/workloads at full size are measured too. "graph" is the program alone: the control block's
+upload and the graph's launch.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +25,8 @@ from typing import Any
 
 import numpy as np
 from side_by_side import report
+from train_process import build
+from workloads import WORKLOADS
 
 import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
@@ -166,19 +174,82 @@ def in_python(step: Any, tensors: list[Any]) -> Any:
     return step(*tensors)
 
 
+def workload(name: str) -> tuple[Callable[..., Any], list[Any]]:
+    """A step of bench/workloads at full size, in the dtype that results are published for."""
+    known = WORKLOADS[name]
+    options = {
+        "workload": name, "scale": "full", "device": "cuda", "dtype": known.dtype, "mode": "eager"
+    }  # fmt: skip
+    step, _ = build(options, vt)
+    arrays = known.batch(known.config("full"), np.random.default_rng(0))
+    return step, [vt.from_numpy(a).cuda() for a in arrays]
+
+
+def host_microseconds(function: Callable[[], Any], busy: bool, rounds: int = 40) -> float:
+    """The median time until a call returns, the device idle or at work."""
+    times = []
+    a = vt.ones(4096, 4096)
+    for _ in range(rounds):
+        vt.cuda.synchronize()
+        if busy:
+            for _ in range(4):
+                a @ a  # some milliseconds each
+        function()  # what the host has not touched for a while
+        if not busy:
+            vt.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    vt.cuda.synchronize()
+    return statistics.median(times) * 1e6
+
+
+def measure_on_gpu(make: Callable[[], tuple[Callable[..., Any], list[Any]]]) -> dict[str, float]:
+    """The same on a GPU, by what the device has to do."""
+    function, tensors = make()
+    step = capture(function)
+    for _ in range(4):
+        step(*tensors)
+    (variant,) = step.variants
+    found: dict[str, float] = {}
+    note_change, holds = _C._note_change, variant.native.holds
+    found["guard"] = microseconds(variant.native.holds, 5000)
+    found["guard after a change"] = microseconds(lambda: (note_change(), holds()), 1000)
+    states = (("idle", False), ("busy", True))
+    for state, busy in states:
+        found[f"graph, {state}"] = host_microseconds(variant.lowered.program.run, busy)
+        found[f"with staging, {state}"] = host_microseconds(lambda: step(*tensors), busy)
+    variant.inputs = [None for _ in variant.inputs]
+    variant.__post_init__()
+    step._forget_replays()
+    for _ in range(3):
+        step(*tensors)
+    for state, busy in states:
+        found[f"without staging, {state}"] = host_microseconds(lambda: step(*tensors), busy)
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--save", action="store_true", help="write bench/results/replay.json")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--save", action="store_true", help="write bench/results/replay*.json")
     options = parser.parse_args()
     vt.set_num_threads(1)
+    on_gpu = options.device == "cuda"
+    cases: list[tuple[str, Callable[[], Any]]] = [("tiny", tiny), ("148 parameters", gpt)]
+    if on_gpu:
+        vt.set_default_device("cuda")
+        cases += [(name, functools.partial(workload, name)) for name in ("minigpt", "gpt2")]
     rows = []
-    for name, make in (("tiny", tiny), ("148 parameters", gpt)):
-        for case, value in measure(make).items():
+    for name, make in cases:
+        for case, value in (measure_on_gpu if on_gpu else measure)(make).items():
             row = {"case": f"{name}: {case}", "vibetensor": value, "unit": "us"}
-            rows.append({**row, "limit": GOALS[case]} if case in GOALS else row)
-    return 0 if report("replay", rows, 1, options.save) else 1
+            goal = GOALS.get(case.partition(",")[0])
+            rows.append({**row, "limit": goal} if goal else row)
+    name = "replay_cuda" if on_gpu else "replay"
+    return 0 if report(name, rows, 1, options.save) else 1
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ known to do the same work. torch runs as its documentation recommends: fused opt
 to None, torch.compile of the model, and the whole step recorded in a CUDA graph after a few steps on a
 side stream (graph, compile+graph: on a GPU only). Step times are medians over --steps, in the fastest of
 --rounds processes, which take turns; "first" is the time from the first call to the end of the first
-step in its steady form.
+step in its steady form. "nodes" are kernels, copies and fills of a captured step's graph, beside those of
+the same step as it was recorded, without the passes: what eager gives to the driver.
 """
 
 from __future__ import annotations
@@ -128,6 +129,8 @@ def measure(name: str, runs: list[tuple[str, str]], options: argparse.Namespace)
                     f"             {c['ops']} ops of {c['recorded']} recorded, arena "
                     f"{c['arena_bytes']:,} bytes, {excess:.2%} above the bound"
                 )
+                if "nodes" in c:
+                    print(f"             {nodes(c)}")
             if row["difference"] > TOLERANCE[dtype]:
                 row["error"] = f"losses differ by {row['difference']:.1e} from the first run's"
                 print(f"  {row['error']}")
@@ -135,6 +138,18 @@ def measure(name: str, runs: list[tuple[str, str]], options: argparse.Namespace)
     return {
         "workload": name, "shape": str(config), "dtype": dtype, "samples": config.samples, "runs": rows
     }  # fmt: skip
+
+
+def nodes(capture: dict[str, Any]) -> str:
+    """The nodes of a captured step's graph, by kind, and those without the passes."""
+    now, before = capture["nodes"], capture["nodes_recorded"] or {}
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(now.items()))
+    text = f"{sum(now.values())} nodes ({kinds})"
+    if not before:
+        return text
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(before.items()))
+    ratio = sum(before.values()) / sum(now.values())
+    return f"{text} of {sum(before.values())} recorded ({kinds}): {ratio:.2f}x fewer"
 
 
 def save(path: Path, record: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """One workload in one library and one mode: started by train.py, one process each.
 
 Prints a JSON object as its last line: losses and gradient norms of the first steps, step times, time
-to the first steady step, peak memory, and for a capture its ops and its arena.
+to the first steady step, peak memory, and for a capture its ops and its arena; on a GPU also the nodes
+of its graph, with and without the passes, and that timed steps neither waited nor asked the driver for
+memory.
 """
 
 from __future__ import annotations
@@ -166,11 +168,14 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     peaks = [peak_bytes(t, device, data, start_bytes)]
     data = batches(options["steps"] + 1)
     clock = Clock(t, device)
+    counts = driver_counts(t) if ours and device == "cuda" else {}
     for index, (x, y) in enumerate(data):
         if index:  # the first one fills the queue
             clock.mark()
         loss, norm = step(x, y)
     clock.mark()
+    if counts:
+        counts = {key: now - counts[key] for key, now in driver_counts(t).items()}
     times = clock.times()
     losses.append((loss.item(), norm.item()))
     peaks.append(peak_bytes(t, device, data, start_bytes))
@@ -182,20 +187,53 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
         "peak_bytes": max(peaks),
     }
     if options["mode"] == "capture":
+        if any(counts.values()):
+            raise RuntimeError(f"replays waited or asked the driver for memory: {counts}")
         result["capture"] = describe(step)
     return result
 
 
+def driver_counts(t: Any) -> dict[str, int]:
+    """How often vibetensor has waited for the device unasked, and asked the driver for memory."""
+    stats = t.cuda.memory_stats()
+    native = importlib.import_module("vibetensor._cuda")
+    return {
+        "waits": native.implicit_syncs(),
+        "allocations": stats["num_device_alloc"],
+        "frees": stats["num_device_free"],
+    }
+
+
 def describe(step: Any) -> dict[str, Any]:
-    """What the capture is: ops recorded and run, bytes of its arena and the least possible."""
+    """What the capture is: ops recorded and run, bytes of its arena and the least possible, and the
+    nodes of its graph."""
     variant = max(step.variants, key=lambda v: v.replays)
     plans = variant.lowered.plans.values()
-    return {
+    found: dict[str, Any] = {
         "recorded": sum(not op.is_view for op in variant.recording.tape.ops),
         "ops": sum(not op.is_view for op in variant.tape.ops),
         "arena_bytes": sum(plan.nbytes for plan in plans),
         "lower_bound": sum(plan.lower_bound for plan in plans),
     }
+    if variant.lowered.device is not None:
+        found["nodes"] = variant.lowered.program.node_kinds()
+        step.reset()
+        found["nodes_recorded"] = nodes_as_recorded(variant)
+    return found
+
+
+def nodes_as_recorded(variant: Any) -> dict[str, int] | None:
+    """The nodes of the graph without the passes, which are what eager launches; None if there is no
+    memory for it. The variant cannot be replayed afterwards."""
+    lower = importlib.import_module("vibetensor.graphs.lower").lower
+    t = importlib.import_module("vibetensor.torch")
+    variant.native = variant.lowered = None  # and with them the arena
+    t.cuda.synchronize()
+    try:
+        recording = variant.recording
+        return lower(recording.tape, recording, {}).program.node_kinds()
+    except t.cuda.OutOfMemoryError:
+        return None
 
 
 if __name__ == "__main__":

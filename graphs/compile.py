@@ -369,11 +369,12 @@ def _key(inputs: list[Any], spec: Any) -> Any:
     places: dict[int, int] = {}
     for value in inputs:
         if isinstance(value, vt.Tensor):
-            if not value.device.type == "cpu":
-                raise Refused(f"a tensor on {value.device}: captures run on the CPU")
             first = places.setdefault(id(value), len(parts))
             parts.append(
-                (first, tuple(value.shape), value.stride(), value.dtype, value.requires_grad)
+                (
+                    first, tuple(value.shape), value.stride(), value.dtype, str(value.device),
+                    value.requires_grad,
+                )  # fmt: skip
             )
         elif isinstance(value, float):
             parts.append((float, value.hex()))  # 0.0 and -0.0 are equal, and not the same

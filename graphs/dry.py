@@ -22,6 +22,11 @@ from vibetensor.graphs.session import Session
 from vibetensor.graphs.tape import Tape
 from vibetensor.torch._recording import outside
 from vibetensor.torch.optim.lr_scheduler import base as schedules
+from vibetensor.torch.random import _set_states as set_random_states
+from vibetensor.torch.random import _states as random_states
+
+
+PoolOf = Callable[[str], Any]  # a pool by device
 
 
 @dataclass
@@ -88,7 +93,7 @@ class DryCapture:
         self.session.notes.undo = []
         self._watching = contextlib.ExitStack()
         self._thread = threading.get_ident()
-        self._random = vt.get_rng_state()
+        self._random = random_states()
         self._schedules: list[Callable[[], None]] = []
         self._seen: set[int] = set()
 
@@ -116,7 +121,7 @@ class DryCapture:
         _C._clear_autocast_cache()
         self.native.stop()
         self._watching.close()
-        vt.set_rng_state(self._random)
+        set_random_states(self._random)
         # The step has not been made, so schedules have not moved either.
         for put_back in reversed(self._schedules):
             put_back()
@@ -133,11 +138,11 @@ class DryCapture:
         for undo in reversed(self.session.notes.undo or ()):
             undo()
 
-    def end(self, optimize: bool) -> Captured:
+    def end(self, optimize: bool, pool_of: PoolOf | None = None) -> Captured:
         """The recording, ready for replays."""
         self.stop()
         try:
-            captured = self.compile(optimize)
+            captured = self.compile(optimize, pool_of=pool_of)
         except BaseException:
             self.take_back()
             raise
@@ -149,8 +154,10 @@ class DryCapture:
         self.session.notes.undo = None
         self.native.forget_gradients_before()
 
-    def compile(self, optimize: bool, *, collect: bool = True) -> Captured:
-        """A recording that has ended, ready for replays."""
+    def compile(
+        self, optimize: bool, *, collect: bool = True, pool_of: PoolOf | None = None
+    ) -> Captured:
+        """A recording that has ended, ready for replays. pool_of: see `lower`."""
         native, session = self.native, self.session
         recording = recording_of(native, None, collect=collect)
         if why_not := shared_memory(recording):
@@ -163,7 +170,7 @@ class DryCapture:
         ]
         tape = passes.run(recording.tape) if optimize else recording.tape
         outputs = {b: recording.memory(b) for b in tape.buffers if b.role == "output"}
-        lowered = lower(tape, recording, outputs)
+        lowered = lower(tape, recording, outputs, pool_of=pool_of)
         guard = _C.graphs.Guard()
         session.freeze()
         static = [*native.firsts(), *native.leaves(), *session.parameters(), *outputs.values()]

@@ -78,9 +78,15 @@ class Graph:
         if opened is None:
             raise RuntimeError("capture_end() called without a capture_begin() before it")
         self._open = None
-        self._captured = opened.end(self._optimize)
+        self._captured = opened.end(self._optimize, self._pool_of)
         if self._pool is None:
             self._pool = (0, next(_pool_numbers))
+
+    def _pool_of(self, device: str) -> Any:
+        """The memory for intermediates on an accelerator: the pool that was named, or a new one."""
+        pool = _C.graphs.Pool(device, self._pool or (0, 0))
+        self._pool = pool.handle
+        return pool
 
     def _abandon(self) -> None:
         """Ends the recording and leaves everything as it was before."""

@@ -14,10 +14,12 @@ from typing import Any
 import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs import verify as checks
-from vibetensor.graphs.dry import Captured, DryCapture
+from vibetensor.graphs.dry import Captured, DryCapture, PoolOf
 from vibetensor.graphs.record import recording_of, shared_memory
 from vibetensor.graphs.surroundings import surroundings
 from vibetensor.torch.autograd.function import Function
+from vibetensor.torch.random import _set_states as set_random_states
+from vibetensor.torch.random import _states as random_states
 
 _MOST_BACKWARDS = 8  # of one forward: other results used, other layouts of gradients
 _MODIFIED = (
@@ -59,6 +61,7 @@ class Joint:
         self._optimize = optimize
         self._static = static_inputs(inputs)
         self._names = surroundings(names_of)
+        self._pools: dict[str, Any] = {}
         first, facts, trains = probe(lambda: function(self._static), inputs, self._static, outer)
         if trains:
             raise Trains
@@ -81,7 +84,7 @@ class Joint:
                 dry.session._on_module(self._outer)
             results = self._function(self._static)
             dry.stop()
-            self._forward = dry.compile(self._optimize, collect=False)
+            self._forward = dry.compile(self._optimize, collect=False, pool_of=self._pool_of)
         except BaseException:
             if _C.graphs.recording() is not None:
                 dry.stop()
@@ -129,6 +132,13 @@ class Joint:
         self._generation = 0
         self.broken = ""  # why its backward cannot be recorded
         self._context: Any = None
+
+    def _pool_of(self, device: str) -> Any:
+        """The memory that forward and backwards share on an accelerator: they run one after another,
+        on whatever streams."""
+        if device not in self._pools:
+            self._pools[device] = _C.graphs.Pool(device)
+        return self._pools[device]
 
     # --- which calls it serves
 
@@ -186,8 +196,10 @@ class Joint:
         return [*(inputs[at] for at in self._sources), *self._leaves]
 
     def _replay(self, inputs: list[Any]) -> None:
+        program = self._forward.lowered.program
+        program.join()  # earlier runs read their inputs before others are written
         _C.graphs.copy_into(self._places, [inputs[at] for at in self._copied])
-        self._forward.lowered.program.run()
+        program.run()
         self._forward.replays += 1
         self._generation += 1
         self._at_forward = _C.graphs.versions(self._state)
@@ -200,7 +212,7 @@ class Joint:
     def forward(self, ctx: Any, inputs: list[Any]) -> tuple[Any, ...]:
         """What autograd calls."""
         ctx.joint, ctx.inputs = self, inputs
-        ctx.random = vt.get_rng_state() if self._forward.tape.draws else None
+        ctx.random = random_states() if self._forward.tape.draws else None
         self._replay(inputs)
         ctx.generation = self._generation
         ctx.versions = self._versions(inputs)
@@ -257,6 +269,7 @@ class Joint:
                     wanted,
                     self._forward,
                     self._optimize,
+                    self._pool_of,
                 )
         except RuntimeError as error:
             self.broken = str(error)
@@ -286,12 +299,14 @@ class Joint:
         if create:
             # Two nodes stand for the function now, and add what eager adds in another order.
             self.broken = "its backward is differentiated again"
-        if ctx.random is not None:
-            vt.set_rng_state(ctx.random)
+        random = random_states()
         try:
+            if ctx.random is not None:
+                set_random_states(ctx.random)
             with vt.enable_grad():
                 results = self._function(inputs)
         finally:
+            set_random_states(random)
             kept.restore()
         pairs = [(results[i], g) for i, g in zip(self._differentiable, given) if g is not None]
         found: Any = iter([None] * sum(wanted))
@@ -385,6 +400,7 @@ class _Backward:
         wanted: tuple[bool, ...],
         forward: Captured,
         optimize: bool,
+        pool_of: PoolOf,
     ) -> None:
         self._wanted = wanted
         self._static = [_static_like(g) for _, g in outputs]
@@ -399,7 +415,7 @@ class _Backward:
                 allow_unused=True,
             )
             dry.stop()
-            self.captured = dry.compile(optimize, collect=False)
+            self.captured = dry.compile(optimize, collect=False, pool_of=pool_of)
         except BaseException:
             if _C.graphs.recording() is not None:
                 dry.stop()
@@ -418,8 +434,10 @@ class _Backward:
         self.state = _C.graphs.Versions(self.read)
 
     def __call__(self, given: list[Any]) -> list[Any]:
+        program = self.captured.lowered.program
+        program.join()
         _C.graphs.copy_into(self._static, [g for g in given if g is not None])
-        self.captured.lowered.program.run()
+        program.run()
         self.captured.replays += 1
         found = _C.graphs.copies(self._found)
         if len(found) == len(self._wanted):

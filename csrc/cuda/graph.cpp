@@ -180,6 +180,7 @@ class GraphProgram final : public DeviceProgram {
   }
   void launch() override;
   std::vector<size_t> nodes() const override { return captured_->graph.nodes; }
+  std::map<std::string, size_t> node_kinds() const override { return captured_->graph.kinds(); }
   void dump(const std::string& path) const override {
     check_cuda(
         cudaGraphDebugDotPrint(captured_->graph.graph, path.c_str(), cudaGraphDebugDotFlagsVerbose),

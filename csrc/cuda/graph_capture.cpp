@@ -116,4 +116,23 @@ void CapturedGraph::instantiate(Stream stream) {
   check_cuda(cudaGraphUpload(executable, stream.handle), "bringing a graph to the device");
 }
 
+std::map<std::string, size_t> CapturedGraph::kinds() const {
+  size_t count = 0;
+  check_cuda(cudaGraphGetNodes(graph, nullptr, &count), "counting the nodes of a graph");
+  std::vector<cudaGraphNode_t> all(count);
+  check_cuda(cudaGraphGetNodes(graph, all.data(), &count), "listing the nodes of a graph");
+  std::map<std::string, size_t> found;
+  for (const cudaGraphNode_t node : all) {
+    cudaGraphNodeType type{};
+    check_cuda(cudaGraphNodeGetType(node, &type), "asking for the type of a node");
+    switch (type) {
+      case cudaGraphNodeTypeKernel: ++found["kernel"]; break;
+      case cudaGraphNodeTypeMemset: ++found["memset"]; break;
+      case cudaGraphNodeTypeMemcpy: ++found["memcpy"]; break;
+      default: ++found["other"]; break;
+    }
+  }
+  return found;
+}
+
 }  // namespace vt::cuda

@@ -3,6 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <map>
+#include <string>
 #include <vector>
 
 #include "cuda/allocator/caching_allocator.h"
@@ -24,6 +26,8 @@ struct CapturedGraph {
                CachingAllocator& allocator, MempoolId pool);
   /// Makes the graph ready to run, and brings it to the device on `stream`.
   void instantiate(Stream stream);
+  /// Its nodes by what they are: "kernel", "memset", "memcpy", "other".
+  std::map<std::string, size_t> kinds() const;
 
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;

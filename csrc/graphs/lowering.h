@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -60,6 +61,8 @@ class DeviceProgram {
   virtual void launch() = 0;
   /// How many nodes of the device's graph each call became.
   virtual std::vector<size_t> nodes() const = 0;
+  /// How many nodes of each kind the graph has: "kernel", "memset", "memcpy", "other".
+  virtual std::map<std::string, size_t> node_kinds() const = 0;
   /// Writes the device's graph as a DOT file, as its driver shows it.
   virtual void dump(const std::string& path) const = 0;
 };

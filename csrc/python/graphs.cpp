@@ -405,6 +405,16 @@ void bind_graphs(nb::module_& m) {
           "nodes", [](const PyProgram& self) { return self.program->nodes(); },
           "How many nodes of the device's graph each op became; empty if there is none.")
       .def(
+          "node_kinds",
+          [](const PyProgram& self) {
+            nb::dict found;
+            if (const graphs::DeviceProgram* device = self.program->on_device()) {
+              for (const auto& [kind, count] : device->node_kinds()) found[kind.c_str()] = count;
+            }
+            return found;
+          },
+          "How many nodes of each kind the device's graph has (kernel, memset, memcpy, other).")
+      .def(
           "dump",
           [](const PyProgram& self, const std::string& path) {
             check(self.program->on_device() != nullptr,

@@ -151,6 +151,7 @@ void replays_read_the_control_block() {
   Step step;
   step.lower();
   CHECK((step.program->nodes() == std::vector<size_t>{1, 0, 1, 2, 1}));
+  CHECK(step.program->on_device()->node_kinds().at("kernel") == 5);
   CHECK(first(step.total) == 0 && stub::captures() == 0 && !capturing());
   float expected = 0;
   for (int run = 1; run <= 20; ++run) {

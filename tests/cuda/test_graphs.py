@@ -160,6 +160,8 @@ def test_nodes_belong_to_ops(tmp_path: Path) -> None:
     program = step.variants[0].lowered.program
     nodes = program.nodes()
     assert len(nodes) == len(program) and all(n >= 1 for n in nodes)
+    kinds = program.node_kinds()
+    assert sum(kinds.values()) == sum(nodes) and kinds["kernel"] >= 3
     path = tmp_path / "graph.dot"
     program.dump(str(path))
     text = path.read_text(encoding="utf-8")

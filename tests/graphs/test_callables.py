@@ -21,8 +21,8 @@ def parts() -> tuple[vt.nn.Module, vt.nn.Module]:
 
 def batch(index: int) -> tuple[Any, Any]:
     rng = np.random.default_rng(index)
-    x = vt.from_numpy(rng.standard_normal((5, 4)).astype(np.float32))
-    return x, vt.from_numpy(rng.integers(0, 3, 5))
+    x = vt.tensor(rng.standard_normal((5, 4)).astype(np.float32))
+    return x, vt.tensor(rng.integers(0, 3, 5))
 
 
 def train(graphed: bool) -> tuple[list[Any], int]:

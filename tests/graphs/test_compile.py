@@ -17,6 +17,11 @@ from vibetensor.graphs import CaptureError
 from vibetensor.graphs.compile import OptimizedModule
 
 
+def device_type() -> str:
+    """The device type that autocast and GradScaler are for; the simulated device has none."""
+    return vt.get_default_device().type if vt.cuda.is_available() else "cpu"
+
+
 class Net(vt.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -32,8 +37,8 @@ class Net(vt.nn.Module):
 
 def batch(index: int, rows: int = 5) -> tuple[Any, Any]:
     rng = np.random.default_rng(index)
-    x = vt.from_numpy(rng.standard_normal((rows, 6)).astype(np.float32))
-    return x, vt.from_numpy(rng.integers(0, 3, rows))
+    x = vt.tensor(rng.standard_normal((rows, 6)).astype(np.float32))
+    return x, vt.tensor(rng.integers(0, 3, rows))
 
 
 class Training:
@@ -236,7 +241,7 @@ def test_modes_are_respected() -> None:
     with vt.no_grad():
         assert not compiled(x).requires_grad
         assert (compiled(x) == model(x)).all()
-    with vt.autocast("cpu", dtype=vt.bfloat16):
+    with vt.autocast(device_type(), dtype=vt.bfloat16):
         a, b = compiled(x), model(x)
     assert a.dtype == b.dtype == vt.bfloat16 and (a == b).all()
     assert compiled(x).requires_grad and (compiled(x) == model(x)).all()
@@ -259,7 +264,7 @@ def test_autocast_in_training() -> None:
         for i in range(4):
             training.optimizer.zero_grad()
             x, y = batch(i)
-            with vt.autocast("cpu", dtype=vt.bfloat16):
+            with vt.autocast(device_type(), dtype=vt.bfloat16):
                 loss = F.cross_entropy(training.call(x).float(), y)
                 if i == 3:
                     loss.backward()
