@@ -94,6 +94,7 @@ class Variant:
             course=self.session.course,
             tensors=self.session.tensors,
             inputs=self.inputs,
+            transfers=self.lowered.fetched,
             acts=[(a.group, a.live) if type(a) is Rate else a for a in self.session.host],
             outputs=self.outputs,
             structure=self.result,
@@ -413,16 +414,20 @@ class CapturedStep:
             if buffer is not None and buffer.role == "output":
                 adopted[buffer] = gradient.end
         tape = passes.run(recording.tape) if self._optimize else recording.tape
-        lowered = lower(tape, recording, adopted, pool_of=self._pool_of)
+        made_by = [recording.buffer_of(x) if _is_tensor(x) else None for x in outputs]
+        lent = dict.fromkeys(b for b in made_by if b is not None and b.role != "state")
+        lowered = lower(
+            tape, recording, adopted, pool_of=self._pool_of, inputs=staged, results=lent
+        )
         loans: dict[Any, Any] = {}
         made = []
-        for value in outputs:
-            buffer = recording.buffer_of(value) if isinstance(value, vt.Tensor) else None
+        for value, buffer in zip(outputs, made_by):
             if buffer is None or buffer.role == "state":
                 made.append((None, value.detach() if isinstance(value, vt.Tensor) else value))
                 continue
             if buffer not in loans:
-                loans[buffer] = _C.graphs.Loan(lowered.memory[buffer])
+                sent = lowered.sent.get(buffer, -1)
+                loans[buffer] = _C.graphs.Loan(lowered.memory[buffer], sent)
             made.append((loans[buffer], _geometry(value)))
         guard = _C.graphs.Guard()
         session.freeze()
@@ -484,6 +489,7 @@ class CapturedStep:
             loan.tensor(*how) if loan is not None else how.detach() if _is_tensor(how) else how
             for loan, how in variant.outputs
         ]
+        variant.lowered.program.extend()
         return _unflatten(variant.result, values)
 
     def _verified(self, variant: Variant, leaves: list[Any], spec: Any) -> Any:

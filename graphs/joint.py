@@ -185,7 +185,7 @@ class Joint:
             made = _Replay.apply(self, inputs, *self._sources_of(inputs))
         else:
             self._replay(inputs)
-            made = _C.graphs.copies(self._tensors)
+            made = self._copies()
         if len(made) == len(self._values):
             return list(made)
         tensors = iter(made)
@@ -206,6 +206,12 @@ class Joint:
         for program in self._backwards.values():
             program.state.note()
 
+    def _copies(self) -> list[Any]:
+        """The results of the last replay."""
+        made = _C.graphs.copies(self._tensors)
+        self._forward.lowered.program.extend()
+        return made
+
     def _versions(self, inputs: list[Any]) -> list[int]:
         return _C.graphs.versions([*(inputs[at] for at in self._copied), *self._leaves])
 
@@ -219,7 +225,7 @@ class Joint:
         ctx.save_for_backward(self._mark)
         ctx.set_materialize_grads(False)
         self._context = weakref.ref(ctx)
-        results = _C.graphs.copies(self._tensors)
+        results = self._copies()
         if self._plain:
             ctx.mark_non_differentiable(*(results[at] for at in self._plain))
         return tuple(results)
@@ -440,6 +446,7 @@ class _Backward:
         program.run()
         self.captured.replays += 1
         found = _C.graphs.copies(self._found)
+        program.extend()
         if len(found) == len(self._wanted):
             return found
         wanted = iter(found)

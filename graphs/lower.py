@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ class Lowered:
 
     memory: a tensor on the storage of each buffer outside the arena (state and outputs). plans: the
     arena's layout by device. outputs: of each op of the program. device: the one whose graph the
-    program's ops are in; None if they run one by one.
+    program's ops are in; None if they run one by one. fetched: for each input the number of the copy
+    into it that a run makes by itself, or -1. sent: the same for results, by buffer.
     """
 
     program: Any
@@ -27,6 +28,8 @@ class Lowered:
     outputs: list[list[Any]]
     memory: dict[Buffer, Any]
     plans: dict[str, Plan]
+    fetched: list[int]
+    sent: dict[Buffer, int]
 
 
 def lower(
@@ -37,13 +40,17 @@ def lower(
     pool_of: Callable[[str], Any] | None = None,
     arena: bool = True,
     one_by_one: bool = False,
+    inputs: Sequence[Any] = (),
+    results: Iterable[Buffer] = (),
 ) -> Lowered:
     """Plans the tape's memory and binds its ops to it.
 
     adopted: outputs that stay in the memory they were recorded in, with a tensor on it. pool_of:
     gives the pool by device where the ops of an accelerator become a graph; without it the graph
     has a pool of its own. arena: False gives every scratch buffer memory of its own. one_by_one:
-    ops of an accelerator run by themselves, as those of the CPU do.
+    ops of an accelerator run by themselves, as those of the CPU do. inputs, results: tensors (or
+    None) that are written before each run, and buffers that are copied after it; the graph of an
+    accelerator can do both.
 
     Raises RuntimeError for an op that the device's graph cannot have; the op is named.
     """
@@ -99,9 +106,12 @@ def lower(
         del memory[buffer]
     for device, counters in tape.draws:
         program.draw(device, counters)
+    own = accelerator or ""
+    fetched = [program.copy_in(x) if _is_block(x, own) else -1 for x in inputs]
+    sent = {b: program.copy_out(memory[b]) for b in results if b.device == own and b.nbytes}
     if pool is not None:
         _hand_over(program, pool, tape)
-    return Lowered(program, accelerator, outputs, memory, plans)
+    return Lowered(program, accelerator, outputs, memory, plans, fetched, sent)
 
 
 def _hand_over(program: Any, pool: Any, tape: Tape) -> None:
@@ -112,6 +122,14 @@ def _hand_over(program: Any, pool: Any, tape: Tape) -> None:
             raise
         op = [op for op in tape.ops if not op.is_view][program.failed_op]
         raise type(error)(f"{error}\n  recorded as: {op}") from None
+
+
+def _is_block(tensor: Any, device: str) -> bool:
+    """Whether a tensor is all bytes of its storage, on that device."""
+    if tensor is None or str(tensor.device) != device:
+        return False
+    nbytes = tensor.numel() * tensor.dtype.itemsize
+    return nbytes > 0 and tensor.untyped_storage().nbytes() == nbytes
 
 
 def _accelerator(tape: Tape) -> str | None:

@@ -15,6 +15,7 @@
 #include "cuda/error.h"
 #include "cuda/graph_capture.h"
 #include "cuda/graph_chains.h"
+#include "cuda/graph_transfers.h"
 #include "cuda/stream.h"
 #include "cuda/sync.h"
 #include "graphs/lowering.h"
@@ -57,6 +58,18 @@ struct SharedPool {
   /// Makes `stream` wait for the last run if that was on another one.
   void order(StreamHandle stream) const {
     if (last_run && last_stream != stream) last_run->order(stream);
+  }
+
+  /// Sets memory of the pool to zero, before all runs to come.
+  void clear(const Stream& stream, const Storage& memory) {
+    const std::lock_guard lock(mutex);
+    order(stream.handle);
+    check_cuda(cudaMemsetAsync(memory.data(), 0, memory.nbytes(), stream.handle),
+               "preparing a captured step");
+    auto event = std::make_shared<DeviceEvent>(driver_of(stream.device));
+    event->record(stream.handle);
+    last_run = std::move(event);
+    last_stream = stream.handle;
   }
 
   CachingAllocator& allocator;
@@ -126,8 +139,10 @@ class GraphPool final : public graphs::Pool {
 struct Captured {
   int device = 0;
   CapturedGraph graph;
-  std::vector<Instruction> calls;  // holds the tensors
+  std::vector<Instruction> calls;           // holds the tensors
+  std::vector<graphs::Transfer> transfers;  // these too
   Ref<Storage> control;
+  Ref<Storage> turn;  // whose turn it is among the ring's slots; null: runs are brought the block
   Ref<graphs::Pool> pool;
   std::unique_ptr<StagingRing> ring;
   std::vector<std::pair<const Storage*, const void*>> addresses;
@@ -168,6 +183,11 @@ class GraphProgram final : public DeviceProgram {
     }
   }
 
+  void extend() override {
+    const Stream stream = current_stream(captured_->device);
+    const std::lock_guard lock(captured_->shared().mutex);
+    captured_->ring->extend(stream.handle);
+  }
   void join() override {
     const Stream stream = current_stream(captured_->device);
     SharedPool& pool = captured_->shared();
@@ -218,11 +238,14 @@ void GraphProgram::launch() {
   const std::lock_guard lock(pool.mutex);
   // Runs that share memory, be it of one graph or of several, do not overlap.
   pool.order(stream.handle);
-  check_cuda(cudaMemcpyAsync(c.control->data(), slot_, c.control->nbytes(), cudaMemcpyHostToDevice,
-                             stream.handle),
-             "uploading the control block of a captured step");
+  if (!c.turn)
+    check_cuda(cudaMemcpyAsync(c.control->data(), slot_, c.control->nbytes(),
+                               cudaMemcpyHostToDevice, stream.handle),
+               "uploading the control block of a captured step");
   const cudaError_t launched = cudaGraphLaunch(c.graph.executable, stream.handle);
   slot_ = nullptr;
+  // A run that was not launched has not taken its turn, and its slot is the next one's.
+  if (c.turn && launched != cudaSuccess) cuda_failed(launched, "launching a captured step");
   c.ring->sent(stream.handle);
   pool.last_run = c.ring->last();
   pool.last_stream = stream.handle;
@@ -232,6 +255,10 @@ void GraphProgram::launch() {
 }
 
 // --- the lowering
+
+// Up to here the device reads the block from the host's memory as the graph runs; a copy engine is
+// faster with more.
+constexpr size_t kFetched = size_t{16} << 10;
 
 /// The stream on which a device's graphs are captured. One, so that graphs of one pool find each
 /// other's memory there.
@@ -265,13 +292,19 @@ class CudaLowering final : public graphs::Lowering {
     return make_ref<GraphPool>(device, shared_pool(device.index, id));
   }
 
-  std::unique_ptr<DeviceProgram> lower(std::vector<Instruction> calls, Ref<Storage> control,
-                                       Ref<graphs::Pool> pool) override {
+  std::unique_ptr<DeviceProgram> lower(std::vector<Instruction> calls,
+                                       std::vector<graphs::Transfer> transfers,
+                                       Ref<Storage> control, Ref<graphs::Pool> pool) override {
     retired().collect();
     auto captured = std::make_shared<Captured>();
     Captured& c = *captured;
     c.device = pool->device().index;
     c.calls = std::move(calls);
+    c.transfers = std::move(transfers);
+    std::vector<TransferEntry> inputs, results;
+    for (const graphs::Transfer& t : c.transfers)
+      (t.before ? inputs : results)
+          .push_back({static_cast<std::byte*>(t.place.data()), t.nbytes, t.address});
     c.control = std::move(control);
     c.pool = std::move(pool);
     const DeviceGuard guard(c.device);
@@ -282,11 +315,25 @@ class CudaLowering final : public graphs::Lowering {
     c.addresses = addresses_of(c.calls);
     c.ring =
         std::make_unique<StagingRing>(driver_of(c.device), pinned_allocator(), c.control->nbytes());
+    RunSlots slots;
+    if (c.control->nbytes() <= kFetched) {
+      c.turn = make_ref<Storage>(c.pool->allocate(2 * sizeof(uint32_t)), c.pool->device());
+      slots = {c.ring->data(), c.ring->pitch(), static_cast<uint32_t>(c.ring->slots()),
+               static_cast<uint32_t*>(c.turn->data())};
+      c.shared().clear(caller, *c.turn);
+    }
     {
       const CaptureScope apart(c.device);
       CaptureStream& own = capture_stream(c.device);
       const std::unique_lock lock = lock_in_turn(own.mutex);
-      c.graph.capture(own.stream, c.device, c.calls, c.shared().allocator, c.shared().id);
+      auto* const control_block = static_cast<std::byte*>(c.control->data());
+      c.graph.capture(
+          own.stream, c.device, c.calls,
+          [&](Stream stream) {
+            begin_run(stream, control_block, c.control->nbytes(), slots, inputs);
+          },
+          [&](Stream stream) { end_run(stream, control_block, results); }, c.shared().allocator,
+          c.shared().id);
     }
     c.graph.instantiate(caller);
     return std::make_unique<GraphProgram>(std::move(captured));

@@ -90,10 +90,12 @@ CapturedGraph::~CapturedGraph() {
 }
 
 void CapturedGraph::capture(Stream& stream, int device, const std::vector<Instruction>& calls,
+                            FunctionRef<void(Stream)> begin, FunctionRef<void(Stream)> end,
                             CachingAllocator& allocator, MempoolId pool) {
   make_ready(stream, device);
   StreamCapture capture(stream, allocator, pool);
-  size_t before = 0;
+  begin(stream);
+  size_t before = capture.nodes();
   for (size_t i = 0; i < calls.size(); ++i) {
     try {
       execute_kernel(calls[i].id, calls[i].args, calls[i].outputs);
@@ -107,6 +109,7 @@ void CapturedGraph::capture(Stream& stream, int device, const std::vector<Instru
                       i);
     }
   }
+  end(stream);
   graph = capture.end();
 }
 

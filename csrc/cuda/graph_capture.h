@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/function_ref.h"
 #include "cuda/allocator/caching_allocator.h"
 #include "cuda/stream.h"
 #include "graphs/lowering.h"
@@ -19,10 +20,11 @@ struct CapturedGraph {
   CapturedGraph(const CapturedGraph&) = delete;
   CapturedGraph& operator=(const CapturedGraph&) = delete;
 
-  /// Captures the calls on `stream`, which is made if it is not there. What they allocate comes
-  /// from `pool`. Throws graphs::CallError where a call cannot be captured; streams and pool are
-  /// then as before.
+  /// Captures the calls on `stream`, which is made if it is not there, between what `begin` and `end`
+  /// give to it. What they allocate comes from `pool`. Throws graphs::CallError where a call cannot be
+  /// captured; streams and pool are then as before.
   void capture(Stream& stream, int device, const std::vector<graphs::Instruction>& calls,
+               FunctionRef<void(Stream)> begin, FunctionRef<void(Stream)> end,
                CachingAllocator& allocator, MempoolId pool);
   /// Makes the graph ready to run, and brings it to the device on `stream`.
   void instantiate(Stream stream);

@@ -45,6 +45,15 @@ class Pool : public RefCounted {
   Device device_;
 };
 
+/// Memory that a run copies besides its calls: before them into `place`, from where a caller's tensor
+/// lies, or after them out of it, to where a result is wanted.
+struct Transfer {
+  Tensor place;    // of the device; its bytes lie in one piece
+  size_t nbytes;
+  size_t address;  // where the control block has the other end; null there: this run copies nothing
+  bool before;
+};
+
 /// Kernel calls that a device has taken over. Any thread may drop it, also while a run is under
 /// way: what the run uses lives on until it is done.
 class DeviceProgram {
@@ -59,6 +68,9 @@ class DeviceProgram {
   virtual std::byte* control() = 0;
   /// Brings the control block to the device and starts a run on the current stream.
   virtual void launch() = 0;
+  /// What the current stream was given since the last run, such as copies of its results, belongs
+  /// to it: join() waits for that too.
+  virtual void extend() = 0;
   /// How many nodes of the device's graph each call became.
   virtual std::vector<size_t> nodes() const = 0;
   /// How many nodes of each kind the graph has: "kernel", "memset", "memcpy", "other".
@@ -84,11 +96,13 @@ class Lowering {
   virtual ~Lowering() = default;
   /// The pool of that name, or a new one.
   virtual Ref<Pool> pool(Device device, PoolHandle wanted) = 0;
-  /// Takes over the calls, in order; none of them runs. Random ones draw from {seed, offset} at the
-  /// start of `control`, whose bytes are replaced at every launch. If a call cannot be taken over
-  /// this throws CallError, and streams, pools and random numbers are as before.
-  virtual std::unique_ptr<DeviceProgram> lower(std::vector<Instruction> calls, Ref<Storage> control,
-                                               Ref<Pool> pool) = 0;
+  /// Takes over the calls, in order, and the transfers around them; none of them runs. Random ones
+  /// draw from {seed, offset} at the start of `control`, whose bytes are replaced at every launch. If
+  /// a call cannot be taken over this throws CallError, and streams, pools and random numbers are as
+  /// before.
+  virtual std::unique_ptr<DeviceProgram> lower(std::vector<Instruction> calls,
+                                               std::vector<Transfer> transfers,
+                                               Ref<Storage> control, Ref<Pool> pool) = 0;
   /// Why the device has no kernels for chains of pointwise ops (_fused_pointwise); empty if it has.
   virtual std::string chains_problem() { return {}; }
 };

@@ -24,13 +24,19 @@ Allocation SharedBytes::share() {
   return {allocation_.data, allocation_.nbytes, this, drop};
 }
 
-Loan::Loan(Ref<Storage> base) : base_(std::move(base)), nbytes_(base_->nbytes()) {
+Loan::Loan(Ref<Storage> base, int64_t transfer)
+    : base_(std::move(base)), nbytes_(base_->nbytes()), transfer_(transfer) {
   if (base_->device().is_cpu()) renew();
 }
 
 void Loan::renew() {
   bytes_ = make_ref<SharedBytes>(nbytes_, base_->device());
   base_->replace(bytes_->share());
+}
+
+void* Loan::place() {
+  lent_ = allocate_storage(nbytes_, base_->device());
+  return lent_->data();
 }
 
 Ref<Storage> Loan::copied() const {

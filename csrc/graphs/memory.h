@@ -24,11 +24,16 @@ class SharedBytes final : public RefCounted {
 /// A result buffer that every replay writes, lent to the user between replays. A loan that is still
 /// held when the next replay comes keeps its bytes, and the buffer gets others: pointers that NumPy
 /// and others took stay good. A device's graph has the addresses in it, so there the user gets a
-/// copy, made on the current stream after the replay.
+/// copy, which the replay makes itself or which is made on the current stream after it.
 class Loan {
  public:
-  /// `base` is the program's storage; on the CPU its bytes are replaced.
-  explicit Loan(Ref<Storage> base);
+  /// `base` is the program's storage; on the CPU its bytes are replaced. transfer: the number of the
+  /// program's own copy of it (Program::copy_out); -1 if there is none.
+  explicit Loan(Ref<Storage> base, int64_t transfer = -1);
+
+  int64_t transfer() const { return transfer_; }
+  /// Before a run that copies the buffer itself: where to.
+  void* place();
 
   /// A tensor on the lent buffer, `byte_offset` from its start.
   Tensor tensor(int64_t byte_offset, DType dtype, IntSpan sizes, IntSpan strides);
@@ -42,6 +47,7 @@ class Loan {
   Ref<Storage> base_, lent_;
   Ref<SharedBytes> bytes_;
   size_t nbytes_;
+  int64_t transfer_;
 };
 
 /// Tensors whose memory a captured step has bound.

@@ -16,6 +16,11 @@ void execute(const Instruction& instruction) {
   execute_kernel(instruction.id, instruction.args, instruction.outputs);
 }
 
+struct Cleared {
+  std::vector<const void*>& addresses;
+  ~Cleared() { std::fill(addresses.begin(), addresses.end(), nullptr); }
+};
+
 template <class F>
 void for_each_input(const Instruction& instruction, const F& f) {
   for (const Value& value : instruction.args) {
@@ -72,6 +77,27 @@ Tensor Program::upload(const Tensor& host, Device device) {
   return Tensor(std::move(impl));
 }
 
+size_t Program::add_transfer(const Tensor& place, size_t nbytes, bool before) {
+  check(!device_program_, "nothing can be added to a program that is lowered");
+  check(!place.device().is_cpu(), "a transfer is a device's, not one of ", place.device());
+  transfers_.push_back({place, nbytes, control_bytes_, before});
+  bound_.push_back(nullptr);
+  control_bytes_ += kUploadAlignment;
+  return transfers_.size() - 1;
+}
+
+size_t Program::copy_in(const Tensor& place) {
+  return add_transfer(place, static_cast<size_t>(place.numel() * place.itemsize()), true);
+}
+
+size_t Program::copy_out(const Tensor& base) {
+  auto impl = make_ref<TensorImpl>(base.storage(), DType::UInt8, base.device());
+  const size_t nbytes = base.storage()->nbytes();
+  const Dims all{static_cast<int64_t>(nbytes)}, dense{1};
+  impl->set_geometry(all, dense, 0);
+  return add_transfer(Tensor(std::move(impl)), nbytes, false);
+}
+
 void Program::check_lowerable(const Instruction& instruction, Device device) const {
   const bool host = instruction.device.is_cpu();
   check(host || instruction.device == device, op_name(instruction.id), " on ", instruction.device,
@@ -115,7 +141,8 @@ void Program::lower(Ref<Pool> pool) {
   }
   const NoGrad no_grad;
   try {
-    device_program_ = lowering_for(device_.type).lower(std::move(calls), control_, std::move(pool));
+    device_program_ = lowering_for(device_.type)
+                          .lower(std::move(calls), transfers_, control_, std::move(pool));
   } catch (const CallError& error) {
     failed_op_ = static_cast<int64_t>(on_device_[error.call()]);
     throw;
@@ -140,6 +167,8 @@ void Program::run() {
         "a captured step cannot be replayed inside a recording: captured steps do not nest");
   const Scoped<bool> no_grad(thread_state.grad_enabled, false);
   if (device_program_) {
+    // The ends of copies are those of one run, also of one that fails.
+    const Cleared cleared{bound_};
     run_lowered();
   } else {
     reserve();
@@ -166,6 +195,8 @@ void Program::run_lowered() {
   reserve();
   const uint64_t random[] = {drawn_.seed, drawn_.offset};
   std::memcpy(control, random, sizeof random);
+  for (size_t i = 0; i < transfers_.size(); ++i)
+    std::memcpy(control + transfers_[i].address, &bound_[i], sizeof bound_[i]);
   for (const Step& step : steps_) {
     if (!step.is_upload) {
       execute(instructions_[step.index]);

@@ -3,6 +3,7 @@
 // host's own calls, such as those that count steps, then run before each launch.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "graphs/lowering.h"
@@ -19,6 +20,14 @@ class Program final : public RefCounted {
   /// A tensor on the device that has, in each run, the values `host` has there between the calls
   /// added before and after. For programs that are lowered.
   Tensor upload(const Tensor& host, Device device);
+  /// A copy that each run makes before its ops, into the memory of `place`, a tensor without gaps on
+  /// the device, from where bind() says; or after them, from all bytes of a storage. Returns its
+  /// number. For programs that are lowered.
+  size_t copy_in(const Tensor& place);
+  size_t copy_out(const Tensor& base);
+  /// The other end of a copy in the next run, on the device; it must stay until that is done. Without
+  /// it the run makes no such copy.
+  void bind(size_t transfer, const void* address) { bound_[transfer] = address; }
   /// Hands the calls of the pool's device to it. The other calls must be the host's, and neither
   /// kind may use what the other writes, save by upload(). Nothing is added afterwards.
   void lower(Ref<Pool> pool);
@@ -29,7 +38,13 @@ class Program final : public RefCounted {
   /// Call before writing what a run reads: on a device the current stream then waits for earlier
   /// runs on other streams.
   void join() {
+    std::fill(bound_.begin(), bound_.end(), nullptr);  // of a call that failed
     if (device_program_) device_program_->join();
+  }
+  /// Call after the current stream was given what reads the results of a run: later runs on other
+  /// streams then wait for it.
+  void extend() {
+    if (device_program_) device_program_->extend();
   }
   /// Reserves the random numbers of a run; run() does it itself.
   void reserve();
@@ -62,6 +77,7 @@ class Program final : public RefCounted {
     size_t index;  // of instructions_, or of uploads_
   };
 
+  size_t add_transfer(const Tensor& place, size_t nbytes, bool before);
   void run_lowered();
   void check_lowerable(const Instruction& instruction, Device device) const;
 
@@ -69,7 +85,9 @@ class Program final : public RefCounted {
   std::vector<Tensor> written_;  // one a storage that a run writes
   std::vector<Draw> draws_;
   std::vector<Upload> uploads_;
-  std::vector<Step> steps_;  // in the order they were added; lowered, the host's
+  std::vector<Transfer> transfers_;
+  std::vector<const void*> bound_;  // their other ends in the next run
+  std::vector<Step> steps_;         // in the order they were added; lowered, the host's
   Ref<Storage> control_;
   size_t control_bytes_ = 2 * sizeof(uint64_t);  // seed and offset come first
   PhiloxArgs drawn_;                             // what the device's calls draw from

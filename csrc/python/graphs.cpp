@@ -428,6 +428,21 @@ void bind_graphs(nb::module_& m) {
              self.program->run();
            })
       .def(
+          "copy_in",
+          [](PyProgram& self, const nb::object& place) {
+            return self.program->copy_in(one_tensor(place));
+          },
+          "A copy that each run makes before its ops into a tensor without gaps; its number.")
+      .def(
+          "copy_out",
+          [](PyProgram& self, const nb::object& base) {
+            return self.program->copy_out(one_tensor(base));
+          },
+          "A copy that each run makes after its ops, of all bytes of a tensor's storage; its number.")
+      .def(
+          "extend", [](PyProgram& self) { self.program->extend(); },
+          "Call after giving the current stream what reads the results of a run.")
+      .def(
           "join", [](PyProgram& self) { self.program->join(); },
           "Call before writing what a run reads: the current stream waits for earlier runs.")
       .def("reserve", [](PyProgram& self) { self.program->reserve(); })
@@ -436,9 +451,10 @@ void bind_graphs(nb::module_& m) {
 
   nb::class_<graphs::Loan>(module, "Loan", "A result that every replay overwrites.")
       .def("__init__",
-           [](graphs::Loan* self, const nb::object& base) {
-             new (self) graphs::Loan(one_tensor(base).storage());
-           })
+           [](graphs::Loan* self, const nb::object& base, int64_t transfer) {
+             new (self) graphs::Loan(one_tensor(base).storage(), transfer);
+           },
+           nb::arg("base"), nb::arg("transfer") = -1)
       .def("tensor",
            [](graphs::Loan& self, int64_t byte_offset, const nb::object& dtype,
               const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {

@@ -66,6 +66,8 @@ Replay::Replay(const Parts& parts)
       structure_(Structure::parse(parts.structure.get())) {
   if (structure_ && !structure_->plain()) structure_.reset();
   for_each(parts.inputs, [&](PyObject* target) { inputs_.push_back(optional_tensor(target)); });
+  for_each(parts.transfers, [&](PyObject* number) { transfers_.push_back(int_arg(number)); });
+  check(transfers_.size() == inputs_.size(), "a replay has a transfer, or -1, for each input");
   for_each(parts.acts, [&](PyObject* act) {
     const bool rate = PyTuple_Check(act);
     acts_.push_back({Object::borrow(rate ? item(act, 0) : act),
@@ -79,6 +81,7 @@ Replay::Replay(const Parts& parts)
     }
     auto* loan = instance<graphs::Loan>(item(output, 0));
     if (std::find(loans_.begin(), loans_.end(), loan) == loans_.end()) loans_.push_back(loan);
+    copies_after_ |= loan->transfer() < 0;
     outputs_.push_back({Object::borrow(item(output, 0)), loan, int_arg(item(how, 0)),
                         dtype_arg(item(how, 1)), int_list_arg(item(how, 2), 0),
                         int_list_arg(item(how, 3), 0)});
@@ -97,7 +100,7 @@ bool Replay::gradients_in_place() const {
   });
 }
 
-void Replay::stage(const Argument& argument, const Tensor& target) const {
+void Replay::stage(const Argument& argument, const Tensor& target, int64_t transfer) const {
   const int64_t bytes = target.numel() * target.itemsize();
   const bool block = is_block(target) && bytes <= kSmallCopy;
   if (const ArrayStruct* array = argument.array) {
@@ -114,6 +117,13 @@ void Replay::stage(const Argument& argument, const Tensor& target) const {
     return;
   }
   const Tensor source = tensor_of(argument.object.get());
+  if (transfer >= 0 && thread_state.front == 0 && source.device() == target.device() &&
+      source.impl()->strides == target.impl()->strides) {
+    // The run fetches it; the caller's tensor has its memory until then, in the stream's order.
+    program_->bind(static_cast<size_t>(transfer), source.data());
+    target.bump_version();
+    return;
+  }
   if (block && is_block(source) && thread_state.front == 0) {
     std::memcpy(target.data(), source.data(), static_cast<size_t>(bytes));
     target.bump_version();
@@ -175,11 +185,16 @@ Object Replay::run(const Arguments& arguments) {
   {
     const NoGrad no_grad;
     for (size_t i = 0; i < inputs_.size(); ++i) {
-      if (inputs_[i].defined()) stage(arguments[i], inputs_[i]);
+      if (inputs_[i].defined()) stage(arguments[i], inputs_[i], transfers_[i]);
     }
   }
   for (graphs::Loan* loan : loans_) loan->settle();
   for (const Act& act : acts_) perform(act);
+  // Last, as schedules are Python code that may drop results and run other steps.
+  for (graphs::Loan* loan : loans_) {
+    if (loan->transfer() >= 0)
+      program_->bind(static_cast<size_t>(loan->transfer()), loan->place());
+  }
   {
     const ReleaseGil released(ReleaseGil::kWorthwhile);
     program_->run();
@@ -188,7 +203,9 @@ Object Replay::run(const Arguments& arguments) {
   for (const Gradient& g : gradients_) {
     if (!has_grad(g.leaf, g.end)) autograd::ensure_meta(g.leaf).grad = g.end;
   }
-  return results();
+  Object made = results();
+  if (copies_after_) program_->extend();
+  return made;
 }
 
 int Replay::traverse(visitproc visit, void* arg) const {
@@ -278,14 +295,14 @@ void bind_replay(nb::module_& graphs) {
           "__init__",
           [](Replay* self, const nb::object& program, const nb::object& guard,
              const nb::object& course, const nb::object& tensors, const nb::list& inputs,
-             const nb::list& acts, const nb::list& outputs, const nb::object& structure,
+             const nb::list& transfers, const nb::list& acts, const nb::list& outputs, const nb::object& structure,
              const nb::object& build, const nb::list& gradients) {
             new (self)
                 Replay({kept(program), kept(guard), kept(course), kept(tensors), kept(inputs),
-                        kept(acts), kept(outputs), kept(structure), kept(build), kept(gradients)});
+                        kept(transfers), kept(acts), kept(outputs), kept(structure), kept(build), kept(gradients)});
           },
           nb::kw_only(), nb::arg("program"), nb::arg("guard"), nb::arg("course"),
-          nb::arg("tensors"), nb::arg("inputs"), nb::arg("acts"), nb::arg("outputs"),
+          nb::arg("tensors"), nb::arg("inputs"), nb::arg("transfers"), nb::arg("acts"), nb::arg("outputs"),
           nb::arg("structure"), nb::arg("build"), nb::arg("gradients"))
       .def_prop_ro("count", &Replay::count, "How often it ran.")
       .def("holds", &Replay::holds);

@@ -22,6 +22,7 @@ class Replay {
   struct Parts {
     Object program, guard, course, tensors;
     Object inputs;     // a tensor to copy into, or None, for each leaf of the arguments
+    Object transfers;  // for each of them the number of the program's own copy into it, or -1
     Object acts;       // (group, live tensor) of a learning rate, or something to call
     Object outputs;    // (loan, geometry), or (None, the result itself)
     Object structure;  // of the results
@@ -57,7 +58,7 @@ class Replay {
     Tensor leaf, start, end;
   };
 
-  void stage(const Argument& argument, const Tensor& target) const;
+  void stage(const Argument& argument, const Tensor& target, int64_t transfer) const;
   void perform(const Act& act) const;
   Object results() const;
 
@@ -67,9 +68,11 @@ class Replay {
   Watch *course_, *tensors_;
   Object build_;
   std::vector<Tensor> inputs_;
+  std::vector<int64_t> transfers_;
   std::vector<Act> acts_;
   std::vector<Output> outputs_;
   std::vector<graphs::Loan*> loans_;
+  bool copies_after_ = false;  // results that the program does not copy itself
   std::vector<Gradient> gradients_;
   std::optional<Structure> structure_;
   int64_t count_ = 0;

@@ -11,12 +11,42 @@
 #include "cuda/allocator.h"
 #include "cuda/device.h"
 #include "cuda/graph.h"
+#include "cuda/graph_transfers.h"
 #include "cuda/stream.h"
 #include "cuda/sync.h"
 #include "dispatch/kernels.h"
 #include "graphs/program.h"
 #include "stub_cuda_runtime.h"
 #include "test_cuda_allocator.h"
+
+// The graph's own kernels, as cuda/kernels/graph_transfers.cu has them.
+namespace vt::cuda {
+
+void begin_run(Stream stream, std::byte* control, size_t nbytes, const RunSlots& from,
+               std::span<const TransferEntry> inputs) {
+  const std::vector<TransferEntry> all(inputs.begin(), inputs.end());
+  stub::enqueue(stream.handle, [=] {
+    if (from.slots) std::memcpy(control, from.slots + *from.turn * from.pitch, nbytes);
+    for (const TransferEntry& t : all) {
+      const void* source = nullptr;
+      std::memcpy(&source, control + t.address, sizeof source);
+      if (source) std::memcpy(t.place, source, t.nbytes);
+    }
+    if (from.slots) *from.turn = (*from.turn + 1) % from.count;
+  });
+}
+void end_run(Stream stream, const std::byte* control, std::span<const TransferEntry> results) {
+  const std::vector<TransferEntry> all(results.begin(), results.end());
+  stub::enqueue(stream.handle, [=] {
+    for (const TransferEntry& t : all) {
+      void* target = nullptr;
+      std::memcpy(&target, control + t.address, sizeof target);
+      if (target) std::memcpy(target, t.place, t.nbytes);
+    }
+  });
+}
+
+}  // namespace vt::cuda
 
 namespace {
 

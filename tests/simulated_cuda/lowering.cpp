@@ -54,8 +54,12 @@ std::atomic<int> refused{-1};  // the call that is not taken over
 
 class Graph final : public DeviceProgram {
  public:
-  Graph(std::vector<Instruction> calls, Ref<Storage> control, Ref<Pool> pool)
-      : calls_(std::move(calls)), control_(std::move(control)), pool_(std::move(pool)) {
+  Graph(std::vector<Instruction> calls, std::vector<graphs::Transfer> transfers,
+        Ref<Storage> control, Ref<Pool> pool)
+      : calls_(std::move(calls)),
+        transfers_(std::move(transfers)),
+        control_(std::move(control)),
+        pool_(std::move(pool)) {
     for (auto& slot : slots_) slot.resize(control_->nbytes());
     for (size_t i = 0; i < calls_.size(); ++i) {
       Instruction& call = calls_[i];
@@ -87,6 +91,7 @@ class Graph final : public DeviceProgram {
     std::memcpy(control_->data(), slot.data(), slot.size());
     std::memset(slot.data(), 0xCD, slot.size());
     turn_ = 1 - turn_;
+    transfer(true);
     for (const Instruction& call : calls_) {
       if (call.rng < 0) {
         execute_kernel(call.id, call.args, call.outputs);
@@ -98,13 +103,25 @@ class Graph final : public DeviceProgram {
       random = {random.state[0], random.state[1] + random.offset};
       execute_kernel(call.id, args, call.outputs);
     }
+    transfer(false);
   }
+  void extend() override {}
   std::vector<size_t> nodes() const override { return std::vector<size_t>(calls_.size(), 1); }
   std::map<std::string, size_t> node_kinds() const override { return {{"kernel", calls_.size()}}; }
   void dump(const std::string&) const override { fail("the simulated device has no DOT files"); }
 
  private:
+  void transfer(bool before) const {
+    for (const graphs::Transfer& t : transfers_) {
+      void* other = nullptr;
+      std::memcpy(&other, static_cast<const char*>(control_->data()) + t.address, sizeof other);
+      if (t.before != before || !other) continue;
+      std::memcpy(before ? t.place.data() : other, before ? other : t.place.data(), t.nbytes);
+    }
+  }
+
   std::vector<Instruction> calls_;
+  std::vector<graphs::Transfer> transfers_;
   Ref<Storage> control_;
   Ref<Pool> pool_;
   std::array<std::vector<std::byte>, 2> slots_;
@@ -124,9 +141,11 @@ class HostLowering final : public graphs::Lowering {
     if (!found) found = make_ref<HostPool>(device, wanted);
     return found;
   }
-  std::unique_ptr<DeviceProgram> lower(std::vector<Instruction> calls, Ref<Storage> control,
-                                       Ref<Pool> pool) override {
-    return std::make_unique<Graph>(std::move(calls), std::move(control), std::move(pool));
+  std::unique_ptr<DeviceProgram> lower(std::vector<Instruction> calls,
+                                       std::vector<graphs::Transfer> transfers,
+                                       Ref<Storage> control, Ref<Pool> pool) override {
+    return std::make_unique<Graph>(std::move(calls), std::move(transfers), std::move(control),
+                                   std::move(pool));
   }
 };
 

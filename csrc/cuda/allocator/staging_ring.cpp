@@ -30,11 +30,17 @@ void StagingRing::sent(StreamHandle stream) {
   try {
     events_[at_]->record(stream);
   } catch (...) {
-    device_.synchronize_stream(stream);  // or the next user of the slot would overtake the work
+    // Or the next user of the slot would overtake the work.
+    device_.synchronize_stream(stream);
+    at_ = (at_ + 1) % events_.size();
     throw;
   }
   last_ = events_[at_];
   at_ = (at_ + 1) % events_.size();
+}
+
+void StagingRing::extend(StreamHandle stream) {
+  if (last_) last_->record(stream);
 }
 
 }  // namespace vt::cuda

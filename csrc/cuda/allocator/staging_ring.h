@@ -24,6 +24,11 @@ class StagingRing {
   /// All work that reads the current slot has been given to `stream`. Throws if the device refuses
   /// to tell when it is done, having waited for it.
   void sent(StreamHandle stream);
+  /// What `stream` was given since belongs to the work that was sent last.
+  void extend(StreamHandle stream);
+  /// The first slot, and how far apart they are. They are used in turn, from the first on.
+  const std::byte* data() const { return static_cast<const std::byte*>(memory_.data); }
+  size_t pitch() const { return pitch_; }
   /// Passes when all work is done that was sent so far; null before the first.
   const std::shared_ptr<DeviceEvent>& last() const { return last_; }
 
