@@ -185,8 +185,13 @@ def workload(name: str) -> tuple[Callable[..., Any], list[Any]]:
     return step, [vt.from_numpy(a).cuda() for a in arrays]
 
 
-def host_microseconds(function: Callable[[], Any], busy: bool, rounds: int = 40) -> float:
+def host_microseconds(function: Callable[[], Any], busy: bool, seconds: float = 0.5) -> float:
     """The median time until a call returns, the device idle or at work."""
+    vt.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    vt.cuda.synchronize()
+    rounds = max(5, min(40, int(seconds / 2 / (time.perf_counter() - start))))
     times = []
     a = vt.ones(4096, 4096)
     for _ in range(rounds):

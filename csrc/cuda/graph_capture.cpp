@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "cuda/error.h"
+#include "cuda/graph_transfers.h"
 #include "cuda/relaxed_capture.h"
 
 namespace vt::cuda {
@@ -111,6 +112,7 @@ void CapturedGraph::capture(Stream& stream, int device, const std::vector<Instru
   }
   end(stream);
   graph = capture.end();
+  fill_by_kernels(graph);
 }
 
 void CapturedGraph::instantiate(Stream stream) {

@@ -2,6 +2,8 @@
 // block from the host's memory, and copies inputs in and results out. So a replay is one launch.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -33,5 +35,10 @@ void begin_run(Stream stream, std::byte* control, size_t nbytes, const RunSlots&
                std::span<const TransferEntry> inputs);
 /// Brings every result whose address is in `control` there.
 void end_run(Stream stream, const std::byte* control, std::span<const TransferEntry> results);
+
+/// Puts kernels in the place of a graph's memset nodes, as libraries leave them before products. A
+/// graph that is a line of kernels is launched in a time that does not grow with it, and the device
+/// goes from kernel to kernel without a pause.
+void fill_by_kernels(cudaGraph_t graph);
 
 }  // namespace vt::cuda

@@ -161,7 +161,8 @@ def test_nodes_belong_to_ops(tmp_path: Path) -> None:
     nodes = program.nodes()
     assert len(nodes) == len(program) and all(n >= 1 for n in nodes)
     kinds = program.node_kinds()
-    assert sum(kinds.values()) == sum(nodes) and kinds["kernel"] >= 3
+    # Beside them what takes the control block, and what sends the results.
+    assert kinds == {"kernel": sum(nodes) + 2}
     path = tmp_path / "graph.dot"
     program.dump(str(path))
     text = path.read_text(encoding="utf-8")

@@ -4,6 +4,8 @@
 #include "cuda/graph_transfers.h"
 
 #include <algorithm>
+#include <optional>
+#include <vector>
 
 #include "cuda/kernels/launch.cuh"
 
@@ -94,7 +96,77 @@ Entries next_entries(std::span<const TransferEntry>& left, const Launch& launch,
   return entries;
 }
 
+/// A memset node's work: `height` rows of `width` elements of `size` bytes.
+__global__ void __launch_bounds__(kThreads)
+    fill_kernel(std::byte* to, uint64_t pitch, uint32_t value, uint32_t size, uint64_t width,
+                uint64_t height) {
+  const uint64_t step = uint64_t{gridDim.x} * blockDim.x, n = width * height;
+  for (uint64_t i = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += step) {
+    std::byte* at = to + i / width * pitch + i % width * size;
+    if (size == 4)
+      *reinterpret_cast<uint32_t*>(at) = value;
+    else if (size == 2)
+      *reinterpret_cast<uint16_t*>(at) = static_cast<uint16_t>(value);
+    else
+      *reinterpret_cast<uint8_t*>(at) = static_cast<uint8_t>(value);
+  }
+}
+
+using Nodes = std::vector<cudaGraphNode_t>;
+
+/// The nodes before or after one; nothing where an edge is of a special kind.
+std::optional<Nodes> neighbours(cudaGraphNode_t node, decltype(&cudaGraphNodeGetDependencies) ask) {
+  size_t count = 0;
+  check_cuda(ask(node, nullptr, nullptr, &count), "asking for a node's edges");
+  Nodes found(count);
+  std::vector<cudaGraphEdgeData> edges(count);
+  if (count > 0)
+    check_cuda(ask(node, found.data(), edges.data(), &count), "asking for a node's edges");
+  const auto plain = [](const cudaGraphEdgeData& edge) {
+    return edge.type == cudaGraphDependencyTypeDefault && edge.from_port == 0 && edge.to_port == 0;
+  };
+  if (!std::all_of(edges.begin(), edges.end(), plain)) return std::nullopt;
+  return found;
+}
+
+void replace_fill(cudaGraph_t graph, cudaGraphNode_t node) {
+  const std::optional<Nodes> before = neighbours(node, cudaGraphNodeGetDependencies);
+  const std::optional<Nodes> after = neighbours(node, cudaGraphNodeGetDependentNodes);
+  if (!before || !after) return;
+  cudaMemsetParams fill{};
+  check_cuda(cudaGraphMemsetNodeGetParams(node, &fill), "asking for a memset's arguments");
+  if (fill.width == 0 || fill.height == 0) return;
+  auto* to = static_cast<std::byte*>(fill.dst);
+  uint64_t pitch = fill.pitch, width = fill.width, height = fill.height;
+  uint32_t value = fill.value, size = fill.elementSize;
+  void* arguments[] = {&to, &pitch, &value, &size, &width, &height};
+  cudaKernelNodeParams kernel{};
+  kernel.func = reinterpret_cast<void*>(fill_kernel);
+  kernel.gridDim = dim3(
+      static_cast<unsigned>(std::min<uint64_t>(ceil_div<uint64_t>(width * height, kThreads), 1024)));
+  kernel.blockDim = dim3(kThreads);
+  kernel.kernelParams = arguments;
+  cudaGraphNode_t made = nullptr;
+  check_cuda(cudaGraphAddKernelNode(&made, graph, before->data(), before->size(), &kernel),
+             "putting a kernel in the place of a memset");
+  for (const cudaGraphNode_t next : *after)
+    check_cuda(cudaGraphAddDependencies(graph, &made, &next, nullptr, 1), "joining a node");
+  check_cuda(cudaGraphDestroyNode(node), "removing a memset");
+}
+
 }  // namespace
+
+void fill_by_kernels(cudaGraph_t graph) {
+  size_t count = 0;
+  check_cuda(cudaGraphGetNodes(graph, nullptr, &count), "counting the nodes of a graph");
+  Nodes nodes(count);
+  if (count > 0) check_cuda(cudaGraphGetNodes(graph, nodes.data(), &count), "listing a graph");
+  for (const cudaGraphNode_t node : nodes) {
+    cudaGraphNodeType type{};
+    check_cuda(cudaGraphNodeGetType(node, &type), "asking for the type of a node");
+    if (type == cudaGraphNodeTypeMemset) replace_fill(graph, node);
+  }
+}
 
 void begin_run(Stream stream, std::byte* control, size_t nbytes, const RunSlots& from,
                std::span<const TransferEntry> inputs) {
