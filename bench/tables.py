@@ -71,10 +71,11 @@ def step_tables(name: str, record: dict[str, Any]) -> list[str]:
         f"![step times](results/{name}.svg)",
         "",
         "`vs torch` is the step against torch's fastest run of the same workload; `first` the time from the first",
-        "call to the end of the first steady step; `arena` what the planner needs over the least that is possible.",
+        "call to the end of the first steady step; `arena` what the planner needs over the least that is possible;",
+        "`nodes` of a GPU's graph, of as many without the passes, which is what eager launches.",
         "",
-        "| workload | run | step | vs torch | tokens/s | first | peak memory | ops | arena |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| workload | run | step | vs torch | tokens/s | first | peak memory | ops | nodes | arena |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     groups = []
     for workload in record["steps"]:
@@ -84,7 +85,7 @@ def step_tables(name: str, record: dict[str, Any]) -> list[str]:
         for run in workload["runs"]:
             label = f"{run['library']} {run['mode']}"
             if "ms" not in run:
-                lines.append(f"| {title} | {label} | failed | | | | | | |")
+                lines.append(f"| {title} | {label} | failed | | | | | | | |")
                 continue
             ours = run["library"] == "vibetensor"
             ratio = f"{run['ms'] / min(peers):.2f}x" if ours and peers else ""
@@ -95,10 +96,14 @@ def step_tables(name: str, record: dict[str, Any]) -> list[str]:
                 if capture and capture["lower_bound"]
                 else ""
             )
+            nodes = ""
+            if capture and "nodes" in capture:
+                before = sum((capture["nodes_recorded"] or {}).values())
+                nodes = f"{sum(capture['nodes'].values())} of {before or '?'}"
             rate = workload["samples"] / run["ms"] * 1e3
             lines.append(
                 f"| {title} | {label} | {run['ms']:.3g} ms | {ratio} | {rate:,.0f} | {run['first_s']:.2f} s | "
-                f"{run['peak_bytes'] / 2**20:,.0f} MiB | {ops} | {arena} |"
+                f"{run['peak_bytes'] / 2**20:,.0f} MiB | {ops} | {nodes} | {arena} |"
             )
         groups.append(
             (

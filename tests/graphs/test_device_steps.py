@@ -291,3 +291,65 @@ def test_a_refused_op_is_named_with_its_line(refuse: Any) -> None:
     for value in expected:
         equal(step(), value)
     assert step.variants[0].replays == 3
+
+
+def test_inputs_and_results_of_every_layout() -> None:
+    """A graph fetches inputs that lie in one piece itself; others are copied before it."""
+    weight = vt.randn(6, 5)
+
+    def function(*inputs: Any) -> list[Any]:
+        return [inputs[0] @ weight, inputs[1].t() + 1, inputs[2] * 2, inputs[3].sum(), inputs[0][1:]]
+
+    step = capture(function)
+    base = vt.randn(40, 12)
+    made: list[Any] = []
+    for i in range(8):
+        inputs = [
+            base[i : i + 3, 3:9].clone(),
+            base[2 * i : 2 * i + 4, ::2],  # with gaps
+            vt.randn(6).expand(4, 6),
+            vt.randn(3)[1:] if i % 2 else vt.randn(2),  # at another alignment
+        ]
+        made.append((step(*inputs), [x.clone() for x in function(*inputs)], inputs))
+    assert step.variants[0].replays >= 5 and step.variants[0].native.count >= 4
+    for found, expected, _ in made:  # later replays have not written over them
+        for a, b in zip(found, expected):
+            equal(a, b.cpu().numpy())
+
+
+def test_addresses_of_a_call_that_failed_are_forgotten() -> None:
+    """Its inputs are not those of the next run, whatever way that takes."""
+    x = vt.ones(4)
+    boom: list[int] = []
+
+    optimizer = vt.optim.SGD([vt.nn.Parameter(vt.zeros(1))], lr=0.5)
+    schedule = vt.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 / 0 if boom else 1.0)
+
+    def function(y: Any) -> Any:
+        optimizer.step()
+        schedule.step()
+        return x + y
+
+    step = capture(function)
+    for i in range(4):
+        equal(step(vt.full((4,), float(i))), np.full(4, 1 + i, np.float32))
+    boom.append(1)
+    with pytest.raises(ZeroDivisionError):
+        step(vt.full((4,), 50.0))
+    boom.clear()
+    variant = step.variants[0]
+    variant.inputs[0].copy_(vt.full((4,), 7.0))
+    variant.lowered.program.join()
+    variant.lowered.program.run()
+    ((loan, how),) = variant.outputs
+    loan.settle()
+    equal(loan.tensor(*how), np.full(4, 8, np.float32))
+
+
+def test_large_batches_of_the_host_are_brought_beside_the_graph() -> None:
+    """Control blocks on both sides of what the graph takes by itself, one after another."""
+    step = capture(lambda x: x.to(vt.get_default_device()).cumsum(0))
+    for n in (3, 5000, 7, 300_000):
+        for i in range(12):
+            x = host(np.arange(n, dtype=np.float32) + i)
+            equal(step(x)[:100], np.cumsum(x.numpy()[:100], dtype=np.float32))

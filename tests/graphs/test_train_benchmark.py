@@ -125,7 +125,8 @@ def test_results_become_a_table_and_a_chart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    capture = {"ops": 80, "recorded": 120, "arena_bytes": 2**21, "lower_bound": 2**20}
+    capture = {"ops": 80, "recorded": 120, "arena_bytes": 2**21, "lower_bound": 2**20,
+               "nodes": {"kernel": 90, "memset": 10}, "nodes_recorded": {"kernel": 250}}  # fmt: skip
     runs = [
         {"library": "vibetensor", "mode": "capture", "ms": 2.0, "first_s": 0.1, "peak_bytes": 2**20, "capture": capture},
         {"library": "torch", "mode": "graph", "ms": 4.0, "first_s": 1.0, "peak_bytes": 2**21},
@@ -137,7 +138,8 @@ def test_results_become_a_table_and_a_chart(
     }  # fmt: skip
     lines = tables.step_tables("steps_cpu", record)
     (row,) = (line for line in lines if "vibetensor capture" in line)
-    assert "| 2 ms | 0.50x | 50,000 | 0.10 s | 1 MiB | 80 of 120 | 2.0 MiB, +100.0% |" in row
+    assert "| 2 ms | 0.50x | 50,000 | 0.10 s | 1 MiB | 80 of 120 | 100 of 250 | 2.0 MiB, +100.0% |" in row
+    assert "100 nodes (90 kernel, 10 memset) of 250 recorded (250 kernel): 2.50x" in train.nodes(capture)
     assert any("torch compile | failed" in line for line in lines)
     chart = xml.etree.ElementTree.parse(tmp_path / "steps_cpu.svg").getroot()
     widths = [float(r.get("width", 0)) for r in chart.iter("{http://www.w3.org/2000/svg}rect")]
