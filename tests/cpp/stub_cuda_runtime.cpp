@@ -171,6 +171,10 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind
   STUB_ENTER;
   return vt::stub::enqueue(stream, [=] { std::memcpy(to, from, n); });
 }
+cudaError_t cudaMemsetAsync(void* to, int value, size_t n, cudaStream_t stream) {
+  STUB_ENTER;
+  return vt::stub::enqueue(stream, [=] { std::memset(to, value, n); });
+}
 
 // Streams and events.
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
