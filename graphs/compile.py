@@ -372,7 +372,11 @@ def _key(inputs: list[Any], spec: Any) -> Any:
             first = places.setdefault(id(value), len(parts))
             parts.append(
                 (
-                    first, tuple(value.shape), value.stride(), value.dtype, str(value.device),
+                    first,
+                    tuple(value.shape),
+                    value.stride(),
+                    value.dtype,
+                    str(value.device),
                     value.requires_grad,
                 )  # fmt: skip
             )

@@ -25,7 +25,6 @@ from vibetensor.torch.optim.lr_scheduler import base as schedules
 from vibetensor.torch.random import _set_states as set_random_states
 from vibetensor.torch.random import _states as random_states
 
-
 PoolOf = Callable[[str], Any]  # a pool by device
 
 

@@ -131,10 +131,18 @@ std::map<std::string, size_t> CapturedGraph::kinds() const {
     cudaGraphNodeType type{};
     check_cuda(cudaGraphNodeGetType(node, &type), "asking for the type of a node");
     switch (type) {
-      case cudaGraphNodeTypeKernel: ++found["kernel"]; break;
-      case cudaGraphNodeTypeMemset: ++found["memset"]; break;
-      case cudaGraphNodeTypeMemcpy: ++found["memcpy"]; break;
-      default: ++found["other"]; break;
+      case cudaGraphNodeTypeKernel:
+        ++found["kernel"];
+        break;
+      case cudaGraphNodeTypeMemset:
+        ++found["memset"];
+        break;
+      case cudaGraphNodeTypeMemcpy:
+        ++found["memcpy"];
+        break;
+      default:
+        ++found["other"];
+        break;
     }
   }
   return found;

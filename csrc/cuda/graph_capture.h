@@ -20,9 +20,9 @@ struct CapturedGraph {
   CapturedGraph(const CapturedGraph&) = delete;
   CapturedGraph& operator=(const CapturedGraph&) = delete;
 
-  /// Captures the calls on `stream`, which is made if it is not there, between what `begin` and `end`
-  /// give to it. What they allocate comes from `pool`. Throws graphs::CallError where a call cannot be
-  /// captured; streams and pool are then as before.
+  /// Captures the calls on `stream`, which is made if it is not there, between what `begin` and
+  /// `end` give to it. What they allocate comes from `pool`. Throws graphs::CallError where a call
+  /// cannot be captured; streams and pool are then as before.
   void capture(Stream& stream, int device, const std::vector<graphs::Instruction>& calls,
                FunctionRef<void(Stream)> begin, FunctionRef<void(Stream)> end,
                CachingAllocator& allocator, MempoolId pool);

@@ -45,10 +45,10 @@ class Pool : public RefCounted {
   Device device_;
 };
 
-/// Memory that a run copies besides its calls: before them into `place`, from where a caller's tensor
-/// lies, or after them out of it, to where a result is wanted.
+/// Memory that a run copies besides its calls: before them into `place`, from where a caller's
+/// tensor lies, or after them out of it, to where a result is wanted.
 struct Transfer {
-  Tensor place;    // of the device; its bytes lie in one piece
+  Tensor place;  // of the device; its bytes lie in one piece
   size_t nbytes;
   size_t address;  // where the control block has the other end; null there: this run copies nothing
   bool before;
@@ -97,9 +97,9 @@ class Lowering {
   /// The pool of that name, or a new one.
   virtual Ref<Pool> pool(Device device, PoolHandle wanted) = 0;
   /// Takes over the calls, in order, and the transfers around them; none of them runs. Random ones
-  /// draw from {seed, offset} at the start of `control`, whose bytes are replaced at every launch. If
-  /// a call cannot be taken over this throws CallError, and streams, pools and random numbers are as
-  /// before.
+  /// draw from {seed, offset} at the start of `control`, whose bytes are replaced at every launch.
+  /// If a call cannot be taken over this throws CallError, and streams, pools and random numbers
+  /// are as before.
   virtual std::unique_ptr<DeviceProgram> lower(std::vector<Instruction> calls,
                                                std::vector<Transfer> transfers,
                                                Ref<Storage> control, Ref<Pool> pool) = 0;

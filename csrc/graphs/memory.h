@@ -27,8 +27,8 @@ class SharedBytes final : public RefCounted {
 /// copy, which the replay makes itself or which is made on the current stream after it.
 class Loan {
  public:
-  /// `base` is the program's storage; on the CPU its bytes are replaced. transfer: the number of the
-  /// program's own copy of it (Program::copy_out); -1 if there is none.
+  /// `base` is the program's storage; on the CPU its bytes are replaced. transfer: the number of
+  /// the program's own copy of it (Program::copy_out); -1 if there is none.
   explicit Loan(Ref<Storage> base, int64_t transfer = -1);
 
   int64_t transfer() const { return transfer_; }

@@ -141,8 +141,8 @@ void Program::lower(Ref<Pool> pool) {
   }
   const NoGrad no_grad;
   try {
-    device_program_ = lowering_for(device_.type)
-                          .lower(std::move(calls), transfers_, control_, std::move(pool));
+    device_program_ =
+        lowering_for(device_.type).lower(std::move(calls), transfers_, control_, std::move(pool));
   } catch (const CallError& error) {
     failed_op_ = static_cast<int64_t>(on_device_[error.call()]);
     throw;

@@ -20,13 +20,13 @@ class Program final : public RefCounted {
   /// A tensor on the device that has, in each run, the values `host` has there between the calls
   /// added before and after. For programs that are lowered.
   Tensor upload(const Tensor& host, Device device);
-  /// A copy that each run makes before its ops, into the memory of `place`, a tensor without gaps on
-  /// the device, from where bind() says; or after them, from all bytes of a storage. Returns its
+  /// A copy that each run makes before its ops, into the memory of `place`, a tensor without gaps
+  /// on the device, from where bind() says; or after them, from all bytes of a storage. Returns its
   /// number. For programs that are lowered.
   size_t copy_in(const Tensor& place);
   size_t copy_out(const Tensor& base);
-  /// The other end of a copy in the next run, on the device; it must stay until that is done. Without
-  /// it the run makes no such copy.
+  /// The other end of a copy in the next run, on the device; it must stay until that is done.
+  /// Without it the run makes no such copy.
   void bind(size_t transfer, const void* address) { bound_[transfer] = address; }
   /// Hands the calls of the pool's device to it. The other calls must be the host's, and neither
   /// kind may use what the other writes, save by upload(). Nothing is added afterwards.

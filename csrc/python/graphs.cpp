@@ -438,7 +438,8 @@ void bind_graphs(nb::module_& m) {
           [](PyProgram& self, const nb::object& base) {
             return self.program->copy_out(one_tensor(base));
           },
-          "A copy that each run makes after its ops, of all bytes of a tensor's storage; its number.")
+          "A copy that each run makes after its ops, of all bytes of a tensor's storage; its "
+          "number.")
       .def(
           "extend", [](PyProgram& self) { self.program->extend(); },
           "Call after giving the current stream what reads the results of a run.")
@@ -450,11 +451,12 @@ void bind_graphs(nb::module_& m) {
       .def("__len__", [](const PyProgram& self) { return self.program->size(); });
 
   nb::class_<graphs::Loan>(module, "Loan", "A result that every replay overwrites.")
-      .def("__init__",
-           [](graphs::Loan* self, const nb::object& base, int64_t transfer) {
-             new (self) graphs::Loan(one_tensor(base).storage(), transfer);
-           },
-           nb::arg("base"), nb::arg("transfer") = -1)
+      .def(
+          "__init__",
+          [](graphs::Loan* self, const nb::object& base, int64_t transfer) {
+            new (self) graphs::Loan(one_tensor(base).storage(), transfer);
+          },
+          nb::arg("base"), nb::arg("transfer") = -1)
       .def("tensor",
            [](graphs::Loan& self, int64_t byte_offset, const nb::object& dtype,
               const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {

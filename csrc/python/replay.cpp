@@ -192,8 +192,7 @@ Object Replay::run(const Arguments& arguments) {
   for (const Act& act : acts_) perform(act);
   // Last, as schedules are Python code that may drop results and run other steps.
   for (graphs::Loan* loan : loans_) {
-    if (loan->transfer() >= 0)
-      program_->bind(static_cast<size_t>(loan->transfer()), loan->place());
+    if (loan->transfer() >= 0) program_->bind(static_cast<size_t>(loan->transfer()), loan->place());
   }
   {
     const ReleaseGil released(ReleaseGil::kWorthwhile);
@@ -295,15 +294,15 @@ void bind_replay(nb::module_& graphs) {
           "__init__",
           [](Replay* self, const nb::object& program, const nb::object& guard,
              const nb::object& course, const nb::object& tensors, const nb::list& inputs,
-             const nb::list& transfers, const nb::list& acts, const nb::list& outputs, const nb::object& structure,
-             const nb::object& build, const nb::list& gradients) {
-            new (self)
-                Replay({kept(program), kept(guard), kept(course), kept(tensors), kept(inputs),
-                        kept(transfers), kept(acts), kept(outputs), kept(structure), kept(build), kept(gradients)});
+             const nb::list& transfers, const nb::list& acts, const nb::list& outputs,
+             const nb::object& structure, const nb::object& build, const nb::list& gradients) {
+            new (self) Replay({kept(program), kept(guard), kept(course), kept(tensors),
+                               kept(inputs), kept(transfers), kept(acts), kept(outputs),
+                               kept(structure), kept(build), kept(gradients)});
           },
           nb::kw_only(), nb::arg("program"), nb::arg("guard"), nb::arg("course"),
-          nb::arg("tensors"), nb::arg("inputs"), nb::arg("transfers"), nb::arg("acts"), nb::arg("outputs"),
-          nb::arg("structure"), nb::arg("build"), nb::arg("gradients"))
+          nb::arg("tensors"), nb::arg("inputs"), nb::arg("transfers"), nb::arg("acts"),
+          nb::arg("outputs"), nb::arg("structure"), nb::arg("build"), nb::arg("gradients"))
       .def_prop_ro("count", &Replay::count, "How often it ran.")
       .def("holds", &Replay::holds);
 

@@ -298,7 +298,13 @@ def test_inputs_and_results_of_every_layout() -> None:
     weight = vt.randn(6, 5)
 
     def function(*inputs: Any) -> list[Any]:
-        return [inputs[0] @ weight, inputs[1].t() + 1, inputs[2] * 2, inputs[3].sum(), inputs[0][1:]]
+        return [
+            inputs[0] @ weight,
+            inputs[1].t() + 1,
+            inputs[2] * 2,
+            inputs[3].sum(),
+            inputs[0][1:],
+        ]
 
     step = capture(function)
     base = vt.randn(40, 12)

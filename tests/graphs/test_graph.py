@@ -34,7 +34,9 @@ class Training:
         )
         self.optimizer = (make or (lambda p: vt.optim.AdamW(p, lr=1e-2)))(self.model.parameters())
         self.schedule = vt.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=8)
-        self.scaler = vt.amp.GradScaler(device_type(), init_scale=8.0, growth_interval=2, enabled=scaler)
+        self.scaler = vt.amp.GradScaler(
+            device_type(), init_scale=8.0, growth_interval=2, enabled=scaler
+        )
 
     def step(self, x: Any, y: Any, schedule: bool = True) -> Any:
         self.optimizer.zero_grad(set_to_none=True)

@@ -138,8 +138,13 @@ def test_results_become_a_table_and_a_chart(
     }  # fmt: skip
     lines = tables.step_tables("steps_cpu", record)
     (row,) = (line for line in lines if "vibetensor capture" in line)
-    assert "| 2 ms | 0.50x | 50,000 | 0.10 s | 1 MiB | 80 of 120 | 100 of 250 | 2.0 MiB, +100.0% |" in row
-    assert "100 nodes (90 kernel, 10 memset) of 250 recorded (250 kernel): 2.50x" in train.nodes(capture)
+    assert (
+        "| 2 ms | 0.50x | 50,000 | 0.10 s | 1 MiB | 80 of 120 | 100 of 250 | 2.0 MiB, +100.0% |"
+        in row
+    )
+    assert "100 nodes (90 kernel, 10 memset) of 250 recorded (250 kernel): 2.50x" in train.nodes(
+        capture
+    )
     assert any("torch compile | failed" in line for line in lines)
     chart = xml.etree.ElementTree.parse(tmp_path / "steps_cpu.svg").getroot()
     widths = [float(r.get("width", 0)) for r in chart.iter("{http://www.w3.org/2000/svg}rect")]
