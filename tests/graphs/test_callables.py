@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
+from graphs.default_device import random_state, set_random_state
 import vibetensor.torch.nn.functional as F
 from vibetensor.graphs import CaptureError, Graph, graph, make_graphed_callables
 
@@ -33,18 +34,18 @@ def train(graphed: bool) -> tuple[list[Any], int]:
 
     loss = loss_of
     modules = vt.nn.ModuleList([first, second])
-    before = [v.tolist() for v in modules.state_dict().values()] + vt.get_rng_state().tolist()
+    before = [v.tolist() for v in modules.state_dict().values()] + random_state().tolist()
     if graphed:
         x, y = batch(99)
         h, logits = vt.randn(5, 8, requires_grad=True), vt.randn(5, 3, requires_grad=True)
-        vt.set_rng_state(_random())
-        before = [v.tolist() for v in modules.state_dict().values()] + vt.get_rng_state().tolist()
+        set_random_state(_random())
+        before = [v.tolist() for v in modules.state_dict().values()] + random_state().tolist()
         first_, second_, loss = make_graphed_callables(
             (first, second, loss_of), ((x,), (h,), (logits, y))
         )
         assert first_ is first and second_ is second
     assert before == [v.tolist() for v in modules.state_dict().values()] + (
-        vt.get_rng_state().tolist()
+        random_state().tolist()
     )
     optimizer = vt.optim.SGD(modules.parameters(), lr=0.1, momentum=0.9)
     vt.manual_seed(8)
@@ -70,7 +71,7 @@ def train(graphed: bool) -> tuple[list[Any], int]:
 
 def _random() -> Any:
     vt.manual_seed(77)
-    return vt.get_rng_state()
+    return random_state()
 
 
 def test_training_is_eager_training() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import vibetensor.torch as vt
+from graphs.default_device import kind
 import vibetensor.torch.nn.functional as F
 from tests.graphs.fusions import captured_names, decisions
 from vibetensor.graphs import capture
@@ -27,7 +28,7 @@ def _model(
         weight.grad = None
         extra = None
         for micro in range(steps):
-            with vt.autocast("cpu", dtype=vt.bfloat16, enabled=autocast):
+            with vt.autocast(kind(), dtype=vt.bfloat16, enabled=autocast):
                 logits = F.linear(x * (micro + 1), weight)
                 if read == "before":
                     extra = logits.argmax(-1)
@@ -133,7 +134,7 @@ def test_logits_that_are_weights_or_the_gradient_too_stay(autocast: bool, part: 
 
         def step(x: Any, y: Any) -> Any:
             weight.grad = None
-            with vt.autocast("cpu", dtype=vt.bfloat16, enabled=autocast):
+            with vt.autocast(kind(), dtype=vt.bfloat16, enabled=autocast):
                 logits = F.linear(x, weight)
             logits = logits.float()
             classes = logits[0].detach() if part == "weight" else None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import vibetensor.torch as vt
+from graphs.default_device import kind
 import vibetensor.torch.nn.functional as F
 from tests.graphs.fusions import captured_names, decisions
 from vibetensor.graphs.passes import epilogues
@@ -62,7 +63,7 @@ def test_activations(activation: str, rows: tuple, bias: bool, autocast: bool) -
         step = _mlp(activation, (24, 72, 5), bias=bias)
 
         def under(x: Any) -> Any:
-            with vt.autocast("cpu", dtype=vt.bfloat16, enabled=autocast):
+            with vt.autocast(kind(), dtype=vt.bfloat16, enabled=autocast):
                 return step(x)
 
         under.state = step.state
@@ -131,7 +132,7 @@ def test_adding_to_a_wider_gradient_stays() -> None:
         def step(x: Any) -> Any:
             weight.grad = None
             for _ in range(2):
-                with vt.autocast("cpu", dtype=vt.bfloat16):
+                with vt.autocast(kind(), dtype=vt.bfloat16):
                     loss = F.linear(x, weight).float().square().mean()
                 loss.backward()
             return weight.grad

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import vibetensor.torch as vt
+from graphs.default_device import kind
 from tests.graphs.fusions import captured_names
 from vibetensor import _C
 from vibetensor.graphs.passes import joined_casts
@@ -28,7 +29,7 @@ def _autocast_model(micro: int = 1) -> Any:
     def step(x: Any) -> Any:
         model.zero_grad()
         for i in range(micro):
-            with vt.autocast("cpu", dtype=vt.bfloat16):
+            with vt.autocast(kind(), dtype=vt.bfloat16):
                 loss = model(x * 2 if i else x).float().square().mean()
             loss.backward()
         return loss, [p.grad for p in model.parameters()]

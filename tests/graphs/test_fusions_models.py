@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
+from graphs.default_device import kind
 import vibetensor.torch.nn.functional as F
 from vibetensor.graphs import capture
 from vibetensor.graphs.passes import epilogues, joined_casts
@@ -78,7 +79,7 @@ def _train(model: Any, autocast: bool, micro: int = 1) -> Any:
     def step(x: Any, y: Any) -> Any:
         optimizer.zero_grad()
         for i in range(micro):
-            with vt.autocast("cpu", dtype=vt.bfloat16, enabled=autocast):
+            with vt.autocast(kind(), dtype=vt.bfloat16, enabled=autocast):
                 logits = model((x + i) % VOCABULARY)
                 loss = F.cross_entropy(logits.view(-1, VOCABULARY), y.reshape(-1))
             (loss / micro).backward()
@@ -135,8 +136,8 @@ def test_training_is_bit_for_bit(name: str, autocast: bool) -> None:
 def test_passes_of_cuda(
     name: str, autocast: bool, micro: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(epilogues, "DEVICES", ("cpu",))
-    monkeypatch.setattr(joined_casts, "DEVICES", ("cpu",))
+    monkeypatch.setattr(epilogues, "DEVICES", (kind(),))
+    monkeypatch.setattr(joined_casts, "DEVICES", (kind(),))
     captured, apart = _both(name, autocast, micro)
     assert apart <= (1e-2 if autocast else 1e-4)
     names = _names(captured)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import vibetensor.torch as vt
+from graphs.default_device import kind
 import vibetensor.torch.nn.functional as F
 from tests.graphs.fusions import captured_names, decisions
 
@@ -62,7 +63,7 @@ def test_under_autocast(norm: str) -> None:
         def step(x: Any, r: Any) -> Any:
             for tensor in [*block.state, *weights]:
                 tensor.grad = None
-            with vt.autocast("cpu", dtype=vt.bfloat16):
+            with vt.autocast(kind(), dtype=vt.bfloat16):
                 h = x + linears[0](block.normed(r, 0))
                 h = h + linears[1](block.normed(h, 2))
                 loss = linears[2](block.normed(h, 0)).float().square().mean()

@@ -50,7 +50,7 @@ class Run:
         options = {"lr": 0.03, **options, **FORMS[form]}
         rng = np.random.default_rng(2)
         self.params = [
-            vt.nn.Parameter(vt.from_numpy(rng.standard_normal(shape)).to(dtype))
+            vt.nn.Parameter(vt.tensor(rng.standard_normal(shape)).to(dtype))
             for shape in ((5, 3), (7,), ())
         ]
         rate = options.pop("tensor_rate", None)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
+from graphs.default_device import random_state
 import vibetensor.torch.nn.functional as F
 from vibetensor import _C
 from vibetensor.graphs import CapturedStep, capture
@@ -257,7 +258,7 @@ def test_a_step_that_fails_at_any_op_leaves_what_eager_leaves(first: bool, after
                 function()  # gives up the gradients
             before = _C._cpu_memory_stats()["allocated_bytes"]
             function()
-            random.append(vt.get_rng_state().tolist())
+            random.append(random_state().tolist())
             left.append(_C._cpu_memory_stats()["allocated_bytes"] - before)
         assert random[0] == random[1], at
         assert left[0] == left[1], at
@@ -446,8 +447,10 @@ def test_other_threads_train_on_while_a_step_is_captured_and_replayed() -> None:
     expected = losses_of(make_first := make(), make_first.step, 60)
     results: dict[str, list[float]] = {}
     ready = threading.Barrier(3)
+    device = vt.get_default_device()
 
     def work(name: str, training: Training, step: Callable[..., Any]) -> None:
+        vt.set_default_device(device)  # each thread has its own
         ready.wait()
         results[name] = losses_of(training, step, 60)
 

@@ -15,6 +15,7 @@ import pytest
 from workloads import WORKLOADS, load_initial_weights
 
 import vibetensor.torch as vt
+from graphs.default_device import kind, random_state, set_random_state
 from vibetensor.graphs import CapturedStep, Tape, capture, passes
 from vibetensor.graphs.passes import dead_code
 from vibetensor.graphs.rewrite import make_op
@@ -45,7 +46,7 @@ class Training:
         self.random = rng_state()
 
     def loss(self, x: Any, y: Any) -> Any:
-        with vt.autocast("cpu", dtype=vt.bfloat16, enabled=self.dtype == "bfloat16"):
+        with vt.autocast(kind(), dtype=vt.bfloat16, enabled=self.dtype == "bfloat16"):
             return self.model(x, y) / MICRO_STEPS
 
     def step(self, x: Any, y: Any) -> Any:
@@ -65,7 +66,7 @@ class Training:
         """The batches of a step: the same for all runs, others at each step."""
         rng = np.random.default_rng([index, 17])
         batches = [self.draw(self.config, rng) for _ in range(MICRO_STEPS)]
-        return tuple(vt.from_numpy(np.stack(arrays)) for arrays in zip(*batches))  # type: ignore[return-value]
+        return tuple(vt.tensor(np.stack(arrays)) for arrays in zip(*batches))  # type: ignore[return-value]
 
     def run(self, step: Callable[..., Any], steps: range) -> list[tuple[float, float]]:
         """Loss and gradient norm of each step."""
@@ -227,7 +228,7 @@ def _save_with_serialization(training: Training, folder: Path) -> None:
         "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
         "schedule": training.schedule.state_dict(),
-        "random": vt.get_rng_state(),
+        "random": (vt.get_rng_state(), random_state()),
     }
     vt.save(state, folder / "state.pt")
 
@@ -237,7 +238,8 @@ def _load_with_serialization(training: Training, folder: Path) -> None:
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.schedule.load_state_dict(state["schedule"])
-    vt.set_rng_state(state["random"])
+    on_host, on_device = state["random"]
+    vt.set_rng_state(on_host), set_random_state(on_device)
 
 
 def _save_checkpoint(training: Training, folder: Path) -> None:
