@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
-from graphs.default_device import kind
 import vibetensor.torch.nn.functional as F
+from graphs.default_device import kind
 from vibetensor.graphs import capture
 from vibetensor.graphs.passes import epilogues, joined_casts
 
@@ -139,7 +139,8 @@ def test_passes_of_cuda(
     monkeypatch.setattr(epilogues, "DEVICES", (kind(),))
     monkeypatch.setattr(joined_casts, "DEVICES", (kind(),))
     captured, apart = _both(name, autocast, micro)
-    assert apart <= (1e-2 if autocast else 1e-4)
+    # Adam divides by the gradient's size, so that a rounding may be a whole step of a weight.
+    assert apart <= (1e-2 if autocast else 1e-4 if kind() == "cpu" else 2e-3)
     names = _names(captured)
     if name == "gpt":
         assert names["_linear_activation"] == names["_mm_activation_backward"] == LAYERS * micro

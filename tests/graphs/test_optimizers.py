@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
+from graphs.default_device import kind
 from vibetensor.graphs import Graph, capture, graph
 
 ADAM: dict[str, dict[str, Any]] = {
@@ -72,6 +73,7 @@ class Run:
         self.schedule.step()
 
     def state(self) -> list[Any]:
+        """Types and values of all that a step changes."""
         tensors: list[Any] = [p.detach() for p in self.params]
         for p in self.params:
             tensors += self.optimizer.state.get(p, {}).values()
@@ -108,7 +110,14 @@ def test_dtypes_of_the_plain_form(name: str, option: str, dtype: Any) -> None:
     for x in inputs(dtype):
         eager.step(x)
         step(x)
-    assert captured.state() == eager.state()
+    if kind() == "cpu" or dtype != vt.float64:
+        assert captured.state() == eager.state()
+        return
+    # Powers of betas, which Python computes eagerly, are the device's in a replay.
+    for mine, other in zip(captured.state(), eager.state()):
+        mine, other = (v if isinstance(v, tuple) else (float, v) for v in (mine, other))
+        assert mine[0] == other[0]
+        np.testing.assert_allclose(mine[1], other[1], rtol=1e-14)
 
 
 @pytest.mark.parametrize("form", ["foreach off", "default"])

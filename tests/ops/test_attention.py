@@ -176,7 +176,7 @@ def test_rows_that_may_look_at_nothing(boolean: bool) -> None:
     results = []
     for library in (vt, torch):
         q, k = (library.full((1, 1, n, 4), 0.5).requires_grad_() for n in (4, 3))
-        mask = library.from_numpy(blind.copy())
+        mask = library.tensor(blind)
         mask = mask == 0 if boolean else mask.requires_grad_()
         out = library.nn.functional.scaled_dot_product_attention(q, k, k, attn_mask=mask)
         out.square().sum().backward()
