@@ -2,6 +2,7 @@
 
 #include <array>
 #include <atomic>
+#include <bit>
 #include <mutex>
 
 #include "core/error.h"
@@ -55,8 +56,39 @@ const char* op_of(FailedCheck check) {
       return "scatter_reduce";
     case FailedCheck::Embedding:
       return "embedding";
+    case FailedCheck::MaxPoolBackward:
+      return "max_pool2d_with_indices_backward";
+    case FailedCheck::SearchSorted:
+      return "searchsorted";
     default:
       return "cross_entropy";
+  }
+}
+
+std::string describe(FailedCheck check, int64_t index, int64_t size) {
+  switch (check) {
+    case FailedCheck::CrossEntropy:
+      return str("cross_entropy: Target ", index, " is out of bounds (", size, " classes)");
+    case FailedCheck::SearchSorted:
+      return str("searchsorted: sorter index ", index, " is out of bounds for a row of size ",
+                 size);
+    case FailedCheck::Bernoulli:
+      return str("bernoulli: Expected p_in >= 0 && p_in <= 1 to be true, but got ",
+                 std::bit_cast<double>(size), " at element ", index);
+    case FailedCheck::MultinomialWeight:
+      return str("multinomial: probability tensor contains either `inf`, `nan` or element < 0 (",
+                 std::bit_cast<double>(size), " at element ", index, ")");
+    case FailedCheck::MultinomialSum:
+      return str("multinomial: invalid multinomial distribution (sum of probabilities <= 0) in row ",
+                 index);
+    case FailedCheck::MultinomialCategories:
+      return str(
+          "multinomial: invalid multinomial distribution (with replacement=False, not enough "
+          "non-negative category to sample) in row ",
+          index);
+    default:
+      return str(op_of(check), ": index ", index, " is out of bounds for a dimension of size ",
+                 size);
   }
 }
 
@@ -78,11 +110,7 @@ std::string failed_check() {
     if (!record || record->check == FailedCheck::None) continue;
     const int64_t index = record->index, size = record->size;
     const FailedCheck check = record->check;
-    const std::string where = str(" (on cuda:", device, ")");
-    if (check == FailedCheck::CrossEntropy)
-      return str("cross_entropy: Target ", index, " is out of bounds (", size, " classes)", where);
-    return str(op_of(check), ": index ", index, " is out of bounds for a dimension of size ", size,
-               where);
+    return describe(check, index, size) + str(" (on cuda:", device, ")");
   }
   return {};
 }

@@ -22,11 +22,18 @@ enum class FailedCheck : int {
   ScatterReduce,
   Embedding,
   CrossEntropy,
+  MaxPoolBackward,
+  SearchSorted,
+  Bernoulli,
+  MultinomialWeight,
+  MultinomialSum,
+  MultinomialCategories,
 };
 
 struct FailureRecord {
   FailedCheck check = FailedCheck::None;  // written last
-  int64_t index = 0, size = 0;            // the offending index, and how many there are
+  // The offending index and how many there are; of probabilities the place and its bits.
+  int64_t index = 0, size = 0;
 };
 
 /// Where the kernels of a device write; in device memory, with the record on the host.

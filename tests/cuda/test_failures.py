@@ -91,9 +91,23 @@ def test_memory_used_on_another_stream_waits_for_it() -> None:
         ("x.gather(0, i([[3]]))", "gather: index 3 is out of bounds for a dimension of size 3"),
         ("x.scatter_(1, i([[-1]]), 1.0)", "scatter_: index -1 is out of bounds"),
         ("x.index_add_(0, i([8]), x[:1])", "index_add_: index 8 is out of bounds"),
+        (
+            "torch.searchsorted(x[0], x[0], sorter=i([0, 1, 9, 2]))",
+            "searchsorted: sorter index 9 is out of bounds for a row of size 4",
+        ),
+        ("torch.bernoulli(i([0.5, 1.5]))", "but got 1.5 at element 1"),
+        ("torch.multinomial(i([0.5, -1.0]), 1)", "multinomial: probability tensor contains either"),
+        (
+            "torch.multinomial(i([[0.5, 1.0], [0.0, 0.0]]), 3, replacement=True)",
+            "multinomial: invalid multinomial distribution (sum of probabilities <= 0) in row 1",
+        ),
+        (
+            "torch.multinomial(i([1.0, 0.0, 0.0]), 2)",
+            "not enough non-negative category to sample) in row 0",
+        ),
     ],
 )
-def test_bad_index_stops_the_kernel_with_its_name(
+def test_bad_data_stops_the_kernel_with_its_name(
     run_python: Callable[..., Any], code: str, says: str
 ) -> None:
     done = run_python(

@@ -1,5 +1,6 @@
 // Pools over the last two dimensions, forward and backward. Every element of a result, gradients
 // included, has one owner that sums in a fixed order.
+#include "cuda/kernels/failure.cuh"
 #include "cuda/kernels/windows.cuh"
 
 namespace vt::cuda {
@@ -58,7 +59,8 @@ constexpr int32_t kNobody = std::numeric_limits<int32_t>::max();
 template <class S>
 __global__ void __launch_bounds__(kPlaneThreads)
     add_to_maxima(Compute<S>* out, const S* grad, const int64_t* places, int32_t* next,
-                  int32_t* last, int64_t planes, int64_t area, int64_t count) {
+                  int32_t* last, int64_t planes, int64_t area, int64_t count,
+                  FailureSlot* failure) {
   using T = Compute<S>;
   for (int64_t plane = blockIdx.x; plane < planes; plane += gridDim.x) {
     T* target = out + plane * area;
@@ -75,7 +77,8 @@ __global__ void __launch_bounds__(kPlaneThreads)
       waiting = false;
       for (int64_t o = threadIdx.x; o < count; o += kPlaneThreads) {
         const int64_t place = places[plane * count + o];
-        if (place < 0 || place >= area) __trap();
+        if (place < 0 || place >= area)
+          stop_kernel(failure, FailedCheck::MaxPoolBackward, place, area);
         if (done[place] < o) atomicMin(turn + place, static_cast<int32_t>(o));
       }
       __syncthreads();
@@ -120,7 +123,8 @@ void max_pool_backward(const Tensor& out, const Tensor& grad, const Tensor& indi
     const Scratch turns(static_cast<size_t>(2 * blocks * area) * sizeof(int32_t), launch);
     launch(add_to_maxima<S>, dim3(static_cast<unsigned>(blocks)), dim3(kPlaneThreads), 0,
            y.data_as<T>(), g.data_as<S>(), places.data_as<int64_t>(), turns.data<int32_t>(),
-           turns.data<int32_t>() + blocks * area, planes, area, count);
+           turns.data<int32_t>() + blocks * area, planes, area, count,
+           failure_slot(launch.device()));
     if (!y.is_same(out)) copy(out, y, true);
   });
 }

@@ -2,9 +2,9 @@
 // backend draws; a thread takes one counter, that is four 32-bit numbers. A tensor that is not
 // dense is drawn row-major and then copied.
 #include <cmath>
-#include <cstdio>
 
 #include "cuda/kernels/copy.cuh"
+#include "cuda/kernels/failure.cuh"
 #include "cuda/kernels/loops.cuh"
 #include "cuda/kernels/philox.cuh"
 
@@ -207,7 +207,8 @@ void randint_(const Tensor& self, int64_t low, int64_t high, const PhiloxArgs& r
 /// chance: one probability for all elements (pitch 0), one for each, or null for `fixed`.
 __global__ void __launch_bounds__(kBlock)
     bernoulli_kernel(char* out, DType dtype, int64_t itemsize, const char* chance, DType stored,
-                     int64_t pitch, double fixed, PhiloxState rng, int64_t n) {
+                     int64_t pitch, double fixed, PhiloxState rng, int64_t n,
+                     FailureSlot* failure) {
   const PhiloxStream stream(rng);
   const int64_t step = int64_t{gridDim.x} * kBlock;
   for (int64_t i = int64_t{blockIdx.x} * kBlock + threadIdx.x; 4 * i < n; i += step) {
@@ -217,12 +218,8 @@ __global__ void __launch_bounds__(kBlock)
       const int64_t at = 4 * i + k;
       if (at >= n) break;
       const double p = chance ? load_as<double>(chance + at * pitch, stored) : fixed;
-      if (!(p >= 0 && p <= 1)) {
-        printf(
-            "bernoulli_: Expected p_in >= 0 && p_in <= 1 to be true, but got %g at element %lld\n",
-            p, static_cast<long long>(at));
-        __trap();
-      }
+      if (!(p >= 0 && p <= 1))
+        stop_kernel(failure, FailedCheck::Bernoulli, at, __double_as_longlong(p));
       store_as<bool>(out + at * itemsize, dtype, static_cast<double>(bits.value[k]) * 0x1p-32 < p);
     }
   }
@@ -245,7 +242,7 @@ void bernoulli_tensor_(const Tensor& self, const Tensor& p, const PhiloxArgs& rn
     launch(bernoulli_kernel, dim3(launch.fill(ceil_div<int64_t>(n, 4 * kBlock), kBlock, 8)),
            dim3(kBlock), 0, out.data_as<char>(), out.dtype(), out.itemsize(),
            p.device().is_cpu() ? nullptr : chance.data_as<char>(), chance.dtype(), pitch, fixed,
-           PhiloxState(rng), n);
+           PhiloxState(rng), n, failure_slot(launch.device()));
   });
 }
 

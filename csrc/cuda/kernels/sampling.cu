@@ -1,7 +1,6 @@
 // Permutations and weighted sampling.
-#include <cstdio>
-
 #include "cuda/kernels/copy.cuh"
+#include "cuda/kernels/failure.cuh"
 #include "cuda/kernels/loops.cuh"
 #include "cuda/kernels/philox.cuh"
 #include "cuda/kernels/sort.cuh"
@@ -60,29 +59,26 @@ void randperm_(const Tensor& self, const PhiloxArgs& rng) {
          count);
 }
 
-__device__ inline double weight_at(const char* weights, DType dtype, int64_t itemsize, int64_t i) {
+__device__ inline double weight_at(const char* weights, DType dtype, int64_t itemsize, int64_t i,
+                                   FailureSlot* failure) {
   const double w = load_as<double>(weights + i * itemsize, dtype);
-  if (!(w >= 0) || isinf(w)) {
-    printf(
-        "multinomial: probability tensor contains either `inf`, `nan` or element < 0 (%g at "
-        "element %lld)\n",
-        w, static_cast<long long>(i));
-    __trap();
-  }
+  if (!(w >= 0) || isinf(w))
+    stop_kernel(failure, FailedCheck::MultinomialWeight, i, __double_as_longlong(w));
   return w;
 }
 
 /// The running sums of each row's weights; one block a row.
 __global__ void __launch_bounds__(kBlock)
     cumulative_kernel(double* sums, const char* weights, DType dtype, int64_t itemsize,
-                      int64_t categories) {
+                      int64_t categories, FailureSlot* failure) {
   __shared__ double warp_sums[kBlock / kWarp];
   const int64_t row = blockIdx.x;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   double before = 0;
   for (int64_t start = 0; start < categories; start += kBlock) {
     const int64_t c = start + threadIdx.x;
-    double sum = c < categories ? weight_at(weights, dtype, itemsize, row * categories + c) : 0.0;
+    double sum =
+        c < categories ? weight_at(weights, dtype, itemsize, row * categories + c, failure) : 0.0;
 #pragma unroll
     for (int d = 1; d < kWarp; d *= 2) {
       const double left = __shfl_up_sync(0xffffffffu, sum, d);
@@ -100,12 +96,8 @@ __global__ void __launch_bounds__(kBlock)
     before += chunk;
     __syncthreads();  // warp_sums is written again
   }
-  if (threadIdx.x == 0 && !(before > 0)) {
-    printf(
-        "multinomial: invalid multinomial distribution (sum of probabilities <= 0) in row %lld\n",
-        static_cast<long long>(row));
-    __trap();
-  }
+  if (threadIdx.x == 0 && !(before > 0))
+    stop_kernel(failure, FailedCheck::MultinomialSum, row, categories);
 }
 
 /// Each sample is looked up in the running sums.
@@ -140,11 +132,12 @@ __global__ void __launch_bounds__(kBlock)
 /// are listed for a sort.
 __global__ void __launch_bounds__(kBlock)
     race_keys_kernel(uint64_t* keys, uint32_t* places, const char* weights, DType dtype,
-                     int64_t itemsize, PhiloxState rng, int64_t first, int64_t n) {
+                     int64_t itemsize, PhiloxState rng, int64_t first, int64_t n,
+                     FailureSlot* failure) {
   const PhiloxStream stream(rng);
   const int64_t step = int64_t{gridDim.x} * kBlock;
   for (int64_t i = int64_t{blockIdx.x} * kBlock + threadIdx.x; i < n; i += step) {
-    const double w = weight_at(weights, dtype, itemsize, first + i);
+    const double w = weight_at(weights, dtype, itemsize, first + i, failure);
     const Philox4 bits = stream(static_cast<uint64_t>(first + i));
     const double u = open_uniform(wide(bits.value[0], bits.value[1]));
     // A weight too small for the quotient still precedes weights of 0.
@@ -156,19 +149,15 @@ __global__ void __launch_bounds__(kBlock)
 
 constexpr uint64_t kInfinity = 0x7ff0000000000000;
 
-__device__ inline void require_category(uint64_t key, int64_t row) {
-  if (key < kInfinity) return;
-  printf(
-      "multinomial: invalid multinomial distribution (with replacement=False, not enough "
-      "non-negative category to sample) in row %lld\n",
-      static_cast<long long>(row));
-  __trap();
+__device__ inline void require_category(uint64_t key, int64_t row, FailureSlot* failure) {
+  if (key >= kInfinity) stop_kernel(failure, FailedCheck::MultinomialCategories, row, 0);
 }
 
 /// The `samples` smallest keys of each row, in order: each pass finds the next after the last. One
 /// block a row.
 __global__ void __launch_bounds__(kBlock)
-    winners_kernel(int64_t* out, const uint64_t* keys, int64_t categories, int64_t samples) {
+    winners_kernel(int64_t* out, const uint64_t* keys, int64_t categories, int64_t samples,
+                   FailureSlot* failure) {
   __shared__ uint64_t warp_key[kBlock / kWarp];
   __shared__ int64_t warp_category[kBlock / kWarp];
   const int64_t row = blockIdx.x;
@@ -216,7 +205,7 @@ __global__ void __launch_bounds__(kBlock)
     last_key = best;
     last = category;
     if (threadIdx.x == 0) {
-      require_category(best, row);
+      require_category(best, row, failure);
       out[row * samples + s] = category;
     }
   }
@@ -225,10 +214,10 @@ __global__ void __launch_bounds__(kBlock)
 /// The first `samples` of a sorted row.
 __global__ void __launch_bounds__(kBlock)
     take_kernel(int64_t* out, const uint32_t* places, const uint64_t* keys, int64_t samples,
-                int64_t row) {
+                int64_t row, FailureSlot* failure) {
   const int64_t step = int64_t{gridDim.x} * kBlock;
   for (int64_t s = int64_t{blockIdx.x} * kBlock + threadIdx.x; s < samples; s += step) {
-    require_category(keys[s], row);
+    require_category(keys[s], row, failure);
     out[s] = places[s];
   }
 }
@@ -246,10 +235,11 @@ void multinomial(const Tensor& out, const Tensor& self, int64_t num_samples, boo
   const int64_t itemsize = source.itemsize(), n = rows * categories;
   auto* target = out.data_as<int64_t>();
   const dim3 row_blocks(static_cast<uint32_t>(rows));
+  FailureSlot* failure = failure_slot(launch.device());
   if (replacement) {
     const Scratch sums(static_cast<size_t>(n) * 8, launch);
     launch(cumulative_kernel, row_blocks, dim3(kBlock), 0, sums.data<double>(), weights, dtype,
-           itemsize, categories);
+           itemsize, categories, failure);
     launch(lookup_kernel, blocks_for(launch, rows * num_samples), dim3(kBlock), 0, target,
            sums.data<double>(), weights, dtype, itemsize, categories, num_samples, PhiloxState(rng),
            rows * num_samples);
@@ -259,9 +249,9 @@ void multinomial(const Tensor& out, const Tensor& self, int64_t num_samples, boo
   if (num_samples <= kMostPasses) {
     const Scratch keys(static_cast<size_t>(n) * 8, launch);
     launch(race_keys_kernel, blocks_for(launch, n), dim3(kBlock), 0, keys.data<uint64_t>(), nullptr,
-           weights, dtype, itemsize, PhiloxState(rng), 0, n);
+           weights, dtype, itemsize, PhiloxState(rng), int64_t{0}, n, failure);
     launch(winners_kernel, row_blocks, dim3(kBlock), 0, target, keys.data<uint64_t>(), categories,
-           num_samples);
+           num_samples, failure);
     return;
   }
   check(categories < int64_t{1} << 32, "multinomial: at most 2^32 - 1 categories on CUDA, got ",
@@ -270,12 +260,12 @@ void multinomial(const Tensor& out, const Tensor& self, int64_t num_samples, boo
   for (int64_t row = 0; row < rows; ++row) {
     launch(race_keys_kernel, blocks_for(launch, categories), dim3(kBlock), 0,
            sort.keys.data<uint64_t>(), sort.values.data<uint32_t>(), weights, dtype, itemsize,
-           PhiloxState(rng), row * categories, categories);
+           PhiloxState(rng), row * categories, categories, failure);
     sort_pairs(launch, sort.keys.data<uint64_t>(), sort.sorted_keys.data<uint64_t>(),
                sort.values.data<uint32_t>(), sort.sorted_values.data<uint32_t>(), categories, 64);
     launch(take_kernel, blocks_for(launch, num_samples), dim3(kBlock), 0,
            target + row * num_samples, sort.sorted_values.data<uint32_t>(),
-           sort.sorted_keys.data<uint64_t>(), num_samples, row);
+           sort.sorted_keys.data<uint64_t>(), num_samples, row, failure);
   }
 }
 

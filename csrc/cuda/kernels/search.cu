@@ -2,6 +2,7 @@
 // belongs to. The same comparisons as on the CPU, so nan belongs at the end.
 #include "core/tensor_iterator.h"
 #include "cuda/kernels/copy.cuh"
+#include "cuda/kernels/failure.cuh"
 #include "cuda/kernels/loops.cuh"
 
 namespace vt::cuda {
@@ -15,6 +16,7 @@ struct Search {
   int64_t count, per_row, length;
   DType dtype;
   bool narrow, right;
+  FailureSlot* failure;
 };
 
 template <class T>
@@ -30,7 +32,8 @@ __global__ void __launch_bounds__(256) search(Search s) {
       int64_t at = low + half;
       if (s.order) {
         at = s.order[start + at];
-        if (at < 0 || at >= s.length) __trap();
+        if (at < 0 || at >= s.length)
+          stop_kernel(s.failure, FailedCheck::SearchSorted, at, s.length);
       }
       const T middle = load_as<T>(s.rows + (start + at) * size, s.dtype);
       if (s.right ? !(middle > value) : !(middle >= value)) {
@@ -72,7 +75,8 @@ void searchsorted(const Tensor& out, const Tensor& sequence, const Tensor& value
                  sequence.size(-1),
                  dtype,
                  out.dtype() == DType::Int32,
-                 right || side == "right"};
+                 right || side == "right",
+                 failure_slot(out.device().index)};
   const Launch launch(out.device());
   visit_compute_numeric(dtype, [&]<class T>() {
     launch(search<T>, dim3(static_cast<unsigned>(launch.fill(ceil_div<int64_t>(count, 256), 256))),
