@@ -5,7 +5,10 @@
 #include <algorithm>
 #include <map>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include "core/host_wait.h"
 
 namespace {
 
@@ -329,6 +332,42 @@ void the_ladder_frees_in_order() {
   give_back(b);
 }
 
+/// How often the host said that it waits, and whether it waits now.
+int waits = 0;
+bool waiting = false;
+
+void the_ladder_is_a_wait_of_the_host() {
+  const auto begin = [] {
+    CHECK(!waiting);
+    waiting = true;
+    ++waits;
+    return static_cast<void*>(&waits);
+  };
+  const auto end = [](void* held) {
+    CHECK(waiting && held == &waits);
+    waiting = false;
+  };
+  SimulatedOptions options;
+  options.memory = 128 * MiB;
+  Fixture f("", options);
+  set_host_wait_hooks({begin, end});
+  const Allocation hoard = f.get(100 * MiB);
+  CHECK(waits == 0);
+  bool gives = true;
+  f.allocator->set_out_of_memory_callback([&](size_t) {
+    CHECK(!waiting && waits > 0);  // code of the user, which may need what was let go of
+    if (gives) give_back(hoard);
+    return std::exchange(gives, false);
+  });
+  const Allocation b = f.get(64 * MiB);
+  CHECK(!waiting && waits == 2);
+  CHECK(error_of([&] { f.get(80 * MiB); }).first == ErrorKind::OutOfMemory);
+  CHECK(!waiting && waits == 3);
+  f.allocator->set_out_of_memory_callback(nullptr);
+  give_back(b);
+  set_host_wait_hooks({});
+}
+
 void limits_hold() {
   for (const char* mode : kModes) {
     Fixture f(mode);
@@ -437,6 +476,7 @@ int main() {
   a_block_used_by_an_unrelated_capture_waits_for_its_end();
   eager_work_before_a_capture_delays_reuse();
   the_ladder_frees_in_order();
+  the_ladder_is_a_wait_of_the_host();
   limits_hold();
   large_blocks_above_the_split_limit_stay_whole();
   idle_segments_are_collected_above_the_threshold();

@@ -2,8 +2,10 @@
 // memory when the device or a limit refuses it.
 #include <algorithm>
 #include <mutex>
+#include <optional>
 
 #include "core/error.h"
+#include "core/host_wait.h"
 #include "cuda/allocator/caching_allocator.h"
 
 namespace vt::cuda {
@@ -46,6 +48,8 @@ Allocation CachingAllocator::allocate_slowly(size_t nbytes, size_t size, StreamH
                                              AllocationContext context) {
   const BlockKind kind = size <= kSmallLimit ? BlockKind::Small : BlockKind::Large;
   enum Rung { Grow, WaitForEvents, ReleaseCached, CollectPools, AskUser, GiveUp };
+  // From the first refusal on the host waits: for the device, and for other threads on the ladder.
+  std::optional<HostWait> waiting;
   std::unique_lock ladder(ladder_mutex_, std::defer_lock);
   ApiStatus status;
   for (int rung = Grow;;) {
@@ -59,6 +63,7 @@ Allocation CachingAllocator::allocate_slowly(size_t nbytes, size_t size, StreamH
     }
     if (rung == Grow) {
       core_->alloc_retries.fetch_add(1, std::memory_order_relaxed);
+      waiting.emplace();
       ladder.lock();
     }
     ++rung;
@@ -67,7 +72,9 @@ Allocation CachingAllocator::allocate_slowly(size_t nbytes, size_t size, StreamH
     if (rung == CollectPools) release_cached(true);
     if (rung == AskUser) {
       ladder.unlock();
+      waiting.reset();
       if (call_out_of_memory_callback(nbytes)) {
+        waiting.emplace();
         ladder.lock();
         wait_for_pending();
         release_cached(false);
@@ -78,6 +85,7 @@ Allocation CachingAllocator::allocate_slowly(size_t nbytes, size_t size, StreamH
     }
     if (rung == GiveUp) {
       if (ladder) ladder.unlock();
+      waiting.reset();
       throw_out_of_memory(nbytes, status, stream, std::move(context));
     }
   }
