@@ -167,13 +167,14 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
               double dropout_p, bool is_causal, double scale) {
   const Launch launch(query.device());
   const int64_t width = query.sizes()[3], value_width = value.sizes()[3];
-  if (lse.numel() == 0 || key.sizes()[2] == 0 || width == 0 || value_width == 0) {
+  // Without columns of queries and keys all keys weigh the same, and only values have a gradient.
+  if (lse.numel() == 0 || key.sizes()[2] == 0 || value_width == 0) {
     for (const Tensor* t : {&grad_query, &grad_key, &grad_value}) zero(launch, *t);
     return;
   }
   const Tensor g = grad.dtype() == query.dtype() ? grad : dense_as(grad, query.dtype());
   const Tensor o = output.dtype() == query.dtype() ? output : dense_as(output, query.dtype());
-  if (!mask.defined() && dropout_p == 0 &&
+  if (width > 0 && !mask.defined() && dropout_p == 0 &&
       (head_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
                      is_causal, scale) ||
        tile_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
@@ -196,17 +197,20 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
            dim3(kWarp, kRows), 0, along.data<T>(), saved.grad, Operand<S>(o), p.heads, p.queries,
            rows, value_width);
     if constexpr (sizeof(S) == 2) {
-      if (mma_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, mask,
+      if (width > 0 &&
+          mma_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, mask,
                        saved.lse, saved.along, rng_state, dropout_p, is_causal, scale))
         return;
     }
     constexpr int kBytes = Shared<T, D>::kBytes;
     const int64_t query_tiles = ceil_div<int64_t>(p.queries, kTile);
     const int64_t query_parts = ceil_div<int64_t>(width, D);
-    allow_shared_memory(query_gradient<S, D>, kBytes);
-    launch(query_gradient<S, D>, tile_grid(p.batch * p.heads, query_tiles, query_parts),
-           dim3(kThreads), kBytes, p, saved, Operand<S>(grad_query), static_cast<int>(query_tiles),
-           static_cast<int>(query_parts));
+    if (width > 0) {
+      allow_shared_memory(query_gradient<S, D>, kBytes);
+      launch(query_gradient<S, D>, tile_grid(p.batch * p.heads, query_tiles, query_parts),
+             dim3(kThreads), kBytes, p, saved, Operand<S>(grad_query),
+             static_cast<int>(query_tiles), static_cast<int>(query_parts));
+    }
     const int64_t key_tiles = ceil_div<int64_t>(p.keys, kTile);
     const int64_t key_parts = ceil_div<int64_t>(std::max(width, value_width), D);
     allow_shared_memory(key_value_gradients<S, D>, kBytes);
