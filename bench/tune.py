@@ -22,6 +22,7 @@ from typing import Any
 
 import vibetensor.torch as torch
 import vibetensor.torch.nn.functional as F
+from vibetensor import _C
 from vibetensor.cute_kernels import device, registry
 
 TUNING = Path(registry.__file__).parent / "tuning"
@@ -179,6 +180,59 @@ def _cross_entropy(backward: bool) -> Iterator[tuple[str, Case]]:
                 yield code, Case({"m": m, "n": n}, given, library)
 
 
+def _linear_shapes(layout: str) -> Iterator[tuple[int, int, int]]:
+    """Rows, columns and summed extent of the products of transformers' linear layers."""
+    for m in (8192, 16384, 32768):
+        for d in (384, 512, 768, 1024, 2048):
+            for n, k in ((3 * d, d), (d, d), (4 * d, d), (d, 4 * d)):
+                yield {"tn": (m, n, k), "nn": (m, k, n), "nt": (n, k, m)}[layout]
+    for m, n, k in ((32768, 50304, 768), (16384, 32000, 2048)):
+        yield {"tn": (m, n, k), "nn": (m, k, n), "nt": (n, k, m)}[layout]
+
+
+def _products(layout: str, epilogue: str = "") -> Iterator[tuple[str, Case]]:
+    for m, n, k in _linear_shapes(layout):
+        if epilogue and n > 8192:
+            continue
+
+        def rand(*shape: int) -> Any:
+            return torch.randn(*shape, device="cuda").to(torch.bfloat16)
+
+        a = rand(1, k, m) if layout == "nt" else rand(1, m, k)
+        b = rand(1, n, k) if layout == "tn" else rand(1, k, n)
+        left = a[0].t() if layout == "nt" else a[0]
+        right = b[0].t() if layout == "tn" else b[0]
+        c = torch.zeros(1, m, n, device="cuda", dtype=torch.bfloat16)
+        d = torch.empty_like(c)
+        bias = rand(n)
+        sums = torch.empty(-(-m // 128) * 4, n, device="cuda")
+        extra = {
+            "": {},
+            "add": {"c": c},
+            "bias": {"bias": bias},
+            "gelu": {"bias": bias, "z": c},
+            "slope": {"z": c, "sums": sums},
+        }[epilogue]
+
+        def given(_, t=(a, b, d, extra)) -> dict[str, Any]:
+            return {"a": t[0], "b": t[1], "d": t[2], **t[3], "max_blocks": 132}
+
+        def library(t=(left, right, b, c, d, bias), epilogue=epilogue) -> object:
+            left, right, b, c, d, bias = t
+            if epilogue == "add":
+                return c[0].addmm_(left, right)
+            if epilogue == "bias":
+                return F.linear(left, b[0], bias)
+            if epilogue == "gelu":
+                return F.gelu(F.linear(left, b[0], bias))
+            if epilogue == "slope":
+                dz = _C._ops.gelu_backward(left @ right, c[0], "none")
+                return dz, dz.sum(0)
+            return torch.mm(left, right)
+
+        yield "bf16", Case({"l": 1, "m": m, "n": n, "k": k}, given, library)
+
+
 CASES: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "layer_norm_forward": lambda: _norms("layer_norm", False),
     "layer_norm_backward": lambda: _norms("layer_norm", True),
@@ -188,6 +242,11 @@ CASES: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "softmax_backward": lambda: _softmax(True),
     "cross_entropy_forward": lambda: _cross_entropy(False),
     "cross_entropy_backward": lambda: _cross_entropy(True),
+    **{f"gemm_{x}": lambda x=x: _products(x) for x in ("tn", "nn", "nt")},
+    **{f"gemm_add_{x}": lambda x=x: _products(x, "add") for x in ("tn", "nn", "nt")},
+    "gemm_bias_tn": lambda: _products("tn", "bias"),
+    "gemm_bias_gelu_tn": lambda: _products("tn", "gelu"),
+    "gemm_slope_gelu_nn": lambda: _products("nn", "slope"),
 }
 
 
@@ -208,7 +267,7 @@ def measure(name: str, least_gain: float, flush: Any) -> list[dict[str, Any]]:
                 device.launch(name, variant.name, **arguments)
             except ValueError:
                 continue  # its contract does not hold for this shape
-            spent = _time(lambda v=variant, a=arguments: device.launch(name, v.name, **a), flush)
+            spent = _time(device.prepared(name, variant.name, **arguments), flush)
             if spent < best_time:
                 best, best_time = variant, spent
         shape = ", ".join(f"{k}={v}" for k, v in case.extents.items())
@@ -248,7 +307,8 @@ def main() -> None:
     flush = torch.empty(128 << 20, dtype=torch.uint8, device="cuda")
     for name in names:
         rows += measure(name, given.least_gain, flush)
-    path.write_text(json.dumps({"gpu": gpu, "rows": rows}, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    path.write_text(f'{{"gpu": {json.dumps(gpu)}, "rows": [\n{lines}\n]}}\n')
     print(f"{len(rows)} rows in {path}")
 
 

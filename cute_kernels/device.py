@@ -5,18 +5,24 @@ Ops never come this way: they call through the C++ launch table.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .registry import load
 
 
 def launch(kernel: str, variant: str, **arguments: Any) -> None:
-    """Launches `variant` of `kernel` on the current stream of its tensors' device.
+    """Launches `variant` of `kernel` once; see `prepared`."""
+    prepared(kernel, variant, **arguments)()
+
+
+def prepared(kernel: str, variant: str, **arguments: Any) -> Callable[[], None]:
+    """A function that launches `variant` of `kernel` on the current stream of its tensors' device.
 
     Arguments are the contract's tensors (an optional one may be left out; a bool tensor stands for
     bytes) and numbers. Extents are taken from the tensors' shapes. Raises TypeError for names that
-    the kernel does not have or shapes that contradict each other, and ValueError for what breaks the
-    contract.
+    the kernel does not have or shapes that contradict each other; the function raises ValueError for
+    what breaks the contract.
     """
     from vibetensor import _cuda
 
@@ -49,4 +55,5 @@ def launch(kernel: str, variant: str, **arguments: Any) -> None:
         extents.setdefault(e.name, arguments.pop(e.name, e.minimum))
     if arguments:
         raise TypeError(f"{kernel} has no argument {sorted(arguments)}")
-    _cuda.cute_launch(kernel, variant, extents, places, numbers, device)
+    given = (kernel, variant, extents, places, numbers, device)
+    return lambda: _cuda.cute_launch(*given)

@@ -21,6 +21,7 @@ try:
     from cutlass import BFloat16, Float16, Float32, Int32, Int64, Uint8, Uint32, Uint64, const_expr
     from cutlass.cute.nvgpu import OperandMajorMode as OperandMajorMode
     from cutlass.cute.nvgpu import cpasync as cpasync
+    from cutlass.cute.nvgpu import warp as warp_copies
     from cutlass.cute.nvgpu import warpgroup as warpgroup
     from cutlass.memory import SmemAllocator as SmemAllocator
     from cutlass.tensor_utils import LayoutEnum as LayoutEnum
@@ -41,7 +42,7 @@ except ImportError as error:
             return function
 
     cutlass = cute = CUstream = _Absent()  # type: ignore[assignment]
-    pipeline = hopper = cpasync = warpgroup = OperandMajorMode = SmemAllocator = LayoutEnum = cute  # type: ignore[assignment,misc]
+    pipeline = hopper = cpasync = warpgroup = warp_copies = OperandMajorMode = SmemAllocator = LayoutEnum = cute  # type: ignore[assignment,misc]
     BFloat16 = Float16 = Float32 = Int32 = Int64 = Uint8 = Uint32 = Uint64 = const_expr = cute  # type: ignore[assignment,misc]
 
 #: The element types of contracts by their name there.

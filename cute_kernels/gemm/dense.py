@@ -1,14 +1,16 @@
 """Matrix products: d = epilogue(a bᵀ), batched, bfloat16 or float16 in, float32 sums.
 
 One block a SM takes tiles of d in turn. The first warp loads tiles of a and b by TMA into a ring of
-stages. The other warpgroups multiply them by wgmma, 64 rows of the tile each, apply the epilogue to
-their sums in registers, and write them through shared memory by TMA.
+stages. The other two warpgroups multiply them by wgmma, apply the epilogue to their sums in
+registers, and write them through shared memory by TMA. Either both work on one tile, half of its
+rows each, or they alternate ("ping-pong"): one multiplies while the other is in its epilogue.
+Blocks of a cluster have tiles beside or below each other, and load what they share once.
 
 Memory contract: the operands are dense in their last dimension; what lies beyond them reads as zero
 (TMA fills it in) and is not written. d may be c, and no other operand.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..contract import Contract, Extent, Scalar, Tensor
 from ..dsl import (
@@ -18,45 +20,59 @@ from ..dsl import (
     Int32,
     LayoutEnum,
     SmemAllocator,
+    Uint32,
     const_expr,
     cpasync,
     cute,
     cutlass,
     hopper,
     pipeline,
+    warp_copies,
     warpgroup,
 )
 from ..registry import Kernel, register
+from ..rows import present
 from .epilogue import Epilogue, activated, reference_activation, reference_slope, slope
 
 WARPGROUP = 128
 WARPS = 4  # of a warpgroup
+WORKERS = 2  # warpgroups that multiply
 # Tiles that share columns of b run together: those stay in L2.
 BAND = 8
 # setmaxregister: the loading warpgroup needs few, what it gives up goes to the others.
 LOADER_REGISTERS, WORKER_REGISTERS = 40, 232
 DTYPE_CODES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+# Named barriers; of each, the next one is the second warpgroup's.
+WRITE_BARRIER, TURN_BARRIER = 1, 3
+#: Rows of `sums` for each 128 rows of d: one a warp.
+SUMS_ROWS, SUMS_TILE = 4, 128
 
 
 @dataclass(frozen=True)
 class GemmVariant:
     """dtypes of the operands and of d; which dimension of a and of b is dense ("k", or "m" and "n");
-    the tile, the stages of the ring, and columns and stages of the way out."""
+    the tile, the stages of the ring, whether the warpgroups alternate, blocks of a cluster down and
+    across, and columns and stages of the way out (of each warpgroup where they alternate)."""
 
     dtype: str = "bf16"
     out: str = "bf16"
     a_dense: str = "k"
     b_dense: str = "k"
     tile_m: int = 128
-    tile_n: int = 256
+    tile_n: int = 128
     tile_k: int = 64
-    stages: int = 4
+    stages: int = 5
+    pingpong: bool = True
+    down: int = 1
+    across: int = 1
     out_columns: int = 64
     out_stages: int = 2
 
     @property
     def name(self) -> str:
-        return f"{self.dtype}_{self.out}_{self.tile_m}x{self.tile_n}x{self.stages}"
+        kind = "turns" if self.pingpong else "joint"
+        cluster = f"_{self.down}x{self.across}" if self.down * self.across > 1 else ""
+        return f"{self.dtype}_{self.out}_{self.tile_m}x{self.tile_n}x{self.stages}_{kind}{cluster}"
 
 
 def contract(v: GemmVariant, e: Epilogue) -> Contract:
@@ -70,34 +86,64 @@ def contract(v: GemmVariant, e: Epilogue) -> Contract:
 
     tensors = [operand("a", "m", v.a_dense), operand("b", "n", v.b_dense)]
     if e.bias:
-        tensors.append(Tensor("bias", dtype, ("n",)))
+        tensors.append(Tensor("bias", dtype, ("n",), align=4, optional=True))
     if e.save or e.slope_at_z:
         tensors.append(like_d("z", "write" if e.save else "read"))
     if e.add:
         tensors.append(like_d("c", "read"))
     tensors.append(like_d("d", "write", ("c",) if e.add else ()))
-    extents = [Extent("l"), Extent("m"), Extent("n", divisible_by=8), Extent("k", divisible_by=8)]
+    dense_k = v.a_dense == "k" or v.b_dense == "k"
+    extents = [Extent("l"), Extent("m"), Extent("n", divisible_by=8)]
+    extents.append(Extent("k", divisible_by=8 if dense_k else 1))
     if v.a_dense == "m":
         extents[1] = Extent("m", divisible_by=8)
     if e.column_sums:
-        # One row for each warp of each tile.
         tensors.append(
-            Tensor("sums", "float32", ("warps", "n"), "write", align=4, stride_divisible_by=1)
+            Tensor(
+                "sums",
+                "float32",
+                ("parts", "n"),
+                "write",
+                align=4,
+                stride_divisible_by=1,
+                optional=True,
+            )
         )
-        extents.append(Extent("warps"))
+        extents.append(Extent("parts"))
     return Contract(tuple(extents), tuple(tensors), (Scalar("max_blocks", "int32"),))
+
+
+def words(t: cute.Tensor) -> cute.Tensor:
+    """A dense tensor of 16-bit numbers as pairs of them."""
+    flat = cute.make_tensor(t.iterator, cute.make_layout(cute.size(t)))
+    return cute.recast_tensor(flat, Uint32)
+
+
+def unpack(to: cute.Tensor, at: int, word: Uint32) -> None:
+    """Two bfloat16 of a word into two elements of a dense float32 tensor in registers."""
+    flat = cute.make_tensor(to.iterator, cute.make_layout(cute.size(to)))
+    bits = cute.recast_tensor(flat, Uint32)
+    bits[at] = word << 16
+    bits[at + 1] = word & Uint32(0xFFFF0000)
 
 
 class Gemm:
     def __init__(self, variant: GemmVariant, epilogue: Epilogue) -> None:
-        self.v = variant
+        v = variant
+        self.v = v
         self.e = epilogue
-        self.tile = (variant.tile_m, variant.tile_n, variant.tile_k)
-        self.workers = variant.tile_m // 64  # warpgroups
-        self.threads = WARPGROUP * (1 + self.workers)
-        self.dtype = DTYPES[DTYPE_CODES[variant.dtype]]
-        self.out = DTYPES[DTYPE_CODES[variant.out]]
-        self.pieces = variant.tile_n // variant.out_columns
+        self.tile = (v.tile_m, v.tile_n, v.tile_k)
+        self.threads = WARPGROUP * (1 + WORKERS)
+        self.dtype = DTYPES[DTYPE_CODES[v.dtype]]
+        self.out = DTYPES[DTYPE_CODES[v.out]]
+        self.pieces = v.tile_n // v.out_columns
+        self.groups = 1 if v.pingpong else WORKERS  # that share a tile
+        self.cluster = v.down * v.across
+        # What the epilogue reads comes through the ring: its tile has the size of a stage.
+        self.reads = bool(epilogue.slope_at_z or epilogue.add)
+        assert v.dtype == v.out == "bf16"  # what the epilogue unpacks
+        assert not self.reads or self.tile == (128, 128, 64)
+        assert not epilogue.column_sums or (v.pingpong and v.tile_m == SUMS_TILE and v.tile_n == 128)
 
     def launch(self, a, b, bias, z, c, d, sums, max_blocks: Int32, stream: CUstream) -> None:
         """Traced: all arguments are the contract's, or None where the epilogue has none."""
@@ -122,21 +168,35 @@ class Gemm:
             major_a.sm90_mma_major_mode(),
             major_b.sm90_mma_major_mode(),
             Float32,
-            (self.workers, 1, 1),
+            (self.groups, 1, 1),
             (64, v.tile_n),
         )
         piece = (v.tile_m, v.out_columns)
         smem_a = hopper.make_smem_layout_a(major_a, self.tile, self.dtype, v.stages)
         smem_b = hopper.make_smem_layout_b(major_b, self.tile, self.dtype, v.stages)
-        smem_d = hopper.make_smem_layout_epi(self.out, LayoutEnum.ROW_MAJOR, piece, v.out_stages)
+        ways_out = v.out_stages * (WORKERS // self.groups)
+        smem_d = hopper.make_smem_layout_epi(self.out, LayoutEnum.ROW_MAJOR, piece, ways_out)
         one_a, one_b, one_d = (cute.slice_(s, (None, None, 0)) for s in (smem_a, smem_b, smem_d))
         get, put = cpasync.CopyBulkTensorTileG2SOp(), cpasync.CopyBulkTensorTileS2GOp()
-        load_a, tma_a = cpasync.make_tiled_tma_atom(get, a, one_a, (v.tile_m, v.tile_k))
-        load_b, tma_b = cpasync.make_tiled_tma_atom(get, b, one_b, (v.tile_n, v.tile_k))
+        spread = cpasync.CopyBulkTensorTileG2SMulticastOp()
+        load_a, tma_a = cpasync.make_tiled_tma_atom(
+            spread if v.across > 1 else get, a, one_a, (v.tile_m, v.tile_k), v.across
+        )
+        load_b, tma_b = cpasync.make_tiled_tma_atom(
+            spread if v.down > 1 else get, b, one_b, (v.tile_n, v.tile_k), v.down
+        )
         store_d, tma_d = cpasync.make_tiled_tma_atom(put, d, one_d, piece)
-        store_z, tma_z = None, None
+        # z: written, or read as c is, half a tile of columns at a time.
+        copy_x, tma_x, smem_x = None, None, None
         if const_expr(self.e.save):
-            store_z, tma_z = cpasync.make_tiled_tma_atom(put, z, one_d, piece)
+            copy_x, tma_x = cpasync.make_tiled_tma_atom(put, z, one_d, piece)
+        if const_expr(self.reads):
+            half = (v.tile_m, v.tile_n // 2)
+            smem_x = hopper.make_smem_layout_epi(self.out, LayoutEnum.ROW_MAJOR, half, v.stages)
+            read = c if self.e.add else z
+            copy_x, tma_x = cpasync.make_tiled_tma_atom(
+                get, read, cute.slice_(smem_x, (None, None, 0)), half
+            )
         self.stage_bytes = cute.size_in_bytes(self.dtype, one_a) + cute.size_in_bytes(
             self.dtype, one_b
         )
@@ -152,26 +212,29 @@ class Gemm:
             saved: cute.struct.Align[cute.struct.MemRange[self.out, size_z], 1024]
 
         self.shared = Shared
-        tiles_m = cute.ceil_div(d.shape[0], v.tile_m)
-        tiles_n = cute.ceil_div(d.shape[1], v.tile_n)
+        # Of clusters.
+        tiles_m = cute.ceil_div(d.shape[0], v.tile_m * v.down)
+        tiles_n = cute.ceil_div(d.shape[1], v.tile_n * v.across)
         tiles = tiles_m * tiles_n * d.shape[2]
         self.kernel(
             mma,
-            (load_a, load_b, store_d, store_z),
-            (tma_a, tma_b, tma_d, tma_z),
-            (smem_a, smem_b, smem_d),
-            (d, bias, z, c, sums),
+            (load_a, load_b, store_d, copy_x),
+            (tma_a, tma_b, tma_d, tma_x),
+            (smem_a, smem_b, smem_d, smem_x),
+            (d, bias, sums),
             (tiles_m, tiles_n, tiles),
         ).launch(
-            grid=[cutlass.min(max_blocks, tiles), 1, 1],
+            grid=[cutlass.min(max_blocks // self.cluster, tiles) * self.cluster, 1, 1],
             block=[self.threads, 1, 1],
+            cluster=[self.cluster, 1, 1] if self.cluster > 1 else None,
             stream=stream,
             min_blocks_per_mp=1,
         )
 
     @cute.jit
     def place(self, tile: Int32, tiles_m: Int32, tiles_n: Int32):
-        """Row, column and batch of a tile: down a band, then the next column, then the next band."""
+        """Row, column and batch of a block's tile in the cluster's tile `tile`: down a band, then the
+        next column, then the next band."""
         a_batch = tiles_m * tiles_n
         batch = tile // a_batch
         inside = tile - batch * a_batch
@@ -179,149 +242,219 @@ class Gemm:
         height = cutlass.min(Int32(BAND), tiles_m - first)
         inside = inside - first * tiles_n
         column = inside // height
-        return first + inside - column * height, column, batch
+        row = first + inside - column * height
+        if const_expr(self.cluster > 1):
+            block, _, _ = cute.arch.block_idx()
+            rank = block % self.cluster
+            row = row * self.v.down + rank % self.v.down
+            column = column * self.v.across + rank // self.v.down
+        return row, column, batch
 
     @cute.kernel
     def kernel(self, mma: cute.TiledMma, copies, tensors, layouts, operands, counts):
         v = self.v
-        load_a, load_b, store_d, store_z = copies
-        tma_a, tma_b, tma_d, tma_z = tensors
-        smem_a, smem_b, smem_d = layouts
+        load_a, load_b, store_d, copy_x = copies
+        tma_a, tma_b, tma_d, tma_x = tensors
+        smem_a, smem_b, smem_d, smem_x = layouts
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         if warp == 0:
             cpasync.prefetch_descriptor(load_a)
             cpasync.prefetch_descriptor(load_b)
             cpasync.prefetch_descriptor(store_d)
         shared = SmemAllocator().allocate(self.shared)
+        # Every warp that reads a stage tells every block that fills it.
+        readers = self.groups * WARPS * (v.down + v.across - 1)
         ring = pipeline.PipelineTmaAsync.create(
             barrier_storage=shared.barriers.data_ptr(),
             num_stages=v.stages,
             producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread),
-            consumer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, self.workers * WARPS),
+            consumer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, readers),
             tx_count=self.stage_bytes,
-            cta_layout_vmnk=cute.make_layout((1, 1, 1, 1)),
+            cta_layout_vmnk=cute.make_layout((1, v.down, v.across, 1)),
         )
         s_a = shared.ring_a.get_tensor(smem_a.outer, swizzle=smem_a.inner)
         s_b = shared.ring_b.get_tensor(smem_b.outer, swizzle=smem_b.inner)
         s_d = shared.out.get_tensor(smem_d.outer, swizzle=smem_d.inner)
+        s_x, s_y = None, None
+        if const_expr(self.e.save):
+            s_x = shared.saved.get_tensor(smem_d.outer, swizzle=smem_d.inner)
+        if const_expr(self.reads):  # the same memory as a stage of a and of b
+            s_x = shared.ring_a.get_tensor(smem_x.outer, swizzle=smem_x.inner)
+            s_y = shared.ring_b.get_tensor(smem_x.outer, swizzle=smem_x.inner)
         if warp < WARPS:
             cute.arch.setmaxregister_decrease(LOADER_REGISTERS)
             if warp == 0:
-                self.load(ring, load_a, tma_a, s_a, load_b, tma_b, s_b, counts)
+                self.load(
+                    ring, (load_a, load_b, copy_x), (tma_a, tma_b, tma_x), (s_a, s_b, s_x, s_y), counts
+                )
         else:
             cute.arch.setmaxregister_increase(WORKER_REGISTERS)
-            s_z = None
-            if const_expr(self.e.save):
-                s_z = shared.saved.get_tensor(smem_d.outer, swizzle=smem_d.inner)
             k_tiles = cute.ceil_div(tma_a.shape[1], v.tile_k)
             self.work(
                 ring,
                 mma,
-                s_a,
-                s_b,
-                s_d,
-                s_z,
-                store_d,
-                tma_d,
-                store_z,
-                tma_z,
+                (s_a, s_b, s_d, s_x, s_y),
+                (store_d, copy_x),
+                (tma_d, tma_x),
                 operands,
                 counts,
                 k_tiles,
             )
 
     @cute.jit
-    def load(self, ring, load_a, tma_a, s_a, load_b, tma_b, s_b, counts) -> None:
+    def load(self, ring, copies, tensors, buffers, counts) -> None:
         """Fills the ring, tile after tile."""
         v = self.v
+        load_a, load_b, load_x = copies
+        tma_a, tma_b, tma_x = tensors
+        s_a, s_b, s_x, s_y = buffers
         tiles_m, tiles_n, tiles = counts
         block, _, _ = cute.arch.block_idx()
         blocks, _, _ = cute.arch.grid_dim()
-        to_a, from_a = self.parts(load_a, s_a, tma_a, (v.tile_m, v.tile_k))
-        to_b, from_b = self.parts(load_b, s_b, tma_b, (v.tile_n, v.tile_k))
+        rank = block % self.cluster
+        down, across = rank % v.down, rank // v.down
+        to_a, from_a = self.parts(load_a, s_a, tma_a, (v.tile_m, v.tile_k), across, v.across)
+        to_b, from_b = self.parts(load_b, s_b, tma_b, (v.tile_n, v.tile_k), down, v.down)
+        # Of the cluster, the blocks in this one's row get a, those in its column b.
+        mask_a = cutlass.Int16(sum(1 << v.down * i for i in range(v.across)) << down)
+        mask_b = cutlass.Int16(((1 << v.down) - 1) << v.down * across)
+        to_a_too = {"mcast_mask": mask_a} if v.across > 1 else {}
+        to_b_too = {"mcast_mask": mask_b} if v.down > 1 else {}
+        if const_expr(self.reads):
+            half = (v.tile_m, v.tile_n // 2)
+            to_x, from_x = self.parts(load_x, s_x, tma_x, half)
+            to_y, _ = self.parts(load_x, s_y, tma_x, half)
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, v.stages)
-        for tile in cutlass.range(block, tiles, blocks, unroll=1):
+        for tile in cutlass.range(
+            block // self.cluster, tiles, blocks // self.cluster, unroll=1
+        ):
             m, n, l = self.place(tile, tiles_m, tiles_n)
             for k in cutlass.range(cute.size(from_a, mode=[2]), unroll=1):
                 ring.producer_acquire(state)
                 full = ring.producer_get_barrier(state)
                 cute.copy(
-                    load_a, from_a[(None, m, k, l)], to_a[(None, state.index)], tma_bar_ptr=full
+                    load_a,
+                    from_a[(None, m, k, l)],
+                    to_a[(None, state.index)],
+                    tma_bar_ptr=full,
+                    **to_a_too,
                 )
                 cute.copy(
-                    load_b, from_b[(None, n, k, l)], to_b[(None, state.index)], tma_bar_ptr=full
+                    load_b,
+                    from_b[(None, n, k, l)],
+                    to_b[(None, state.index)],
+                    tma_bar_ptr=full,
+                    **to_b_too,
                 )
+                ring.producer_commit(state)
+                state.advance()
+            if const_expr(self.reads):
+                ring.producer_acquire(state)
+                full = ring.producer_get_barrier(state)
+                left, right = from_x[(None, m, 2 * n, l)], from_x[(None, m, 2 * n + 1, l)]
+                cute.copy(load_x, left, to_x[(None, state.index)], tma_bar_ptr=full)
+                cute.copy(load_x, right, to_y[(None, state.index)], tma_bar_ptr=full)
                 ring.producer_commit(state)
                 state.advance()
         ring.producer_tail(state)
 
-    def parts(self, atom, smem, tensor, tile):
+    def parts(self, atom, smem, tensor, tile, rank=0, ranks=1):
         """Both sides of a TMA copy: (one copy, stages) and (one copy, tiles…)."""
         tiles = cute.local_tile(tensor, tile, (None, None, None))
         return cpasync.tma_partition(
             atom,
-            0,
-            cute.make_layout(1),
+            rank if ranks > 1 else 0,
+            cute.make_layout(ranks),
             cute.group_modes(smem, 0, 2),
             cute.group_modes(tiles, 0, 2),
         )
 
     @cute.jit
-    def work(
-        self,
-        ring,
-        mma,
-        s_a,
-        s_b,
-        s_d,
-        s_z,
-        store_d,
-        tma_d,
-        store_z,
-        tma_z,
-        operands,
-        counts,
-        k_tiles,
-    ) -> None:
+    def work(self, ring, mma, buffers, copies, tensors, operands, counts, k_tiles: Int32) -> None:
         """Multiplies what the ring brings and writes the tiles."""
         v, e = self.v, self.e
-        d, bias, z, c, sums = operands
+        s_a, s_b, s_d, s_x, s_y = buffers
+        store_d, store_x = copies
+        tma_d, tma_x = tensors
+        d, bias, sums = operands
         tiles_m, tiles_n, tiles = counts
         block, _, _ = cute.arch.block_idx()
         blocks, _, _ = cute.arch.grid_dim()
         thread, _, _ = cute.arch.thread_idx()
         thread = thread - WARPGROUP
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx()) - WARPS
+        lane = cute.arch.lane_idx()
         group = cute.arch.make_warp_uniform(warp // WARPS)
-        own = mma.get_slice(group * WARPGROUP)
+        if const_expr(v.pingpong):
+            thread = thread - group * WARPGROUP
+            warp = warp - group * WARPS
+            own = mma.get_slice(0)
+        else:
+            own = mma.get_slice(group * WARPGROUP)
         f_a = mma.make_fragment_A(own.partition_A(s_a))
         f_b = mma.make_fragment_B(own.partition_B(s_b))
         acc = cute.make_rmem_tensor(mma.partition_shape_C((v.tile_m, v.tile_n)), Float32)
 
         to_smem = hopper.get_smem_store_op(LayoutEnum.ROW_MAJOR, self.out, Float32)
-        to_smem = cute.make_tiled_copy_S(to_smem, cute.make_tiled_copy_C_atom(to_smem, mma))
+        copy_c = cute.make_tiled_copy_C_atom(to_smem, mma)
+        to_smem = cute.make_tiled_copy_S(to_smem, copy_c)
         mine = to_smem.get_slice(thread)
         r_d = cute.make_rmem_tensor(cute.shape(mine.partition_S(s_d))[:3], self.out)
         r_z = cute.make_rmem_tensor(cute.shape(mine.partition_S(s_d))[:3], self.out)
+        r_f = cute.make_rmem_tensor(cute.shape(mine.partition_S(s_d))[:3], Float32)
+        r_b = cute.make_rmem_tensor((v.tile_n // 8,), Uint32)
         values = to_smem.retile(acc)
-        places = mma.get_slice(thread).partition_C(cute.make_identity_tensor((v.tile_m, v.tile_n)))
-        places = to_smem.retile(places)
         count = cute.size(r_d)
         to_d = mine.partition_D(s_d)
         part_d, tile_d = self.parts(store_d, s_d, tma_d, (v.tile_m, v.out_columns))
         if const_expr(e.save):
-            to_z = mine.partition_D(s_z)
-            part_z, tile_z = self.parts(store_z, s_z, tma_z, (v.tile_m, v.out_columns))
-        everyone = self.workers * WARPGROUP
+            to_x = mine.partition_D(s_x)
+            part_x, tile_x = self.parts(store_x, s_x, tma_x, (v.tile_m, v.out_columns))
+        if const_expr(self.reads):
+            from_smem = cute.make_copy_atom(warp_copies.LdMatrix8x8x16bOp(False, 4), self.out)
+            from_smem = cute.make_tiled_copy_S(from_smem, copy_c)
+            reader = from_smem.get_slice(thread)
+            from_x, from_y = reader.partition_S(s_x), reader.partition_S(s_y)
+            r_x = cute.make_rmem_tensor(cute.shape(from_x)[:3], self.out)
+            r_y = cute.make_rmem_tensor(cute.shape(from_x)[:3], self.out)
+        everyone = self.groups * WARPGROUP
         stores = pipeline.PipelineTmaStore.create(
             num_stages=v.out_stages,
             producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, everyone),
         )
-        together = pipeline.NamedBarrier(barrier_id=1, num_threads=everyone)
+        first_out = Int32(0)
+        together = WRITE_BARRIER
+        if const_expr(v.pingpong):
+            first_out = group * v.out_stages
+            together = WRITE_BARRIER + group
         filled = pipeline.make_pipeline_state(pipeline.PipelineUserType.Consumer, v.stages)
         used = pipeline.make_pipeline_state(pipeline.PipelineUserType.Consumer, v.stages)
-        for tile in cutlass.range(block, tiles, blocks, unroll=1):
+        first, step = block // self.cluster, blocks // self.cluster
+        a_tile = k_tiles  # stages
+        if const_expr(self.reads):
+            a_tile = k_tiles + 1
+        if const_expr(v.pingpong):
+            first, step = first + group * step, WORKERS * step
+            if group == 1:
+                filled.advance(a_tile)
+                used.advance(a_tile)
+                cute.arch.barrier_arrive(
+                    barrier_id=TURN_BARRIER, number_of_threads=WORKERS * WARPGROUP
+                )
+        for tile in cutlass.range(first, tiles, step, unroll=1):
             m, n, l = self.place(tile, tiles_m, tiles_n)
+            if const_expr(e.bias):
+                # Of each 8 columns a thread has two neighbours, a word.
+                biased = d.shape[1] if present(bias) else 0
+                for j in cutlass.range_constexpr(v.tile_n // 8):
+                    column = n * v.tile_n + j * 8 + lane % 4 * 2
+                    r_b[j] = Uint32(0)
+                    if column < biased:
+                        r_b[j] = words(bias)[column // 2]
+            if const_expr(v.pingpong):
+                cute.arch.barrier(
+                    barrier_id=TURN_BARRIER + group, number_of_threads=WORKERS * WARPGROUP
+                )
             mma.set(warpgroup.Field.ACCUMULATE, False)
             for k in cutlass.range(k_tiles, unroll=1):
                 ring.consumer_wait(filled)
@@ -337,70 +470,114 @@ class Gemm:
                     ring.consumer_release(used)
                     used.advance()
                 filled.advance()
+            if const_expr(v.pingpong):  # the other's turn
+                cute.arch.barrier_arrive(
+                    barrier_id=TURN_BARRIER + 1 - group, number_of_threads=WORKERS * WARPGROUP
+                )
             warpgroup.wait_group(0)
             ring.consumer_release(used)
             used.advance()
+            if const_expr(self.reads):
+                ring.consumer_wait(filled)
+                cute.copy(from_smem, from_x[(None, None, None, filled.index)], r_x)
+                cute.copy(from_smem, from_y[(None, None, None, filled.index)], r_y)
+                # Read before the stage is written by TMA again.
+                cute.arch.fence_proxy("async.shared", space="cta")
+                cute.arch.sync_warp()
+                ring.consumer_release(used)
+                used.advance()
+                filled.advance()
+            if const_expr(v.pingpong):
+                filled.advance(a_tile)
+                used.advance(a_tile)
+            if const_expr(e.bias):
+                pair = cute.make_rmem_tensor((2,), Float32)
+                for j in cutlass.range_constexpr(v.tile_n // 8):
+                    unpack(pair, 0, r_b[j])
+                    for i in cutlass.range_constexpr(cute.size(acc) // (v.tile_n // 4)):
+                        for q in cutlass.range_constexpr(2):
+                            acc[(q, i % 2, j), i // 2, 0] += pair[q]
             for p in cutlass.range_constexpr(self.pieces):
                 for i in cutlass.range_constexpr(count):
-                    place = places[p * count + i]
-                    row, column = m * v.tile_m + place[0], n * v.tile_n + place[1]
-                    inside = row < d.shape[0] and column < d.shape[1]
-                    x = values[p * count + i]
-                    if const_expr(e.bias):
-                        if column < d.shape[1]:
-                            x += bias[column].to(Float32)
-                    if const_expr(e.save):
-                        r_z[i] = x.to(self.out)
+                    r_f[i] = values[self.place_of(p, i)]
+                if const_expr(self.reads):
+                    half = r_x if (p + 1) * count <= cute.size(r_x) else r_y
+                    read = cute.make_rmem_tensor((count,), Float32)
+                    for i in cutlass.range_constexpr(count // 2):
+                        unpack(read, 2 * i, words(half)[p * count % cute.size(r_x) // 2 + i])
+                    for i in cutlass.range_constexpr(count):
+                        if const_expr(e.slope_at_z):
+                            r_f[i] = r_f[i] * slope(read[i], e.slope_at_z)
+                        else:
+                            r_f[i] = r_f[i] + read[i]
+                        values[self.place_of(p, i)] = r_f[i]
+                if const_expr(e.save):
+                    r_z.store(r_f.load().to(self.out))
+                    for i in cutlass.range_constexpr(count // 2):
                         # The activation is of what backward will read.
-                        x = r_z[i].to(Float32)
-                    if const_expr(e.activation):
-                        x = activated(x, e.activation)
-                    if const_expr(e.slope_at_z):
-                        if inside:
-                            x *= slope(z[row, column, l].to(Float32), e.slope_at_z)
-                    if const_expr(e.add):
-                        if inside:
-                            x += c[row, column, l].to(Float32)
-                    values[p * count + i] = x
-                    r_d[i] = x.to(self.out)
+                        unpack(r_f, 2 * i, words(r_z)[i])
+                if const_expr(e.activation):
+                    for i in cutlass.range_constexpr(count):
+                        r_f[i] = activated(r_f[i], e.activation)
+                r_d.store(r_f.load().to(self.out))
                 if warp == 0:
                     stores.producer_acquire()
-                together.arrive_and_wait()
-                stage = (None, None, None, p % v.out_stages)
-                cute.copy(to_smem, r_d, to_d[stage])
+                cute.arch.barrier(barrier_id=together, number_of_threads=everyone)
+                way = first_out + p % v.out_stages
+                cute.copy(to_smem, r_d, to_d[(None, None, None, way)])
                 if const_expr(e.save):
-                    cute.copy(to_smem, r_z, to_z[stage])
+                    cute.copy(to_smem, r_z, to_x[(None, None, None, way)])
                 cute.arch.fence_proxy("async.shared", space="cta")
-                together.arrive_and_wait()
+                cute.arch.barrier(barrier_id=together, number_of_threads=everyone)
                 if warp == 0:
                     where = (None, m, n * self.pieces + p, l)
-                    cute.copy(store_d, part_d[(None, p % v.out_stages)], tile_d[where])
+                    cute.copy(store_d, part_d[(None, way)], tile_d[where])
                     if const_expr(e.save):
-                        cute.copy(store_z, part_z[(None, p % v.out_stages)], tile_z[where])
+                        cute.copy(store_x, part_x[(None, way)], tile_x[where])
                     stores.producer_commit()
             if const_expr(e.column_sums):
-                self.add_columns(acc, sums, m * (self.workers * WARPS) + warp, n, d.shape[1])
+                if present(sums):
+                    self.add_columns(acc, sums, m * SUMS_ROWS + warp, n, d.shape[1])
         if warp == 0:
             stores.producer_tail()
+
+    def place_of(self, piece: int, i: int):
+        """Where value i of a piece is among a thread's sums. A piece has, in this order, 8 values of
+        each 64 rows and 16 columns; the sums have them of all columns before the next rows."""
+        blocks = self.v.tile_m // (64 * self.groups)
+        columns = piece * (self.v.out_columns // 16) + i // (8 * blocks)
+        return (i % 8, columns), i // 8 % blocks, 0
 
     @cute.jit
     def add_columns(
         self, acc: cute.Tensor, sums: cute.Tensor, row: Int32, n: Int32, columns: Int32
     ):
-        """Sums of the columns over a warp's 16 rows.
+        """Sums of the columns over a warp's rows.
 
-        Of each 8 columns a thread has two neighbours, in two rows eight apart; the threads four
-        lanes on have the next rows.
+        Of each 8 columns a thread has two neighbours; the threads 4, 8 and 16 lanes on have other
+        rows of them. Each exchange halves the columns a thread has sums of.
         """
         lane = cute.arch.lane_idx()
-        for j in cutlass.range_constexpr(self.v.tile_n // 8):
-            for q in cutlass.range_constexpr(2):
-                x = acc[(q, 0, j), 0, 0] + acc[(q, 1, j), 0, 0]
-                for distance in (4, 8, 16):
-                    x += cute.arch.shuffle_sync_bfly(x, offset=distance)
-                column = n * self.v.tile_n + 8 * j + 2 * lane + q
-                if lane < 4 and column < columns:
-                    sums[row, column] = x
+        held = self.v.tile_n // 4
+        s = cute.make_rmem_tensor((held,), Float32)
+        for i in cutlass.range_constexpr(held):
+            s[i] = (acc[(i % 2, 0, i // 2), 0, 0] + acc[(i % 2, 1, i // 2), 0, 0]) + (
+                acc[(i % 2, 0, i // 2), 1, 0] + acc[(i % 2, 1, i // 2), 1, 0]
+            )
+        for distance in cutlass.range_constexpr(3):
+            half = held >> (distance + 1)
+            other = 16 >> distance
+            upper = (lane & other) != 0
+            for i in cutlass.range_constexpr(half):
+                low, high = s[i], s[i + half]
+                kept = high if upper else low
+                sent = low if upper else high
+                s[i] = kept + cute.arch.shuffle_sync_bfly(sent, offset=other)
+        for i in cutlass.range_constexpr(held // 8):
+            at = lane // 4 * (held // 8) + i
+            column = n * self.v.tile_n + at // 2 * 8 + lane % 4 * 2 + at % 2
+            if column < columns and row < sums.shape[0]:
+                sums[row, column] = s[i]
 
 
 class Plain(Gemm):
@@ -492,7 +669,7 @@ def reference(a, b, epilogue: Epilogue, a_dense="k", b_dense="k", bias=None, z=N
     a, b = (np.asarray(x, np.float64) for x in (a, b))
     x = (a if a_dense == "k" else a.swapaxes(1, 2)) @ (b.swapaxes(1, 2) if b_dense == "k" else b)
     made = {}
-    if epilogue.bias:
+    if epilogue.bias and bias is not None:
         x = x + np.asarray(bias, np.float64)
     if epilogue.save:
         made["z"] = x
@@ -503,31 +680,33 @@ def reference(a, b, epilogue: Epilogue, a_dense="k", b_dense="k", bias=None, z=N
     if epilogue.add:
         x = x + np.asarray(c, np.float64)
     made["d"] = x
-    if epilogue.column_sums:
-        rows = -(-x.shape[1] // 16)
-        padded = np.zeros((rows * 16, x.shape[2]))
-        padded[: x.shape[1]] = x[0]
-        made["sums"] = padded.reshape(rows, 16, -1).sum(1)
+    if epilogue.column_sums:  # all rows of `sums` added up
+        made["sums"] = x[0].sum(0)
     return made
 
 
-WIDE, SQUARE = (128, 256, 4), (128, 128, 5)
 # Which dimension of a and of b is dense: products of a linear layer, of its input gradient, and of its
 # weight gradient.
 LAYOUTS = {"tn": ("k", "k"), "nn": ("k", "n"), "nt": ("m", "n")}
+TURNS = GemmVariant()
+PAIRED = GemmVariant(down=2)
+TALL = GemmVariant(tile_m=256, tile_n=128, stages=4, pingpong=False, across=2, out_columns=32)
+WIDE = GemmVariant(tile_m=128, tile_n=256, stages=4, pingpong=False, down=2)
+
+_READING = tuple(replace(v, out_columns=32, out_stages=4) for v in (TURNS, PAIRED))
+_SAVING = tuple(replace(v, out_columns=32) for v in (TURNS, PAIRED))
+_SAVING += (replace(TURNS, stages=4, out_columns=32, out_stages=3),)
 
 
 def _register(
-    name: str, kind: type[Gemm], epilogue: Epilogue, layout: str, tiles, doc: str
+    name: str, kind: type[Gemm], epilogue: Epilogue, layout: str, variants, doc: str
 ) -> None:
     a, b = LAYOUTS[layout]
     register(
         Kernel(
             name=f"{name}_{layout}",
             doc=doc,
-            variants=tuple(
-                GemmVariant("bf16", "bf16", a, b, m, n, 64, stages) for m, n, stages in tiles
-            ),
+            variants=tuple(replace(v, a_dense=a, b_dense=b) for v in variants),
             contract=lambda v: contract(v, epilogue),
             make=lambda v: kind(v, epilogue),
             reference=lambda **arrays: reference(epilogue=epilogue, a_dense=a, b_dense=b, **arrays),
@@ -538,14 +717,14 @@ def _register(
 
 
 for _layout in LAYOUTS:
-    _register("gemm", Plain, Epilogue(), _layout, (WIDE, SQUARE), "a bᵀ.")
-    _register("gemm_add", WithAddend, Epilogue(add=True), _layout, (SQUARE,),
+    _register("gemm", Plain, Epilogue(), _layout, (TURNS, PAIRED, TALL, WIDE), "a bᵀ.")
+    _register("gemm_add", WithAddend, Epilogue(add=True), _layout, _READING,
               "a bᵀ + c: residuals, and gradients that accumulate.")  # fmt: skip
-_register("gemm_bias", WithBias, Epilogue(bias=True), "tn", (WIDE, SQUARE), "a bᵀ + bias.")
-_register("gemm_bias_add", WithBiasAndAddend, Epilogue(bias=True, add=True), "tn", (SQUARE,),
+_register("gemm_bias", WithBias, Epilogue(bias=True), "tn", (TURNS, PAIRED, TALL), "a bᵀ + bias.")
+_register("gemm_bias_add", WithBiasAndAddend, Epilogue(bias=True, add=True), "tn", _READING,
           "a bᵀ + bias + c.")  # fmt: skip
 for _name in ("gelu", "gelu_tanh"):
     _register(f"gemm_bias_{_name}", WithActivation, Epilogue(bias=True, save=True, activation=_name),
-              "tn", (SQUARE,), f"z = a bᵀ + bias, d = {_name}(z).")  # fmt: skip
+              "tn", _SAVING, f"z = a bᵀ + bias, d = {_name}(z).")  # fmt: skip
     _register(f"gemm_slope_{_name}", WithSlope, Epilogue(slope_at_z=_name, column_sums=True), "nn",
-              (SQUARE,), f"a bᵀ times the slope of {_name} at z, and sums of its columns.")  # fmt: skip
+              _READING, f"a bᵀ times the slope of {_name} at z, and sums of its columns.")  # fmt: skip

@@ -1,12 +1,13 @@
 """Finishes matrix products while their results are at hand.
 
 Patterns and rewrites, each one op instead of two:
-- `linear`, then relu, or gelu in its tanh form: the product and what is made of it;
-- `mm`, then the backward of gelu in its tanh form: its derivative is multiplied in;
+- `linear`, then relu or gelu: the product and what is made of it;
+- `mm`, then the backward of gelu: its derivative is multiplied in;
 - `mm` whose result is only added to a gradient: a product that adds to it;
 - `mm` of a transposed gradient for the weight, and the gradient's column sums for the bias.
 
-cuBLASLt has no other activations; they stay ops, which chains of pointwise ops may take.
+Other activations stay ops, which chains of pointwise ops may take. So does gelu by the error function
+where no CuTe kernel is chosen for the product: cuBLASLt has only its tanh form.
 
 On CUDA only: these save launches and passes over memory there. On the CPU, whose products take their
 time from arithmetic, none was measured to pay (linear + gelu and mm + gelu_backward of 768 x 512
@@ -32,7 +33,9 @@ from vibetensor.graphs.tape import Op, Tape, View
 BITWISE = False
 DEVICES = ("cuda",)  # where it rewrites
 
-FORWARD, BACKWARD = ("relu", "gelu_tanh"), ("gelu_tanh",)  # the activations that it takes
+# The activations that it takes: always, and where a CuTe kernel is chosen.
+FORWARD, BACKWARD = ("relu", "gelu_tanh"), ("gelu_tanh",)
+CHOSEN = {"gelu": ("gemm_bias_gelu_tn", "gemm_slope_gelu_nn")}
 
 _BACKWARD = ("gelu_backward", "silu_backward", "threshold_backward")
 
@@ -62,6 +65,32 @@ def _activation(op: Op) -> str | None:
     return None
 
 
+def _chosen(activation: str, backward: bool, left: View, right: View, out: View) -> bool:
+    """Whether a CuTe kernel is chosen for the product of `left`, whose rows are all its dimensions but
+    the last, with `right` and this activation."""
+    if activation not in CHOSEN or out.buffer.device.split(":")[0] != "cuda":
+        return False
+    from vibetensor import _cuda
+    from vibetensor.torch import cuda
+
+    n, k = out.sizes[-1], left.sizes[-1]
+    rows = numel(out) // max(n, 1)
+    if right.strides != (right.sizes[-1], 1) or not is_dense(left) or rows == 0:
+        return False
+    dtype = str(out.dtype).rpartition(".")[2]
+    shapes = {"a": (rows, k), "b": right.sizes, "z": (rows, n), "d": (rows, n)}
+    places = {
+        name: (at << 40, dtype, [numel(out), shape[-1]])
+        for at, (name, shape) in enumerate(shapes.items(), 1)
+    }
+    extents = {"l": 1, "m": rows, "n": n, "k": k}
+    if backward:
+        extents["parts"] = 1
+    index = int(out.buffer.device.partition(":")[2] or 0)
+    gpu = cuda.get_device_name(index), *cuda.get_device_capability(index)
+    return bool(_cuda.cute_choice(CHOSEN[activation][backward], extents, places, *gpu))
+
+
 def _activations(edits: Edits, uses: Uses) -> None:
     ops = uses.tape.ops
     for at, op in enumerate(ops):
@@ -73,7 +102,8 @@ def _activations(edits: Edits, uses: Uses) -> None:
         if found is None or ops[found].name != "linear" or not edits.free(found):
             continue
         why = None
-        if activation not in FORWARD:
+        takes = activation in FORWARD or _chosen(activation, False, *ops[found].args[:2], out)
+        if not takes:
             why = f"no product has {activation}"
         elif out.dtype != x.dtype or not is_dense(x) or not is_dense(out):
             why = "another dtype or layout"
@@ -84,6 +114,9 @@ def _activations(edits: Edits, uses: Uses) -> None:
             continue
         readers = set(uses.reads(x.buffer)) - {at}
         keep = bool(readers) or x.buffer.role != "scratch"
+        if not keep and activation not in FORWARD:
+            edits.refused(f"{op.name} of a linear stays an op: the linear is not kept", op)
+            continue
         if keep and activation == "relu":
             edits.refused("relu of a linear stays an op: the linear is read too", op)
             continue
@@ -111,7 +144,10 @@ def _derivatives(edits: Edits, uses: Uses) -> None:
         product = writes[0]
         made = ops[product].outputs[0]
         why = None
-        if activation not in BACKWARD:
+        takes = activation in BACKWARD or _chosen(
+            activation, True, *ops[product].args[:2], ops[product].outputs[0]
+        )
+        if not takes:
             why = f"no product has the derivative of {activation}"
         elif not same_elements(made, grad) or not is_dense(saved) or not is_dense(out):
             why = "part of a product, or not contiguous"

@@ -46,9 +46,24 @@ def test_the_table_is_the_registry() -> None:
 @pytest.mark.skipif("VT_CUTE_KERNELS" in os.environ, reason="VT_CUTE_KERNELS is set")
 def test_nothing_is_chosen_that_was_not_measured() -> None:
     assert _cuda.cute_mode() == "table"
-    assert all(k["measured"] == 0 for k in KERNELS.values())
     for n in (64, 768, 16384):
-        assert _cuda.cute_choice("layer_norm_forward", *layer_norm(32, n), *HOPPER) == ""
+        chosen = _cuda.cute_choice("layer_norm_forward", *layer_norm(32, n), "NVIDIA GH200", 9, 0)
+        assert chosen == ""
+
+
+def product(m: int, n: int, k: int) -> tuple[dict, dict]:
+    shapes = {"a": k, "b": k, "d": n}
+    tensors = {t: (i << 40, "bfloat16", [0, w]) for i, (t, w) in enumerate(shapes.items(), 1)}
+    return {"l": 1, "m": m, "n": n, "k": k}, tensors
+
+
+@pytest.mark.skipif("VT_CUTE_KERNELS" in os.environ, reason="VT_CUTE_KERNELS is set")
+@pytest.mark.skipif(not COMPILED, reason="built without the CuTe DSL")
+def test_measured_choices() -> None:
+    assert KERNELS["gemm_tn"]["measured"] > 0
+    assert "turns" in _cuda.cute_choice("gemm_tn", *product(32768, 3072, 768), *HOPPER)
+    assert _cuda.cute_choice("gemm_tn", *product(128, 128, 128), *HOPPER) == ""
+    assert _cuda.cute_choice("gemm_tn", *product(32768, 3072, 768), "NVIDIA GH200", 9, 0) == ""
 
 
 @pytest.mark.skipif(not COMPILED, reason="built without the CuTe DSL")

@@ -1,12 +1,16 @@
 // Kernels of mm, bmm, addmm, baddbmm, mv, addmv, dot and linear: they read the operands' strides
-// and hand floating products to cuBLASLt, small ones to matmul_small.cu. Integers, and what the
-// library has no algorithm for, go through a tiled kernel here.
+// and hand floating products to a CuTe kernel where one was measured to be faster (cuda/cute), else
+// to cuBLASLt, small ones to matmul_small.cu. Integers, and what the library has no algorithm for,
+// go through a tiled kernel here.
 #include "cuda/cublaslt.h"
+#include "cuda/cute/arguments.h"
+#include "cuda/cute/launch_table.h"
 #include "cuda/kernels/activation_math.cuh"
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/loops.cuh"
 #include "cuda/kernels/matmul_padded.cuh"
 #include "cuda/kernels/matmul_small.cuh"
+#include "cuda/kernels/rows.cuh"
 
 namespace vt::cuda {
 namespace {
@@ -145,6 +149,62 @@ void tiled_gemm(const Launch& launch, DType dtype, DType out_dtype, int64_t batc
   });
 }
 
+cute::Operand cute_operand(const void* data, DType dtype, int64_t row_stride, int64_t step) {
+  cute::Operand o(data, dtype);
+  o.strides = {step, row_stride};
+  return o;
+}
+
+/// A CuTe kernel's operands, result and launch; false if the kernel is not to be asked for.
+template <class Arguments>
+bool cute_product(Arguments& to, const GemmProblem& p, const Launch& launch) {
+  if (p.dtype != DType::BFloat16 || !cute::considered<Arguments>()) return false;
+  to.l = p.batch;
+  to.m = p.m;
+  to.n = p.n;
+  to.k = p.k;
+  to.a = cute_operand(p.a.data, p.dtype, p.a.ld, p.a.step);
+  to.b = cute_operand(p.b.data, p.dtype, p.b.ld, p.b.step);
+  to.d = cute_operand(p.c, p.dtype, p.ldc, p.step_c);
+  to.max_blocks = launch.properties().multiprocessors;
+  return true;
+}
+
+template <class Arguments>
+bool plain_by_cute(const GemmProblem& p, const Launch& launch) {
+  Arguments a;
+  return cute_product(a, p, launch) && cute::launch(a, launch);
+}
+template <class Arguments>
+bool sum_by_cute(const GemmProblem& p, const Launch& launch) {
+  Arguments a;
+  if (!cute_product(a, p, launch)) return false;
+  a.c = a.d;
+  return cute::launch(a, launch);
+}
+
+/// The product by a CuTe kernel; false where none is chosen.
+bool product_by_cute(const GemmProblem& p, const Launch& launch) {
+  if (p.dtype != DType::BFloat16 || p.alpha != 1 || (p.beta != 0 && p.beta != 1)) return false;
+  const bool tn = !p.a.transposed && p.b.transposed, nn = !p.a.transposed && !p.b.transposed;
+  const bool nt = p.a.transposed && !p.b.transposed;
+  if (p.bias) {
+    cute::GemmBiasTn a;
+    if (!tn || p.beta != 0 || !cute_product(a, p, launch)) return false;
+    a.bias = {p.bias, p.dtype};
+    return cute::launch(a, launch);
+  }
+  if (p.beta == 0)
+    return tn   ? plain_by_cute<cute::GemmTn>(p, launch)
+           : nn ? plain_by_cute<cute::GemmNn>(p, launch)
+           : nt ? plain_by_cute<cute::GemmNt>(p, launch)
+                : false;
+  return tn   ? sum_by_cute<cute::GemmAddTn>(p, launch)
+         : nn ? sum_by_cute<cute::GemmAddNn>(p, launch)
+         : nt ? sum_by_cute<cute::GemmAddNt>(p, launch)
+              : false;
+}
+
 /// `added` as a small product reads it, broadcast to out (rows; rows and columns; a batch of them).
 void set_added(SmallProduct& p, const Tensor& added, const Tensor& out) {
   int64_t stride[3] = {};  // of the last dimensions, from the end
@@ -208,6 +268,7 @@ void gemm(const Tensor& out, int64_t batch, Operand a, Operand b, double alpha, 
     p.alpha = alpha;
     p.beta = beta;
     p.bias = bias;
+    if (product_by_cute(p, launch)) return;
     if (padded_product(launch, p)) return;
     if (cublaslt_gemm(p, {launch.stream(), launch.device()})) return;
   }
@@ -310,23 +371,29 @@ __device__ inline T slope(Activation activation, T x) {
   }
 }
 
-/// out = activation(in), or with `saved` in * its derivative there; out may be in.
-template <class S>
+/// out = activation(in), or with `saved` in * its derivative there; out may be in. Pieces of N
+/// elements, all aligned to their size.
+template <class S, int N>
 __global__ void apply_activation(S* out, const S* in, const S* saved, Activation activation,
-                                 int64_t n) {
+                                 int64_t pieces) {
   using T = Compute<S>;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n;
+  using Piece = Vector<S, N>;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < pieces;
        i += int64_t{gridDim.x} * blockDim.x) {
-    const T x = convert<T>(in[i]);
-    if (!saved) {
-      out[i] = convert<S>(activated(activation, x));
-      continue;
+    const Piece x = reinterpret_cast<const Piece*>(in)[i];
+    Piece y, at = x;
+    if (saved) at = reinterpret_cast<const Piece*>(saved)[i];
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const T v = convert<T>(x.value[j]), where = convert<T>(at.value[j]);
+      if (!saved)
+        y.value[j] = convert<S>(activated(activation, v));
+      else if (activation == Activation::Relu)
+        y.value[j] = where <= T(0) ? convert<S>(T(0)) : x.value[j];
+      else
+        y.value[j] = convert<S>(v * slope(activation, where));
     }
-    const T at = convert<T>(saved[i]);
-    if (activation == Activation::Relu)
-      out[i] = at <= T(0) ? convert<S>(T(0)) : in[i];
-    else
-      out[i] = convert<S>(x * slope(activation, at));
+    reinterpret_cast<Piece*>(out)[i] = y;
   }
 }
 
@@ -334,56 +401,101 @@ void apply(const Tensor& out, const Tensor& in, const Tensor& saved, Activation 
   const Launch launch(out.device());
   const int64_t n = out.numel();
   visit_float_storage(out.dtype(), [&]<class S>() {
-    const int64_t blocks = launch.fill(ceil_div<int64_t>(n, 256), 256);
-    launch(apply_activation<S>, dim3(static_cast<unsigned>(blocks)), dim3(256), 0,
-           out.data_as<S>(), in.data_as<S>(), saved.defined() ? saved.data_as<S>() : nullptr,
-           activation, n);
+    S* to = out.data_as<S>();
+    const S* from = in.data_as<S>();
+    const S* at = saved.defined() ? saved.data_as<S>() : nullptr;
+    constexpr int N = 16 / sizeof(S);
+    const bool wide = n % N == 0 && is_aligned(to) && is_aligned(from) && is_aligned(at);
+    const int64_t pieces = wide ? n / N : n;
+    const auto blocks = static_cast<unsigned>(launch.fill(ceil_div<int64_t>(pieces, 256), 256));
+    launch(wide ? apply_activation<S, N> : apply_activation<S, 1>, dim3(blocks), dim3(256), 0, to,
+           from, at, activation, pieces);
   });
 }
 
-/// The product with an epilogue of the library; false if it has none for this problem.
-bool product_with(GemmEpilogue epilogue, const Tensor& out, Operand a, Operand b, int64_t ldc,
-                  const void* bias, void* aux) {
+/// One product without a batch; nullopt where its operands would have to be copied, or where the
+/// library's epilogues are not for it.
+std::optional<GemmProblem> problem_of(const Tensor& out, const Operand& a, const Operand& b,
+                                      int64_t ldc) {
   const DType dtype = out.dtype();
-  if (dtype == DType::Float64 || a.columns == 0) return false;
-  if (is_small_product(dtype, 1, a.rows, b.columns, a.columns)) return false;
-  if (aux && ldc % 8 != 0) return false;
+  if (dtype == DType::Float64 || a.columns == 0) return std::nullopt;
+  if (is_small_product(dtype, 1, a.rows, b.columns, a.columns)) return std::nullopt;
   GemmProblem p{.dtype = dtype, .m = a.rows, .n = b.columns, .k = a.columns};
-  // Nothing is copied here: the plain way copies if it must.
-  if (!as_gemm_operand(a, p.a) || !as_gemm_operand(b, p.b)) return false;
+  if (!as_gemm_operand(a, p.a) || !as_gemm_operand(b, p.b)) return std::nullopt;
   p.c = out.data();
   p.ldc = std::max<int64_t>(ldc, p.n);
-  p.bias = bias;
-  p.epilogue = epilogue;
-  p.aux = aux;
-  const Launch launch(out.device());
-  return cublaslt_gemm(p, {launch.stream(), launch.device()});
+  return p;
+}
+
+/// The product with an epilogue of the library; false if it has none for this problem.
+bool product_with(GemmEpilogue epilogue, std::optional<GemmProblem> p, const Launch& launch,
+                  const void* bias, void* aux) {
+  if (!p || (aux && p->ldc % 8 != 0)) return false;
+  // In float32 its tanh is less exact than the sums.
+  if (aux && p->dtype == DType::Float32) return false;
+  p->bias = bias;
+  p->epilogue = epilogue;
+  p->aux = aux;
+  return cublaslt_gemm(*p, {launch.stream(), launch.device()});
+}
+
+/// gelu of a linear, which is kept, by a CuTe kernel; false where none is chosen.
+template <class Arguments>
+bool activation_by_cute(const GemmProblem& p, const void* bias, void* kept, const Launch& launch) {
+  Arguments a;
+  if (p.a.transposed || !p.b.transposed || !cute_product(a, p, launch)) return false;
+  a.bias = {bias, p.dtype};
+  a.z = cute_operand(kept, p.dtype, p.ldc, 0);
+  return cute::launch(a, launch);
 }
 
 void linear_activation(const Tensor& out, const Tensor& kept, const Tensor& input,
                        const Tensor& weight, const Tensor& bias, std::string_view name, bool) {
   if (out.numel() == 0) return;
+  const Launch launch(out.device());
   const Activation activation = activation_of(name);
   const LinearOperands o(out, input, weight, bias);
+  const auto p = problem_of(out, o.a, o.b, o.n);
   if (activation == Activation::Relu && !kept.defined() &&
-      product_with(GemmEpilogue::Relu, out, o.a, o.b, o.n, o.bias_data(), nullptr))
+      product_with(GemmEpilogue::Relu, p, launch, o.bias_data(), nullptr))
     return;
-  if (activation == Activation::GeluTanh && kept.defined() &&
-      product_with(GemmEpilogue::GeluTanh, out, o.a, o.b, o.n, o.bias_data(), kept.data()))
-    return;
+  if (kept.defined() && p) {
+    if (activation == Activation::Gelu &&
+        activation_by_cute<cute::GemmBiasGeluTn>(*p, o.bias_data(), kept.data(), launch))
+      return;
+    if (activation == Activation::GeluTanh &&
+        (activation_by_cute<cute::GemmBiasGeluTanhTn>(*p, o.bias_data(), kept.data(), launch) ||
+         product_with(GemmEpilogue::GeluTanh, p, launch, o.bias_data(), kept.data())))
+      return;
+  }
   const Tensor& product = kept.defined() ? kept : out;
   gemm(product, 1, o.a, o.b, 1, 0, o.n, 0, o.bias_data());
   apply(out, product, Tensor(), activation);
 }
 
+/// A product times the slope of gelu by a CuTe kernel; false where none is chosen.
+template <class Arguments>
+bool slope_by_cute(const GemmProblem& p, const Tensor& at, const Launch& launch) {
+  Arguments a;
+  if (p.a.transposed || p.b.transposed || !cute_product(a, p, launch)) return false;
+  a.z = cute_operand(at.data(), p.dtype, p.n, 0);
+  a.parts = 1;  // no column sums
+  return cute::launch(a, launch);
+}
+
 void mm_activation_backward(const Tensor& out, const Tensor& self, const Tensor& mat2,
                             const Tensor& saved, std::string_view name) {
   if (out.numel() == 0) return;
+  const Launch launch(out.device());
   const Activation activation = activation_of(name);
   const Tensor at = contiguous(saved);
+  const auto p = problem_of(out, matrix(self), matrix(mat2), out.strides()[0]);
+  if (p && activation == Activation::Gelu &&
+      slope_by_cute<cute::GemmSlopeGeluNn>(*p, at, launch))
+    return;
   if (activation == Activation::GeluTanh &&
-      product_with(GemmEpilogue::GeluTanhBackward, out, matrix(self), matrix(mat2),
-                   out.strides()[0], nullptr, at.data()))
+      ((p && slope_by_cute<cute::GemmSlopeGeluTanhNn>(*p, at, launch)) ||
+       product_with(GemmEpilogue::GeluTanhBackward, p, launch, nullptr, at.data())))
     return;
   gemm(out, 1, matrix(self), matrix(mat2), 1, 0, out.strides()[0], 0);
   apply(out, out, at, activation);

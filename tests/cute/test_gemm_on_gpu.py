@@ -1,0 +1,193 @@
+"""Every compiled matrix product on a GPU against float64: odd sizes, batches, padded rows, poisoned
+results. Skipped without a Hopper GPU or a build with the DSL."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+_cuda = pytest.importorskip("vibetensor._cuda", reason="this build has no CUDA")
+
+import vibetensor.torch as torch  # noqa: E402
+from vibetensor import _C  # noqa: E402
+from vibetensor.cute_kernels import device, registry  # noqa: E402
+from vibetensor.cute_kernels.gemm import epilogue as math  # noqa: E402
+
+if not _cuda.cute_compiled_by():
+    pytest.skip("built without the CuTe DSL", allow_module_level=True)
+if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
+    pytest.skip("needs a Hopper GPU", allow_module_level=True)
+
+CASES = [(k, v) for k in registry.load(("gemm",)).values() for v in k.variants]
+HALF_ULP = 2.0**-8  # of the smallest numbers of a binade
+# m, n, k: one tile and less, several with ragged edges, more tiles than blocks, a long sum.
+SIZES = [(8, 8, 8), (136, 264, 200), (1000, 520, 64), (4104, 1544, 392), (256, 128, 4096)]
+
+
+def padded(*shape: int) -> torch.Tensor:
+    """Normal numbers with NaN in the rows' padding."""
+    whole = torch.full((*shape[:-1], shape[-1] + 8), float("nan"), device="cuda")
+    whole = whole.to(torch.bfloat16)
+    whole[..., : shape[-1]] = torch.randn(*shape, device="cuda").to(torch.bfloat16)
+    return whole[..., : shape[-1]]
+
+
+def numpy(t: torch.Tensor) -> np.ndarray:
+    return t.float().cpu().numpy().astype(np.float64)
+
+
+def close(got: torch.Tensor, want: np.ndarray, slack: float, roundings: int = 1) -> None:
+    got = numpy(got)
+    assert not np.isnan(got).any()
+    wrong = np.abs(got - want) - (1.05 * roundings * HALF_ULP * np.abs(want) + slack)
+    assert wrong.max() <= 0, f"off by {wrong.max()} more than it may be, {(wrong > 0).sum()} times"
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("kernel, variant", CASES, ids=[f"{k.name}-{v.name}" for k, v in CASES])
+def test_product(kernel, variant, size) -> None:
+    m, n, k = size
+    names = [t.name for t in kernel.contract(variant).tensors]
+    shapes = {t.name: t.shape for t in kernel.contract(variant).tensors}
+    for l in (1,) if "sums" in names or m > 1000 else (1, 3):
+        torch.manual_seed(m + l)
+        extents = {"l": l, "m": m, "n": n, "k": k, "parts": -(-m // 128) * 4}
+        given = {x: padded(*(extents[e] for e in shapes[x])) for x in names if x != "sums"}
+        written = [t.name for t in kernel.contract(variant).tensors if t.access == "write"]
+        for name in written:
+            if name != "sums":
+                given[name].fill_(float("nan"))
+        if "sums" in names:
+            given["sums"] = torch.full((extents["parts"], n), float("nan"), device="cuda")
+        before = {x: numpy(t) for x, t in given.items() if x not in written}
+        device.launch(kernel.name, variant.name, **given, max_blocks=132)
+        torch.cuda.synchronize()
+        want = kernel.reference(**before)
+        slack = 8e-6 * k**0.5 + 1e-6  # of float32 sums
+        if "z" in written:
+            close(given["z"], want["z"], slack)
+            activation = "gelu_tanh" if "tanh" in kernel.name else "gelu"
+            want["d"] = math.reference_activation(numpy(given["z"]), activation)
+        close(given["d"], want["d"], slack)
+        if "sums" in names:
+            sums = given["sums"].cpu().numpy().sum(0)
+            assert np.allclose(sums, want["sums"], rtol=1e-5, atol=slack * m**0.5 * 4)
+        for name in (*before, *written):  # the padding is as it was
+            if name != "sums" and given[name].dim() == 3:
+                whole = given[name].as_strided((l, given[name].shape[1], 8),
+                                               given[name].stride(), given[name].shape[-1])  # fmt: skip
+                assert bool(torch.isnan(whole).all())
+
+
+def test_adds_in_place() -> None:
+    m, n, k = 264, 136, 72
+    for name in ("gemm_add_tn", "gemm_add_nn", "gemm_add_nt"):
+        kernel = registry.load()[name]
+        for variant in kernel.variants:
+            torch.manual_seed(1)
+            sizes = {"l": 1, "m": m, "n": n, "k": k}
+            shapes = {t.name: t.shape for t in kernel.contract(variant).tensors}
+            a, b, c = (padded(*(sizes[e] for e in shapes[x])) for x in "abc")
+            want = kernel.reference(a=numpy(a), b=numpy(b), c=numpy(c))["d"]
+            device.launch(name, variant.name, a=a, b=b, c=c, d=c, max_blocks=132)
+            close(c, want, 2e-5)
+
+
+def test_products_are_the_same_each_time() -> None:
+    a, b = (torch.randn(1, 512, 512, device="cuda").to(torch.bfloat16) for _ in range(2))
+    for kernel, variant in CASES:
+        if [t.name for t in kernel.contract(variant).tensors] != ["a", "b", "d"]:
+            continue
+        results = []
+        for _ in range(3):
+            d = torch.full((1, 512, 512), float("nan"), device="cuda").to(torch.bfloat16)
+            device.launch(kernel.name, variant.name, a=a, b=b, d=d, max_blocks=132)
+            results.append(numpy(d))
+        assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+
+
+@pytest.fixture
+def everywhere():
+    """CuTe kernels wherever one applies."""
+    before = _cuda.cute_mode()
+    _cuda.set_cute_mode("all")
+    yield
+    _cuda.set_cute_mode(before)
+
+
+def operand(rows: int, columns: int, how: str) -> torch.Tensor:
+    """A matrix in memory of its own: dense, its transpose dense, rows apart, or not aligned."""
+    if how == "turned":
+        return torch.randn(columns, rows, device="cuda").to(torch.bfloat16).t()
+    if how == "apart":
+        return padded(rows, columns)
+    if how == "shifted":
+        flat = torch.randn(rows * columns + 1, device="cuda").to(torch.bfloat16)
+        return flat[1:].view(rows, columns)
+    return torch.randn(rows, columns, device="cuda").to(torch.bfloat16)
+
+
+HOW = ("dense", "turned", "apart", "shifted")
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("right", HOW)
+@pytest.mark.parametrize("left", HOW)
+@pytest.mark.parametrize("size", [(264, 136, 72), (129, 65, 200), (512, 384, 33), (1, 256, 128)])
+def test_ops(size, left: str, right: str) -> None:
+    m, n, k = size
+    torch.manual_seed(3)
+    a, b = operand(m, k, left), operand(k, n, right)
+    bias, c = operand(1, n, "dense")[0], operand(m, n, "dense")
+    want, slack = numpy(a) @ numpy(b), 8e-6 * k**0.5 + 1e-6
+    # What does not fit a CuTe kernel goes to the library, which rounds parts of a sum.
+    largest = 2 * HALF_ULP * float(np.abs(want).max())
+    for got, expected in (
+        (torch.mm(a, b), want),
+        (torch.bmm(a.expand(3, m, k), b.expand(3, k, n))[2], want),
+        (torch.nn.functional.linear(a, b.t(), bias), want + numpy(bias)),
+        (torch.addmm(c, a, b), want + numpy(c)),
+        (torch.addmm(c, a, b, beta=0.5, alpha=2.0), 2 * want + 0.5 * numpy(c)),
+        (c.clone().addmm_(a, b), want + numpy(c)),
+    ):
+        close(got, expected, slack + largest, 2)
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("left", HOW)
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+@pytest.mark.parametrize("size", [(264, 136, 72), (129, 65, 200), (3, 256, 128)])
+def test_activation_ops(size, activation: str, left: str) -> None:
+    m, n, k = size
+    torch.manual_seed(4)
+    x, w, bias = operand(m, k, left), operand(n, k, "dense"), operand(1, n, "dense")[0]
+    slack = 8e-6 * k**0.5 + 1e-6
+    for b in (bias, None):
+        y, z = _C._ops._linear_activation(x, w, b, activation, True)
+        linear = numpy(x) @ numpy(w).T + (0 if b is None else numpy(b))
+        close(z, linear, slack + 2 * HALF_ULP * float(np.abs(linear).max()), 2)
+        close(y, math.reference_activation(numpy(z), activation), 1e-6)
+    grad, back = operand(m, k, left), operand(k, n, "dense")
+    slope = math.reference_slope(numpy(z), activation)
+    dz = numpy(_C._ops._mm_activation_backward(grad, back, z, activation))
+    product = numpy(grad) @ numpy(back)
+    # Without a kernel of its own the product is rounded once more.
+    slack += 2 * HALF_ULP * float(np.abs(product).max())
+    assert (np.abs(dz - product * slope) <= 2.1 * HALF_ULP * np.abs(product * slope) + slack).all()
+
+
+def test_gelu_far_out() -> None:
+    """Zeros, infinities, NaN and the tails, as the identity's product."""
+    values = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 5.9, -5.9, 6.1, -6.1, 60.0, -60.0, 3e38, -3e38,
+                           float("inf"), float("nan"), -1.0, 1.0], device="cuda")  # fmt: skip
+    z = values.to(torch.bfloat16).expand(16, 16).contiguous()
+    x = torch.zeros(1, 16, 16, device="cuda", dtype=torch.bfloat16)
+    w = torch.zeros(1, 16, 16, device="cuda", dtype=torch.bfloat16)
+    for kernel in (k for k in registry.load(("gemm",)).values() if k.name == "gemm_bias_gelu_tn"):
+        for variant in kernel.variants:
+            got, saved = torch.empty_like(x), torch.empty_like(x)
+            device.launch(kernel.name, variant.name, a=x, b=w, bias=z[0], z=saved, d=got,
+                          max_blocks=132)  # fmt: skip
+            want = torch.nn.functional.gelu(z.double()).cpu().numpy()
+            assert np.array_equal(numpy(saved[0]), numpy(z), equal_nan=True)
+            assert np.allclose(numpy(got[0]), want, rtol=HALF_ULP, atol=1e-8, equal_nan=True)
