@@ -42,7 +42,9 @@ except ImportError as error:
             return function
 
     cutlass = cute = CUstream = _Absent()  # type: ignore[assignment]
-    pipeline = hopper = cpasync = warpgroup = warp_copies = OperandMajorMode = SmemAllocator = LayoutEnum = cute  # type: ignore[assignment,misc]
+    pipeline = hopper = cpasync = warpgroup = warp_copies = OperandMajorMode = SmemAllocator = (
+        LayoutEnum
+    ) = cute  # type: ignore[assignment,misc]
     BFloat16 = Float16 = Float32 = Int32 = Int64 = Uint8 = Uint32 = Uint64 = const_expr = cute  # type: ignore[assignment,misc]
 
 #: The element types of contracts by their name there.

@@ -143,7 +143,9 @@ class Gemm:
         self.reads = bool(epilogue.slope_at_z or epilogue.add)
         assert v.dtype == v.out == "bf16"  # what the epilogue unpacks
         assert not self.reads or self.tile == (128, 128, 64)
-        assert not epilogue.column_sums or (v.pingpong and v.tile_m == SUMS_TILE and v.tile_n == 128)
+        assert not epilogue.column_sums or (
+            v.pingpong and v.tile_m == SUMS_TILE and v.tile_n == 128
+        )
 
     def launch(self, a, b, bias, z, c, d, sums, max_blocks: Int32, stream: CUstream) -> None:
         """Traced: all arguments are the contract's, or None where the epilogue has none."""
@@ -285,7 +287,11 @@ class Gemm:
             cute.arch.setmaxregister_decrease(LOADER_REGISTERS)
             if warp == 0:
                 self.load(
-                    ring, (load_a, load_b, copy_x), (tma_a, tma_b, tma_x), (s_a, s_b, s_x, s_y), counts
+                    ring,
+                    (load_a, load_b, copy_x),
+                    (tma_a, tma_b, tma_x),
+                    (s_a, s_b, s_x, s_y),
+                    counts,
                 )
         else:
             cute.arch.setmaxregister_increase(WORKER_REGISTERS)
@@ -325,9 +331,7 @@ class Gemm:
             to_x, from_x = self.parts(load_x, s_x, tma_x, half)
             to_y, _ = self.parts(load_x, s_y, tma_x, half)
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, v.stages)
-        for tile in cutlass.range(
-            block // self.cluster, tiles, blocks // self.cluster, unroll=1
-        ):
+        for tile in cutlass.range(block // self.cluster, tiles, blocks // self.cluster, unroll=1):
             m, n, l = self.place(tile, tiles_m, tiles_n)
             for k in cutlass.range(cute.size(from_a, mode=[2]), unroll=1):
                 ring.producer_acquire(state)
@@ -721,10 +725,10 @@ for _layout in LAYOUTS:
     _register("gemm_add", WithAddend, Epilogue(add=True), _layout, _READING,
               "a bᵀ + c: residuals, and gradients that accumulate.")  # fmt: skip
 _register("gemm_bias", WithBias, Epilogue(bias=True), "tn", (TURNS, PAIRED, TALL), "a bᵀ + bias.")
-_register("gemm_bias_add", WithBiasAndAddend, Epilogue(bias=True, add=True), "tn", _READING,
+_register("gemm_bias_add", WithBiasAndAddend, Epilogue(bias=True, add=True), "tn", _READING[1:],
           "a bᵀ + bias + c.")  # fmt: skip
 for _name in ("gelu", "gelu_tanh"):
     _register(f"gemm_bias_{_name}", WithActivation, Epilogue(bias=True, save=True, activation=_name),
               "tn", _SAVING, f"z = a bᵀ + bias, d = {_name}(z).")  # fmt: skip
     _register(f"gemm_slope_{_name}", WithSlope, Epilogue(slope_at_z=_name, column_sums=True), "nn",
-              _READING, f"a bᵀ times the slope of {_name} at z, and sums of its columns.")  # fmt: skip
+              _READING[_name == "gelu_tanh" :], f"a bᵀ times the slope of {_name} at z, and sums of its columns.")  # fmt: skip
