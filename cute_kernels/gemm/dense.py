@@ -474,6 +474,10 @@ class Gemm:
                     ring.consumer_release(used)
                     used.advance()
                 filled.advance()
+            if const_expr(self.reads):
+                # Before the turn: the other must not wait for a stage whose last filling nobody has
+                # waited for, as it could take the one before for its own.
+                ring.consumer_wait(filled)
             if const_expr(v.pingpong):  # the other's turn
                 cute.arch.barrier_arrive(
                     barrier_id=TURN_BARRIER + 1 - group, number_of_threads=WORKERS * WARPGROUP
@@ -482,7 +486,6 @@ class Gemm:
             ring.consumer_release(used)
             used.advance()
             if const_expr(self.reads):
-                ring.consumer_wait(filled)
                 cute.copy(from_smem, from_x[(None, None, None, filled.index)], r_x)
                 cute.copy(from_smem, from_y[(None, None, None, filled.index)], r_y)
                 # Read before the stage is written by TMA again.

@@ -18,7 +18,7 @@ if not _cuda.cute_compiled_by():
 if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
     pytest.skip("needs a Hopper GPU", allow_module_level=True)
 
-CASES = [(k, v) for k in registry.load(("gemm",)).values() for v in k.variants]
+CASES = [(k, v) for k in registry.load().values() if k.family == "gemm" for v in k.variants]
 HALF_ULP = 2.0**-8  # of the smallest numbers of a binade
 # m, n, k: one tile and less, several with ragged edges, more tiles than blocks, a long sum.
 SIZES = [(8, 8, 8), (136, 264, 200), (1000, 520, 64), (4104, 1544, 392), (256, 128, 4096)]
@@ -166,7 +166,10 @@ def test_activation_ops(size, activation: str, left: str) -> None:
         y, z = _C._ops._linear_activation(x, w, b, activation, True)
         linear = numpy(x) @ numpy(w).T + (0 if b is None else numpy(b))
         close(z, linear, slack + 2 * HALF_ULP * float(np.abs(linear).max()), 2)
-        close(y, math.reference_activation(numpy(z), activation), 1e-6)
+        # The library's own epilogue takes the tanh of sums that are not rounded.
+        exact = activation == "gelu" or left in ("dense", "apart")
+        loose = 0 if exact else 2 * HALF_ULP * float(np.abs(linear).max())
+        close(y, math.reference_activation(numpy(z), activation), 1e-6 + loose)
     grad, back = operand(m, k, left), operand(k, n, "dense")
     slope = math.reference_slope(numpy(z), activation)
     dz = numpy(_C._ops._mm_activation_backward(grad, back, z, activation))
@@ -183,7 +186,7 @@ def test_gelu_far_out() -> None:
     z = values.to(torch.bfloat16).expand(16, 16).contiguous()
     x = torch.zeros(1, 16, 16, device="cuda", dtype=torch.bfloat16)
     w = torch.zeros(1, 16, 16, device="cuda", dtype=torch.bfloat16)
-    for kernel in (k for k in registry.load(("gemm",)).values() if k.name == "gemm_bias_gelu_tn"):
+    for kernel in (k for k, _ in CASES if k.name == "gemm_bias_gelu_tn"):
         for variant in kernel.variants:
             got, saved = torch.empty_like(x), torch.empty_like(x)
             device.launch(kernel.name, variant.name, a=x, b=w, bias=z[0], z=saved, d=got,
