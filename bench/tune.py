@@ -15,6 +15,7 @@ import json
 import math
 import re
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from vibetensor import _C
 from vibetensor.cute_kernels import device, registry
 
 TUNING = Path(registry.__file__).parent / "tuning"
+FLUSH_SECONDS = 20e-6  # less than 128 MiB take to write
 ROWS = (1024, 8192, 16384, 32768)
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
@@ -54,9 +56,15 @@ def _time(call: Callable[[], object], flush: Any, rounds: int = 15) -> float:
     """Median microseconds on the device."""
     for _ in range(3):
         call()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    call()
+    # The device is kept busy for longer than the call takes to issue, so that it never waits for it.
+    flushes = 1 + math.ceil((time.perf_counter() - began) / FLUSH_SECONDS)
     spent = []
     for _ in range(rounds):
-        flush.zero_()
+        for _ in range(flushes):
+            flush.zero_()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         call()
