@@ -18,6 +18,7 @@ from vibetensor.graphs.passes import (
     optimizer,
     repeated,
     residual_norm,
+    rotary,
 )
 from vibetensor.graphs.tape import Tape
 
@@ -27,6 +28,7 @@ ALL = (
     optimizer,
     cross_entropy,
     epilogues,
+    rotary,
     constants,
     casts,
     copies,

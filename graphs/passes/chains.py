@@ -7,7 +7,7 @@ runs them block by block; what nothing else reads is never stored. Every part ke
 dtypes: bitwise.
 
 On a GPU the op is a kernel made for the chain, whose parts round as their own kernels do: bitwise,
-too. There a chain also computes again what another one made from tensors that it reads anyway, as the
+too; a single op that computes much becomes one as well. There a chain also computes again what another one made from tensors that it reads anyway, as the
 backward of a gated layer does with the gate's activation: a read and mostly a write less.
 
 Random ops stay apart: their numbers belong to places in their whole output. So do single ops. Ops of
@@ -31,6 +31,7 @@ LEAST_ON_GPU = 1 << 14
 _MOST_PARTS = 64
 # A GPU's kernel takes 12 tensors and 32 numbers, which a part has two of at most.
 _MOST_PARTS_ON_GPU, _MOST_TENSORS_ON_GPU = 16, 12
+_COSTLY = ("gelu", "gelu_backward", "mish", "silu", "silu_backward")
 _MOST_AGAIN = 4  # parts computed again for one tensor
 # Tensors that a chain walks in memory. They often lie alike within pages, so that more of them than a
 # cache has ways drive each other out.
@@ -72,7 +73,7 @@ def run(tape: Tape) -> Tape:
     again = _compute_again(nodes, tape, users, decisions)
     ops: list[Op] = []
     for node in again:
-        if len(node.steps) < 2:
+        if len(node.steps) < 2 and not _gains_alone(node.steps):
             ops += node.ops
             continue
         inner = _inner(node.steps, users)
@@ -80,8 +81,20 @@ def run(tape: Tape) -> Tape:
         ops.append(fused)
         names = ", ".join(step.op.name for step in node.steps)
         text = f"{names} in one op; {len(inner)} results stay in registers"
+        if len(node.steps) == 1:
+            text = f"{names} as a kernel of its own"
         decisions[f"{len(ops)}"] = Decision("chains", True, text, fused)
     return tape.replaced(ops, decisions.values())
+
+
+def _gains_alone(steps: list[Step]) -> bool:
+    """Whether a single op runs faster as a chain: on a GPU, where it computes much, or reads tensors
+    of several dtypes, which the library's own kernels take element by element."""
+    if not steps or steps[0].device == "cpu" or steps[0].numel < LEAST_ON_GPU:
+        return False
+    name = steps[0].op.name.removesuffix("_")
+    dtypes = {a.dtype for a in (*steps[0].inputs, steps[0].out) if not a.is_single}
+    return name in _COSTLY or (name in ("add", "sub", "mul", "div") and len(dtypes) > 1)
 
 
 def _node(op: Op) -> _Node:

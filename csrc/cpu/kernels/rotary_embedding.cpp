@@ -36,13 +36,16 @@ void rotary_kernel(const Tensor& out, const Tensor& self, const Tensor& cos, con
         const T* si = s.data_as<T>() + table * half;
         if (interleaved) {
           for (int64_t i = 0; i < half; ++i) {
-            y[2 * i] = a[2 * i] * co[i] - a[2 * i + 1] * si[i];
-            y[2 * i + 1] = a[2 * i + 1] * co[i] + a[2 * i] * si[i];
+            // The result may lie where the input does.
+            const T even = a[2 * i], odd = a[2 * i + 1];
+            y[2 * i] = even * co[i] - odd * si[i];
+            y[2 * i + 1] = odd * co[i] + even * si[i];
           }
         } else {
           for (int64_t i = 0; i < half; ++i) {
-            y[i] = a[i] * co[i] - a[i + half] * si[i];
-            y[i + half] = a[i + half] * co[i] + a[i] * si[i];
+            const T first = a[i], second = a[i + half];
+            y[i] = first * co[i] - second * si[i];
+            y[i + half] = second * co[i] + first * si[i];
           }
         }
         store_row<T>(out.data(), out.dtype(), r * width, width, y);
