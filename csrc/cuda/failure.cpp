@@ -79,8 +79,9 @@ std::string describe(FailedCheck check, int64_t index, int64_t size) {
       return str("multinomial: probability tensor contains either `inf`, `nan` or element < 0 (",
                  std::bit_cast<double>(size), " at element ", index, ")");
     case FailedCheck::MultinomialSum:
-      return str("multinomial: invalid multinomial distribution (sum of probabilities <= 0) in row ",
-                 index);
+      return str(
+          "multinomial: invalid multinomial distribution (sum of probabilities <= 0) in row ",
+          index);
     case FailedCheck::MultinomialCategories:
       return str(
           "multinomial: invalid multinomial distribution (with replacement=False, not enough "

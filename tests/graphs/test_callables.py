@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
-from graphs.default_device import random_state, set_random_state
 import vibetensor.torch.nn.functional as F
+from graphs.default_device import random_state, set_random_state
 from vibetensor.graphs import CaptureError, Graph, graph, make_graphed_callables
 
 
@@ -44,9 +44,7 @@ def train(graphed: bool) -> tuple[list[Any], int]:
             (first, second, loss_of), ((x,), (h,), (logits, y))
         )
         assert first_ is first and second_ is second
-    assert before == [v.tolist() for v in modules.state_dict().values()] + (
-        random_state().tolist()
-    )
+    assert before == [v.tolist() for v in modules.state_dict().values()] + (random_state().tolist())
     optimizer = vt.optim.SGD(modules.parameters(), lr=0.1, momentum=0.9)
     vt.manual_seed(8)
     seen: list[Any] = []
