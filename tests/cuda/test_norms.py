@@ -16,7 +16,7 @@ HALF, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float
 PAIRS = [(F32, BF16), (F32, HALF), (F32, F32), (BF16, BF16), (HALF, HALF), (F64, F64)]
 # By a warp a row with 2, 3, 4 and 6 pieces a thread; by a block; neither.
 SHAPES = [(1, 4), (700, 100), (3001, 384), (333, 520), (1000, 768), (129, 772), (200, 2048),
-          (33, 4100), (17, 8192), (9, 8200), (40, 7), (5, 20000)]  # fmt: skip
+          (33, 4100), (9, 4448), (9, 6912), (17, 8192), (9, 8200), (40, 7), (5, 20000)]  # fmt: skip
 OFFSETS = [0, 1]
 
 

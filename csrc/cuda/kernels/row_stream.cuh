@@ -99,7 +99,8 @@ struct RowStreamShape {
 
   template <class... Params, class... Args>
   void run(const Launch& launch, void (*kernel)(Params...), const Args&... args) const {
-    allow_shared_memory(kernel, shared_bytes + kReserve);
+    // More than the kernel asks for, as its own memory counts too; with that at most the limit.
+    allow_shared_memory(kernel, shared_bytes + kReserve - static_cast<int>(sizeof(RowMeeting)));
     launch(kernel, dim3(static_cast<unsigned>(blocks)), block, static_cast<size_t>(shared_bytes),
            args...);
   }
