@@ -14,8 +14,8 @@ from vibetensor import _C
 F = torch.nn.functional
 # Relative to the largest gradient; the loss is float32's but for float64.
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "float16": 2**-10, "bfloat16": 2**-8}
-SIZES = [(1, 1), (33, 65), (7, 1000), (40, 4104), (300, 32000), (5, 50257), (300, 50304), (3, 70000),
-         (2, 120000)]  # fmt: skip
+SIZES = [(1, 1), (33, 65), (7, 1000), (40, 4104), (5, 12288), (5, 24576), (300, 32000), (5, 50257),
+         (300, 50304), (3, 70000), (2, 120000)]  # fmt: skip
 NONE, MEAN, SUM = 0, 1, 2
 
 

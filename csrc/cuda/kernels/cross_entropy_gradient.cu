@@ -284,7 +284,8 @@ bool staged(const Launch& launch, const Rows<S>& r) {
       !is_aligned(r.in) || !is_aligned(r.out) || bytes + 1024 > most)
     return false;
   const auto go = [&](auto kernel, int64_t wanted) {
-    allow_shared_memory(kernel, static_cast<int>(bytes));
+    // Beside the kernel's own, even 48 KiB are more than it may take unasked.
+    allow_shared_memory(kernel, static_cast<int>(bytes) + 512);
     // A block has 1 KiB of shared memory to itself beside what it asks for.
     const int64_t together = std::max<int64_t>(1, std::min(wanted, (most + 1024) / (bytes + 1024 + 512)));
     const int64_t blocks = std::min(r.problem.rows, together * launch.properties().multiprocessors);
