@@ -92,6 +92,10 @@ def test_memory_used_on_another_stream_waits_for_it() -> None:
         ("x.scatter_(1, i([[-1]]), 1.0)", "scatter_: index -1 is out of bounds"),
         ("x.index_add_(0, i([8]), x[:1])", "index_add_: index 8 is out of bounds"),
         (
+            "x[:0].scatter_add_(0, i([[0]]), x)",
+            "scatter_add_: index 0 is out of bounds for a dimension of size 0",
+        ),
+        (
             "torch.searchsorted(x[0], x[0], sorter=i([0, 1, 9, 2]))",
             "searchsorted: sorter index 9 is out of bounds for a row of size 4",
         ),

@@ -144,7 +144,9 @@ __global__ void __launch_bounds__(kThreads)
 int tile_of(const Launch& launch, const RowSums& s, int64_t columns) {
   int size = kMostTile;
   const int64_t wanted = int64_t{1024} * launch.properties().multiprocessors;  // threads
-  while (size > kAhead && size / 2 >= s.index.n / s.length &&
+  // Of indices into a dimension of no elements the device tells.
+  const int64_t length = std::max<int64_t>(s.length, 1);
+  while (size > kAhead && size / 2 >= s.index.n / length &&
          ceil_div<int64_t>(s.index.n, size) * s.outer * columns < wanted)
     size /= 2;
   return size;
