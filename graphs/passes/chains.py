@@ -7,8 +7,9 @@ runs them block by block; what nothing else reads is never stored. Every part ke
 dtypes: bitwise.
 
 On a GPU the op is a kernel made for the chain, whose parts round as their own kernels do: bitwise,
-too; a single op that computes much becomes one as well. There a chain also computes again what another one made from tensors that it reads anyway, as the
-backward of a gated layer does with the gate's activation: a read and mostly a write less.
+too; a single op that computes much becomes one as well. There a chain also computes again what
+another one made from tensors that it reads anyway, as the backward of a gated layer does with the
+gate's activation: a read and mostly a write less.
 
 Random ops stay apart: their numbers belong to places in their whole output. So do single ops. Ops of
 few elements stay apart where nothing is gained: on the CPU tensors that stay in the cache from op to
@@ -149,9 +150,9 @@ def _compute_again(
             names = ", ".join(step.op.name for step in steps)
             text = f"{names} computed again instead of kept"
             decisions[f"{text} {at}"] = Decision("chains", True, text, node.ops[0])
-    for node in nodes:
+    for node in reversed(nodes):  # readers first: what only they needed goes with them
         if node.steps and node.steps[0].device != "cpu":
-            for step in [s for s in node.steps if users.get(s.out.buffer) == 1]:
+            for step in reversed(node.steps):
                 _drop_unread(node, step, users)
     return [node for node in nodes if node.steps or node.ops]
 
@@ -237,7 +238,9 @@ def _insert(
 
 
 def _drop_unread(node: _Node, step: Step, users: dict[Buffer, int]) -> None:
-    if step.out.buffer.role != "scratch" or any(a.buffer is step.out.buffer for a in step.inputs):
+    """Takes a step out of its node if nobody else uses the memory that it writes."""
+    out = step.out.buffer
+    if out.role != "scratch" or users.get(out) != 1 or any(a.buffer is out for a in step.inputs):
         return
     node.steps = [s for s in node.steps if s is not step]
     node.ops = [op for op in node.ops if op is not step.op]

@@ -297,6 +297,23 @@ def test_what_has_changed_is_not_computed_again() -> None:
     assert any("computed again" in d.text for d in tape.decisions)
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_what_is_computed_again_as_a_whole_is_not_computed_before(parts: int) -> None:
+    x, w = _values(64 * 64, vt.float32).view(64, 64), vt.eye(64)
+
+    def function(x: Any, w: Any) -> list[Any]:
+        scale = x
+        for op in (vt.exp, vt.sigmoid, vt.tanh)[:parts]:
+            scale = op(scale)
+        far = x
+        for _ in range(30):
+            far = far @ w
+        return [far * scale + x]
+
+    tape = _check_bits(function, x, w)
+    assert set(_names(tape)) == {"mm", NAME}, tape
+
+
 def test_results_take_the_place_of_inputs_that_end() -> None:
     x, w = vt.randn(64, 64), vt.randn(64, 64)
     function = lambda x, w: [((x @ w * 2).exp() @ w).sum()]  # noqa: E731
