@@ -365,6 +365,9 @@ void the_ladder_is_a_wait_of_the_host() {
   CHECK(!waiting && waits == 3);
   f.allocator->set_out_of_memory_callback(nullptr);
   give_back(b);
+  Fixture async("backend:async", options);
+  CHECK(error_of([&] { async.get(256 * MiB); }).first == ErrorKind::OutOfMemory);
+  CHECK(!waiting && waits == 4);
   set_host_wait_hooks({});
 }
 

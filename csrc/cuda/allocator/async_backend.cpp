@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "core/error.h"
+#include "core/host_wait.h"
 #include "cuda/allocator/caching_allocator.h"
 
 namespace vt::cuda {
@@ -31,7 +32,10 @@ Allocation CachingAllocator::allocate_async(size_t nbytes, size_t size, StreamHa
     if (rung == First) {
       core_->alloc_retries.fetch_add(1, std::memory_order_relaxed);
       core_->sync_all_streams.fetch_add(1, std::memory_order_relaxed);
-      core_->device.synchronize_device();
+      {
+        const HostWait waiting;
+        core_->device.synchronize_device();
+      }
       core_->retry_orphans();
     } else if (rung == AfterCallback || !call_out_of_memory_callback(nbytes)) {
       throw_out_of_memory(nbytes, status, stream, std::move(context));
