@@ -1,5 +1,6 @@
 #include "cuda/compiled_kernels.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
@@ -56,6 +57,12 @@ std::optional<fs::path> folder() {
   if (home && *home == '/') return fs::path(home) / ".cache" / "vibetensor" / "kernels";
   return std::nullopt;
 }
+/// Whether code in the folder is our own: other users could neither make it nor put files there.
+bool trusted(const fs::path& folder) {
+  struct stat found{};
+  return stat(folder.c_str(), &found) == 0 && S_ISDIR(found.st_mode) && found.st_uid == geteuid() &&
+         (found.st_mode & (S_IWGRP | S_IWOTH)) == 0;
+}
 fs::path file_of(const fs::path& in, const std::string& key) {
   return in / (hex(hash(key, 1)) + ".cubin");
 }
@@ -66,7 +73,7 @@ std::string header(const std::string& key, const std::string& code) {
 
 std::string read_code(const std::string& key) try {
   const auto in = folder();
-  if (!in) return {};
+  if (!in || !trusted(*in)) return {};
   std::ifstream file(file_of(*in, key), std::ios::binary);
   if (!file) return {};
   const std::string all{std::istreambuf_iterator<char>(file), {}};
@@ -83,9 +90,10 @@ void write_code(const std::string& key, const std::string& code) try {
   const auto in = folder();
   if (!in) return;
   std::error_code error;
-  fs::create_directories(*in, error);
+  const bool made = fs::create_directories(*in, error);
   if (error) return;
-  fs::permissions(*in, fs::perms::owner_all, error);
+  if (made) fs::permissions(*in, fs::perms::owner_all, error);
+  if (!trusted(*in)) return;
   const fs::path part = *in / str("part-", getpid(), "-", count++);
   std::ofstream file(part, std::ios::binary);
   file << header(key, code) << code;

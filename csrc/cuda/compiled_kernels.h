@@ -1,5 +1,6 @@
 // Kernels compiled at run time, each once: in a process, and on a machine by a folder of machine
-// code, $XDG_CACHE_HOME/vibetensor/kernels (or ~/.cache/…).
+// code, $XDG_CACHE_HOME/vibetensor/kernels (or ~/.cache/…), unless users besides this one can write
+// there.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -367,7 +367,7 @@ def test_tests(dtype: Any) -> None:
 
 
 @on_a_gpu
-@pytest.mark.parametrize("content", ["", "cut", "other", "unwritable"])
+@pytest.mark.parametrize("content", ["", "cut", "other", "unwritable", "open to others"])
 def test_a_bad_cache_is_no_harm(content: str, tmp_path: Path) -> None:
     program = (
         "import vibetensor.torch as vt\n"
@@ -401,5 +401,8 @@ def test_a_bad_cache_is_no_harm(content: str, tmp_path: Path) -> None:
         file.write_bytes(whole[: len(whole) // 2] + b"?" + whole[len(whole) // 2 + 1 :])
     else:
         file.write_bytes(b"")
+    if content == "open to others":
+        file.parent.chmod(0o777)
+        whole = b""  # is neither read nor written
     assert run() == first
     assert file.read_bytes() == whole
