@@ -141,6 +141,8 @@ def _compute_again(
                 continue
             maker = nodes[made_at[0]]
             seen = {a for step in node.steps for a in step.inputs} - {read}
+            if any(a.buffer is read.buffer for a in seen):
+                continue  # other elements of it are read too, as where rows are repeated
             steps = _steps_for(read, maker, seen)
             if not steps or len(node.steps) + len(steps) > _MOST_PARTS_ON_GPU:
                 continue

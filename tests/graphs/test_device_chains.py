@@ -314,6 +314,20 @@ def test_what_is_computed_again_as_a_whole_is_not_computed_before(parts: int) ->
     assert set(_names(tape)) == {"mm", NAME}, tape
 
 
+def test_what_is_read_in_two_ways_is_not_computed_again() -> None:
+    x, w = _values(64 * 64, vt.float32).view(64, 64), vt.eye(64)
+
+    def function(x: Any, w: Any) -> list[Any]:
+        a = x.exp()
+        far = a
+        for _ in range(30):
+            far = far @ w
+        return [(a - (x + a[:1])) * 2 + far]
+
+    tape = _check_bits(function, x, w, chain_ops=None)
+    assert not any("computed again" in d.text for d in tape.decisions)
+
+
 def test_results_take_the_place_of_inputs_that_end() -> None:
     x, w = vt.randn(64, 64), vt.randn(64, 64)
     function = lambda x, w: [((x @ w * 2).exp() @ w).sum()]  # noqa: E731
