@@ -14,8 +14,8 @@ namespace {
 struct Gate {
   std::mutex mutex;
   std::condition_variable changed;
-  int captures =
-      0;  // under way, or about to begin: threads that wait in a loop do not hold them up
+  // Under way, or about to begin: threads that wait in a loop do not hold them up.
+  int captures = 0;
   int waits = 0;
 };
 Gate& gate_of(int device) {

@@ -359,3 +359,22 @@ def test_large_batches_of_the_host_are_brought_beside_the_graph() -> None:
         for i in range(12):
             x = host(np.arange(n, dtype=np.float32) + i)
             equal(step(x)[:100], np.cumsum(x.numpy()[:100], dtype=np.float32))
+
+
+def test_gelu_of_a_linear_layer() -> None:
+    weight = vt.full((32, 16), 0.25).requires_grad_()
+    x = vt.full((8, 16), 0.125)
+
+    def step(x: Any) -> Any:
+        weight.grad = None
+        y = vt.nn.functional.gelu(vt.nn.functional.linear(x, weight))
+        z = vt.nn.functional.gelu(y @ weight.detach())
+        (y.sum() + z.sum()).backward()
+        return y
+
+    captured = capture(step)
+    for _ in range(3):
+        y = captured(x)
+    grad = weight.grad.clone()
+    assert vt.allclose(y.cpu(), step(x).cpu())
+    assert vt.allclose(grad.cpu(), weight.grad.cpu())
