@@ -312,7 +312,8 @@ def _why_apart(a: _Node, b: _Node, users: dict[Buffer, int]) -> str:
     walked = {x for s in steps for x in (s.out, *s.inputs) if not x.is_single}
     inner = _inner(steps, users)
     if on_gpu:
-        walked.update(x for s in steps for x in s.inputs if x.buffer.device != "cpu")
+        # Single elements as well, those of the host too: only numbers of the program are arguments.
+        walked.update(x for s in steps for x in s.inputs if not x.number)
     most = _MOST_TENSORS_ON_GPU if on_gpu else MOST_TENSORS
     if steps[0].numel > 1 and sum(x.buffer not in inner for x in walked) > most:
         return "together they walk too many tensors"

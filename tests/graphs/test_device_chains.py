@@ -314,6 +314,22 @@ def test_what_is_computed_again_as_a_whole_is_not_computed_before(parts: int) ->
     assert set(_names(tape)) == {"mm", NAME}, tape
 
 
+def test_elements_of_the_host_count_as_tensors() -> None:
+    tensors = [_values(64, vt.float32, seed) for seed in range(6)]
+    factors = [vt.tensor(0.5 + seed, device="cpu") for seed in range(6)]
+
+    def function(*tensors: Any) -> list[Any]:
+        total = tensors[0] * 2
+        for tensor, factor in zip(tensors, factors):
+            total = total + tensor * factor
+        return [total]
+
+    tape = _check_bits(function, *tensors, chain_ops=None)
+    for op in tape.ops:
+        if op.name == NAME:
+            assert len(op.args[0]) + sum(not view.number for view in op.args[1]) <= 12, tape
+
+
 def test_what_is_read_in_two_ways_is_not_computed_again() -> None:
     x, w = _values(64 * 64, vt.float32).view(64, 64), vt.eye(64)
 
