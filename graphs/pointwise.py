@@ -113,11 +113,7 @@ class Step:
         """The dimension of `shape` along which the output lies element by element, counted from the
         last one."""
         strides = self.out.strides
-        return (
-            0
-            if not strides
-            else len(strides) - 1 - min(range(len(strides)), key=lambda d: strides[d])
-        )
+        return len(strides) - 1 - _fastest(strides) if strides else 0
 
 
 def step_of(op: Op) -> Step | str:
@@ -185,12 +181,17 @@ def chains_problem(device: str) -> str:
     return f"no chains on {device}: {problem}" if problem else ""
 
 
+def _fastest(strides: Sequence[int]) -> int:
+    """The dimension with the least stride, the first of several."""
+    return min(range(len(strides)), key=lambda d: strides[d])
+
+
 def _by_rows(result: Access, inputs: Sequence[Access]) -> bool:
     """Whether all lie element by element where the result does, or are one element there."""
     strides = result.strides
     if strides is None:
         return all(a.is_single or a.strides is None or a.strides[-1] < 2 for a in inputs)
-    fastest = min(range(len(strides)), key=lambda d: strides[d])
+    fastest = _fastest(strides)
     if strides[fastest] != 1:
         return False
     dense = fastest == len(strides) - 1

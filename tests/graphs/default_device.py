@@ -13,6 +13,11 @@ def kind() -> str:
     return vt.get_default_device().type
 
 
+def device_type() -> str:
+    """The type that autocast and GradScaler are for; the simulated device has none."""
+    return kind() if vt.cuda.is_available() else "cpu"
+
+
 def random_state() -> Any:
     """Where its random numbers are."""
     return _C._default_generator(vt.get_default_device()).get_state()

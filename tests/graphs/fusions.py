@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import vibetensor.torch as vt
-from graphs.default_device import kind
+from tests.graphs.default_device import kind
 from vibetensor.graphs import capture
 
 

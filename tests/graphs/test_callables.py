@@ -10,7 +10,7 @@ import pytest
 
 import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
-from graphs.default_device import random_state, set_random_state
+from tests.graphs.default_device import random_state, set_random_state
 from vibetensor.graphs import CaptureError, Graph, graph, make_graphed_callables
 
 

@@ -13,13 +13,9 @@ import pytest
 
 import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
+from tests.graphs.default_device import device_type
 from vibetensor.graphs import CaptureError
 from vibetensor.graphs.compile import OptimizedModule
-
-
-def device_type() -> str:
-    """The device type that autocast and GradScaler are for; the simulated device has none."""
-    return vt.get_default_device().type if vt.cuda.is_available() else "cpu"
 
 
 class Net(vt.nn.Module):

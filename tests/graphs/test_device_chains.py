@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
+from tests.graphs.rewritten import check_chains, op_names
 from vibetensor import _C
-from vibetensor.graphs import capture, record
-from vibetensor.graphs.lower import lower
+from vibetensor.graphs import capture
 from vibetensor.graphs.passes import chains
 from vibetensor.graphs.plan import plan
 from vibetensor.graphs.pointwise import _ON_GPU, NAME
-from vibetensor.graphs.tape import Tape
 from vibetensor.graphs.verify import same_bits
 
 DEVICE = os.environ.get("VT_TEST_DEVICE", "cpu")
@@ -35,33 +34,6 @@ FLOATS = [vt.float32, vt.float64, vt.bfloat16, vt.float16]
 @pytest.fixture(autouse=True)
 def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chains, "LEAST_ON_GPU", 0)
-
-
-def _names(tape: Tape) -> list[str]:
-    return [op.name for op in tape.ops if not op.is_view]
-
-
-def _check_bits(
-    function: Callable[..., Any], *tensors: vt.Tensor, chain_ops: int | None = 1
-) -> Tape:
-    """The function's results, and what it leaves in its tensors, eagerly and fused."""
-    kept = [t.clone() for t in tensors]
-    with vt.no_grad():
-        recording = record(lambda: function(*tensors))
-        expected = [t.clone() for t in (*recording.result, *tensors)]
-        for tensor, value in zip(tensors, kept):
-            tensor.copy_(value)
-        tape = chains.run(recording.tape)
-        found = _names(tape).count(NAME)
-        assert found == chain_ops or (chain_ops is None and found > 0), tape
-        adopted = {recording.buffer_of(t): t for t in recording.result}
-        for result in recording.result:
-            result.zero_()
-        lower(tape, recording, adopted).program.run()
-        for mine, other in zip((*recording.result, *tensors), expected):
-            assert mine.dtype == other.dtype
-            assert same_bits(mine, other), (mine, other)
-    return tape
 
 
 def _values(n: int, dtype: Any, seed: int = 0) -> vt.Tensor:
@@ -106,9 +78,9 @@ UNARY: dict[str, Callable[[Any], Any]] = {
 def test_functions(name: str, dtype: Any) -> None:
     op = UNARY[name]
     x = _all_bfloat16() if dtype == vt.bfloat16 else _values(10_007, dtype)
-    _check_bits(lambda x: [op(x).neg(), op(-x)], x, chain_ops=None)
+    check_chains(lambda x: [op(x).neg(), op(-x)], x, chain_ops=None)
     # What follows a function sees its result as it would be in memory.
-    _check_bits(lambda x: [op(x) + 1, op(x * 0.7) - x, op(x) * x + x], x, chain_ops=None)
+    check_chains(lambda x: [op(x) + 1, op(x * 0.7) - x, op(x) * x + x], x, chain_ops=None)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -120,7 +92,7 @@ def test_arithmetic(dtype: Any) -> None:
         return [c, vt.maximum(a, b) * vt.minimum(b, c), vt.where(a > b, c, 0.25) + vt.where(y == y, x, y)]  # fmt: skip
 
     for n in (1, 7, 2048, 70_001):
-        _check_bits(function, _values(n, dtype), _values(n, dtype, 1), chain_ops=None)
+        check_chains(function, _values(n, dtype), _values(n, dtype, 1), chain_ops=None)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -138,9 +110,9 @@ def test_gradients_of_activations(dtype: Any) -> None:
             ops._dropout_backward(g, x > 0, 1.25) + g,
         ]
 
-    _check_bits(function, _values(5000, dtype), _values(5000, dtype, 1), chain_ops=None)
+    check_chains(function, _values(5000, dtype), _values(5000, dtype, 1), chain_ops=None)
     if dtype == vt.bfloat16:
-        _check_bits(function, _values(1 << 16, dtype), _all_bfloat16(), chain_ops=None)
+        check_chains(function, _values(1 << 16, dtype), _all_bfloat16(), chain_ops=None)
 
 
 def test_casts_and_comparisons() -> None:
@@ -151,13 +123,13 @@ def test_casts_and_comparisons() -> None:
         kept = vt.logical_and(mask, x < 3)
         return [again.to(vt.float32) * kept, kept, (x * 2).to(vt.float64) / 3, half, ~mask]
 
-    _check_bits(function, _values(4100, vt.float32), chain_ops=None)
+    check_chains(function, _values(4100, vt.float32), chain_ops=None)
 
     def sum_of_gradients(a: Any, b: Any, c: Any) -> list[Any]:
         return [a.to(vt.float32).add_(b).add_(c, alpha=0.5)]
 
-    tape = _check_bits(sum_of_gradients, *(_values(9000, vt.bfloat16, i) for i in range(3)))
-    assert _names(tape) == [NAME]
+    tape = check_chains(sum_of_gradients, *(_values(9000, vt.bfloat16, i) for i in range(3)))
+    assert op_names(tape) == [NAME]
 
 
 def test_numbers_promote_as_in_the_op() -> None:
@@ -166,9 +138,9 @@ def test_numbers_promote_as_in_the_op() -> None:
         return [a + 1.7, x * 0.3 / 7 + 2]
 
     h, s, x = _values(3000, vt.float16), vt.tensor(0.1), _values(3000, vt.float32, 2)
-    _check_bits(function, h, s, x, chain_ops=2)
+    check_chains(function, h, s, x, chain_ops=2)
     number = vt.tensor(0.3, device="cpu")
-    _check_bits(lambda x: [(x * number + number).exp()], x)
+    check_chains(lambda x: [(x * number + number).exp()], x)
 
 
 SHAPES: dict[str, Callable[[Any, Any, Any], Any]] = {
@@ -196,22 +168,22 @@ def test_layouts(name: str, shape: tuple[int, int], dtype: Any) -> None:
     make = SHAPES[name]
     x = _values(shape[0] * shape[1], dtype).view(shape)
     r, c = _values(shape[1], dtype, 1), _values(shape[0], dtype, 2).view(-1, 1)
-    _check_bits(lambda x, r, c: [make(x, r, c)], x, r, c, chain_ops=None)
+    check_chains(lambda x, r, c: [make(x, r, c)], x, r, c, chain_ops=None)
 
 
 def test_permuted_layouts() -> None:
     x = _values(4 * 6 * 8 * 16, vt.bfloat16).view(4, 6, 8, 16).transpose(1, 2)
     row, column = _values(16, vt.bfloat16, 1), _values(8, vt.bfloat16, 2).view(8, 1, 1)
-    _check_bits(lambda x: [(x * row + column) * x], x)
-    _check_bits(lambda x: [(x * row + column).transpose(1, 2) * 2], x)
+    check_chains(lambda x: [(x * row + column) * x], x)
+    check_chains(lambda x: [(x * row + column).transpose(1, 2) * 2], x)
 
 
 def test_operands_across_rows_stay_apart() -> None:
     x = _values(64 * 64, vt.float32).view(64, 64)
-    tape = _check_bits(lambda x: [x * 2 + x.t()], x, chain_ops=0)
+    tape = check_chains(lambda x: [x * 2 + x.t()], x, chain_ops=0)
     assert any("across rows" in d.text for d in tape.decisions)
     k = vt.arange(5000)
-    _check_bits(lambda k: [k * 2 + 1], k, chain_ops=0)
+    check_chains(lambda k: [k * 2 + 1], k, chain_ops=0)
 
 
 def test_in_place() -> None:
@@ -221,20 +193,20 @@ def test_in_place() -> None:
         w.sub_(3e-4 * m / (v.sqrt() + 1e-8))
         return []
 
-    _check_bits(adam, *(_values(5000, vt.float32, i).abs() for i in range(4)), chain_ops=None)
+    check_chains(adam, *(_values(5000, vt.float32, i).abs() for i in range(4)), chain_ops=None)
 
     def part(x: Any) -> list[Any]:
         x[10:].mul_(2).add_(1).copy_(x[10:] * 3)
         return [x[10:] + 1]
 
-    _check_bits(part, _values(5000, vt.float32))
+    check_chains(part, _values(5000, vt.float32))
 
     def shifted(x: Any) -> list[Any]:
         x[1:].mul_(2)
         x[:-1].add_(1)
         return [x * 1]
 
-    _check_bits(shifted, _values(5000, vt.float32), chain_ops=0)
+    check_chains(shifted, _values(5000, vt.float32), chain_ops=0)
 
 
 def _gated(n: int) -> tuple[Callable[[], Any], list[vt.Tensor]]:
@@ -270,7 +242,7 @@ def test_a_gated_layer_computes_its_activation_again() -> None:
     fused = [op for op in tape.ops if op.name == NAME]
     # Forward: gate and up to their product. Backward: that of the output, gate and up, to two.
     assert [(len(op.args[0]), len(op.args[1])) for op in fused] == [(1, 2), (2, 3)], tape
-    assert "silu" not in _names(tape)
+    assert "silu" not in op_names(tape)
     assert any("computed again" in d.text for d in tape.decisions if d.made)
 
 
@@ -284,7 +256,7 @@ def test_what_has_changed_is_not_computed_again() -> None:
         c = b @ w
         return [c * a + x]
 
-    tape = _check_bits(function, x, w, chain_ops=None)
+    tape = check_chains(function, x, w, chain_ops=None)
     assert not any("computed again" in d.text for d in tape.decisions)
 
     def kept(x: Any, w: Any) -> list[Any]:
@@ -293,7 +265,7 @@ def test_what_has_changed_is_not_computed_again() -> None:
         c = b.sum(0) @ w
         return [(c * a + x) * 2, b]
 
-    tape = _check_bits(kept, x, w, chain_ops=None)
+    tape = check_chains(kept, x, w, chain_ops=None)
     assert any("computed again" in d.text for d in tape.decisions)
 
 
@@ -310,8 +282,8 @@ def test_what_is_computed_again_as_a_whole_is_not_computed_before(parts: int) ->
             far = far @ w
         return [far * scale + x]
 
-    tape = _check_bits(function, x, w)
-    assert set(_names(tape)) == {"mm", NAME}, tape
+    tape = check_chains(function, x, w)
+    assert set(op_names(tape)) == {"mm", NAME}, tape
 
 
 def test_elements_of_the_host_count_as_tensors() -> None:
@@ -324,7 +296,7 @@ def test_elements_of_the_host_count_as_tensors() -> None:
             total = total + tensor * factor
         return [total]
 
-    tape = _check_bits(function, *tensors, chain_ops=None)
+    tape = check_chains(function, *tensors, chain_ops=None)
     for op in tape.ops:
         if op.name == NAME:
             assert len(op.args[0]) + sum(not view.number for view in op.args[1]) <= 12, tape
@@ -340,14 +312,14 @@ def test_what_is_read_in_two_ways_is_not_computed_again() -> None:
             far = far @ w
         return [(a - (x + a[:1])) * 2 + far]
 
-    tape = _check_bits(function, x, w, chain_ops=None)
+    tape = check_chains(function, x, w, chain_ops=None)
     assert not any("computed again" in d.text for d in tape.decisions)
 
 
 def test_results_take_the_place_of_inputs_that_end() -> None:
     x, w = vt.randn(64, 64), vt.randn(64, 64)
     function = lambda x, w: [((x @ w * 2).exp() @ w).sum()]  # noqa: E731
-    tape = _check_bits(function, x, w)
+    tape = check_chains(function, x, w)
     (fused,) = (op for op in tape.ops if op.name == NAME)
     device = fused.args[0][0].buffer.device
     assert plan(tape, device).shared == {fused.args[0][0].buffer: fused.args[1][0].buffer}
@@ -364,7 +336,7 @@ def test_a_chain_has_bounds() -> None:
             total = total * (0.5 + i / 7) + 0.1
         return [total]
 
-    tape = _check_bits(function, *tensors, chain_ops=None)
+    tape = check_chains(function, *tensors, chain_ops=None)
     for op in tape.ops:
         if op.name == NAME:
             assert len(op.args[0]) + len([v for v in op.args[1] if not v.number]) <= 12
@@ -393,7 +365,7 @@ def test_tests(dtype: Any) -> None:
     x = _values(5000, dtype).round()
     y = _values(5000, dtype, 1).round()
     x[7] = y[9] = float("nan")
-    _check_bits(function, x, y, chain_ops=None)
+    check_chains(function, x, y, chain_ops=None)
 
 
 @on_a_gpu

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import vibetensor.torch as vt
-from graphs.default_device import kind
+from tests.graphs.default_device import kind
 from tests.graphs.fusions import captured_names
 from vibetensor import _C
 from vibetensor.graphs.passes import joined_casts

@@ -11,7 +11,7 @@ import pytest
 
 import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
-from graphs.default_device import kind
+from tests.graphs.default_device import kind
 from vibetensor.graphs import capture
 from vibetensor.graphs.passes import epilogues, joined_casts
 

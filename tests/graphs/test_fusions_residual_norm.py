@@ -8,7 +8,7 @@ import pytest
 
 import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
-from graphs.default_device import kind
+from tests.graphs.default_device import kind
 from tests.graphs.fusions import captured_names, decisions
 
 

@@ -13,15 +13,11 @@ import pytest
 
 import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
+from tests.graphs.default_device import device_type
 from vibetensor import _C
 from vibetensor.graphs import Graph, graph, graph_pool_handle
 from vibetensor.torch.random import _set_states as set_random_states
 from vibetensor.torch.random import _states as random_states
-
-
-def device_type() -> str:
-    """The device type that autocast and GradScaler are for; the simulated device has none."""
-    return vt.get_default_device().type if vt.cuda.is_available() else "cpu"
 
 
 class Training:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
-from graphs.default_device import kind
+from tests.graphs.default_device import kind
 from vibetensor.graphs import Graph, capture, graph
 
 ADAM: dict[str, dict[str, Any]] = {

@@ -9,35 +9,17 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
-from vibetensor.graphs import capture, record
-from vibetensor.graphs.lower import lower
+from tests.graphs.rewritten import check_bits, op_names
+from vibetensor.graphs import capture
 from vibetensor.graphs.passes import copies, dead_code
 from vibetensor.graphs.tape import Tape
-from vibetensor.graphs.verify import same_bits
 
 F = vt.nn.functional
 
 
-def _names(tape: Tape) -> list[str]:
-    return [op.name for op in tape.ops if not op.is_view]
-
-
 def _check(function: Callable[..., Any], *tensors: Any) -> Tape:
-    """The pass's tape, after its results and what it leaves have been found equal bit for bit."""
-    kept = [t.clone() for t in tensors]
-    with vt.no_grad():
-        recording = record(lambda: function(*tensors))
-        expected = [t.clone() for t in (*recording.result, *tensors)]
-        for tensor, value in zip(tensors, kept):
-            tensor.copy_(value)
-        tape = dead_code.run(copies.run(recording.tape))
-        adopted = {recording.buffer_of(t): t for t in recording.result}
-        for result in recording.result:
-            result.fill_(-7)
-        lower(tape, recording, adopted).program.run()
-        for mine, other in zip((*recording.result, *tensors), expected):
-            assert same_bits(mine, other), (mine, other)
-    return tape
+    """check_bits for the pass copies, and dead code after it."""
+    return check_bits(lambda t: dead_code.run(copies.run(t)), function, *tensors, poison=-7)
 
 
 @pytest.mark.parametrize("dtype", [vt.float32, vt.bfloat16])
@@ -58,7 +40,7 @@ def test_gradients_of_a_split_projection_are_made_joined(dtype: Any) -> None:
         made = [function(vt.randn(2, 5, 8)).detach().numpy().copy() for _ in range(5)]
         if captured:
             tape = function.variants[0].tape
-            assert "cat" not in _names(tape) and "_attention_backward" in _names(tape)
+            assert "cat" not in op_names(tape) and "_attention_backward" in op_names(tape)
             assert any("made joined" in d.text for d in tape.decisions)
         return [*made, w.grad.numpy().copy()]
 
@@ -86,7 +68,7 @@ def test_gradients_of_slices_of_a_projection_are_made_joined(dtype: Any) -> None
         made = [function(vt.randn(2, 5, 8)).detach().numpy().copy() for _ in range(5)]
         if captured:
             tape = function.variants[0].tape
-            names = _names(tape)
+            names = op_names(tape)
             assert "cat" not in names and "clone" not in names, names
             (op,) = (op for op in tape.ops if op.name == "_attention_backward")
             assert len({v.buffer for v in op.writes()}) == 1
@@ -102,9 +84,9 @@ def test_gradients_of_slices_of_a_projection_are_made_joined(dtype: Any) -> None
 def test_pieces_of_pointwise_ops(dim: int) -> None:
     x, y = vt.randn(6, 6), vt.randn(6, 6)
     tape = _check(lambda x, y: [vt.cat([x * 2, y.t() + 1, x.exp()], dim)], x, y)
-    assert sorted(_names(tape)) == ["add", "exp", "mul"]
+    assert sorted(op_names(tape)) == ["add", "exp", "mul"]
     tape = _check(lambda x, y: [vt.stack([x * 2, y + 1], dim) * 2], x, y)
-    assert "cat" not in _names(tape)
+    assert "cat" not in op_names(tape)
 
 
 def test_pieces_that_stay() -> None:
@@ -126,10 +108,10 @@ def test_pieces_that_stay() -> None:
     ]
     for function, why in cases:
         tape = _check(function, x, y)
-        assert "cat" in _names(tape)
+        assert "cat" in op_names(tape)
         assert any(not d.made and why in d.text for d in tape.decisions), (why, tape.decisions)
     # Products next to each other in memory need no strides.
-    assert "cat" not in _names(_check(lambda x, y: [vt.cat([x @ y, y + 1])], x, y))
+    assert "cat" not in op_names(_check(lambda x, y: [vt.cat([x @ y, y + 1])], x, y))
 
 
 def test_results_are_written_where_they_are_copied() -> None:
@@ -140,7 +122,7 @@ def test_results_are_written_where_they_are_copied() -> None:
         return [(x.sum(0) * 2).clone()]
 
     tape = _check(product, x, w, total)
-    assert _names(tape) == ["mm", "sum.dim", "mul"]
+    assert op_names(tape) == ["mm", "sum.dim", "mul"]
 
     def target_is_read(x: Any, w: Any, total: Any) -> list[Any]:
         made = x @ w
@@ -148,32 +130,32 @@ def test_results_are_written_where_they_are_copied() -> None:
         total[1:7].copy_(made)
         return [before]
 
-    assert "copy_" in _names(_check(target_is_read, x, w, total))
+    assert "copy_" in op_names(_check(target_is_read, x, w, total))
 
     def maker_reads_target(x: Any, w: Any, total: Any) -> list[Any]:
         total[:6].copy_(total[1:7] * 2)
         return [total * 1]
 
-    assert "copy_" in _names(_check(maker_reads_target, x, w, total))
+    assert "copy_" in op_names(_check(maker_reads_target, x, w, total))
 
 
 def test_readers_of_a_copy_read_the_source() -> None:
     x, y = vt.randn(6, 6), vt.randn(6, 6)
-    assert _names(_check(lambda x, y: [x.clone() @ y], x, y)) == ["mm"]
+    assert op_names(_check(lambda x, y: [x.clone() @ y], x, y)) == ["mm"]
 
     def source_changes(x: Any, y: Any) -> list[Any]:
         old = x.clone()
         x.add_(1)
         return [old @ y]
 
-    assert "clone" in _names(_check(source_changes, x, y))
+    assert "clone" in op_names(_check(source_changes, x, y))
 
     def copy_changes(x: Any, y: Any) -> list[Any]:
         new = x.clone()
         new.add_(1)
         return [new @ y, x * 1]
 
-    assert "clone" in _names(_check(copy_changes, x, y))
+    assert "clone" in op_names(_check(copy_changes, x, y))
 
     def source_is_done(x: Any, y: Any) -> list[Any]:
         a = x @ y
@@ -182,8 +164,8 @@ def test_readers_of_a_copy_read_the_source() -> None:
         b.add_(1)
         return [b @ y + total]
 
-    assert "clone" not in _names(_check(source_is_done, x, y))
-    assert "clone" in _names(_check(lambda x, y: [x.t().contiguous() @ y], x, y))
+    assert "clone" not in op_names(_check(source_is_done, x, y))
+    assert "clone" in op_names(_check(lambda x, y: [x.t().contiguous() @ y], x, y))
 
 
 def test_filled_and_overwritten() -> None:
@@ -194,14 +176,14 @@ def test_filled_and_overwritten() -> None:
         made.copy_(x.t())
         return [made @ x]
 
-    assert "fill_" not in _names(_check(whole, x))
+    assert "fill_" not in op_names(_check(whole, x))
 
     def part(x: Any) -> list[Any]:
         made = vt.zeros(6, 6)
         made[1:].copy_(x[1:])
         return [made @ x]
 
-    assert "fill_" in _names(_check(part, x))
+    assert "fill_" in op_names(_check(part, x))
 
     def read_between(x: Any) -> list[Any]:
         made = vt.ones(6, 6)
@@ -209,4 +191,4 @@ def test_filled_and_overwritten() -> None:
         made.copy_(x.t())
         return [made @ x + total]
 
-    assert "fill_" in _names(_check(read_between, x))
+    assert "fill_" in op_names(_check(read_between, x))

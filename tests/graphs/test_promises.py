@@ -14,7 +14,7 @@ import pytest
 
 import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
-from graphs.default_device import kind, random_state
+from tests.graphs.default_device import kind, random_state
 from vibetensor import _C
 from vibetensor.graphs import CapturedStep, capture
 

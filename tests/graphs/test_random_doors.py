@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
-from graphs.default_device import kind, random_state
 from graphs.test_random_programs import Program
+from tests.graphs.default_device import kind, random_state
 from vibetensor.graphs import Graph, graph
 
 PROGRAMS = 240

@@ -12,6 +12,7 @@ import pytest
 
 import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
+from tests.graphs.default_device import random_state, set_random_state
 from vibetensor.graphs import CaptureError, capture
 from vibetensor.graphs import profile as profiles
 from vibetensor.graphs.profile import EventClock, HostClock, profile, seconds_text
@@ -54,17 +55,6 @@ class Training:
         tensors += [p.grad for p in self.model.parameters() if p.grad is not None]
         host = [self.schedule.last_epoch, self.optimizer.param_groups[0]["lr"]]
         return [t.detach().clone().numpy() for t in (*tensors, random_state())] + host
-
-
-def random_state() -> Any:
-    """Where the default device's random numbers are."""
-    on_host = vt.get_default_device().type == "cpu"
-    return vt.get_rng_state() if on_host else vt.cuda.get_rng_state()
-
-
-def set_random_state(state: Any) -> None:
-    on_host = vt.get_default_device().type == "cpu"
-    (vt.set_rng_state if on_host else vt.cuda.set_rng_state)(state)
 
 
 def same(a: list[Any], b: list[Any]) -> bool:

@@ -15,7 +15,7 @@ import pytest
 from workloads import WORKLOADS, load_initial_weights
 
 import vibetensor.torch as vt
-from graphs.default_device import kind, random_state, set_random_state
+from tests.graphs.default_device import kind, random_state, set_random_state
 from vibetensor.graphs import CapturedStep, Tape, capture, passes
 from vibetensor.graphs.passes import dead_code
 from vibetensor.graphs.rewrite import make_op
