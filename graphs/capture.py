@@ -521,7 +521,7 @@ class CapturedStep:
         found = [x for x in _flatten(result)[0] if _is_tensor(x)]
         found += [leaf.grad for leaf in grads]
         found += [state[buffer] for buffer in shared]
-        bound = variant.tape.bound
+        bound = checks.OF_A_STEP * variant.tape.bound
         same = all(checks.agree(x.detach(), y, bound) for x, y in zip(found, expected))
         if not same or not random.here():
             where = checks.first_difference(variant.recording, variant.tape, snapshot)

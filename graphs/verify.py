@@ -17,6 +17,8 @@ from vibetensor.graphs.tape import Buffer, Op, Tape, View
 
 # Larger tensors made on the host are data, and data is what changes.
 _CONSTANT_BYTES = 4096
+# A tape's bound is that of one op's result; how many times it a step's results, made of it, may differ.
+OF_A_STEP = 8
 
 
 class CaptureMismatch(RuntimeError):

@@ -48,11 +48,12 @@ __global__ void __launch_bounds__(kRowThreads)
     sum.reduce(shared);
     const T lse = sum.top + log_of(sum.total);
     const T weight = p.weight ? p.weight[target] : T(1);
-    T loss = (T(1) - p.smoothing) * weight * (lse - convert<T>(x[target]));
+    T all_weights = T(0);
     if (p.smoothing != T(0)) {
       along = row_reduce(along, Plus(), shared);
-      loss += p.smoothing / static_cast<T>(p.classes) * (weight_sum(p, shared) * lse - along);
+      all_weights = weight_sum(p, shared);
     }
+    const T loss = row_loss(p, weight, all_weights, lse, convert<T>(x[target]), along);
     if (threadIdx.x == 0) {
       losses[row] = loss;
       weights[row] = weight;
@@ -144,9 +145,9 @@ void forward(const Tensor& loss, const Tensor& lse, const Tensor& total_weight, 
     T* weights = losses + p.rows;
     const bool done = !weight.defined() && forward_by_cute(launch, losses, weights, lse, x, index,
                                                            ignore_index, smoothing);
-    if (p.rows > 0 && !done) {
+    const S* in = x.data_as<S>();
+    if (p.rows > 0 && !done && !tiled_losses(launch, losses, weights, lse.data_as<T>(), in, p)) {
       const LogitLaunch shape(p.rows, p.classes);
-      const S* in = x.data_as<S>();
       launch(is_aligned(in) || sizeof(S) == 8 ? row_losses<S, kWidthOf<S>> : row_losses<S, 1>,
              shape.grid, shape.block, 0, losses, weights, lse.data_as<T>(), in, p);
     }
@@ -167,7 +168,6 @@ __global__ void __launch_bounds__(kRowThreads)
   __shared__ T shared[kRowThreads / kWarp];
   // `total_weight` is null unless the loss is a mean.
   const T divisor = total_weight ? *total_weight : T(1);
-  const T spread = p.smoothing / static_cast<T>(p.classes);
   for (int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; row < p.rows;
        row += int64_t{gridDim.x} * blockDim.y) {
     const int64_t target = p.targets[row];
@@ -182,21 +182,14 @@ __global__ void __launch_bounds__(kRowThreads)
       });
       continue;
     }
-    const T scale = grad[grad_per_row ? row : 0] / divisor, shift = lses[row];
-    const T on_target = (p.weight ? p.weight[target] : T(1)) * (T(1) - p.smoothing) * scale;
-    const bool smooth = p.smoothing != T(0);
-    const T factor =
-        smooth ? on_target + spread * weight_sum(p, shared) * scale : on_target;
-    const T elsewhere = spread * scale;
+    const T scale = grad[grad_per_row ? row : 0] / divisor, lse = lses[row];
+    const T all_weights = p.smoothing != T(0) ? weight_sum(p, shared) : T(0);
+    const RowGradient<T> g(p, p.weight ? p.weight[target] : T(1), all_weights, scale);
     for_each_piece<W>(x, p.classes, [&](auto width, int64_t i) {
       T value[width];
       load_piece<S, T, width>(x + i, value);
 #pragma unroll
-      for (int k = 0; k < width; ++k) {
-        value[k] = exp_of(value[k] - shift) * factor;
-        if (smooth) value[k] -= elsewhere * (p.weight ? p.weight[i + k] : T(1));
-        if (i + k == target) value[k] -= on_target;
-      }
+      for (int k = 0; k < width; ++k) value[k] = g.of(p, value[k], lse, i + k, target);
       store_piece<S, T, width>(dx + i, value);
     });
   }

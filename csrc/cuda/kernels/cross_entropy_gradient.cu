@@ -1,52 +1,13 @@
 // Loss and gradient of cross entropy with class indices in one op, the gradient in the place of the
 // logits where asked. A row is read once and written once: rows of few classes lie in shared memory
-// by the tile, long ones wait there while the next row arrives. Other rows are read twice.
+// by the tile (cross_entropy_tiles.cu), long ones wait there while the next row arrives. Other rows
+// are read twice.
 #include "cuda/kernels/cross_entropy.cuh"
 
 namespace vt::cuda {
 namespace {
 
 using namespace cross_entropy;
-
-/// How a row's loss and gradient follow from its log-sum-exp.
-template <class T>
-struct RowGradient {
-  T factor, elsewhere, on_target;
-
-  /// `all_weights`: the sum of the classes' weights; used with smoothing only.
-  __device__ RowGradient(const Problem<T>& p, T weight, T all_weights, T scale)
-      : on_target(weight * (T(1) - p.smoothing) * scale) {
-    const T spread = p.smoothing / static_cast<T>(p.classes);
-    factor = p.smoothing != T(0) ? on_target + spread * all_weights * scale : on_target;
-    elsewhere = spread * scale;
-  }
-};
-
-template <class T>
-__device__ inline T row_loss(const Problem<T>& p, T weight, T all_weights, T lse, T at_target,
-                             T along) {
-  T loss = (T(1) - p.smoothing) * weight * (lse - at_target);
-  if (p.smoothing != T(0))
-    loss += p.smoothing / static_cast<T>(p.classes) * (all_weights * lse - along);
-  return loss;
-}
-
-/// What the kernels of rows write and read. `out` may be `in`. Targets have been checked.
-template <class S>
-struct Rows {
-  using T = Compute<S>;
-  T* losses;
-  S* out;
-  const S* in;
-  const T* grad;
-  const T* total_weight;  // null unless the loss is a mean
-  bool grad_per_row;
-  Problem<T> problem;
-
-  __device__ T scale(int64_t row) const {
-    return grad[grad_per_row ? row : 0] / (total_weight ? *total_weight : T(1));
-  }
-};
 
 // --- the sum of weights
 
@@ -302,88 +263,6 @@ bool staged(const Launch& launch, const Rows<S>& r) {
   return true;
 }
 
-// --- rows of few classes
-
-constexpr int kTileRows = 32, kLanes = 8;  // of a row
-constexpr int64_t kTileBytes = 32 << 10;
-
-/// A block takes 32 rows through shared memory, so that they are read and written in pieces of 16
-/// bytes however odd their length; 8 threads share a row.
-template <class S>
-__global__ void __launch_bounds__(kTileRows * kLanes) tiled_rows(const __grid_constant__ Rows<S> r) {
-  using T = Compute<S>;
-  constexpr int W = 16 / static_cast<int>(sizeof(S));
-  extern __shared__ uint4 pieces[];
-  S* const tile = reinterpret_cast<S*>(pieces);
-  const Problem<T>& p = r.problem;
-  const int t = static_cast<int>(threadIdx.x), lane = t % kLanes, classes = static_cast<int>(p.classes);
-  const int64_t first = int64_t{blockIdx.x} * kTileRows, row = first + t / kLanes;
-  const bool there = row < p.rows;
-  const int64_t target = there ? p.targets[row] : p.ignored;
-  const T scale = there ? r.scale(row) : T(0);
-  const int count = classes * static_cast<int>(min(int64_t{kTileRows}, p.rows - first));
-  const S* const in = r.in + first * classes;
-  S* const out = r.out + first * classes;
-  for (int i = t; i < count / W; i += kTileRows * kLanes)
-    pieces[i] = reinterpret_cast<const uint4*>(in)[i];
-  for (int i = count / W * W + t; i < count; i += kTileRows * kLanes) tile[i] = in[i];
-  __syncthreads();
-  S* const x = tile + t / kLanes * classes;
-  const auto over_lanes = [](T value, auto op) {
-#pragma unroll
-    for (int mask = kLanes / 2; mask > 0; mask /= 2)
-      value = op(value, __shfl_xor_sync(0xffffffffu, value, mask));
-    return value;
-  };
-  const int n = there ? classes : 0;
-  const bool smooth = p.smoothing != T(0);
-  T top = minus_infinity<T>();
-  for (int i = lane; i < n; i += kLanes) top = Larger()(top, convert<T>(x[i]));
-  top = over_lanes(top, Larger());
-  const T by = OnlineSum<T>::shift(top);
-  T total = T(0), along = T(0), all_weights = T(0);
-  for (int i = lane; i < n; i += kLanes) {
-    const T value = convert<T>(x[i]), weight = smooth && p.weight ? p.weight[i] : T(1);
-    total += exp_of(value - by);
-    along += value * weight;
-    all_weights += weight;
-  }
-  total = over_lanes(total, Plus());
-  if (smooth) along = over_lanes(along, Plus()), all_weights = over_lanes(all_weights, Plus());
-  const bool kept = target != p.ignored;
-  const T lse = top + log_of(total), weight = kept && p.weight ? p.weight[target] : T(1);
-  const T at_target = kept ? convert<T>(x[target]) : T(0);
-  __syncwarp();  // the target's logit has been read
-  const RowGradient<T> g(p, weight, all_weights, scale);
-  for (int i = lane; i < n; i += kLanes) {
-    T value = T(0);
-    if (kept) {
-      value = exp_of(convert<T>(x[i]) - lse) * g.factor;
-      if (smooth) value -= g.elsewhere * (p.weight ? p.weight[i] : T(1));
-      if (i == target) value -= g.on_target;
-    }
-    x[i] = convert<S>(value);
-  }
-  if (there && lane == 0)
-    r.losses[row] = kept ? row_loss(p, weight, all_weights, lse, at_target, along) : T(0);
-  __syncthreads();
-  for (int i = t; i < count / W; i += kTileRows * kLanes)
-    reinterpret_cast<uint4*>(out)[i] = pieces[i];
-  for (int i = count / W * W + t; i < count; i += kTileRows * kLanes) out[i] = tile[i];
-}
-
-template <class S>
-bool tiled(const Launch& launch, const Rows<S>& r) {
-  const int64_t bytes = r.problem.classes * kTileRows * int64_t{sizeof(S)};
-  const int64_t blocks = ceil_div<int64_t>(r.problem.rows, kTileRows);
-  if (bytes > kTileBytes || blocks > std::numeric_limits<int>::max() || !is_aligned(r.in) ||
-      !is_aligned(r.out))
-    return false;
-  launch(tiled_rows<S>, dim3(static_cast<unsigned>(blocks)), dim3(kTileRows * kLanes),
-         static_cast<size_t>(bytes), r);
-  return true;
-}
-
 // --- other rows
 
 /// The rows of a warp or a block each, read twice: a thread writes the pieces that it read itself.
@@ -434,9 +313,7 @@ __global__ void __launch_bounds__(kRowThreads) walked_rows(const __grid_constant
       load_piece<S, T, width>(x + i, value);
 #pragma unroll
       for (int k = 0; k < width; ++k) {
-        value[k] = exp_of(value[k] - lse) * g.factor;
-        if (smooth) value[k] -= g.elsewhere * (p.weight ? p.weight[i + k] : T(1));
-        if (i + k == target) value[k] -= g.on_target;
+        value[k] = g.of(p, value[k], lse, i + k, target);
       }
       store_piece<S, T, width>(dx + i, value);
     });
@@ -494,7 +371,7 @@ void loss_and_gradient(const Tensor& loss, const Tensor& grad, const Tensor& sel
       const Rows<S> rows{losses,          grad.data_as<S>(), x.data_as<S>(),
                          g.data_as<T>(), total,             reduction == kNone,
                          p};
-      if (!tiled(launch, rows) && !staged(launch, rows)) walked(launch, rows);
+      if (!tiled_gradients(launch, rows) && !staged(launch, rows)) walked(launch, rows);
     }
     if (reduction != kNone) {
       launch(mean_loss<T>, dim3(1), dim3(kSumThreads), 0, static_cast<char*>(loss.data()),
