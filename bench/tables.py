@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bars import bars
+from curves import curves
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -27,7 +28,10 @@ def page() -> str:
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text())
         lines += ["", f"## {path.stem}", "", *how(record), ""]
-        lines += step_tables(path.stem, record) if "steps" in record else rows(record)
+        if "convergence" in record:
+            lines += convergence(record)
+        else:
+            lines += step_tables(path.stem, record) if "steps" in record else rows(record)
     return "\n".join(lines) + "\n"
 
 
@@ -119,6 +123,30 @@ def step_tables(name: str, record: dict[str, Any]) -> list[str]:
         bars(f"A training step on {where}, ms (less is better)", groups)
     )
     return lines
+
+
+def convergence(record: dict[str, Any]) -> list[str]:
+    """Validation losses of both libraries: a table, and a chart for each workload."""
+    lines = [
+        f"Text: {record['source']}. Last validation losses of each seed; both libraries have a seed's weights and batches.",
+        "",
+        "| workload | steps | batch | vibetensor | torch | means within torch's spread |",
+        "|---|---|---|---|---|---|",
+    ]
+    charts = []
+    for each in record["convergence"]:
+        ours, theirs = (", ".join(f"{v:.4f}" for v in each["last"][lib]) for lib in ("vibetensor", "torch"))
+        verdict = "yes" if each["within_spread"] else "NO"
+        name = each["workload"]
+        lines.append(f"| {name} | {each['steps']} | {each['batch']} | {ours} | {theirs} | {verdict} |")
+        drawn = [
+            (library, line, library == "vibetensor")
+            for library, found in each["curves"].items()
+            for line in found
+        ]
+        (RESULTS / f"convergence_{name}.svg").write_text(curves(f"{name}: validation loss", drawn))
+        charts.append(f"![{name}](results/convergence_{name}.svg)")
+    return [*lines, "", *charts]
 
 
 if __name__ == "__main__":

@@ -50,16 +50,17 @@ class Vocabulary:
         return {"kind": self.kind, "characters": self.characters}
 
 
-def read_text(data: str | None) -> tuple[bytes, bytes, str]:
+def read_text(data: str | None, limit: int = _DEFAULT_BYTES) -> tuple[bytes, bytes, str]:
     """(training text, validation text, description of the source).
 
-    A folder is split by file, one in ten (by a checksum of its name) for validation; a single file
-    keeps its last tenth for that. Binary files are skipped. Raises ValueError where there is too
-    little text, OSError where there is none.
+    None stands for `limit` bytes at most of the Python standard library's own modules. A folder is
+    split by file, one in ten (by a checksum of its name) for validation; a single file keeps its
+    last tenth for that. Binary files are skipped. Raises ValueError where there is too little text,
+    OSError where there is none.
     """
     if data is None:
         folder = sysconfig.get_path("stdlib")
-        train, held_out, count = _split_folder(folder, _python_sources(folder), _DEFAULT_BYTES)
+        train, held_out, count = _split_folder(folder, _python_sources(folder), limit)
         source = f"{count} files of Python's standard library"
     elif os.path.isdir(data):
         train, held_out, count = _split_folder(data, _all_files(data), None)
