@@ -101,8 +101,8 @@ def commit() -> str:
 
 
 def launch_time() -> dict[str, float]:
-    """What the driver takes of the host for one launch of an empty kernel, in microseconds: no op
-    on a GPU is cheaper. Nothing without a GPU."""
+    """What the driver takes of the host for one launch of an empty kernel by itself, in
+    microseconds. Nothing without a GPU."""
     import vibetensor.torch as vt
 
     if not vt.cuda.is_available():

@@ -1,5 +1,6 @@
 // Issues kernels. The driver's handle of a kernel is looked up once per thread, so that a launch is
-// one driver call: the runtime's own way looks it up and checks its state every time.
+// one driver call: the runtime's own way looks it up and checks its state every time. Kernels that
+// come again and again cost less than that call (repeated_launch.h).
 #pragma once
 
 #include <cuda_runtime_api.h>

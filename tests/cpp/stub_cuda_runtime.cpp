@@ -1,5 +1,7 @@
 #include "stub_cuda_runtime.h"
 
+#include <cuda.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -7,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string_view>
 #include <vector>
 
 using vt::stub::Work;
@@ -43,6 +46,8 @@ std::map<void*, size_t>& blocks() {
 int64_t calls_left = 0;
 bool failed = false;
 int live_graphs = 0;
+int64_t launched_kernels = 0, launched_graphs = 0;
+thread_local uintptr_t context = 1;
 thread_local cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
 
 CUstream_st* stream_of(cudaStream_t stream) { return stream ? stream : &default_stream; }
@@ -93,8 +98,26 @@ int captures() {
   return count;
 }
 int graphs() { return live_graphs; }
+void set_context(uintptr_t value) { context = value; }
+int64_t kernel_launches() { return launched_kernels; }
+int64_t graph_launches() { return launched_graphs; }
 
 }  // namespace vt::stub
+
+namespace {
+
+/// A launch of a kernel with the arguments as they are now.
+Work work_of(const void* function, void** arguments) {
+  const auto* kernel = static_cast<const vt::stub::Kernel*>(function);
+  std::vector<std::vector<std::byte>> copies;
+  for (size_t i = 0; i < kernel->argument_sizes.size(); ++i) {
+    const auto* from = static_cast<const std::byte*>(arguments[i]);
+    copies.emplace_back(from, from + kernel->argument_sizes[i]);
+  }
+  return [kernel, copies] { kernel->run(copies); };
+}
+
+}  // namespace
 
 // What a failing call says; work is refused, so nothing else happens.
 #define STUB_ENTER                         \
@@ -123,13 +146,6 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* low, int* high) {
 }
 cudaError_t cudaDriverGetVersion(int* v) { return *v = 13000, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* v) { return *v = 13000, cudaSuccess; }
-cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** pointer, unsigned,
-                                             unsigned long long,
-                                             cudaDriverEntryPointQueryResult* result) {
-  *pointer = nullptr;
-  *result = cudaDriverEntryPointSymbolNotFound;
-  return cudaSuccess;
-}
 const char* cudaGetErrorName(cudaError_t) { return "stub"; }
 const char* cudaGetErrorString(cudaError_t) { return "the stub refuses"; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -290,6 +306,7 @@ cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) {
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
   STUB_ENTER;
+  ++launched_graphs;
   // As the hardware does, a launch has its nodes once it is given.
   return vt::stub::enqueue(stream, [nodes = graph->nodes] {
     for (const Work& node : nodes) node();
@@ -304,4 +321,110 @@ cudaError_t cudaGraphDebugDotPrint(cudaGraph_t, const char*, unsigned) {
   return cudaSuccess;
 }
 
+// Kernels, by the runtime and by the driver.
+cudaError_t cudaGetFuncBySymbol(cudaFunction_t* function, const void* symbol) {
+  STUB_ENTER;
+  *function = reinterpret_cast<cudaFunction_t>(const_cast<void*>(symbol));
+  return cudaSuccess;
+}
+cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3, void** arguments, size_t,
+                             cudaStream_t stream) {
+  STUB_ENTER;
+  if (grid.x == 0) return cudaErrorInvalidConfiguration;
+  ++launched_kernels;
+  return vt::stub::enqueue(stream, work_of(kernel, arguments));
+}
+
 }  // extern "C"
+
+#define STUB_DRIVER_ENTER                  \
+  const std::lock_guard enter_lock(mutex); \
+  if (fails()) return CUDA_ERROR_UNKNOWN
+
+namespace {
+
+CUresult get_context(CUcontext* current) {
+  STUB_DRIVER_ENTER;
+  return *current = reinterpret_cast<CUcontext>(context), CUDA_SUCCESS;
+}
+CUresult launch_kernel(CUfunction function, unsigned x, unsigned, unsigned, unsigned, unsigned,
+                       unsigned, unsigned, CUstream stream, void** arguments, void**) {
+  STUB_DRIVER_ENTER;
+  if (x == 0) return CUDA_ERROR_INVALID_VALUE;
+  if (context != 1) return CUDA_ERROR_INVALID_HANDLE;
+  ++launched_kernels;
+  vt::stub::enqueue(stream, work_of(function, arguments));
+  return CUDA_SUCCESS;
+}
+CUresult graph_create(CUgraph* graph, unsigned) {
+  STUB_DRIVER_ENTER;
+  ++live_graphs;
+  return *graph = new CUgraph_st, CUDA_SUCCESS;
+}
+CUresult graph_add(CUgraphNode* node, CUgraph graph, const CUgraphNode*, size_t,
+                   const CUDA_KERNEL_NODE_PARAMS* p) {
+  STUB_DRIVER_ENTER;
+  if (p->gridDimX == 0) return CUDA_ERROR_INVALID_VALUE;
+  graph->nodes.push_back(work_of(p->func, p->kernelParams));
+  return *node = reinterpret_cast<CUgraphNode>(graph->nodes.size()), CUDA_SUCCESS;
+}
+CUresult graph_instantiate(CUgraphExec* made, CUgraph graph, unsigned long long) {
+  STUB_DRIVER_ENTER;
+  if (mode != cudaStreamCaptureModeRelaxed && vt::stub::captures() > 0)
+    return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  ++live_graphs;
+  return *made = new CUgraphExec_st{graph->nodes}, CUDA_SUCCESS;
+}
+CUresult graph_set(CUgraphExec graph, CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS* p) {
+  STUB_DRIVER_ENTER;
+  if (p->gridDimX == 0) return CUDA_ERROR_INVALID_VALUE;
+  graph->nodes[reinterpret_cast<size_t>(node) - 1] = work_of(p->func, p->kernelParams);
+  return CUDA_SUCCESS;
+}
+CUresult graph_launch(CUgraphExec graph, CUstream stream) {
+  return cudaGraphLaunch(graph, stream) == cudaSuccess ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN;
+}
+CUresult graph_destroy(CUgraph graph) {
+  const std::lock_guard lock(mutex);
+  return cudaGraphDestroy(graph), CUDA_SUCCESS;
+}
+CUresult graph_exec_destroy(CUgraphExec graph) {
+  const std::lock_guard lock(mutex);
+  return cudaGraphExecDestroy(graph), CUDA_SUCCESS;
+}
+
+struct Entry {
+  std::string_view name;
+  void* function;
+};
+/// `Like` is the driver's own function, for its type.
+template <class Like>
+void* address(Like function) {
+  return reinterpret_cast<void*>(function);
+}
+const Entry kDriver[] = {
+    {"cuCtxGetCurrent", address<decltype(&cuCtxGetCurrent)>(get_context)},
+    {"cuLaunchKernel", address<decltype(&cuLaunchKernel)>(launch_kernel)},
+    {"cuGraphCreate", address<decltype(&cuGraphCreate)>(graph_create)},
+    {"cuGraphAddKernelNode", address<decltype(&cuGraphAddKernelNode)>(graph_add)},
+    {"cuGraphInstantiateWithFlags",
+     address<decltype(&cuGraphInstantiateWithFlags)>(graph_instantiate)},
+    {"cuGraphExecKernelNodeSetParams",
+     address<decltype(&cuGraphExecKernelNodeSetParams)>(graph_set)},
+    {"cuGraphLaunch", address<decltype(&cuGraphLaunch)>(graph_launch)},
+    {"cuGraphDestroy", address<decltype(&cuGraphDestroy)>(graph_destroy)},
+    {"cuGraphExecDestroy", address<decltype(&cuGraphExecDestroy)>(graph_exec_destroy)},
+};
+
+}  // namespace
+
+extern "C" cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** pointer, unsigned,
+                                                        unsigned long long,
+                                                        cudaDriverEntryPointQueryResult* result) {
+  const auto* found = std::find_if(std::begin(kDriver), std::end(kDriver),
+                                   [&](const Entry& entry) { return entry.name == name; });
+  const bool known = found != std::end(kDriver);
+  *pointer = known ? found->function : nullptr;
+  *result = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return cudaSuccess;
+}

@@ -5,10 +5,18 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 namespace vt::stub {
+
+/// A kernel as its host stub and as the driver's handle of it. A launch copies the arguments.
+struct Kernel {
+  std::vector<size_t> argument_sizes;
+  void (*run)(const std::vector<std::vector<std::byte>>& arguments);
+};
 
 using Work = std::function<void()>;
 /// Gives work to a stream, as a kernel's launch does; a node where the stream is captured.
@@ -19,6 +27,11 @@ void finish_all();
 void fail_call(int64_t n);
 /// Whether the call that was to fail has been made.
 bool has_failed();
+/// What the driver says is the thread's context; at first the device's.
+void set_context(uintptr_t context);
+/// Launches asked of the driver so far: kernels, and graphs that it was handed.
+int64_t kernel_launches();
+int64_t graph_launches();
 /// Streams under capture, graphs and executables alive.
 int captures();
 int graphs();

@@ -9,6 +9,7 @@
 #include "cuda/cublaslt.h"
 #include "cuda/device.h"
 #include "cuda/library.h"
+#include "cuda/repeated_launch.h"
 #include "cuda/stream.h"
 #include "cuda/sync.h"
 #include "python/cuda/bindings.h"
@@ -152,6 +153,7 @@ NB_MODULE(_cuda, m) {
     });
   });
   m.def("implicit_syncs", &cuda::implicit_syncs);
+  m.def("launch_graphs", &cuda::launch_graphs);
   m.def("allow_tf32", &cuda::allow_tf32);
   m.def("set_allow_tf32", &cuda::set_allow_tf32);
   m.def("cublaslt_version", &cuda::cublaslt_version);
