@@ -99,7 +99,8 @@ Interface parse(Object info, const char* array, const char* interface) {
   if (PyErr_Occurred()) throw PythonError();
   const bool read_only = PyObject_IsTrue(PyTuple_GetItem(data, 1)) == 1;
   const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
-  check_value(address || empty, "the array interface of an object with elements has no address");
+  check_value(address || empty, interface, ": data is a null pointer, and the shape ",
+              IntSpan(sizes), " has elements");
   return {std::move(info), std::move(sizes), std::move(strides), *dtype, address, read_only};
 }
 
