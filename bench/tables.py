@@ -43,7 +43,7 @@ def how(record: dict[str, Any]) -> list[str]:
         f"`{commands}`, commit {record['commit']}, {record.get('gpu') or record['processor']}, {record['threads']} threads, "
         f"Python {record['python']}, torch {record['torch']}."
         + (
-            f" The driver alone takes {launch:.2f} us to launch an empty kernel."
+            f" The driver takes {launch:.2f} us to launch an empty kernel by itself."
             if launch is not None
             else ""
         )
@@ -135,10 +135,14 @@ def convergence(record: dict[str, Any]) -> list[str]:
     ]
     charts = []
     for each in record["convergence"]:
-        ours, theirs = (", ".join(f"{v:.4f}" for v in each["last"][lib]) for lib in ("vibetensor", "torch"))
+        ours, theirs = (
+            ", ".join(f"{v:.4f}" for v in each["last"][lib]) for lib in ("vibetensor", "torch")
+        )
         verdict = "yes" if each["within_spread"] else "NO"
         name = each["workload"]
-        lines.append(f"| {name} | {each['steps']} | {each['batch']} | {ours} | {theirs} | {verdict} |")
+        lines.append(
+            f"| {name} | {each['steps']} | {each['batch']} | {ours} | {theirs} | {verdict} |"
+        )
         drawn = [
             (library, line, library == "vibetensor")
             for library, found in each["curves"].items()
