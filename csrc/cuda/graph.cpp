@@ -317,7 +317,7 @@ class CudaLowering final : public graphs::Lowering {
         std::make_unique<StagingRing>(driver_of(c.device), pinned_allocator(), c.control->nbytes());
     RunSlots slots;
     if (c.control->nbytes() <= kFetched) {
-      c.turn = make_ref<Storage>(c.pool->allocate(2 * sizeof(uint32_t)), c.pool->device());
+      c.turn = make_ref<Storage>(c.pool->allocate(sizeof(uint32_t)), c.pool->device());
       slots = {c.ring->data(), c.ring->pitch(), static_cast<uint32_t>(c.ring->slots()),
                static_cast<uint32_t*>(c.turn->data())};
       c.shared().clear(caller, *c.turn);

@@ -13,8 +13,7 @@
 namespace vt::cuda {
 
 /// Page-locked slots that runs read in turn. `turn` is device memory: whose turn it is, which each
-/// run moves on by one, and a count of blocks that is zero between runs. Null slots: the control
-/// block is on the device already.
+/// run moves on by one. Null slots: the control block is on the device already.
 struct RunSlots {
   const std::byte* slots = nullptr;
   size_t pitch = 0;

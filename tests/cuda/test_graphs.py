@@ -185,6 +185,26 @@ def test_products_need_no_memset(rows: int, width: int, tmp_path: Path) -> None:
     assert "MEMSET" not in text
 
 
+@pytest.mark.parametrize("rows,columns", [(3, 1), (7, 3), (1000, 5), (70000, 33), (50304, 256)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_memory_that_a_graph_fills(rows: int, columns: int, dtype: str) -> None:
+    """A table's gradient is zero where no index points, as it is in every replay anew."""
+    rng = np.random.default_rng(0)
+
+    def function(index: Any, grad: Any) -> Any:
+        return _C._ops.embedding_dense_backward(grad, index, rows, -1, False) * 2
+
+    step = torch.cuda.capture(function)
+    for _ in range(5):
+        index = rng.choice(rows, 2, replace=False)
+        grad = torch.randn(2, columns, device="cuda").to(getattr(torch, dtype))
+        want = np.zeros((rows, columns))
+        want[index] = grad.double().cpu().numpy() * 2
+        found = step(torch.from_numpy(index).cuda(), grad)
+        np.testing.assert_array_equal(found.double().cpu().numpy(), want)
+    assert step.variants[0].replays > 0
+
+
 def test_replays_on_other_streams() -> None:
     """Each is ordered after the one before, and writes of inputs after the runs that read them."""
     weight = torch.randn(512, 512, device="cuda") * 0.05
