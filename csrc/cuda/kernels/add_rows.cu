@@ -30,18 +30,31 @@ __device__ int64_t count_of(const SortedIndex& index, int64_t key) {
   return bounds[1] - bounds[0];
 }
 
-template <class T, int V>
+/// V columns of one row's sum. S void: elements of any dtype.
+template <class S, class T, int V>
 __device__ void write_sum(const RowSums& s, T scale, int64_t o, int64_t key, int64_t column,
                           const T (&sum)[V]) {
   if (key == s.skip) return;
   T factor = scale;
   if (s.divide_by_count) factor = factor / static_cast<T>(count_of(s.index, key));
-  const int size = s.size;
-  char* to = s.target + ((o * s.length + key) * s.inner + column) * size;
+  const int64_t at = (o * s.length + key) * s.inner + column;
+  if constexpr (std::is_void_v<S>) {
+    char* to = s.target + at * s.size;
 #pragma unroll
-  for (int k = 0; k < V; ++k) {
-    const T before = s.accumulate ? load_as<T>(to + k * size, s.dtype) : T(0);
-    store_as<T>(to + k * size, s.dtype, before + factor * sum[k]);
+    for (int k = 0; k < V; ++k) {
+      const T before = s.accumulate ? load_as<T>(to + k * s.size, s.dtype) : T(0);
+      store_as<T>(to + k * s.size, s.dtype, before + factor * sum[k]);
+    }
+  } else {
+    auto* const to = reinterpret_cast<Vector<S, V>*>(s.target + at * sizeof(S));
+    Vector<S, V> row;
+    if (s.accumulate) row = *to;
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      const T before = s.accumulate ? convert<T>(row.value[k]) : T(0);
+      row.value[k] = convert<S>(before + factor * sum[k]);
+    }
+    *to = row;
   }
 }
 
@@ -89,7 +102,7 @@ __global__ void __launch_bounds__(kThreads)
         if (i + u >= last) break;
         if (keys[u] != key) {
           if (began) {
-            write_sum<T, V>(s, scale, o, key, column, sum);
+            write_sum<S, T, V>(s, scale, o, key, column, sum);
           } else {
             T* part = parts + job * 2 * s.inner + column;
 #pragma unroll
@@ -106,7 +119,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     const bool ends = last == n || s.index.key(last) != key;
     if (began && ends) {
-      write_sum<T, V>(s, scale, o, key, column, sum);
+      write_sum<S, T, V>(s, scale, o, key, column, sum);
     } else {
       T* part = parts + (job * 2 + (began ? 1 : 0)) * s.inner + column;
 #pragma unroll
@@ -135,7 +148,7 @@ __global__ void __launch_bounds__(kThreads)
     // Whether the run reaches into tile t, and on into the next one.
     for (int64_t t = tile + 1; t < tiles && s.index.key(t * size) == key; ++t)
       sum[0] += parts[(o * tiles + t) * 2 * s.inner + column];
-    write_sum<T, 1>(s, scale, o, key, column, sum);
+    write_sum<void, T, 1>(s, scale, o, key, column, sum);
   }
 }
 
@@ -175,7 +188,9 @@ void run(const Launch& launch, const RowSums& s, T scale) {
 template <class S>
 bool vectors(const RowSums& s) {
   constexpr int64_t V = 16 / sizeof(S);
-  return s.inner % V == 0 && reinterpret_cast<uintptr_t>(s.source) % 16 == 0;
+  const auto both =
+      reinterpret_cast<uintptr_t>(s.source) | reinterpret_cast<uintptr_t>(s.target);
+  return s.inner % V == 0 && both % 16 == 0;
 }
 
 }  // namespace
