@@ -23,7 +23,7 @@ def make_op(
     random_offset: int = -1,
     **keywords: Any,
 ) -> Op:
-    """A call of the op `name` (as in `_C._ops`) for a tape; its kernel is not run.
+    """A call of the op `name` (as in `_C._ops`, or a tensor's method) for a tape; its kernel is not run.
 
     args, keywords: as in a call, with a `View` where the op takes a tensor. outputs: where its
     results go; for an op that changes its arguments, those. like: the op whose phase and line it
@@ -39,7 +39,11 @@ def make_op(
     native.start()
     try:
         with vt.no_grad():
-            getattr(_C._ops, name)(*placed, **named)
+            function = getattr(_C._ops, name, None)
+            if function is not None:
+                function(*placed, **named)
+            else:  # a method only
+                getattr(placed[0], name)(*placed[1:], **named)
     finally:
         native.stop()
     (call,) = native.calls()
