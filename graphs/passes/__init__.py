@@ -7,6 +7,7 @@ and `BITWISE`, whether results stay bit for bit. `docs/passes.md` tells how to w
 from __future__ import annotations
 
 from vibetensor.graphs.passes import (
+    bias_gradients,
     casts,
     chains,
     constants,
@@ -26,6 +27,7 @@ from vibetensor.graphs.tape import Tape
 ALL = (
     repeated,
     residual_norm,
+    bias_gradients,
     optimizer,
     cross_entropy,
     epilogues,

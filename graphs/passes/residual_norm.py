@@ -119,7 +119,7 @@ def _backward(edits: Edits, uses: Uses, at: int, op: Op) -> None:
     results = [total, *(v for v in op.outputs[1:] if v is not None), *([low] if low else [])]
     made = make_op(
         _BACKWARD[op.name],
-        (grad, residual, *op.args[1:], low.dtype if low else None, terms[1:]),
+        (grad, residual, *op.args[1:], low.dtype if low else None, terms[1:], False),
         results,
         op,
     )

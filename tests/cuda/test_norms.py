@@ -114,11 +114,11 @@ def test_backward(
         _poison(m * n * 8)
         args = (dy, r if with_residual else None, x, [n])
         if centred:
-            return ops._residual_layer_norm_backward(*args, means, rstds, w, w, low, [])
-        return ops._residual_rms_norm_backward(*args, rstds, w, low, [])
+            return ops._residual_layer_norm_backward(*args, means, rstds, w, w, low, [], True)
+        return ops._residual_rms_norm_backward(*args, rstds, w, low, [], True)
 
     made = run()
-    total, weight, *bias, copy = made
+    total, weight, *bias, copy, sums = made
     if m == 1 or n <= 4:
         return _same(run(), made)  # the gradient may be nothing but rounding
     _close(total, want, _eps(wide) + 1e-6)
@@ -129,6 +129,8 @@ def test_backward(
         assert copy is None
     else:
         assert bool((copy == total.to(low)).all())
+    rows = total if copy is None else copy
+    _close(sums, _f64(rows).sum(0), _eps(rows.dtype) + 3e-6)
     _same(run(), made)
     return None
 
@@ -147,11 +149,11 @@ def test_backward_of_a_sum(shape: tuple, dtypes: tuple, count: int, offset: int)
         total = total + term.to(wide)
     _, rstd = ops._rms_norm(x, [shape[1]], w, 1e-5)
     rest = (r, x, [shape[1]], rstd, w, None)
-    want = ops._residual_rms_norm_backward(total, *rest, [])
-    got = ops._residual_rms_norm_backward(first, *rest, terms)
+    want = ops._residual_rms_norm_backward(total, *rest, [], False)
+    got = ops._residual_rms_norm_backward(first, *rest, terms, False)
     _close(got[0], _f64(want[0]), _eps(wide) + 1e-6)
     _close(got[1], _f64(want[1]), _eps(wide) + 3e-6)
-    _same(ops._residual_rms_norm_backward(first, *rest, terms), got)
+    _same(ops._residual_rms_norm_backward(first, *rest, terms, False), got)
 
 
 @pytest.mark.parametrize("in_place", [True, False])

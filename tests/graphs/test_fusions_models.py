@@ -144,7 +144,13 @@ def test_passes_of_cuda(
     names = _names(captured)
     if name == "gpt":
         assert names["_linear_activation"] == names["_mm_activation_backward"] == LAYERS * micro
-        assert names["_mm_row_sums"] >= 4 * LAYERS * (1 if micro == 1 or autocast else 0)
+        if micro == 1 or autocast:
+            # Those of a projection into the residual come from the norm that makes its gradient, if
+            # no dropout is between.
+            made = [str(d) for d in captured.tape().decisions]
+            in_norms = sum("bias_gradients" in d and "as one op" in d for d in made)
+            assert in_norms >= 1
+            assert names["_mm_row_sums"] + in_norms >= 4 * LAYERS
     if micro == 2 and not autocast:
         assert names["addmm"] > 0
     if autocast:

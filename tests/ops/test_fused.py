@@ -94,15 +94,18 @@ def test_residual_norm_backward(
     if centred:
         _, mean, rstd = ops.native_layer_norm(x, n, weight, weight, 1e-5)
         dx, *sums = ops.native_layer_norm_backward(wide, x, n, mean, rstd, weight, weight)
-        total, *mine, copy = ops._residual_layer_norm_backward(
-            grad, kept, x, n, mean, rstd, weight, weight, low, []
+        made = ops._residual_layer_norm_backward(
+            grad, kept, x, n, mean, rstd, weight, weight, low, [], False
+        )
+        summed = ops._residual_layer_norm_backward(
+            grad, kept, x, n, mean, rstd, weight, weight, low, [], True
         )
     else:
         _, rstd = ops._rms_norm(x, n, weight, 1e-5)
         dx, *sums = ops._rms_norm_backward(wide, x, n, rstd, weight)
-        total, *mine, copy = ops._residual_rms_norm_backward(
-            grad, kept, x, n, rstd, weight, low, []
-        )
+        made = ops._residual_rms_norm_backward(grad, kept, x, n, rstd, weight, low, [], False)
+        summed = ops._residual_rms_norm_backward(grad, kept, x, n, rstd, weight, low, [], True)
+    total, *mine, copy, none = made
     expected = residual + dx if with_residual else dx
     _same(total, expected)
     for a, b in zip(mine, sums):
@@ -113,6 +116,11 @@ def test_residual_norm_backward(
         assert copy is None
     else:
         _same(copy, expected.to(low))
+    assert none is None
+    rows = total if copy is None else copy
+    _same(summed[-1], rows.reshape(rows.numel() // n[0], n[0]).sum(0))
+    for a, b in zip(summed, made[:-1]):
+        assert (a is None and b is None) or bool((a == b).all())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -133,14 +141,14 @@ def test_gradient_of_a_norm_in_terms(shape: tuple, dtype: Any, centred: bool, co
     if centred:
         _, mean, rstd = ops.native_layer_norm(x, n, weight, weight, 1e-5)
         rest = (kept, x, n, mean, rstd, weight, weight, None)
-        expected = ops._residual_layer_norm_backward(total, *rest, [])
-        found = ops._residual_layer_norm_backward(first, *rest, terms)
+        expected = ops._residual_layer_norm_backward(total, *rest, [], False)
+        found = ops._residual_layer_norm_backward(first, *rest, terms, False)
     else:
         _, rstd = ops._rms_norm(x, n, weight, 1e-5)
         rest = (kept, x, n, rstd, weight, None)
-        expected = ops._residual_rms_norm_backward(total, *rest, [])
-        found = ops._residual_rms_norm_backward(first, *rest, terms)
-    for a, b in zip(found[:-1], expected[:-1]):
+        expected = ops._residual_rms_norm_backward(total, *rest, [], False)
+        found = ops._residual_rms_norm_backward(first, *rest, terms, False)
+    for a, b in zip(found[:-2], expected[:-2]):
         _same(a, b)
 
 
@@ -150,9 +158,11 @@ def test_residual_norm_refuses_what_does_not_fit() -> None:
         ops._residual_layer_norm(x, vt.randn(1, 4), [4], None, None, 1e-5, vt.float32)
     with pytest.raises(RuntimeError, match="residual like the input"):
         stats = vt.zeros(3, 1)
-        ops._residual_layer_norm_backward(x, x.double(), x, [4], stats, stats, None, None, None, [])
+        ops._residual_layer_norm_backward(
+            x, x.double(), x, [4], stats, stats, None, None, None, [], False
+        )
     with pytest.raises(RuntimeError, match="terms like the input"):
-        ops._residual_rms_norm_backward(x, None, x, [4], vt.zeros(3, 1), None, None, [x[:2]])
+        ops._residual_rms_norm_backward(x, None, x, [4], vt.zeros(3, 1), None, None, [x[:2]], False)
 
 
 @pytest.mark.parametrize("rows,classes", [(4, 5), (1, 1), (33, 67), (12, 1030), (0, 3)])

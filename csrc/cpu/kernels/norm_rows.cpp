@@ -222,6 +222,15 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
   });
 }
 
+/// The sums over the rows of `of`, where they are wanted.
+void sum_rows(const Tensor& out, const Tensor& of, int64_t n) {
+  if (!out.defined()) return;
+  const Tensor rows =
+      make_view(of, Dims{n == 0 ? 0 : of.numel() / n, n}, Dims{n, 1}, of.storage_offset());
+  const int64_t over[] = {0};
+  kernels_for(DeviceType::CPU).sum_dim(out, rows, IntSpan(over), false, std::nullopt);
+}
+
 const RegisterCpu register_norms([](KernelTable& t) {
   t.native_layer_norm = [](const Tensor& out, const Tensor& mean, const Tensor& rstd,
                            const Tensor& input, IntSpan normalized_shape, const Tensor& weight,
@@ -260,18 +269,23 @@ const RegisterCpu register_norms([](KernelTable& t) {
   };
   t._residual_layer_norm_backward =
       [](const Tensor& total, const Tensor& grad_weight, const Tensor& grad_bias, const Tensor& low,
-         const Tensor& grad_out, const Tensor& residual, const Tensor& input,
-         IntSpan normalized_shape, const Tensor& mean, const Tensor& rstd, const Tensor& weight,
-         const Tensor&, std::optional<DType>, TensorSpan terms) {
-        backward<true>(total, grad_weight, grad_bias, grad_out, input, product_of(normalized_shape),
-                       &mean, rstd, weight, residual, low, terms);
+         const Tensor& row_sums, const Tensor& grad_out, const Tensor& residual,
+         const Tensor& input, IntSpan normalized_shape, const Tensor& mean, const Tensor& rstd,
+         const Tensor& weight, const Tensor&, std::optional<DType>, TensorSpan terms, bool) {
+        const int64_t n = product_of(normalized_shape);
+        backward<true>(total, grad_weight, grad_bias, grad_out, input, n, &mean, rstd, weight,
+                       residual, low, terms);
+        sum_rows(row_sums, low.defined() ? low : total, n);
       };
   t._residual_rms_norm_backward =
-      [](const Tensor& total, const Tensor& grad_weight, const Tensor& low, const Tensor& grad_out,
-         const Tensor& residual, const Tensor& input, IntSpan normalized_shape, const Tensor& rstd,
-         const Tensor& weight, std::optional<DType>, TensorSpan terms) {
-        backward<false>(total, grad_weight, Tensor(), grad_out, input, product_of(normalized_shape),
-                        nullptr, rstd, weight, residual, low, terms);
+      [](const Tensor& total, const Tensor& grad_weight, const Tensor& low, const Tensor& row_sums,
+         const Tensor& grad_out, const Tensor& residual, const Tensor& input,
+         IntSpan normalized_shape, const Tensor& rstd, const Tensor& weight, std::optional<DType>,
+         TensorSpan terms, bool) {
+        const int64_t n = product_of(normalized_shape);
+        backward<false>(total, grad_weight, Tensor(), grad_out, input, n, nullptr, rstd, weight,
+                        residual, low, terms);
+        sum_rows(row_sums, low.defined() ? low : total, n);
       };
 });
 

@@ -328,15 +328,16 @@ void zero(const Tensor& t, const Launch& launch) {
 }
 
 void backward(const Tensor& total, const Tensor& grad_weight, const Tensor& grad_bias,
-              const Tensor& low, const Tensor& grad_output, const Tensor& residual,
-              const Tensor& input, int64_t n, const Tensor* mean, const Tensor& rstd,
-              const Tensor& weight, TensorSpan terms) {
+              const Tensor& low, const Tensor& row_sums, const Tensor& grad_output,
+              const Tensor& residual, const Tensor& input, int64_t n, const Tensor* mean,
+              const Tensor& rstd, const Tensor& weight, TensorSpan terms) {
   check(terms.size() <= kMostTerms, "gradients of a norm: at most ", kMostTerms + 1,
         " terms, got ", terms.size() + 1);
   const Launch launch(input.device());
   if (input.numel() == 0) {
     zero(grad_weight, launch);
     zero(grad_bias, launch);
+    zero(row_sums, launch);
     return;
   }
   visit_statistics(rstd.dtype(), [&]<class T>() {
@@ -352,6 +353,7 @@ void backward(const Tensor& total, const Tensor& grad_weight, const Tensor& grad
                                        .low = low,
                                        .weight_sums = grad_weight,
                                        .bias_sums = grad_bias,
+                                       .row_sums = row_sums,
                                        .grad = g,
                                        .residual = r,
                                        .input = x,
@@ -404,6 +406,13 @@ void backward(const Tensor& total, const Tensor& grad_weight, const Tensor& grad
       parts.add(grad_bias, p.partial + blocks * n);
       add_column_parts(launch, parts, n, blocks);
     }
+    if (row_sums.defined()) {
+      const Tensor& of = low.defined() ? low : total;
+      const int64_t over[] = {0};
+      kernels_for(DeviceType::CUDA)
+          .sum_dim(row_sums, make_view(of, Dims{p.rows, n}, Dims{n, 1}, of.storage_offset()),
+                   IntSpan(over), false, std::nullopt);
+    }
   });
 }
 
@@ -422,21 +431,21 @@ const RegisterCuda registered([](KernelTable& t) {
   };
   t._residual_layer_norm_backward =
       [](const Tensor& total, const Tensor& grad_weight, const Tensor& grad_bias, const Tensor& low,
-         const Tensor& grad_output, const Tensor& residual, const Tensor& input,
-         IntSpan normalized_shape, const Tensor& mean, const Tensor& rstd, const Tensor& weight,
-         const Tensor&, std::optional<DType>, TensorSpan terms) {
-        backward(total, grad_weight, grad_bias, low, grad_output, residual, input,
+         const Tensor& row_sums, const Tensor& grad_output, const Tensor& residual,
+         const Tensor& input, IntSpan normalized_shape, const Tensor& mean, const Tensor& rstd,
+         const Tensor& weight, const Tensor&, std::optional<DType>, TensorSpan terms,
+         bool) {
+        backward(total, grad_weight, grad_bias, low, row_sums, grad_output, residual, input,
                  product_of(normalized_shape), &mean, rstd, weight, terms);
       };
-  t._residual_rms_norm_backward = [](const Tensor& total, const Tensor& grad_weight,
-                                     const Tensor& low, const Tensor& grad_output,
-                                     const Tensor& residual, const Tensor& input,
-                                     IntSpan normalized_shape, const Tensor& rstd,
-                                     const Tensor& weight, std::optional<DType>,
-                                     TensorSpan terms) {
-    backward(total, grad_weight, Tensor(), low, grad_output, residual, input,
-             product_of(normalized_shape), nullptr, rstd, weight, terms);
-  };
+  t._residual_rms_norm_backward =
+      [](const Tensor& total, const Tensor& grad_weight, const Tensor& low, const Tensor& row_sums,
+         const Tensor& grad_output, const Tensor& residual, const Tensor& input,
+         IntSpan normalized_shape, const Tensor& rstd, const Tensor& weight, std::optional<DType>,
+         TensorSpan terms, bool) {
+        backward(total, grad_weight, Tensor(), low, row_sums, grad_output, residual, input,
+                 product_of(normalized_shape), nullptr, rstd, weight, terms);
+      };
 });
 
 }  // namespace

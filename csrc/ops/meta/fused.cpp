@@ -45,6 +45,12 @@ Tensor second_copy(const Tensor& residual, const Tensor& input, std::optional<DT
   return low ? as_float(input, *low, op) : Tensor();
 }
 
+/// Where the sums over rows go that are like `copy`, or else like `total`.
+Tensor row_sums_of(const Tensor& total, const Tensor& copy, IntSpan normalized_shape, bool wanted) {
+  if (!wanted) return {};
+  return empty(normalized_shape, copy.defined() ? copy.dtype() : total.dtype(), total.device());
+}
+
 void check_activation(std::string_view activation, std::string_view op) {
   check(activation == "relu" || activation == "gelu" || activation == "gelu_tanh" ||
             activation == "silu",
@@ -71,26 +77,26 @@ std::tuple<Tensor, Tensor, Tensor> _residual_rms_norm(const Tensor& self, const 
   return {as_float(result, result_dtype, "_residual_rms_norm"), sum, rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> _residual_layer_norm_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> _residual_layer_norm_backward(
     const Tensor& grad_output, const Tensor& residual, const Tensor& input,
     IntSpan normalized_shape, const Tensor& mean, const Tensor& rstd, const Tensor& weight,
-    const Tensor& bias, std::optional<DType> low_dtype, TensorSpan terms) {
+    const Tensor& bias, std::optional<DType> low_dtype, TensorSpan terms, bool sums) {
   auto [total, grad_weight, grad_bias] =
       native_layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias);
-  return {
-      total, grad_weight, grad_bias,
-      second_copy(residual, input, low_dtype, terms, grad_output, "_residual_layer_norm_backward")};
+  const Tensor low =
+      second_copy(residual, input, low_dtype, terms, grad_output, "_residual_layer_norm_backward");
+  return {total, grad_weight, grad_bias, low, row_sums_of(total, low, normalized_shape, sums)};
 }
 
-std::tuple<Tensor, Tensor, Tensor> _residual_rms_norm_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor> _residual_rms_norm_backward(
     const Tensor& grad_output, const Tensor& residual, const Tensor& input,
     IntSpan normalized_shape, const Tensor& rstd, const Tensor& weight,
-    std::optional<DType> low_dtype, TensorSpan terms) {
+    std::optional<DType> low_dtype, TensorSpan terms, bool sums) {
   auto [total, grad_weight] =
       _rms_norm_backward(grad_output, input, normalized_shape, rstd, weight);
-  return {
-      total, grad_weight,
-      second_copy(residual, input, low_dtype, terms, grad_output, "_residual_rms_norm_backward")};
+  const Tensor low =
+      second_copy(residual, input, low_dtype, terms, grad_output, "_residual_rms_norm_backward");
+  return {total, grad_weight, low, row_sums_of(total, low, normalized_shape, sums)};
 }
 
 std::tuple<Tensor, Tensor> _cross_entropy_index_gradient(

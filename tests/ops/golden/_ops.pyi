@@ -93,6 +93,7 @@ class _residual_layer_norm_backward_result(NamedTuple):
     grad_weight: Tensor
     grad_bias: Tensor
     low: Tensor
+    row_sums: Tensor
 
 class _residual_layer_norm_result(NamedTuple):
     result: Tensor
@@ -104,6 +105,7 @@ class _residual_rms_norm_backward_result(NamedTuple):
     total: Tensor
     grad_weight: Tensor
     low: Tensor
+    row_sums: Tensor
 
 class _residual_rms_norm_result(NamedTuple):
     result: Tensor
