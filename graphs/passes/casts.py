@@ -4,6 +4,8 @@ Pattern: `_to_dtype` of the result of `_to_dtype`, whose dtype holds every value
 (bfloat16 to float32, int32 to float64); the source is not written between. Rewrite: one cast from the
 source, or its copy where it comes back to its own dtype; the first cast goes if nobody else reads it.
 A narrowing cast first stays: it rounds. Bitwise, but for which NaN a NaN is.
+On an accelerator a cast to float32 that only `cat` reads goes as well, if another piece is float32
+anyway: `cat` widens what it joins.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 import vibetensor.torch as vt
-from vibetensor.graphs.rewrite import Uses, make_op
-from vibetensor.graphs.tape import Buffer, Decision, Op, Tape
+from vibetensor.graphs.rewrite import Edits, Uses, make_op
+from vibetensor.graphs.tape import Buffer, Decision, Op, Tape, View
 
 BITWISE = True
 
@@ -40,7 +42,38 @@ def run(tape: Tape) -> Tape:
             if made.name == "_to_dtype" and uses.writes(out.buffer) == [at]:
                 makers[out.buffer] = at
         ops.append(made)
-    return tape.replaced(ops, decisions)
+    return _joined(tape.replaced(ops, decisions))
+
+
+def _joined(tape: Tape) -> Tape:
+    """The tape with pieces of `cat` as they were before they were widened for it."""
+    edits, uses = Edits(tape, "casts"), Uses(tape)
+    for at, op in enumerate(tape.ops):
+        if op.name != "cat" or op.outputs[0].buffer.device == "cpu":
+            continue
+        pieces: list[View] = list(op.args[0])
+        casts = {i: c for i, v in enumerate(pieces) if (c := _widening(uses, v, at)) is not None}
+        wide = op.outputs[0].dtype
+        if not casts or all(v.dtype != wide or i in casts for i, v in enumerate(pieces)):
+            continue
+        narrow = [tape.ops[casts[i]].args[0] if i in casts else v for i, v in enumerate(pieces)]
+        edits.replace(at, make_op("cat", (narrow, op.args[1]), [op.outputs[0]], op), casts.values())
+        edits.made(f"{len(casts)} pieces are cast as they are joined", op)
+    return edits.applied()
+
+
+def _widening(uses: Uses, piece: View, at: int) -> int | None:
+    """The cast of a 16-bit float to float32 that makes what only the op at `at` reads."""
+    found = uses.writer(piece, at)
+    if found is None or uses.only_reader(piece.buffer) != at:
+        return None
+    cast = uses.tape.ops[found]
+    if cast.name != "_to_dtype" or piece.dtype != vt.float32:
+        return None
+    source = cast.args[0]
+    if source.dtype not in (vt.float16, vt.bfloat16) or source.number:
+        return None
+    return None if uses.written_between(source.buffer, found, at) else found
 
 
 def _folded(uses: Uses, first: Op, op: Op, at_first: int, at: int) -> tuple[Op, Decision]:

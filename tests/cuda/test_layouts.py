@@ -50,6 +50,27 @@ def test_unary_and_copies(view: str, dtype: Any) -> None:
     np.testing.assert_array_equal(_numpy(target), expected)
     for other in (torch.float32, torch.bfloat16, torch.int64):
         np.testing.assert_array_equal(_numpy(x.to(other)), expected)
+        converted = torch.zeros(tuple(reversed(expected.shape)), dtype=other, device="cuda")
+        converted = converted.permute(*reversed(range(expected.ndim)))
+        converted.copy_(x)
+        np.testing.assert_array_equal(_numpy(converted), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 384, 64), (2, 100, 65), (5, 17, 16), (1, 2000, 33)], ids=str)
+@pytest.mark.parametrize("to", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_transposes_that_convert(dtype: Any, to: Any, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, device="cuda").to(dtype)
+    parts = [torch.ones(shape[0], 1, shape[1], device="cuda").to(to), x.transpose(1, 2)]
+    wide = torch.promote_types(dtype, to)
+    expected = np.concatenate([_numpy(p) for p in parts], axis=1)
+    joined = torch.cat(parts, 1)
+    assert joined.dtype == wide
+    np.testing.assert_array_equal(_numpy(joined), expected)
+    target = torch.zeros(shape[0], shape[2], shape[1] + 3, device="cuda").to(to)
+    target[:, :, 1:-2].copy_(x.transpose(1, 2))
+    np.testing.assert_array_equal(_numpy(target[:, :, 1:-2]), _numpy(x.to(to)).swapaxes(1, 2))
+    assert not _numpy(target[:, :, :1]).any() and not _numpy(target[:, :, -2:]).any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
+from tests.graphs.default_device import kind
 from vibetensor.graphs import record
 from vibetensor.graphs.lower import lower
 from vibetensor.graphs.passes import casts, copies, dead_code
@@ -84,6 +85,32 @@ def test_what_stays() -> None:
     assert (
         _names(_check(lambda h: h.float()[::2].to(vt.bfloat16) * 2, half)).count("_to_dtype") == 2
     )
+
+
+def test_pieces_that_are_widened_as_they_are_joined() -> None:
+    half, wide = vt.randn(3, 6, 5).to(vt.bfloat16), vt.randn(3, 1, 6)
+    joined = "cat" if kind() != "cpu" else "_to_dtype"
+
+    def step(h: Any) -> Any:
+        return vt.cat([wide, h.transpose(1, 2).float()], 1)
+
+    tape = _check(step, half)
+    assert _names(tape)[0] == joined
+    assert any("as they are joined" in d.text for d in tape.decisions) == (kind() != "cpu")
+    # All pieces are narrow; others read the wide one; it changes before it is joined.
+    assert "_to_dtype" in _names(_check(lambda h: vt.cat([h.float(), h.float() * 1], 1), half))
+    assert "_to_dtype" in _names(
+        _check(
+            lambda h: (lambda a: vt.cat([wide, a], 1) * a.sum())(h.transpose(1, 2).float()), half
+        )
+    )
+
+    def changed(h: Any) -> Any:
+        a = h.transpose(1, 2).float()
+        h.mul_(2)
+        return vt.cat([wide, a], 1)
+
+    assert "_to_dtype" in _names(_check(changed, half))
 
 
 def test_holds_is_what_numpy_knows() -> None:

@@ -8,6 +8,7 @@
 #include "cuda/allocator.h"
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/loops.cuh"
+#include "cuda/kernels/transpose.cuh"
 #include "cuda/sync.h"
 
 namespace vt::cuda {
@@ -85,7 +86,7 @@ void copy_on_device(const Tensor& self, const Tensor& src) {
             .check_output_cast = false});
   if (self.dtype() == src.dtype())
     move_elements(launch, it);
-  else
+  else if (!convert_transposed(launch, it))
     convert_elements(it);
 }
 

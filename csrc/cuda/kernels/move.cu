@@ -1,10 +1,11 @@
-// Moving elements between two layouts of one dtype: strided copies by the widest access that fits,
-// and transposes through tiles in shared memory.
+// Moving elements between two layouts: strided copies by the widest access that fits, and transposes
+// through tiles in shared memory, of one dtype or between float and the 16-bit floats.
 #include <algorithm>
 
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/element.cuh"
 #include "cuda/kernels/offsets.cuh"
+#include "cuda/kernels/transpose.cuh"
 
 namespace vt::cuda {
 namespace {
@@ -130,7 +131,8 @@ struct Transpose {
   Offsets<2> batch;
 };
 
-template <class W>
+/// W: as read. To: as written.
+template <class W, class To>
 __global__ void __launch_bounds__(kThreads)
     transpose_kernel(char* out, const char* in, const __grid_constant__ Transpose t) {
   constexpr int tile = kTile<W>;
@@ -156,14 +158,17 @@ __global__ void __launch_bounds__(kThreads)
   for (int r = y; r < tile; r += kTileRows) {
 #pragma unroll
     for (int c = x; c < tile; c += kWarp) {
-      if (column + c < t.columns && row + r < t.rows)
-        *reinterpret_cast<W*>(out + offset[0] + (row + r) * t.out_row + (column + c) * sizeof(W)) =
-            values[c][r];
+      if (column + c >= t.columns || row + r >= t.rows) continue;
+      auto* const to = reinterpret_cast<To*>(out + offset[0] + (row + r) * t.out_row) + column + c;
+      if constexpr (std::is_same_v<W, To>)
+        *to = values[c][r];
+      else
+        *to = convert<To>(convert<float>(values[c][r]));
     }
   }
 }
 
-template <class W>
+template <class W, class To = W>
 void transpose(const Launch& launch, const Box& whole) {
   Transpose t;
   t.columns = whole.shape[0];
@@ -177,17 +182,17 @@ void transpose(const Launch& launch, const Box& whole) {
   const int64_t limit = std::max<int64_t>(1, kMaxMoves / (column_tiles * row_tiles));
   for_parts(whole, 2, limit, [&](const Box& box) {
     t.batch = offsets_of(box, 2);
-    launch(transpose_kernel<W>,
+    launch(transpose_kernel<W, To>,
            dim3(static_cast<uint32_t>(box.numel(2) * column_tiles * row_tiles)), dim3(kThreads), 0,
            box.data[0], box.data[1], t);
   });
 }
 
-/// Brings the dimension that is dense in the input to place 1. False if there is none, or the
-/// tiles would be mostly empty.
-bool order_for_transpose(Box& box, int64_t size) {
+/// Brings the dimension that is dense in the input, of elements of `size` bytes, to place 1; those of
+/// the output have `to_size`. False if there is none, or the tiles would be mostly empty.
+bool order_for_transpose(Box& box, int64_t size, int64_t to_size) {
   constexpr int64_t kLeast = 16;
-  if (box.ndim < 2 || box.stride[0][0] != size || box.stride[1][0] == size) return false;
+  if (box.ndim < 2 || box.stride[0][0] != to_size || box.stride[1][0] == size) return false;
   for (int d = 1; d < box.ndim; ++d) {
     if (box.stride[1][d] != size || box.shape[d] < kLeast) continue;
     std::swap(box.shape[1], box.shape[d]);
@@ -204,7 +209,7 @@ void move_elements(const Launch& launch, const TensorIterator& it) {
   if (it.numel() == 0) return;
   const int64_t size = item_size(it.dtype(0));
   Box box = box_of(it);
-  if (order_for_transpose(box, size)) {
+  if (order_for_transpose(box, size, size)) {
     visit_width(size, [&]<class W>() { transpose<W>(launch, box); });
     return;
   }
@@ -213,6 +218,21 @@ void move_elements(const Launch& launch, const TensorIterator& it) {
     move_by<uint4>(launch, box);
   else
     visit_width(width, [&]<class W>() { move_by<W>(launch, box); });
+}
+
+bool convert_transposed(const Launch& launch, const TensorIterator& it) {
+  const DType to = it.dtype(0), from = it.dtype(1);
+  const auto narrow = [](DType d) { return d == DType::BFloat16 || d == DType::Float16; };
+  const bool wider = to == DType::Float32 && narrow(from),
+             narrower = from == DType::Float32 && narrow(to);
+  if (it.numel() == 0 || (!wider && !narrower)) return false;
+  Box box = box_of(it);
+  if (!order_for_transpose(box, item_size(from), item_size(to))) return false;
+  if (from == DType::BFloat16) transpose<__nv_bfloat16, float>(launch, box);
+  if (from == DType::Float16) transpose<__half, float>(launch, box);
+  if (to == DType::BFloat16) transpose<float, __nv_bfloat16>(launch, box);
+  if (to == DType::Float16) transpose<float, __half>(launch, box);
+  return true;
 }
 
 }  // namespace vt::cuda
