@@ -2,19 +2,48 @@
 // the order of their elements.
 #include "cuda/kernels/windows.cuh"
 
+#include "cuda/kernels/offsets.cuh"
+
 namespace vt::cuda {
 namespace {
 using namespace windows;
 
+/// Division of any number.
+struct WideDivisor {
+  int64_t divisor;
+  explicit WideDivisor(int64_t d) : divisor(d) {}
+  __device__ int64_t divide(int64_t n) const { return n / divisor; }
+};
+
+/// What takes an element's number apart: by multiplications where there are few enough elements.
+template <class Divisor, class Index>
+struct Places {
+  Divisor area, taps, out_width, kernel_width;
+
+  explicit Places(const Windows& w)
+      : area(static_cast<Index>(w.out_area())),
+        taps(static_cast<Index>(w.taps())),
+        out_width(static_cast<Index>(w.out[1])),
+        kernel_width(static_cast<Index>(w.kernel[1])) {}
+  /// The quotient; `n` becomes the rest.
+  __device__ static Index split(const Divisor& by, Index& n) {
+    const Index quotient = by.divide(n);
+    n -= quotient * by.divisor;
+    return quotient;
+  }
+};
+
 /// Moves elements of any dtype; all bits zero is 0 in each.
-template <class Element>
+template <class Element, class Divisor, class Index>
 __global__ void __launch_bounds__(kThreads)
-    unfold(Element* out, const Element* in, const __grid_constant__ Windows w, int64_t n) {
+    unfold(Element* out, const Element* in, const __grid_constant__ Windows w,
+           const Places<Divisor, Index> places, int64_t n) {
+  using P = Places<Divisor, Index>;
   for (int64_t i = first_element(); i < n; i += element_step()) {
-    const int64_t row = i / w.out_area(), o = i - row * w.out_area();
-    const int64_t plane = row / w.taps(), tap = row - plane * w.taps();
-    const int64_t iy = w.place(0, o / w.out[1], tap / w.kernel[1]);
-    const int64_t ix = w.place(1, o % w.out[1], tap % w.kernel[1]);
+    Index o = static_cast<Index>(i), tap = P::split(places.area, o);
+    const Index plane = P::split(places.taps, tap);
+    const int64_t iy = w.place(0, P::split(places.out_width, o), P::split(places.kernel_width, tap));
+    const int64_t ix = w.place(1, o, tap);
     const bool inside = iy >= 0 && iy < w.in[0] && ix >= 0 && ix < w.in[1];
     out[i] = inside ? in[plane * w.in_area() + iy * w.in[1] + ix] : Element{};
   }
@@ -60,9 +89,15 @@ void im2col(const Tensor& out, const Tensor& self, IntSpan kernel, IntSpan dilat
   const Launch launch(self.device());
   const Tensor x = dense(self);
   visit_width(out.itemsize(), [&]<class Element>() {
-    launch(unfold<Element>, element_grid(launch, out.numel()), dim3(kThreads), 0,
-           static_cast<Element*>(out.data()), static_cast<const Element*>(x.data()), w,
-           out.numel());
+    const auto run = [&]<class Divisor, class Index>() {
+      launch(unfold<Element, Divisor, Index>, element_grid(launch, out.numel()), dim3(kThreads), 0,
+             static_cast<Element*>(out.data()), static_cast<const Element*>(x.data()), w,
+             Places<Divisor, Index>(w), out.numel());
+    };
+    if (out.numel() < int64_t{1} << 31)
+      run.template operator()<FastDivisor, uint32_t>();
+    else
+      run.template operator()<WideDivisor, int64_t>();
   });
 }
 
