@@ -1,17 +1,18 @@
 """Adds a residual and normalises the sum in one pass over memory, forward and backward.
 
-Pattern: `add` of two tensors of one shape, then `layer_norm` or `rms_norm` of the sum; or the
-norm's backward, whose input gradient is then added to another. Casts of the rows, of the incoming
-gradient and of the sum of gradients belong to it, as mixed precision makes them, and so does the
-sum of up to four incoming gradients in 16 bits (of q, k and v). Rewrite: one op that writes the
-sum, the rows and the statistics, or the sum of gradients and those of weight and bias. Bitwise on
-the CPU: the arithmetic is that of the ops one after the other, roundings included.
+Pattern: `add` of two tensors of one shape, or of rows and some rows that come again (positions), then
+`layer_norm` or `rms_norm` of the sum; or the norm's backward, whose input gradient is then added to
+another. Casts of the rows, of the incoming gradient and of the sum of gradients belong to it, as mixed
+precision makes them, and so does the sum of up to four incoming gradients in 16 bits (of q, k and v).
+Rewrite: one op that writes the sum, the rows and the statistics, or the sum of gradients and those of
+weight and bias. Bitwise on the CPU: the arithmetic is that of the ops one after the other, roundings
+included.
 On CUDA statistics of 16-bit rows, and gradients of weight and bias, are summed in another order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import vibetensor.torch as vt
@@ -53,13 +54,15 @@ def _forward(edits: Edits, uses: Uses, at: int, op: Op) -> None:
     place, self, residual = at, x, None
     found = uses.writer(x, at)
     if found is not None and edits.free(found) and ops[found].name in ("add", "add_"):
-        why = _refused(ops[found], x, lambda: uses.can_run_at(at, found))
+        why = _refused(ops[found], x, lambda: uses.can_run_at(at, found), op.args[1])
         if any(v is not None and v.buffer is x.buffer for v in op.inputs[1:]):
             why = "its weight or bias is a part of the sum"
         if why:
             edits.refused(f"add and {op.name} stay two ops: {why}", op)
         else:
             place, (self, residual) = found, ops[found].args[:2]
+            if self.sizes != x.sizes:
+                self, residual = residual, self
     cast = (
         _cast_of(edits, uses, result, at, place, only=True) if result.dtype == vt.float32 else None
     )
@@ -187,13 +190,18 @@ def _narrow(edits: Edits, uses: Uses, view: View, before: int, at: int) -> tuple
     return source, {found}
 
 
-def _refused(add: Op, like: View, movable: Callable[[], bool]) -> str | None:
-    """Why an add is not part of a norm; None if it can be."""
+def _refused(
+    add: Op, like: View, movable: Callable[[], bool], normalized: Sequence[int] = ()
+) -> str | None:
+    """Why an add is not part of a norm; None if it can be. normalized: the shape of a norm's rows,
+    whole numbers of which one operand may have that come again and again."""
     first, second, alpha = add.args
     if alpha != 1:
         return f"it adds {alpha} times its second operand"
-    for operand in (first, second):
-        if operand.sizes != like.sizes:
+    for operand, other in ((first, second), (second, first)):
+        if operand.sizes != like.sizes and not (
+            normalized and other.sizes == like.sizes and _come_again(operand, like, normalized)
+        ):
             return f"{operand} is broadcast"
         if not is_dense(operand):
             return f"{operand} is not contiguous"
@@ -208,6 +216,14 @@ def _refused(add: Op, like: View, movable: Callable[[], bool]) -> str | None:
     if any(a.buffer is b.buffer and a != b for a in memory for b in memory):
         return "its operands overlap"
     return None if movable() else "what they use changes between them"
+
+
+def _come_again(operand: View, like: View, normalized: Sequence[int]) -> bool:
+    """Whether it has whole rows and the last dimensions of `like`."""
+    last = tuple(operand.sizes)
+    while len(last) > len(normalized) and last[0] == 1:
+        last = last[1:]
+    return len(normalized) <= len(last) and last == like.sizes[len(like.sizes) - len(last) :]
 
 
 def _cast_of(

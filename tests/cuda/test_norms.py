@@ -87,6 +87,35 @@ def test_forward(
         _same(run(x, None), (out, added, *statistics))
 
 
+@pytest.mark.parametrize(
+    "shape", [(512, 65, 384), (3, 7, 1024), (4, 256, 77), (2, 3, 5000)], ids=str
+)
+@pytest.mark.parametrize("dtypes", PAIRS, ids=str)
+@pytest.mark.parametrize("added", ["wide", "narrow"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_forward_of_rows_that_come_again(
+    shape: tuple, dtypes: tuple, added: str, rows: int
+) -> None:
+    torch.manual_seed(1)
+    wide, narrow = dtypes
+    x = _made(shape, wide)
+    r = _made(shape[1:] if rows == 2 else shape[2:], wide if added == "wide" else narrow)
+    w, b, n = _made(shape[2:], wide), _made(shape[2:], narrow), shape[2]
+    total = x + r
+    ref = _f64(total)
+    mean = ref.mean(-1, keepdims=True)
+    rstd = 1 / np.sqrt(((ref - mean) ** 2).mean(-1, keepdims=True) + 1e-5)
+    _poison(total.numel() * 8)
+    out, found, means, rstds = ops._residual_layer_norm(x, r, [n], w, b, 1e-5, narrow)
+    assert bool((found == total).all())
+    _close(out, (ref - mean) * rstd * _f64(w) + _f64(b), _eps(narrow))
+    _close(rstds, rstd, 1e-5)
+    assert np.abs(_f64(means) - mean).max() < 1e-5
+    _same(ops._residual_layer_norm(x, r, [n], w, b, 1e-5, narrow), (out, found, means, rstds))
+    full = ops._residual_layer_norm(x, r.expand(shape).contiguous(), [n], w, b, 1e-5, narrow)
+    _same(full[1:2], (found,))
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtypes", PAIRS, ids=str)
 @pytest.mark.parametrize("centred", [True, False])

@@ -130,7 +130,8 @@ def _one(function: Any) -> Any:
 @pytest.mark.parametrize(
     "case, why",
     [
-        (lambda x, r: F.layer_norm(x + r[:1], x.shape[-1:]), "broadcast"),
+        (lambda x, r: F.layer_norm(x + r[:, :1], x.shape[-1:]), "broadcast"),
+        (lambda x, r: F.layer_norm(x[:1] + r[:, :1], x.shape[-1:]), "broadcast"),
         (lambda x, r: F.layer_norm(vt.add(x, r, alpha=2), x.shape[-1:]), "2 times"),
         (lambda x, r: F.layer_norm(x + r.t().contiguous().t(), x.shape[-1:]), "not contiguous"),
         (lambda x, r: F.layer_norm(x + 1.0, x.shape[-1:]), "broadcast"),
@@ -140,6 +141,26 @@ def test_near_misses(case: Any, why: str) -> None:
     names = captured_names(_one(case), _inputs((5, 8)))
     assert "_residual_layer_norm" not in names and "add" in names
     assert any(why in d for d in decisions()), decisions()
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("shape", [(3, 8), (1, 3, 8), (8,), (1, 1, 8)], ids=str)
+@pytest.mark.parametrize("first", [False, True])
+def test_rows_that_come_again(norm: str, shape: tuple, first: bool) -> None:
+    def make() -> Any:
+        rows, weight = vt.randn(*shape).requires_grad_(), vt.randn(8).requires_grad_()
+
+        def step(x: Any, r: Any) -> Any:
+            rows.grad = weight.grad = None
+            total = rows + x * 1 if first else x * 1 + rows
+            loss = (_norm(norm, total, weight) * r).sum() + total.square().sum()
+            loss.backward()
+            return loss, rows.grad, weight.grad
+
+        return step
+
+    names = captured_names(make, _inputs((4, 3, 8)), 0 if kind() == "cpu" else 1e-5)
+    assert f"_residual_{norm}" in names
 
 
 def test_the_sum_stays_readable() -> None:

@@ -74,6 +74,24 @@ def test_residual_norm(shape: tuple, dtypes: tuple, affine: bool, centred: bool)
         assert alone[1] is None
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (1, 3, 5), (5,), (1, 1, 5), (2, 3, 5)], ids=str)
+@pytest.mark.parametrize("dtypes", PAIRS, ids=str)
+def test_residual_norm_of_rows_that_come_again(shape: tuple, dtypes: tuple) -> None:
+    vt.manual_seed(1)
+    x, r = _normal(2, 3, 5, dtype=dtypes[0]), _normal(*shape, dtype=dtypes[1])
+    total = x + r
+    plain = ops.native_layer_norm(total, [5], None, None, 1e-5)
+    mine = ops._residual_layer_norm(x, r, [5], None, None, 1e-5, total.dtype)
+    for a, b in zip(mine, (plain[0], total, *plain[1:])):
+        _same(a, b)
+    plain, mine = (
+        ops._rms_norm(total, [5], None, 1e-5),
+        ops._residual_rms_norm(x, r, [5], None, 1e-5, total.dtype),
+    )
+    for a, b in zip(mine, (plain[0], total, *plain[1:])):
+        _same(a, b)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("affine", [True, False])
@@ -155,7 +173,12 @@ def test_gradient_of_a_norm_in_terms(shape: tuple, dtype: Any, centred: bool, co
 def test_residual_norm_refuses_what_does_not_fit() -> None:
     x = vt.randn(3, 4)
     with pytest.raises(RuntimeError, match="one shape"):
-        ops._residual_layer_norm(x, vt.randn(1, 4), [4], None, None, 1e-5, vt.float32)
+        ops._residual_layer_norm(x, vt.randn(3, 1), [4], None, None, 1e-5, vt.float32)
+    for wrong in ((2, 4), (1,), (), (1, 3, 4), (3, 4, 1)):
+        with pytest.raises(RuntimeError, match="one shape"):
+            ops._residual_rms_norm(x, vt.zeros(wrong), [4], None, 1e-5, vt.float32)
+    with pytest.raises(RuntimeError, match="one shape"):
+        ops._residual_rms_norm(x, vt.randn(4), [3, 4], None, 1e-5, vt.float32)
     with pytest.raises(RuntimeError, match="residual like the input"):
         stats = vt.zeros(3, 1)
         ops._residual_layer_norm_backward(

@@ -50,13 +50,15 @@ void round_to(DType dtype, T* row, T* buffer, int64_t n) {
   load_row<T>(buffer, dtype, 0, n, row);
 }
 
-/// With a `residual`, of input + residual, which goes to `sum`.
+/// With a `residual`, of input + residual, which goes to `sum`; its rows may be fewer, and come
+/// again.
 template <bool kCentre>
 void forward(const Tensor& out, const Tensor* mean_out, const Tensor& rstd_out, const Tensor& input,
              int64_t n, const Tensor& weight, const Tensor& bias, double eps,
              const Tensor& residual = Tensor(), const Tensor& sum = Tensor()) {
   if (input.numel() == 0) return;
   const int64_t rows = input.numel() / n;
+  const int64_t added_rows = residual.defined() ? residual.numel() / n : 1;
   visit_float(compute_type(sum.defined() ? sum : input), [&]<class T>() {
     constexpr DType kType = DTypeOf<T>::value;
     const Tensor x = dense(input), r = dense(residual), w_dense = dense_as(weight, kType),
@@ -75,7 +77,7 @@ void forward(const Tensor& out, const Tensor* mean_out, const Tensor& rstd_out, 
         const T* row = load_row<T>(x.data(), x.dtype(), i * n, n, in_row);
         T mean = 0;
         if (sum.defined()) {
-          const T* added = load_row<T>(r.data(), r.dtype(), i * n, n, added_row);
+          const T* added = load_row<T>(r.data(), r.dtype(), i % added_rows * n, n, added_row);
           T* total = row_target<T>(sum.data(), sum.dtype(), i * n, sum_row);
           mean = add_rows(total, row, added, n);
           store_row<T>(sum.data(), sum.dtype(), i * n, n, total);

@@ -22,6 +22,7 @@ struct NormRows {
   Tensor weight, bias;
   double eps;
   int64_t rows, n;
+  int64_t added_rows;  // those of added, which come again where they are fewer
 };
 bool stream_norm(const Launch& launch, const NormRows& g);
 

@@ -7,11 +7,11 @@ namespace {
 
 constexpr int kMostThreads = 512;
 
-/// S: rows and their sum. G: what is added, and the result.
-template <class S, class G>
+/// S: rows and their sum. A: what is added. G: the result.
+template <class S, class A, class G>
 struct Rows {
   const S* input;
-  const G* added;  // or null
+  const A* added;  // or null
   S* sum;
   G* out;
   Elements weight, bias;
@@ -19,26 +19,27 @@ struct Rows {
   float* rstds;
   float eps;
   int64_t rows;
+  uint32_t added_rows;  // that come again; 0: as many as rows
 };
 
 /// blockDim.x threads a row, blockDim.y rows at a time; K pieces a thread.
-template <class S, class G, int K, bool kWarpRow, bool kWhole>
+template <class S, class A, class G, int K, bool kWarpRow, bool kWhole>
 __global__ void __launch_bounds__(kMostThreads)
-    norm_stream(const __grid_constant__ Rows<S, G> p, int length) {
+    norm_stream(const __grid_constant__ Rows<S, A, G> p, int length) {
   extern __shared__ __align__(16) char memory[];
   __shared__ RowMeeting meeting;
   const PiecesOfRow<K, kWarpRow, kWhole> pieces(length);
   const int n = pieces.n, step = pieces.step, first = pieces.first;
   auto* const weights = reinterpret_cast<float*>(memory);  // [n]
   auto* const biases = weights + n;                        // [n]
-  const int row_bytes = bytes_of_row<S, G>(n, 1, p.added ? 1 : 0);
+  const int row_bytes = bytes_of_row<S, A>(n, 1, p.added ? 1 : 0);
   char* const stages = memory + 2 * n * sizeof(float) + threadIdx.y * row_bytes;
   const int stage_bytes = blockDim.y * row_bytes;
   const auto input_at = [&](int slot) {
     return reinterpret_cast<S*>(stages + slot * stage_bytes) + first;
   };
   const auto added_after = [&](S* input) {
-    return reinterpret_cast<G*>(input - first + n) + first;
+    return reinterpret_cast<A*>(input - first + n) + first;
   };
   const auto fetch = [&](int64_t row, int slot) {
     if (row < p.rows) {
@@ -49,10 +50,12 @@ __global__ void __launch_bounds__(kMostThreads)
         if (pieces.has(c)) copy_piece(input + c * step, p.input + start + c * step);
       }
       if (p.added) {
-        G* const added = added_after(input);
+        A* const added = added_after(input);
+        const int64_t same = p.added_rows ? static_cast<uint32_t>(row) % p.added_rows : row;
+        const A* const from = p.added + same * n + first;
 #pragma unroll
         for (int c = 0; c < K; ++c) {
-          if (pieces.has(c)) copy_piece(added + c * step, p.added + start + c * step);
+          if (pieces.has(c)) copy_piece(added + c * step, from + c * step);
         }
       }
     }
@@ -82,7 +85,7 @@ __global__ void __launch_bounds__(kMostThreads)
     for (int c = 0; c < K; ++c) load_piece_of(pieces, c, input, x[c]);
     if (p.added) {
       S* const sum = p.sum + row * n + first;
-      G* const added = added_after(input);
+      A* const added = added_after(input);
 #pragma unroll
       for (int c = 0; c < K; ++c) {
         float more[kPiece];
@@ -133,15 +136,15 @@ __global__ void __launch_bounds__(kMostThreads)
   }
 }
 
-template <class S, class G>
+template <class S, class A, class G>
 bool launch_stream(const Launch& launch, const NormRows& g) {
   const int n = static_cast<int>(g.n);
   RowStreamShape shape;
-  const int row_bytes = bytes_of_row<S, G>(n, 1, g.added.defined() ? 1 : 0);
+  const int row_bytes = bytes_of_row<S, A>(n, 1, g.added.defined() ? 1 : 0);
   if (!shape.choose(launch, g.rows, n, row_bytes, 2, kMostThreads, kMostThreads, 2)) return false;
   const auto pointer = [](const Tensor& t) { return t.defined() ? t.data() : nullptr; };
-  const Rows<S, G> p{static_cast<const S*>(g.input.data()),
-                     static_cast<const G*>(pointer(g.added)),
+  const Rows<S, A, G> p{static_cast<const S*>(g.input.data()),
+                     static_cast<const A*>(pointer(g.added)),
                      static_cast<S*>(pointer(g.sum)),
                      static_cast<G*>(g.out.data()),
                      Elements(g.weight),
@@ -149,9 +152,10 @@ bool launch_stream(const Launch& launch, const NormRows& g) {
                      g.mean.defined() ? g.mean.data_as<float>() : nullptr,
                      g.rstd.data_as<float>(),
                      static_cast<float>(g.eps),
-                     g.rows};
+                     g.rows,
+                     g.added_rows == g.rows ? 0 : static_cast<uint32_t>(g.added_rows)};
   shape.visit([&]<int K, bool kWarpRow, bool kWhole>() {
-    shape.run(launch, norm_stream<S, G, K, kWarpRow, kWhole>, p, n);
+    shape.run(launch, norm_stream<S, A, G, K, kWarpRow, kWhole>, p, n);
   });
   return true;
 }
@@ -164,11 +168,18 @@ bool stream_norm(const Launch& launch, const NormRows& g) {
   for (const Tensor* t : {&g.input, &g.sum, &g.added, &g.out}) {
     if (!t->defined()) continue;
     if (!is_aligned(t->data())) return false;
-    if (t->dtype() != (t == &g.added || t == &g.out ? narrow : wide)) return false;
+    if (t == &g.added ? t->dtype() != narrow && t->dtype() != wide
+                      : t->dtype() != (t == &g.out ? narrow : wide))
+      return false;
   }
+  if (g.added_rows != g.rows && g.rows >= int64_t{1} << 32) return false;
   if (g.rstd.dtype() != DType::Float32) return false;
   return visit_row_dtypes(wide, narrow,
-                          [&]<class S, class G>() { return launch_stream<S, G>(launch, g); });
+                          [&]<class S, class G>() {
+                            if (g.added.defined() && g.added.dtype() == wide)
+                              return launch_stream<S, S, G>(launch, g);
+                            return launch_stream<S, G, G>(launch, g);
+                          });
 }
 
 }  // namespace vt::cuda

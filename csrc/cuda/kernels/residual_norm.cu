@@ -29,6 +29,11 @@ struct Forward {
   T* means;  // null: not centred
   T* rstds;
   int64_t rows;
+  int64_t residual_rows;  // come again where they are fewer
+
+  __device__ int64_t residual_row(int64_t row) const {
+    return residual_rows == rows ? row : row % residual_rows;
+  }
 };
 
 template <class T, int W>
@@ -40,6 +45,7 @@ __global__ void __launch_bounds__(kRowThreads)
   for (int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; row < p.rows;
        row += int64_t{gridDim.x} * blockDim.y) {
     const int64_t start = row * n;
+    const int64_t start_added = p.residual.data ? p.residual_row(row) * n : 0;
     T value[kPieces][W];
 #pragma unroll
     for (int c = 0; c < kPieces; ++c) {
@@ -48,7 +54,7 @@ __global__ void __launch_bounds__(kRowThreads)
       p.in.template load<W>(start + at, value[c]);
       if (!p.residual.data) continue;
       T added[W];
-      p.residual.template load<W>(start + at, added);
+      p.residual.template load<W>(start_added + at, added);
 #pragma unroll
       for (int k = 0; k < W; ++k) value[c][k] += added[k];
       p.sum.template round<W>(value[c]);
@@ -100,12 +106,13 @@ __global__ void __launch_bounds__(kRowThreads)
   const Elements& source = p.residual.data ? p.sum : p.in;
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     const int64_t start = row * n;
+    const int64_t start_added = p.residual.data ? p.residual_row(row) * n : 0;
     T value[1], total = T(0);
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
       p.in.template load<1>(start + i, value);
       if (p.residual.data) {
         T added[1];
-        p.residual.template load<1>(start + i, added);
+        p.residual.template load<1>(start_added + i, added);
         value[0] += added[0];
         p.sum.template round<1>(value);
         p.sum.template store<1>(start + i, value);
@@ -151,7 +158,9 @@ void forward(const Tensor& out, const Tensor& sum, const Tensor* mean, const Ten
   visit_statistics(rstd.dtype(), [&]<class T>() {
     const Tensor x = dense(self), r = dense(residual), w = dense(weight), b = dense(bias);
     // Either of the two may be the wider one, which the sum is like.
-    const bool second = r.defined() && r.dtype() == sum.dtype() && x.dtype() != sum.dtype();
+    const int64_t rows = self.numel() / n, added_rows = r.defined() ? r.numel() / n : rows;
+    const bool second = r.defined() && added_rows == rows && r.dtype() == sum.dtype() &&
+                        x.dtype() != sum.dtype();
     if (stream_norm(launch, {.out = out,
                              .sum = sum,
                              .mean = mean ? *mean : Tensor(),
@@ -161,8 +170,9 @@ void forward(const Tensor& out, const Tensor& sum, const Tensor* mean, const Ten
                              .weight = w,
                              .bias = b,
                              .eps = eps,
-                             .rows = self.numel() / n,
-                             .n = n}))
+                             .rows = rows,
+                             .n = n,
+                             .added_rows = added_rows}))
       return;
     const Forward<T> p{Elements(out),
                        Elements(sum),
@@ -173,7 +183,8 @@ void forward(const Tensor& out, const Tensor& sum, const Tensor* mean, const Ten
                        static_cast<T>(eps),
                        mean ? mean->data_as<T>() : nullptr,
                        rstd.data_as<T>(),
-                       self.numel() / n};
+                       rows,
+                       added_rows};
     const RowLaunch shape(p.rows, n, kRowItems<T>);
     if (n > kCachedRow<T>) {
       launch(sum_and_norm_long<T>, shape.grid, shape.block, 0, p, n);

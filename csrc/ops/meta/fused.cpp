@@ -5,12 +5,19 @@
 namespace vt::meta {
 namespace {
 
-/// Where the sum of two tensors of one shape goes; undefined without a second one.
-Tensor sum_of(const Tensor& self, const Tensor& residual, std::string_view op) {
+/// Where the sum of two tensors goes, of one shape or the second of the last dimensions of the
+/// first, whole rows; undefined without a second one.
+Tensor sum_of(const Tensor& self, const Tensor& residual, IntSpan normalized_shape,
+              std::string_view op) {
   if (!residual.defined()) return {};
-  check(std::equal(self.sizes().begin(), self.sizes().end(), residual.sizes().begin(),
-                   residual.sizes().end()),
-        op, ": expected two tensors of one shape, got ", self.sizes(), " and ", residual.sizes());
+  IntSpan last = residual.sizes();
+  while (last.size() > normalized_shape.size() && last.front() == 1) last = last.subspan(1);
+  const IntSpan all = self.sizes();
+  check(residual.dim() <= self.dim() && last.size() >= normalized_shape.size() &&
+            std::equal(last.rbegin(), last.rend(), all.rbegin()),
+        op,
+        ": expected two tensors of one shape, or the second of the first's last dimensions, got ",
+        self.sizes(), " and ", residual.sizes());
   return empty(self.sizes(), promote_types(self.dtype(), residual.dtype()), self.device());
 }
 
@@ -62,7 +69,7 @@ void check_activation(std::string_view activation, std::string_view op) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> _residual_layer_norm(
     const Tensor& self, const Tensor& residual, IntSpan normalized_shape, const Tensor& weight,
     const Tensor& bias, double eps, DType result_dtype) {
-  const Tensor sum = sum_of(self, residual, "_residual_layer_norm");
+  const Tensor sum = sum_of(self, residual, normalized_shape, "_residual_layer_norm");
   auto [result, mean, rstd] =
       native_layer_norm(sum.defined() ? sum : self, normalized_shape, weight, bias, eps);
   return {as_float(result, result_dtype, "_residual_layer_norm"), sum, mean, rstd};
@@ -72,7 +79,7 @@ std::tuple<Tensor, Tensor, Tensor> _residual_rms_norm(const Tensor& self, const 
                                                       IntSpan normalized_shape,
                                                       const Tensor& weight, double eps,
                                                       DType result_dtype) {
-  const Tensor sum = sum_of(self, residual, "_residual_rms_norm");
+  const Tensor sum = sum_of(self, residual, normalized_shape, "_residual_rms_norm");
   auto [result, rstd] = _rms_norm(sum.defined() ? sum : self, normalized_shape, weight, eps);
   return {as_float(result, result_dtype, "_residual_rms_norm"), sum, rstd};
 }
