@@ -54,9 +54,9 @@ void Program::add(const Call& call, TensorSpan inputs, TensorSpan outputs) {
   steps_.push_back({false, instructions_.size()});
   instructions_.push_back(std::move(instruction));
   for (const Tensor& out : outputs) {
-    const auto same = [&](const Tensor& known) { return known.storage() == out.storage(); };
-    if (out.defined() && std::none_of(written_.begin(), written_.end(), same))
-      written_.push_back(out);
+    if (out.defined() &&
+        std::find(written_.begin(), written_.end(), out.storage()) == written_.end())
+      written_.push_back(out.storage());
   }
 }
 
@@ -174,7 +174,17 @@ void Program::run() {
     reserve();
     for (const Instruction& instruction : instructions_) execute(instruction);
   }
-  for (const Tensor& tensor : written_) tensor.bump_version();
+  count_changes();
+}
+
+void Program::count_changes() {
+  // Hundreds of counters, far apart: without locked instructions the processor waits for many of
+  // them at once. A change that another thread counts meanwhile may get lost; that there was one
+  // does not.
+  for (const Ref<Storage>& storage : written_) {
+    std::atomic<uint32_t>& version = storage->version();
+    version.store(version.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  }
 }
 
 void Program::Upload::copy_to(std::byte* control) const {

@@ -79,10 +79,11 @@ class Program final : public RefCounted {
 
   size_t add_transfer(const Tensor& place, size_t nbytes, bool before);
   void run_lowered();
+  void count_changes();
   void check_lowerable(const Instruction& instruction, Device device) const;
 
   std::vector<Instruction> instructions_;
-  std::vector<Tensor> written_;  // one a storage that a run writes
+  std::vector<Ref<Storage>> written_;  // that a run writes
   std::vector<Draw> draws_;
   std::vector<Upload> uploads_;
   std::vector<Transfer> transfers_;
