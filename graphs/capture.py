@@ -20,6 +20,7 @@ from vibetensor.graphs import passes
 from vibetensor.graphs import verify as checks
 from vibetensor.graphs.course import Course, course
 from vibetensor.graphs.lower import Lowered, lower
+from vibetensor.graphs.put_off import PutOff
 from vibetensor.graphs.record import Recording, record, shared_memory
 from vibetensor.graphs.session import Rate, Session
 from vibetensor.graphs.structure import flatten as _flatten
@@ -148,6 +149,7 @@ class CapturedStep:
         self._warned = False
         self._captures = 0
         self._last: Variant | None = None
+        self._once: Tape | None = None  # of the last run by a program that was not kept
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """As a method: each object has captures of its own."""
@@ -294,7 +296,30 @@ class CapturedStep:
         staged = _stage(leaves)
         session = Session()
         before = {number: leaf.grad for number, leaf in self._leaves.items()}
-        recording = self._run(session, leaves, staged, spec)
+        put_off = PutOff(session)
+        with put_off.watching():
+            # What is to be verified is compared with what the function itself does.
+            later = None if self._verify else put_off
+            recording = self._run(session, leaves, staged, spec, later)
+        try:
+            return self._keep(key, recording, session, put_off, leaves, staged, spec, before)
+        except BaseException:
+            put_off.catch_up(recording.native)  # the function has run
+            raise
+
+    def _keep(
+        self,
+        key: Any,
+        recording: Recording,
+        session: Session,
+        put_off: PutOff,
+        leaves: list[Any],
+        staged: list[Any],
+        spec: Any,
+        before: dict[int, Any],
+    ) -> Any:
+        """What comes of a run that was recorded: a capture, if the next one will be like it. Returns
+        what the call returns."""
         self._check_arguments(recording, leaves, staged)
         used = {id(leaf): leaf for leaf in (*recording.leaves, *session.parameters())}
         new_leaves = [leaf for number, leaf in used.items() if number not in before]
@@ -304,33 +329,61 @@ class CapturedStep:
         result = recording.result
         copied = [(x, y) for x, y in zip(leaves, staged) if y is not None and _is_tensor(x)]
         if why_not := shared_memory(recording, copied):
+            put_off.catch_up(recording.native)
             self._give_up(f"{self._name} cannot be captured: {why_not}")
             return result
         outputs, out_spec = _flatten(result)
         if new_leaves or session.notes.unsteady or self._lasting_state(recording, outputs):
             # The key of the next call sees these leaves; lasting state exists from then on.
+            before.clear()  # gradients that the run dropped need no memory beside a program's
             self._unsteady_runs += 1
             if self._unsteady_runs >= _MOST_UNSTEADY:
                 self._unsteady_runs = 0
+                put_off.catch_up(recording.native)
                 self._give_up(self._unsteady(recording, outputs))
+            elif recording.native.puts_off:
+                self._run_once(recording, put_off)
             return result
         self._unsteady_runs = 0
         recording.result = None
         found = (_gradient(leaf, before[number], recording) for number, leaf in used.items())
         gradients = [gradient for gradient in found if gradient is not None]
+        there = {number: None if grad is None else True for number, grad in before.items()}
+        before.clear()
         arguments = [x for x, place in zip(leaves, staged) if place is None]
         self._captures += 1
         variant = self._compile(recording, session, staged, outputs, out_spec, gradients, arguments)
-        variant.course = course(self._captures, _unflatten(spec, leaves), session, before)
+        variant.course = course(self._captures, _unflatten(spec, leaves), session, there)
+        if recording.native.puts_off:
+            put_off.run(recording.native, variant.lowered.program)
+            result = self._results(variant)
         self._variants.setdefault(key, []).append(variant)
         if key in self._replayed_keys:
             self._forget_replays()
         return result
 
-    def _run(self, session: Session, leaves: list[Any], staged: list[Any], spec: Any) -> Recording:
+    def _run_once(self, recording: Recording, put_off: PutOff) -> None:
+        """Runs what a recording has put off, by a program that is not kept."""
+        tape = passes.run(recording.tape) if self._optimize else recording.tape
+        outputs = {b: recording.memory(b) for b in tape.buffers if b.role == "output"}
+        lowered = lower(tape, recording, outputs, pool_of=self._pool_of)
+        put_off.run(recording.native, lowered.program)
+        self._once = tape
+
+    def _run(
+        self,
+        session: Session,
+        leaves: list[Any],
+        staged: list[Any],
+        spec: Any,
+        put_off: PutOff | None = None,
+    ) -> Recording:
         """Runs the function once, on what stands for its inputs, and records it."""
         with session.watching():
-            return record(lambda: self._plain_call(leaves, staged, spec))
+            return record(
+                lambda: self._plain_call(leaves, staged, spec),
+                catch_up=None if put_off is None else put_off.catch_up,
+            )
 
     def _plain_call(self, leaves: list[Any], staged: list[Any], spec: Any) -> Any:
         """Calls the function. Results come without history (a graph that lives on would hold all
@@ -412,7 +465,7 @@ class CapturedStep:
         for gradient in gradients:
             buffer = None if gradient.end is None else recording.buffer_of(gradient.end)
             if buffer is not None and buffer.role == "output":
-                adopted[buffer] = gradient.end
+                adopted[buffer] = recording.memory(buffer)
         tape = passes.run(recording.tape) if self._optimize else recording.tape
         made_by = [recording.buffer_of(x) if _is_tensor(x) else None for x in outputs]
         lent = dict.fromkeys(b for b in made_by if b is not None and b.role != "state")
@@ -485,6 +538,10 @@ class CapturedStep:
             users_own = users is not None and gradient.end is gradient.start
             if not users_own and gradient.leaf.grad is not gradient.end:
                 gradient.leaf.grad = gradient.end
+        return self._results(variant)
+
+    def _results(self, variant: Variant) -> Any:
+        """What the program's latest run made, as the call returns it."""
         values = [
             loan.tensor(*how) if loan is not None else how.detach() if _is_tensor(how) else how
             for loan, how in variant.outputs
@@ -611,7 +668,7 @@ class CapturedStep:
             self._leaves.clear()
             for bound in tuple(self._bound):
                 bound.reset()
-            self._last = None
+            self._last = self._once = None
             self._unsteady_runs = self._short_lived = 0
 
     def _captured(self) -> list[Variant]:

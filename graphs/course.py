@@ -57,7 +57,7 @@ def course(
 ) -> Course:
     """The circumstances of a call that has just been recorded.
 
-    call: its arguments. session: what it used besides. grads: the .grad of each known leaf before it.
+    call: its arguments. session: what it used besides. grads: for each known leaf None if it had no .grad before.
     """
     facts: dict[str, Fact] = {}
     args, kwargs = call

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +83,34 @@ class Place:
         return None
 
 
+class SchedulesAsTheyWere:
+    """Schedules that step on this thread, each as it was before its first step."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._before: list[Callable[[], None]] = []
+        self._seen: set[int] = set()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Notes them. Before others that look at steps: these may find the schedule changed."""
+        schedules.step_observers.insert(0, self._on_schedule)
+        try:
+            yield
+        finally:
+            schedules.step_observers.remove(self._on_schedule)
+
+    def _on_schedule(self, scheduler: Any, args: tuple[Any, ...]) -> None:
+        if id(scheduler) not in self._seen and threading.get_ident() == self._thread:
+            self._seen.add(id(scheduler))
+            self._before.append(_schedule_as_now(scheduler))
+
+    def put_back(self) -> None:
+        """Takes the steps back."""
+        for before in reversed(self._before):
+            before()
+
+
 class DryCapture:
     """A dry recording that is going on, and how to take it back."""
 
@@ -91,10 +119,8 @@ class DryCapture:
         self.session = Session()
         self.session.notes.undo = []
         self._watching = contextlib.ExitStack()
-        self._thread = threading.get_ident()
         self._random = random_states()
-        self._schedules: list[Callable[[], None]] = []
-        self._seen: set[int] = set()
+        self._schedules = SchedulesAsTheyWere()
 
     def begin(self) -> None:
         """Records on this thread from now on."""
@@ -103,17 +129,10 @@ class DryCapture:
         self.native.start()
         try:
             self._watching.enter_context(self.session.watching())
-            # Before the session: a schedule is as it was before its step.
-            schedules.step_observers.insert(0, self._on_schedule)
-            self._watching.callback(schedules.step_observers.remove, self._on_schedule)
+            self._watching.enter_context(self._schedules.watching())
         except BaseException:
             self.native.stop()
             raise
-
-    def _on_schedule(self, scheduler: Any, args: tuple[Any, ...]) -> None:
-        if id(scheduler) not in self._seen and threading.get_ident() == self._thread:
-            self._seen.add(id(scheduler))
-            self._schedules.append(_schedule_as_now(scheduler))
 
     def stop(self) -> None:
         """Ends the recording."""
@@ -122,8 +141,7 @@ class DryCapture:
         self._watching.close()
         set_random_states(self._random)
         # The step has not been made, so schedules have not moved either.
-        for put_back in reversed(self._schedules):
-            put_back()
+        self._schedules.put_back()
 
     def abandon(self) -> None:
         """Everything as before."""

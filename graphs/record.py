@@ -38,24 +38,41 @@ class Recording:
         return self.native.tensor(self.first_slot[buffer.index])
 
 
-def record(function: Callable[[], Any], *, dry: bool = False) -> Recording:
+def record(
+    function: Callable[[], Any],
+    *,
+    dry: bool = False,
+    catch_up: Callable[[Any], None] | None = None,
+) -> Recording:
     """Runs `function` and records every op it runs on this thread.
 
     dry: the ops only pass and nothing is computed: tensors keep their values, results have none.
+    catch_up: given, ops from the first of an accelerator on may be left to the caller, without memory
+    for what they make (`native.puts_off`); it is called with the native tape where they are to run
+    after all, as the function fails.
 
     Raises what the function raises, and RuntimeError where the function goes on after an error of an
     op, as replays would not know of that; the recording then leaves nothing behind.
     """
-    native = _C.graphs.Tape(PACKAGE, dry)
+    native = _C.graphs.Tape(PACKAGE, dry, catch_up is not None)
     # A cast that autocast has kept from before, or keeps for later, is neither input nor result.
     _C._clear_autocast_cache()
     native.start()
     try:
         result = function()
         _C._clear_autocast_cache()
+    except BaseException:
+        if catch_up is not None:
+            catch_up(native)  # what the function did before is done
+        raise
     finally:
         native.stop()
-    return recording_of(native, result)
+    try:
+        return recording_of(native, result)
+    except BaseException:
+        if catch_up is not None:
+            catch_up(native)
+        raise
 
 
 def recording_of(native: Any, result: Any, *, collect: bool = True) -> Recording:

@@ -81,7 +81,7 @@ def make_op(
 def _stand_in(arg: Any, made: list[tuple[Any, View]]) -> Any:
     """A tensor of a view's geometry, whose values nobody reads."""
     if isinstance(arg, View):
-        base = vt.empty(arg.buffer.nbytes, dtype=vt.uint8, device=arg.buffer.device)
+        base = _C.graphs.without_bytes(arg.buffer.nbytes, arg.buffer.device)
         offset = arg.offset * arg.dtype.itemsize
         tensor = _C.graphs.tensor_on(base, offset, arg.dtype, arg.sizes, arg.strides, arg.number)
         made.append((tensor, arg))

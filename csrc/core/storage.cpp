@@ -46,6 +46,11 @@ void Storage::replace(Allocation allocation) {
 int64_t Storage::live_count() { return live_storages.load(std::memory_order_relaxed); }
 
 Ref<Storage> allocate_storage(size_t nbytes, Device device) {
+  if (observer && observer->bytes_later(device)) [[unlikely]] {
+    auto storage = make_ref<Storage>(Allocation{nullptr, nbytes, nullptr, nullptr}, device);
+    observer->allocated(*storage);
+    return storage;
+  }
   auto storage = make_ref<Storage>(allocator_for(device.type).allocate(nbytes, device), device);
   if (observer) [[unlikely]]
     observer->allocated(*storage);

@@ -10,9 +10,14 @@ class StorageObserver {
  public:
   virtual ~StorageObserver() = default;
   /// A storage of fresh, uninitialised memory.
-  virtual void allocated(const Storage& storage) = 0;
+  virtual void allocated(Storage& storage) = 0;
   /// The host has put values into it, or it borrows memory that has some.
   virtual void host_written(const Storage& storage) = 0;
+  /// Whether storages that are made on the device now may go without bytes, their address null,
+  /// until the observer gives them some.
+  virtual bool bytes_later(Device device) const { return (void)device, false; }
+  /// The bytes are about to be used by another way than an op: by their address, or to be moved.
+  virtual void bytes_wanted(Storage& storage) { (void)storage; }
 };
 
 /// Of this thread; null where nobody looks.
@@ -22,6 +27,11 @@ void set_storage_observer(StorageObserver* observer);
 inline void note_host_written(const Storage& storage) {
   if (StorageObserver* observer = storage_observer()) [[unlikely]]
     observer->host_written(storage);
+}
+/// What goes past the ops to the bytes of a storage says so here first.
+inline void note_bytes_wanted(Storage& storage) {
+  if (StorageObserver* observer = storage_observer()) [[unlikely]]
+    observer->bytes_wanted(storage);
 }
 
 }  // namespace vt

@@ -1,6 +1,7 @@
 #include "graphs/tape.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "autograd/engine.h"
 
@@ -26,6 +27,37 @@ Phase phase_of(OpId id) {
 
 bool is_in_place(OpId id) { return op_name(id).ends_with('_'); }
 
+/// Whether the tensor lies in the memory of one of the outputs.
+bool is_output(const OpCall& call, const Tensor& tensor) {
+  return tensor.defined() &&
+         std::any_of(call.outputs.begin(), call.outputs.end(), [&](const Tensor& out) {
+           return out.defined() && out.storage() == tensor.storage();
+         });
+}
+bool is_view(const OpCall& call) {
+  return !is_in_place(call.id) && !call.args.empty() &&
+         std::holds_alternative<Tensor>(call.args[0]) &&
+         is_output(call, std::get<Tensor>(call.args[0]));
+}
+
+/// Gives a storage that has none its bytes.
+void provide(Storage& storage, size_t nbytes) {
+  if (!storage.data() && nbytes > 0)
+    storage.replace(allocator_for(storage.device().type).allocate(nbytes, storage.device()));
+}
+
+/// No observer of storages meanwhile.
+class Unseen {
+ public:
+  Unseen() { set_storage_observer(nullptr); }
+  ~Unseen() { set_storage_observer(before_); }
+  Unseen(const Unseen&) = delete;
+  Unseen& operator=(const Unseen&) = delete;
+
+ private:
+  StorageObserver* before_ = storage_observer();
+};
+
 constexpr const char* kReseeded =
     "a captured random op draws from the default generator of its device, and nothing else moves "
     "that: a generator of its own, a seed set or numbers drawn again (activation checkpointing) "
@@ -44,8 +76,10 @@ std::vector<Value> Call::bind(TensorSpan tensors) const {
   return bound;
 }
 
-Tape::Tape(const Source* (*source)(), Recording recording)
-    : source_(source), recording_(recording) {}
+Tape::Tape(const Source* (*source)(), Recording recording, bool may_put_off)
+    : source_(source), recording_(recording), may_put_off_(may_put_off) {
+  check(!may_put_off || recording == Recording::Running, "a dry recording has nothing to put off");
+}
 
 int Tape::storage_of(const Tensor& tensor, Use use) {
   const Ref<Storage>& storage = tensor.storage();
@@ -58,9 +92,16 @@ int Tape::storage_of(const Tensor& tensor, Use use) {
     record.host = born != born_.end() && born->second == Origin::Host;
     if (born == born_.end()) record.first = tensor;
     storages_.push_back(std::move(record));
+    const auto blank = std::find(blanks_.rbegin(), blanks_.rend(), storage);
+    if (blank != blanks_.rend()) blanks_.erase(std::next(blank).base());
   }
   StorageRecord& record = storages_[static_cast<size_t>(place->second)];
   const bool written = use == Use::Write;
+  if (putting_off_ && use != Use::View) {
+    record.touched = true;
+    record.due |= written;
+  }
+  changed_state_ |= written && record.first.defined();
   if (record.blank && use != Use::View) {
     // Blank memory that is read first was filled by the host (a number as a tensor).
     record.blank = false;
@@ -81,7 +122,19 @@ int Tape::slot_of(const Tensor& tensor, Use use) {
   return static_cast<int>(slots_.size()) - 1;
 }
 
-void Tape::allocated(const Storage& storage) {
+bool Tape::bytes_later(Device device) const {
+  const bool later = putting_off_ || recording_ == Recording::Dry;
+  return later && !paused_ && !device.is_cpu();
+}
+
+void Tape::bytes_wanted(Storage& storage) {
+  const auto found = known_.find(&storage);
+  if (found != known_.end() && storages_[static_cast<size_t>(found->second)].touched) catch_up();
+  provide(storage, storage.nbytes());
+}
+
+void Tape::allocated(Storage& storage) {
+  if (!storage.data() && storage.nbytes() > 0) blanks_.push_back(Ref<Storage>(&storage));
   if (paused_) {
     born_.erase(&storage);
   } else {
@@ -165,7 +218,11 @@ void Tape::remember(std::string_view failure) {
 
 void Tape::record(const OpCall& call, FunctionRef<void()> execute) {
   check_devices(call);
-  if (recording_ == Recording::Running) {
+  if (may_put_off_ && !putting_off_ && device_ && !changed_state_) {
+    putting_off_ = true;
+    first_put_off_ = calls_.size();
+  }
+  if (recording_ == Recording::Running && !putting_off_) {
     // Kernels that call ops themselves are one op on the tape.
     const Scoped<Consumer*> off(thread_state.consumer, nullptr);
     execute();
@@ -174,17 +231,9 @@ void Tape::record(const OpCall& call, FunctionRef<void()> execute) {
   recorded->id = call.id;
   recorded->phase = phase_of(call.id);
   recorded->args.assign(call.args.begin(), call.args.end());
-  const auto is_output = [&](const Tensor& tensor) {
-    return tensor.defined() &&
-           std::any_of(call.outputs.begin(), call.outputs.end(), [&](const Tensor& out) {
-             return out.defined() && out.storage() == tensor.storage();
-           });
-  };
-  const bool view = recorded->is_view = !is_in_place(call.id) && !call.args.empty() &&
-                                        std::holds_alternative<Tensor>(call.args[0]) &&
-                                        is_output(std::get<Tensor>(call.args[0]));
+  const bool view = recorded->is_view = is_view(call);
   for_each_tensor(recorded->args, [&](Tensor& tensor) {
-    const Use use = view ? Use::View : is_output(tensor) ? Use::Write : Use::Read;
+    const Use use = view ? Use::View : is_output(call, tensor) ? Use::Write : Use::Read;
     recorded->inputs.push_back(slot_of(tensor, use));
     tensor = Tensor();
   });
@@ -211,6 +260,111 @@ void Tape::record(const OpCall& call, FunctionRef<void()> execute) {
   release_unused();
 }
 
+void Tape::catch_up() {
+  may_put_off_ = false;
+  if (!putting_off_) return;
+  putting_off_ = false;
+  const Scoped<Consumer*> off(thread_state.consumer, nullptr);
+  const Scoped<bool> no_grad(thread_state.grad_enabled, false);
+  const Unseen unseen;
+  try {
+    run_put_off();
+  } catch (...) {
+    provide_survivors();
+    throw;
+  }
+  provide_survivors();
+}
+
+void Tape::run_put_off() {
+  const auto storage_at = [&](int slot) {
+    return static_cast<size_t>(slots_[static_cast<size_t>(slot)].storage);
+  };
+  const auto for_each_storage = [&](const Call& call, const auto& f) {
+    for (const auto* slots : {&call.inputs, &call.outputs}) {
+      for (const int slot : *slots) {
+        if (slot >= 0) f(storage_at(slot));
+      }
+    }
+  };
+  std::vector<size_t> last(storages_.size(), 0);
+  for (size_t i = first_put_off_; i < calls_.size(); ++i)
+    for_each_storage(*calls_[i], [&](size_t storage) { last[storage] = i; });
+  for (size_t i = first_put_off_; i < calls_.size(); ++i) {
+    const Call& call = *calls_[i];
+    if (!call.is_view) {
+      std::vector<Tensor> inputs, outputs;
+      for (const int slot : call.inputs) inputs.push_back(slot < 0 ? Tensor() : tensor(slot));
+      for (const int slot : call.outputs) outputs.push_back(slot < 0 ? Tensor() : tensor(slot));
+      execute_kernel(call.id, call.bind(inputs), outputs);
+    }
+    for_each_storage(call, [&](size_t index) {
+      const StorageRecord& record = storages_[index];
+      if (last[index] == i && record.fresh && record.storage->use_count() == 1)
+        record.storage->replace({});
+    });
+  }
+}
+
+/// What somebody still refers to has bytes, even if the op that was to write them has failed.
+void Tape::provide_survivors() noexcept {
+  const auto settle = [](const Ref<Storage>& storage, size_t nbytes) {
+    if (storage->use_count() == 1) {
+      storage->replace({});
+      return;
+    }
+    try {
+      provide(*storage, nbytes);
+    } catch (const Error&) {
+      // Out of memory: an access will say that the storage is too small.
+      storage->replace({});
+    }
+  };
+  for (const StorageRecord& record : storages_) {
+    if (record.fresh) settle(record.storage, record.nbytes);
+  }
+  for (const Ref<Storage>& storage : blanks_) settle(storage, storage->nbytes());
+  blanks_.clear();
+}
+
+void Tape::hand_over() {
+  check(putting_off_ && !active_, "only a recording that has ended hands over what it has put off");
+  putting_off_ = may_put_off_ = false;
+  give_numbers_back();
+  for (const StorageRecord& record : storages_) {
+    if (record.fresh && record.storage->use_count() == 1) record.storage->replace({});
+  }
+}
+
+StorageRecord* Tape::known(const Tensor& tensor) {
+  const int index = tensor.defined() ? find(tensor) : -1;
+  return index < 0 ? nullptr : &storages_[static_cast<size_t>(index)];
+}
+
+void Tape::Paused::on_op(const OpCall& call, FunctionRef<void()> execute) {
+  if (!is_view(call)) {
+    bool waits = false;
+    for_each_tensor(call.args, [&](const Tensor& tensor) {
+      const StorageRecord* record = tape_.known(tensor);
+      waits = waits || (record && record->due);
+    });
+    for (const Tensor& out : call.outputs) {
+      const StorageRecord* record = tape_.known(out);
+      waits = waits || (record && record->touched);
+    }
+    if (waits) tape_.catch_up();
+    for_each_tensor(call.args, [](const Tensor& tensor) {
+      if (tensor.defined()) provide(*tensor.storage(), tensor.storage()->nbytes());
+    });
+  }
+  const Scoped<Consumer*> off(thread_state.consumer, nullptr);
+  execute();
+}
+
+void Tape::Paused::on_host_read(const Tensor& tensor, const char*) {
+  tape_.bytes_wanted(*tensor.storage());
+}
+
 void Tape::on_gradient(const Tensor& leaf) {
   const auto same = [&](const Tensor& known) { return known.is_same(leaf); };
   if (std::none_of(leaves_.begin(), leaves_.end(), same)) leaves_.push_back(leaf);
@@ -228,7 +382,9 @@ void Tape::on_host_read(const Tensor& tensor, const char* what) {
 }
 
 uint32_t Tape::references(const Storage& storage) const {
-  return known_.contains(&storage) ? 1 : 0;
+  if (known_.contains(&storage)) return 1;
+  const auto same = [&](const Ref<Storage>& blank) { return blank.get() == &storage; };
+  return std::any_of(blanks_.begin(), blanks_.end(), same) ? 1 : 0;
 }
 
 void Tape::release_unused() {
@@ -236,7 +392,8 @@ void Tape::release_unused() {
     const Ref<Storage>& storage = storages_[static_cast<size_t>(index)].storage;
     // The tape's is the only reference: nobody can reach the bytes again.
     if (storage->use_count() != 1) return false;
-    storage->replace({});
+    // Ops that were put off may have to use it yet.
+    if (!putting_off_) storage->replace({});
     return true;
   });
 }
@@ -260,18 +417,27 @@ void Tape::stop() {
   autograd::set_gradient_observer(nullptr);
   born_.clear();
   active_ = false;
-  if (recording_ == Recording::Dry) give_numbers_back();
+  for (const Ref<Storage>& storage : std::exchange(blanks_, {})) {
+    if (storage->use_count() > 1) provide(*storage, storage->nbytes());
+  }
   find_escapes();
+  if (recording_ != Recording::Dry) return;
+  give_numbers_back();
+  for (const StorageRecord& record : storages_) {
+    if (record.escapes) provide(*record.storage, record.nbytes);
+  }
 }
 
 void Tape::pause() {
   check(active() == this, "this tape is not recording on this thread");
-  thread_state.consumer = nullptr;
+  const bool owes_bytes = putting_off_ || (recording_ == Recording::Dry && device_);
+  thread_state.consumer = owes_bytes ? &while_paused_ : nullptr;
   paused_ = true;
 }
 
 void Tape::resume() {
-  check(paused_ && thread_state.consumer == nullptr, "this tape is not paused on this thread");
+  check(paused_ && (!thread_state.consumer || thread_state.consumer == &while_paused_),
+        "this tape is not paused on this thread");
   thread_state.consumer = this;
   paused_ = false;
 }
@@ -312,6 +478,7 @@ std::vector<Device> Tape::random_devices() const {
 Tensor Tape::tensor(int slot) const {
   const Slot& wanted = slots_.at(static_cast<size_t>(slot));
   const StorageRecord& record = storages_[static_cast<size_t>(wanted.storage)];
+  provide(*record.storage, record.nbytes);
   auto impl = make_ref<TensorImpl>(record.storage, wanted.dtype, record.device);
   impl->set_geometry(wanted.sizes, wanted.strides, wanted.offset);
   impl->wrapped_number = wanted.number;

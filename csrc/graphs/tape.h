@@ -3,6 +3,11 @@
 // are recorded, or not at all (a dry recording). The tape keeps storages, not tensors: what nothing
 // else refers to any more gives its bytes back at once, so that recording needs little more memory
 // than running.
+//
+// A running recording may put its ops off: from the first op of an accelerator on they only pass,
+// and what they make there has no bytes. Whoever recorded then either has a program do all of them,
+// in memory that is planned, or lets the tape run them one by one (catch_up), as if they had run in
+// their time. The tape does so by itself where somebody is about to look at what is not there yet.
 #pragma once
 
 #include <optional>
@@ -61,10 +66,13 @@ struct StorageRecord {
   bool fresh = false;    // made by the recording, from uninitialised memory
   bool host = false;     // made by the recording, with values of the host
   bool escapes = false;  // still in use by others when the recording ended
+  bool touched = false;  // an op that was put off reads or writes it
+  bool due = false;      // one of those writes it
 };
 
 /// Whether the ops of a recording run. Dry, they only pass: tensors keep their values, results have
-/// memory without values, and random numbers are where they were when it ends.
+/// memory without values, and random numbers are where they were when it ends. On an accelerator
+/// what they make has memory only if it outlives the recording.
 enum class Recording : uint8_t { Running, Dry };
 
 class Tape final : public Consumer,
@@ -72,20 +80,33 @@ class Tape final : public Consumer,
                    public autograd::GradientObserver,
                    public RefCounted {
  public:
-  /// `source` gives the line that is running, or null; it is called once an op.
-  explicit Tape(const Source* (*source)(), Recording recording = Recording::Running);
+  /// `source` gives the line that is running, or null; it is called once an op. may_put_off: of a
+  /// running recording.
+  explicit Tape(const Source* (*source)(), Recording recording = Recording::Running,
+                bool may_put_off = false);
 
   void on_op(const OpCall& call, FunctionRef<void()> execute) override;
   void on_gradient(const Tensor& leaf) override;
   void on_host_read(const Tensor& tensor, const char* what) override;
   uint32_t references(const Storage& storage) const override;
-  void allocated(const Storage& storage) override;
+  void allocated(Storage& storage) override;
   void host_written(const Storage& storage) override;
+  bool bytes_later(Device device) const override;
+  void bytes_wanted(Storage& storage) override;
   void gradient_changes(const Tensor& tensor, const Tensor& before) override;
   /// Records on this thread from now on; recordings do not nest.
   void start();
   /// Ends the recording and finds the storages that others still use.
   void stop();
+  /// Whether ops have been recorded that have not run: a program, or catch_up(), is to run them.
+  bool puts_off() const { return putting_off_; }
+  /// Runs what has been put off, and from now on every op at once. It may be called when the
+  /// recording has ended, too. Throws what an op throws; those before it are done then, and none
+  /// after it.
+  void catch_up();
+  /// After the recording: a program is about to run what has been put off. Random numbers are where
+  /// they were, and nothing is left to catch up with.
+  void hand_over();
   /// Until resume(), ops run as if nothing were recorded; what they make was there before.
   void pause();
   void resume();
@@ -119,6 +140,18 @@ class Tape final : public Consumer,
   Tensor tensor(int slot) const;
 
  private:
+  /// Stands where the tape stood while it is paused and has put ops off: others run after those
+  /// that they have to do with.
+  class Paused final : public Consumer {
+   public:
+    explicit Paused(Tape& tape) : tape_(tape) {}
+    void on_op(const OpCall& call, FunctionRef<void()> execute) override;
+    void on_host_read(const Tensor& tensor, const char* what) override;
+
+   private:
+    Tape& tape_;
+  };
+
   struct Draws {
     Device device;
     uint64_t seed, first, last;
@@ -138,11 +171,20 @@ class Tape final : public Consumer,
   int64_t relative_offset(const PhiloxArgs& rng, Device device);
   void release_unused();
   void give_numbers_back();
+  StorageRecord* known(const Tensor& tensor);
+  void run_put_off();
+  void provide_survivors() noexcept;
 
   const Source* (*source_)();
   Recording recording_;
   bool active_ = false;
   bool paused_ = false;
+  bool may_put_off_;
+  bool putting_off_ = false;
+  bool changed_state_ = false;  // an op has written to what was there before
+  size_t first_put_off_ = 0;    // of calls_
+  Paused while_paused_{*this};
+  std::vector<Ref<Storage>> blanks_;  // without bytes, and no op has touched them
   std::string failure_;
   std::vector<Ref<Call>> calls_;
   std::vector<Slot> slots_;

@@ -218,13 +218,13 @@ void bind_graphs(nb::module_& m) {
   nb::class_<PyTape>(module, "Tape", "Records the ops that run on this thread.")
       .def(
           "__init__",
-          [](PyTape* self, const std::string& package, bool dry) {
+          [](PyTape* self, const std::string& package, bool dry, bool may_put_off) {
             const auto recording = dry ? graphs::Recording::Dry : graphs::Recording::Running;
-            new (self)
-                PyTape{make_ref<Tape>(&running_line, recording), std::make_unique<SourceFinder>()};
+            new (self) PyTape{make_ref<Tape>(&running_line, recording, may_put_off),
+                              std::make_unique<SourceFinder>()};
             self->sources->package = package;
           },
-          nb::arg("package"), nb::arg("dry") = false)
+          nb::arg("package"), nb::arg("dry") = false, nb::arg("may_put_off") = false)
       .def("start",
            [](PyTape& self) {
              self.tape->start();
@@ -248,6 +248,19 @@ void bind_graphs(nb::module_& m) {
             return out;
           },
           "Of a dry recording: tensors whose .grad it changed, each with that of before.")
+      .def_prop_ro(
+          "puts_off", [](const PyTape& self) { return self.tape->puts_off(); },
+          "Whether recorded ops are still to run, by a program or by catch_up().")
+      .def(
+          "catch_up",
+          [](PyTape& self) {
+            const nb::gil_scoped_release release;
+            self.tape->catch_up();
+          },
+          "Runs what has been put off, op by op.")
+      .def(
+          "hand_over", [](PyTape& self) { self.tape->hand_over(); },
+          "A program is about to run what has been put off.")
       .def("forget_gradients_before", [](PyTape& self) { self.tape->forget_gradients_before(); })
       .def_prop_ro("failure", [](const PyTape& self) { return self.tape->failure(); })
       .def("find_escapes", [](PyTape& self) { self.tape->find_escapes(); })
@@ -349,6 +362,13 @@ void bind_graphs(nb::module_& m) {
           "where that is enough.");
   nb::class_<PausedTape>(module, "Paused", "A recording that sees nothing until it is resumed.")
       .def("resume", [](PausedTape& self) { self.tape->resume(); });
+  module.def(
+      "without_bytes",
+      [](size_t nbytes, const nb::object& device) {
+        const Device on = device_arg(device.ptr());
+        return bytes_of(make_ref<Storage>(Allocation{nullptr, nbytes, nullptr, nullptr}, on));
+      },
+      "A tensor of so many bytes that have no memory, to stand for another where no op runs.");
   module.def(
       "pause",
       []() -> nb::object {

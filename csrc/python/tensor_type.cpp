@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "autograd/front.h"
+#include "core/storage_observer.h"
 #include "dispatch/default_device.h"
 #include "dispatch/thread_state.h"
 #include "python/arguments.h"
@@ -136,8 +137,11 @@ PyObject* method_storage_offset(PyObject* self, PyObject*) {
   return PyLong_FromLongLong(tensor_of(self).storage_offset());
 }
 PyObject* method_data_ptr(PyObject* self, PyObject*) {
-  const Tensor& t = tensor_of(self);
-  return PyLong_FromUnsignedLongLong(t.numel() == 0 ? 0 : reinterpret_cast<uintptr_t>(t.data()));
+  return guarded([&]() -> PyObject* {
+    const Tensor& t = tensor_of(self);
+    note_bytes_wanted(*t.storage());
+    return PyLong_FromUnsignedLongLong(t.numel() == 0 ? 0 : reinterpret_cast<uintptr_t>(t.data()));
+  });
 }
 PyObject* method_storage_key(PyObject* self, PyObject*) {
   return PyLong_FromUnsignedLongLong(reinterpret_cast<uintptr_t>(tensor_of(self).storage().get()));

@@ -313,6 +313,37 @@ def test_memory_comes_back() -> None:
     assert torch.cuda.memory_reserved() <= before[1]
 
 
+def test_recorded_runs_take_no_more_memory_than_replays() -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.GELU()) for _ in range(12)]
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(256, 8)).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    @torch.cuda.capture
+    def step(x: Any, y: Any) -> Any:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x).softmax(1).log(), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    x, y = torch.randn(1 << 16, 256, device="cuda"), torch.zeros(1 << 16, device="cuda").long()
+    peaks = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(x, y)
+        torch.cuda.synchronize()
+        peaks.append((before, torch.cuda.max_memory_allocated()))
+    (variant,) = step.variants
+    (plan,) = variant.lowered.plans.values()
+    assert variant.replays == 3
+    assert plan.nbytes > 1 << 29
+    start, small = peaks[0][0], 1 << 27  # inputs, weights and their state, workspaces
+    assert all(peak < start + plan.nbytes + small for _, peak in peaks), (peaks, plan.nbytes)
+
+
 def test_two_shapes_share_an_arena() -> None:
     weight = torch.randn(256, 256, device="cuda")
     step = torch.cuda.capture(lambda x: ((x @ weight).tanh() @ weight).sum())

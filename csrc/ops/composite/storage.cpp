@@ -4,6 +4,7 @@
 
 #include "autograd/front.h"
 #include "core/rebinding.h"
+#include "core/storage_observer.h"
 #include "dispatch/consumer.h"
 #include "vt/meta_decls.h"
 #include "vt/ops.h"
@@ -21,6 +22,7 @@ Tensor resize_(const Tensor& self, IntSpan size, std::optional<MemoryFormat> mem
   Storage& storage = *self.storage();
   if (bytes > static_cast<int64_t>(storage.nbytes())) {
     check(storage.writable(), "Trying to resize storage that is not resizable");
+    note_bytes_wanted(storage);
     // What the storage held stays, in place; on a device the copies are in the stream's order.
     const bool host = self.device().is_cpu();
     const int64_t held = host ? 0 : static_cast<int64_t>(storage.nbytes()) / self.itemsize();

@@ -107,7 +107,9 @@ class Adam(Optimizer):
                     )
 
     def _init_state(self, group: dict[str, Any], param: Any) -> None:
-        device = param.device if group["capturable"] or group["fused"] else "cpu"
+        # A recording counts where the parameters are: see _bring_steps.
+        there = group["capturable"] or group["fused"] or recording() is not None
+        device = param.device if there else "cpu"
         state = {
             "step": torch.zeros((), dtype=torch.float32, device=device),
             "exp_avg": torch.zeros_like(param),
