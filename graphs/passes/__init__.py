@@ -18,9 +18,11 @@ from vibetensor.graphs.passes import (
     epilogues,
     joined_casts,
     optimizer,
+    recompute,
     repeated,
     residual_norm,
     rotary,
+    split_head,
 )
 from vibetensor.graphs.tape import Tape
 
@@ -38,6 +40,8 @@ ALL = (
     copies,
     joined_casts,
     dead_code,
+    split_head,
+    recompute,
     chains,
 )
 

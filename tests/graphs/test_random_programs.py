@@ -10,7 +10,7 @@ import pytest
 
 import vibetensor.torch as vt
 from vibetensor.graphs import capture
-from vibetensor.graphs.passes import chains
+from vibetensor.graphs.passes import chains, recompute
 
 PROGRAMS = 600
 STEPS = 5  # the first ones record, the later ones replay
@@ -202,12 +202,21 @@ def _run(program: Program, captured: bool, optimize: bool) -> tuple[list[np.ndar
     return seen, function.variants[0].tape.bound if captured else 0.0
 
 
+def recompute_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever can be computed again is, however small and costly."""
+    monkeypatch.setattr(recompute, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(recompute, "LEAST_PEAK", 0)
+    monkeypatch.setattr(recompute, "LEAST_SHARE", 0)
+    monkeypatch.setattr(recompute, "MOST_MOVED", 100)
+
+
 @pytest.mark.parametrize("optimize", [False, True])
 @pytest.mark.parametrize("block", range(10))
 def test_programs(block: int, optimize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chains, "LEAST_ELEMENTS", 0)
     monkeypatch.setattr(chains, "LEAST_16_BIT", 0)
     monkeypatch.setattr(chains, "MOST_TENSORS", 16)
+    recompute_anything(monkeypatch)
     size, refused = PROGRAMS // 10, 0
     for seed in range(block * size, (block + 1) * size):
         program = Program(seed)
