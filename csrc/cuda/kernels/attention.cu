@@ -4,6 +4,7 @@
 // heads that are laid out for it go to tensor cores (attention_mma.cu).
 // Source: Dao et al., "FlashAttention", NeurIPS 2022, and its second part.
 #include "cuda/kernels/attention_cudnn.h"
+#include "cuda/kernels/attention_float.h"
 #include "cuda/kernels/attention_head.h"
 #include "cuda/kernels/attention_mma.cuh"
 #include "cuda/kernels/attention_short.h"
@@ -111,7 +112,9 @@ void forward(const Tensor& out, const Tensor& lse, const Tensor& rng_state, cons
        cudnn_forward(launch, out, lse, query, key, value, is_causal, scale)))
     return;
   if (mma_forward(launch, out, lse, rng_state, query, key, value, mask, dropout_p, is_causal, scale,
-                  rng))
+                  rng) ||
+      float_forward(launch, out, lse, rng_state, query, key, value, mask, dropout_p, is_causal,
+                    scale, rng))
     return;
   const int64_t value_width = value.sizes()[3];
   visit_widths(query.dtype(), value_width, [&]<class S, int D>() {

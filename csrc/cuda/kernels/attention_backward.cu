@@ -3,6 +3,7 @@
 // gradients of key and value, over all query heads that share them), so every sum has one owner and
 // a fixed order.
 #include "cuda/kernels/attention_cudnn.h"
+#include "cuda/kernels/attention_float.h"
 #include "cuda/kernels/attention_head.h"
 #include "cuda/kernels/attention_mma.cuh"
 #include "cuda/kernels/attention_short.h"
@@ -183,6 +184,9 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
                       is_causal, scale) ||
        cudnn_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
                       is_causal, scale)))
+    return;
+  if (float_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, mask, o, lse,
+                     rng_state, dropout_p, is_causal, scale))
     return;
   visit_widths(query.dtype(), std::max(width, value_width), [&]<class S, int D>() {
     using T = Compute<S>;
