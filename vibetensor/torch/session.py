@@ -46,16 +46,27 @@ def _with_default_device(device: Any, function: Callable[..., Any]) -> Callable[
 
 
 def set_float32_matmul_precision(precision: str) -> None:
-    """'highest', 'high' or 'medium'. CPU matmuls always use full float32 ('highest')."""
+    """How exact matrix products of float32 on CUDA are; those on the CPU are always 'highest'.
+
+    'highest' (at start): as exact as float32 arithmetic, on whichever units. 'high', 'medium':
+    inputs may be rounded to TF32, as `backends.cuda.matmul.allow_tf32` says. ValueError for others.
+    """
     global _precision
     if precision not in ("highest", "high", "medium"):
         raise ValueError(f"precision must be 'highest', 'high' or 'medium', got {precision!r}")
     _precision = precision
+    from vibetensor.torch.backends import cuda
+
+    cuda.matmul.allow_tf32 = precision != "highest"
 
 
 def get_float32_matmul_precision() -> str:
-    """The value last set."""
-    return _precision
+    """The value last set, here or by `backends.cuda.matmul.allow_tf32` (then 'high' or 'highest')."""
+    from vibetensor.torch.backends import cuda
+
+    if not cuda.matmul.allow_tf32:
+        return "highest"
+    return "high" if _precision == "highest" else _precision
 
 
 def use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:

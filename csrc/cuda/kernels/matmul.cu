@@ -8,6 +8,7 @@
 #include "cuda/kernels/activation_math.cuh"
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/loops.cuh"
+#include "cuda/kernels/matmul_float.cuh"
 #include "cuda/kernels/matmul_padded.cuh"
 #include "cuda/kernels/matmul_small.cuh"
 #include "cuda/kernels/rows.cuh"
@@ -268,7 +269,7 @@ void gemm(const Tensor& out, int64_t batch, Operand a, Operand b, double alpha, 
     p.alpha = alpha;
     p.beta = beta;
     p.bias = bias;
-    if (product_by_cute(p, launch)) return;
+    if (product_by_cute(p, launch) || float_product(launch, p)) return;
     if (padded_product(launch, p)) return;
     if (cublaslt_gemm(p, {launch.stream(), launch.device()})) return;
   }
