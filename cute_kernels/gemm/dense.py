@@ -139,10 +139,10 @@ class Gemm:
         self.pieces = v.tile_n // v.out_columns
         self.groups = 1 if v.pingpong else WORKERS  # that share a tile
         self.cluster = v.down * v.across
-        # What the epilogue reads comes through the ring: its tile has the size of a stage.
+        # What the epilogue reads comes into the buffers of the way out; results take its place.
         self.reads = bool(epilogue.slope_at_z or epilogue.add)
+        assert not self.reads or (v.pingpong and self.pieces == v.out_stages)
         assert v.dtype == v.out == "bf16"  # what the epilogue unpacks
-        assert not self.reads or self.tile == (128, 128, 64)
         assert not epilogue.column_sums or (
             v.pingpong and v.tile_m == SUMS_TILE and v.tile_n == 128
         )
@@ -188,17 +188,12 @@ class Gemm:
             spread if v.down > 1 else get, b, one_b, (v.tile_n, v.tile_k), v.down
         )
         store_d, tma_d = cpasync.make_tiled_tma_atom(put, d, one_d, piece)
-        # z: written, or read as c is, half a tile of columns at a time.
-        copy_x, tma_x, smem_x = None, None, None
+        # z: written, or read as c is.
+        copy_x, tma_x = None, None
         if const_expr(self.e.save):
             copy_x, tma_x = cpasync.make_tiled_tma_atom(put, z, one_d, piece)
         if const_expr(self.reads):
-            half = (v.tile_m, v.tile_n // 2)
-            smem_x = hopper.make_smem_layout_epi(self.out, LayoutEnum.ROW_MAJOR, half, v.stages)
-            read = c if self.e.add else z
-            copy_x, tma_x = cpasync.make_tiled_tma_atom(
-                get, read, cute.slice_(smem_x, (None, None, 0)), half
-            )
+            copy_x, tma_x = cpasync.make_tiled_tma_atom(get, c if self.e.add else z, one_d, piece)
         self.stage_bytes = cute.size_in_bytes(self.dtype, one_a) + cute.size_in_bytes(
             self.dtype, one_b
         )
@@ -208,6 +203,7 @@ class Gemm:
         @cute.struct
         class Shared:
             barriers: cute.struct.MemRange[cutlass.Int64, v.stages * 2]
+            read: cute.struct.MemRange[cutlass.Int64, WORKERS]
             ring_a: cute.struct.Align[cute.struct.MemRange[self.dtype, size_a], 1024]
             ring_b: cute.struct.Align[cute.struct.MemRange[self.dtype, size_b], 1024]
             out: cute.struct.Align[cute.struct.MemRange[self.out, size_d], 1024]
@@ -222,7 +218,7 @@ class Gemm:
             mma,
             (load_a, load_b, store_d, copy_x),
             (tma_a, tma_b, tma_d, tma_x),
-            (smem_a, smem_b, smem_d, smem_x),
+            (smem_a, smem_b, smem_d),
             (d, bias, sums),
             (tiles_m, tiles_n, tiles),
         ).launch(
@@ -257,13 +253,20 @@ class Gemm:
         v = self.v
         load_a, load_b, store_d, copy_x = copies
         tma_a, tma_b, tma_d, tma_x = tensors
-        smem_a, smem_b, smem_d, smem_x = layouts
+        smem_a, smem_b, smem_d = layouts
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         if warp == 0:
             cpasync.prefetch_descriptor(load_a)
             cpasync.prefetch_descriptor(load_b)
             cpasync.prefetch_descriptor(store_d)
         shared = SmemAllocator().allocate(self.shared)
+        read = shared.read.data_ptr()
+        if const_expr(self.reads):
+            if warp == 0:
+                with cute.arch.elect_one():
+                    for i in cutlass.range_constexpr(WORKERS):
+                        cute.arch.mbarrier_init(read + i, 1)
+                cute.arch.mbarrier_init_fence()
         # Every warp that reads a stage tells every block that fills it.
         readers = self.groups * WARPS * (v.down + v.across - 1)
         ring = pipeline.PipelineTmaAsync.create(
@@ -277,20 +280,17 @@ class Gemm:
         s_a = shared.ring_a.get_tensor(smem_a.outer, swizzle=smem_a.inner)
         s_b = shared.ring_b.get_tensor(smem_b.outer, swizzle=smem_b.inner)
         s_d = shared.out.get_tensor(smem_d.outer, swizzle=smem_d.inner)
-        s_x, s_y = None, None
+        s_x = None
         if const_expr(self.e.save):
             s_x = shared.saved.get_tensor(smem_d.outer, swizzle=smem_d.inner)
-        if const_expr(self.reads):  # the same memory as a stage of a and of b
-            s_x = shared.ring_a.get_tensor(smem_x.outer, swizzle=smem_x.inner)
-            s_y = shared.ring_b.get_tensor(smem_x.outer, swizzle=smem_x.inner)
         if warp < WARPS:
             cute.arch.setmaxregister_decrease(LOADER_REGISTERS)
             if warp == 0:
                 self.load(
                     ring,
-                    (load_a, load_b, copy_x),
-                    (tma_a, tma_b, tma_x),
-                    (s_a, s_b, s_x, s_y),
+                    (load_a, load_b),
+                    (tma_a, tma_b),
+                    (s_a, s_b),
                     counts,
                 )
         else:
@@ -299,21 +299,22 @@ class Gemm:
             self.work(
                 ring,
                 mma,
-                (s_a, s_b, s_d, s_x, s_y),
+                (s_a, s_b, s_d, s_x),
                 (store_d, copy_x),
                 (tma_d, tma_x),
                 operands,
                 counts,
                 k_tiles,
+                read,
             )
 
     @cute.jit
     def load(self, ring, copies, tensors, buffers, counts) -> None:
         """Fills the ring, tile after tile."""
         v = self.v
-        load_a, load_b, load_x = copies
-        tma_a, tma_b, tma_x = tensors
-        s_a, s_b, s_x, s_y = buffers
+        load_a, load_b = copies
+        tma_a, tma_b = tensors
+        s_a, s_b = buffers
         tiles_m, tiles_n, tiles = counts
         block, _, _ = cute.arch.block_idx()
         blocks, _, _ = cute.arch.grid_dim()
@@ -326,10 +327,6 @@ class Gemm:
         mask_b = cutlass.Int16(((1 << v.down) - 1) << v.down * across)
         to_a_too = {"mcast_mask": mask_a} if v.across > 1 else {}
         to_b_too = {"mcast_mask": mask_b} if v.down > 1 else {}
-        if const_expr(self.reads):
-            half = (v.tile_m, v.tile_n // 2)
-            to_x, from_x = self.parts(load_x, s_x, tma_x, half)
-            to_y, _ = self.parts(load_x, s_y, tma_x, half)
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, v.stages)
         for tile in cutlass.range(block // self.cluster, tiles, blocks // self.cluster, unroll=1):
             m, n, l = self.place(tile, tiles_m, tiles_n)
@@ -352,14 +349,6 @@ class Gemm:
                 )
                 ring.producer_commit(state)
                 state.advance()
-            if const_expr(self.reads):
-                ring.producer_acquire(state)
-                full = ring.producer_get_barrier(state)
-                left, right = from_x[(None, m, 2 * n, l)], from_x[(None, m, 2 * n + 1, l)]
-                cute.copy(load_x, left, to_x[(None, state.index)], tma_bar_ptr=full)
-                cute.copy(load_x, right, to_y[(None, state.index)], tma_bar_ptr=full)
-                ring.producer_commit(state)
-                state.advance()
         ring.producer_tail(state)
 
     def parts(self, atom, smem, tensor, tile, rank=0, ranks=1):
@@ -374,11 +363,13 @@ class Gemm:
         )
 
     @cute.jit
-    def work(self, ring, mma, buffers, copies, tensors, operands, counts, k_tiles: Int32) -> None:
+    def work(
+        self, ring, mma, buffers, copies, tensors, operands, counts, k_tiles: Int32, read_barriers
+    ) -> None:
         """Multiplies what the ring brings and writes the tiles."""
         v, e = self.v, self.e
-        s_a, s_b, s_d, s_x, s_y = buffers
-        store_d, store_x = copies
+        s_a, s_b, s_d, s_x = buffers
+        store_d, copy_x = copies
         tma_d, tma_x = tensors
         d, bias, sums = operands
         tiles_m, tiles_n, tiles = counts
@@ -413,14 +404,15 @@ class Gemm:
         part_d, tile_d = self.parts(store_d, s_d, tma_d, (v.tile_m, v.out_columns))
         if const_expr(e.save):
             to_x = mine.partition_D(s_x)
-            part_x, tile_x = self.parts(store_x, s_x, tma_x, (v.tile_m, v.out_columns))
+            part_x, tile_x = self.parts(copy_x, s_x, tma_x, (v.tile_m, v.out_columns))
         if const_expr(self.reads):
             from_smem = cute.make_copy_atom(warp_copies.LdMatrix8x8x16bOp(False, 4), self.out)
             from_smem = cute.make_tiled_copy_S(from_smem, copy_c)
-            reader = from_smem.get_slice(thread)
-            from_x, from_y = reader.partition_S(s_x), reader.partition_S(s_y)
-            r_x = cute.make_rmem_tensor(cute.shape(from_x)[:3], self.out)
-            r_y = cute.make_rmem_tensor(cute.shape(from_x)[:3], self.out)
+            from_d = from_smem.get_slice(thread).partition_S(s_d)
+            r_x = cute.make_rmem_tensor(cute.shape(from_d)[:3], self.out)
+            part_x, tile_x = self.parts(copy_x, s_d, tma_x, (v.tile_m, v.out_columns))
+            read_barrier = read_barriers + group
+            read_phase = Int32(0)
         everyone = self.groups * WARPGROUP
         stores = pipeline.PipelineTmaStore.create(
             num_stages=v.out_stages,
@@ -434,14 +426,11 @@ class Gemm:
         filled = pipeline.make_pipeline_state(pipeline.PipelineUserType.Consumer, v.stages)
         used = pipeline.make_pipeline_state(pipeline.PipelineUserType.Consumer, v.stages)
         first, step = block // self.cluster, blocks // self.cluster
-        a_tile = k_tiles  # stages
-        if const_expr(self.reads):
-            a_tile = k_tiles + 1
         if const_expr(v.pingpong):
             first, step = first + group * step, WORKERS * step
             if group == 1:
-                filled.advance(a_tile)
-                used.advance(a_tile)
+                filled.advance(k_tiles)
+                used.advance(k_tiles)
                 cute.arch.barrier_arrive(
                     barrier_id=TURN_BARRIER, number_of_threads=WORKERS * WARPGROUP
                 )
@@ -470,14 +459,25 @@ class Gemm:
                 warpgroup.commit_group()
                 # The products of the stage before are done: it may be filled again.
                 warpgroup.wait_group(1)
+                if const_expr(self.reads):
+                    if k == 0 and warp == 0:
+                        # Where the last tile was, once it has been written.
+                        cute.arch.cp_async_bulk_wait_group(0, read=True)
+                        with cute.arch.elect_one():
+                            cute.arch.mbarrier_arrive_and_expect_tx(
+                                read_barrier, v.tile_m * v.tile_n * self.out.width // 8
+                            )
+                        for p in cutlass.range_constexpr(self.pieces):
+                            cute.copy(
+                                copy_x,
+                                tile_x[(None, m, n * self.pieces + p, l)],
+                                part_x[(None, first_out + p)],
+                                tma_bar_ptr=read_barrier,
+                            )
                 if k > 0:
                     ring.consumer_release(used)
                     used.advance()
                 filled.advance()
-            if const_expr(self.reads):
-                # Before the turn: the other must not wait for a stage whose last filling nobody has
-                # waited for, as it could take the one before for its own.
-                ring.consumer_wait(filled)
             if const_expr(v.pingpong):  # the other's turn
                 cute.arch.barrier_arrive(
                     barrier_id=TURN_BARRIER + 1 - group, number_of_threads=WORKERS * WARPGROUP
@@ -485,18 +485,9 @@ class Gemm:
             warpgroup.wait_group(0)
             ring.consumer_release(used)
             used.advance()
-            if const_expr(self.reads):
-                cute.copy(from_smem, from_x[(None, None, None, filled.index)], r_x)
-                cute.copy(from_smem, from_y[(None, None, None, filled.index)], r_y)
-                # Read before the stage is written by TMA again.
-                cute.arch.fence_proxy("async.shared", space="cta")
-                cute.arch.sync_warp()
-                ring.consumer_release(used)
-                used.advance()
-                filled.advance()
             if const_expr(v.pingpong):
-                filled.advance(a_tile)
-                used.advance(a_tile)
+                filled.advance(k_tiles)
+                used.advance(k_tiles)
             if const_expr(e.bias):
                 pair = cute.make_rmem_tensor((2,), Float32)
                 for j in cutlass.range_constexpr(v.tile_n // 8):
@@ -504,14 +495,18 @@ class Gemm:
                     for i in cutlass.range_constexpr(cute.size(acc) // (v.tile_n // 4)):
                         for q in cutlass.range_constexpr(2):
                             acc[(q, i % 2, j), i // 2, 0] += pair[q]
+            if const_expr(self.reads):
+                cute.arch.mbarrier_wait(read_barrier, read_phase)
+                read_phase = read_phase ^ 1
             for p in cutlass.range_constexpr(self.pieces):
+                way = first_out + p % v.out_stages
                 for i in cutlass.range_constexpr(count):
                     r_f[i] = values[self.place_of(p, i)]
                 if const_expr(self.reads):
-                    half = r_x if (p + 1) * count <= cute.size(r_x) else r_y
+                    cute.copy(from_smem, from_d[(None, None, None, way)], r_x)
                     read = cute.make_rmem_tensor((count,), Float32)
                     for i in cutlass.range_constexpr(count // 2):
-                        unpack(read, 2 * i, words(half)[p * count % cute.size(r_x) // 2 + i])
+                        unpack(read, 2 * i, words(r_x)[i])
                     for i in cutlass.range_constexpr(count):
                         if const_expr(e.slope_at_z):
                             r_f[i] = r_f[i] * slope(read[i], e.slope_at_z)
@@ -527,10 +522,14 @@ class Gemm:
                     for i in cutlass.range_constexpr(count):
                         r_f[i] = activated(r_f[i], e.activation)
                 r_d.store(r_f.load().to(self.out))
-                if warp == 0:
-                    stores.producer_acquire()
-                cute.arch.barrier(barrier_id=together, number_of_threads=everyone)
-                way = first_out + p % v.out_stages
+                if const_expr(not self.reads):
+                    if warp == 0:
+                        # A tile that does not end with the last buffer begins with one in use.
+                        again = p == 0 and self.pieces % v.out_stages
+                        cute.arch.cp_async_bulk_wait_group(
+                            0 if again else v.out_stages - 1, read=True
+                        )
+                    cute.arch.barrier(barrier_id=together, number_of_threads=everyone)
                 cute.copy(to_smem, r_d, to_d[(None, None, None, way)])
                 if const_expr(e.save):
                     cute.copy(to_smem, r_z, to_x[(None, None, None, way)])
@@ -540,7 +539,7 @@ class Gemm:
                     where = (None, m, n * self.pieces + p, l)
                     cute.copy(store_d, part_d[(None, way)], tile_d[where])
                     if const_expr(e.save):
-                        cute.copy(store_x, part_x[(None, way)], tile_x[where])
+                        cute.copy(copy_x, part_x[(None, way)], tile_x[where])
                     stores.producer_commit()
             if const_expr(e.column_sums):
                 if present(sums):
@@ -734,4 +733,4 @@ for _name in ("gelu", "gelu_tanh"):
     _register(f"gemm_bias_{_name}", WithActivation, Epilogue(bias=True, save=True, activation=_name),
               "tn", _SAVING, f"z = a bᵀ + bias, d = {_name}(z).")  # fmt: skip
     _register(f"gemm_slope_{_name}", WithSlope, Epilogue(slope_at_z=_name, column_sums=True), "nn",
-              _READING[_name == "gelu_tanh" :], f"a bᵀ times the slope of {_name} at z, and sums of its columns.")  # fmt: skip
+              _READING, f"a bᵀ times the slope of {_name} at z, and sums of its columns.")  # fmt: skip

@@ -2,7 +2,8 @@
 
 Patterns and rewrites, each one op instead of two:
 - `linear`, then relu or gelu: the product and what is made of it;
-- `mm`, then the backward of gelu: its derivative is multiplied in;
+- `mm`, then the backward of gelu: its derivative is multiplied in, and where a CuTe kernel does that the
+  column sums for a bias come with it;
 - `mm` whose result is only added to a gradient: a product that adds to it;
 - `mm` of a transposed gradient for the weight, and the gradient's column sums for the bias.
 
@@ -36,13 +37,15 @@ DEVICES = ("cuda",)  # where it rewrites
 # The activations that it takes: always, and where a CuTe kernel is chosen.
 FORWARD, BACKWARD = ("relu", "gelu_tanh"), ("gelu_tanh",)
 CHOSEN = {"gelu": ("gemm_bias_gelu_tn", "gemm_slope_gelu_nn")}
+# Whose backward sums columns on every path: none on a GPU.
+SUMS: tuple[str, ...] = ()
 
 _BACKWARD = ("gelu_backward", "silu_backward", "threshold_backward")
 
 
 def run(tape: Tape) -> Tape:
     """The tape with epilogues in its products."""
-    for rewrite in (_activations, _derivatives, _accumulations, _row_sums):
+    for rewrite in (_activations, _derivatives, _column_sums, _accumulations, _row_sums):
         edits = Edits(tape, "epilogues")
         rewrite(edits, Uses(tape))
         tape = edits.applied()
@@ -168,13 +171,54 @@ def _derivatives(edits: Edits, uses: Uses) -> None:
         shape = made.sizes
         made = make_op(
             "_mm_activation_backward",
-            (*ops[product].args, reshaped(saved, shape), activation),
+            (*ops[product].args, reshaped(saved, shape), activation, False),
             [reshaped(out, shape)],
             op,
         )
         edits.replace(at, made, {product})
         edits.reorders(out)
         edits.made(f"mm + {op.name} as one op", op)
+
+
+def _column_sums(edits: Edits, uses: Uses) -> None:
+    ops = uses.tape.ops
+    for at, op in enumerate(ops):
+        if not _sums_columns(op) or not _here(op):
+            continue
+        grad, out = op.args[0], op.outputs[0]
+        product = uses.writer(grad, at)
+        if product is None or ops[product].name != "_mm_activation_backward":
+            continue
+        if not edits.free(product):
+            continue
+        self, mat2, saved, activation, _ = ops[product].args
+        why = None
+        if activation not in SUMS and not _chosen(activation, True, self, mat2, grad):
+            why = "no kernel has both"
+        elif out.dtype != grad.dtype:
+            why = "sums in another dtype"
+        elif not uses.can_run_at(at, product):
+            why = "the sums' memory is in use before"
+        if why:
+            edits.refused(f"the derivative of {activation} and sum stay two ops: {why}", op)
+            continue
+        made = make_op(
+            "_mm_activation_backward",
+            (self, mat2, saved, activation, True),
+            [ops[product].outputs[0], out],
+            ops[product],
+        )
+        edits.replace(product, made, {at})
+        edits.reorders(out)
+        edits.made(f"mm + {activation}'s derivative + sum as one op", op)
+
+
+def _sums_columns(op: Op) -> bool:
+    """Whether it sums the columns of a matrix."""
+    if op.name != "sum.dim":
+        return False
+    grad, dim, keep, _ = op.args
+    return list(dim or ()) == [0] and not keep and len(grad.sizes) == 2
 
 
 def _accumulations(edits: Edits, uses: Uses) -> None:
@@ -213,11 +257,9 @@ def _accumulations(edits: Edits, uses: Uses) -> None:
 def _row_sums(edits: Edits, uses: Uses) -> None:
     ops = uses.tape.ops
     for at, op in enumerate(ops):
-        if op.name != "sum.dim" or not _here(op):
+        if not _sums_columns(op) or not _here(op):
             continue
-        grad, dim, keep, _ = op.args
-        if list(dim or ()) != [0] or keep or len(grad.sizes) != 2:
-            continue
+        grad = op.args[0]
         beside = [
             i
             for i in set(uses.reads(grad.buffer))

@@ -172,10 +172,16 @@ def test_activation_ops(size, activation: str, left: str) -> None:
         close(y, math.reference_activation(numpy(z), activation), 1e-6 + loose)
     grad, back = operand(m, k, left), operand(k, n, "dense")
     slope = math.reference_slope(numpy(z), activation)
-    dz = numpy(_C._ops._mm_activation_backward(grad, back, z, activation))
+    dz, sums = _C._ops._mm_activation_backward(grad, back, z, activation, True)
+    assert bool((_C._ops._mm_activation_backward(grad, back, z, activation, False)[0] == dz).all())
     product = numpy(grad) @ numpy(back)
     # Without a kernel of its own the product is rounded once more.
     slack += 2 * HALF_ULP * float(np.abs(product).max())
+    want = (product * slope).sum(0)
+    # Each rounded, or what they are made of; then the sum.
+    loose = m**0.5 * slack + 1.05 * HALF_ULP * np.abs(want)
+    assert (np.abs(numpy(sums) - want) <= loose).all()
+    dz = numpy(dz)
     assert (np.abs(dz - product * slope) <= 2.1 * HALF_ULP * np.abs(product * slope) + slack).all()
 
 

@@ -19,6 +19,7 @@ def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(epilogues, "DEVICES", ("cpu", "cuda"))
     monkeypatch.setattr(epilogues, "FORWARD", tuple(ACTIVATIONS))
     monkeypatch.setattr(epilogues, "BACKWARD", tuple(ACTIVATIONS))
+    monkeypatch.setattr(epilogues, "SUMS", ())
 
 
 ACTIVATIONS = {
@@ -75,6 +76,31 @@ def test_activations(activation: str, rows: tuple, bias: bool, autocast: bool) -
     for name in ("relu", "silu", "gelu", "gelu_backward", "silu_backward", "threshold_backward"):
         assert name not in names
     assert names.count("_mm_row_sums") == (2 if bias else 0)
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("dtype", [vt.float32, vt.bfloat16])
+def test_column_sums(
+    activation: str, steps: int, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epilogues, "SUMS", tuple(ACTIVATIONS))
+
+    def make() -> Any:
+        step = _mlp(activation, (24, 72, 5), steps=steps)
+
+        def under(x: Any) -> Any:
+            with vt.autocast(kind(), dtype=vt.bfloat16, enabled=dtype is vt.bfloat16):
+                return step(x)
+
+        under.state = step.state
+        return under
+
+    names = captured_names(make, _inputs(2, 17, 24), TINY if steps == 1 else 1e-2)
+    assert names.count("_mm_activation_backward") == steps
+    assert names.count("_mm_row_sums") >= 1  # the other bias
+    made = [d for d in decisions() if "derivative + sum as one op" in d]
+    assert len(made) == steps
 
 
 def test_accumulation() -> None:

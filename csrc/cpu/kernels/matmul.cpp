@@ -206,8 +206,10 @@ void linear_activation(const Tensor& out, const Tensor& linear, const Tensor& in
   });
 }
 
-void mm_activation_backward(const Tensor& out, const Tensor& self, const Tensor& mat2,
-                            const Tensor& saved, std::string_view activation) {
+/// The sums are those of sum.dim.
+void mm_activation_backward(const Tensor& out, const Tensor& sums, const Tensor& self,
+                            const Tensor& mat2, const Tensor& saved, std::string_view activation,
+                            bool) {
   const DType dtype = out.dtype();
   const int64_t width = out.sizes()[1];
   const Tensor kept = dense(saved);
@@ -229,6 +231,9 @@ void mm_activation_backward(const Tensor& out, const Tensor& self, const Tensor&
            out.data(), out.strides()[0], nullptr, &done);
     });
   });
+  const int64_t over[] = {0};
+  if (sums.defined())
+    kernels_for(DeviceType::CPU).sum_dim(sums, out, IntSpan(over), false, std::nullopt);
 }
 
 /// The sums are those of sum.dim.

@@ -6,6 +6,7 @@
 #include "cuda/cute/arguments.h"
 #include "cuda/cute/launch_table.h"
 #include "cuda/kernels/activation_math.cuh"
+#include "cuda/kernels/column_sums.cuh"
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/loops.cuh"
 #include "cuda/kernels/matmul_float.cuh"
@@ -474,32 +475,57 @@ void linear_activation(const Tensor& out, const Tensor& kept, const Tensor& inpu
   apply(out, product, Tensor(), activation);
 }
 
-/// A product times the slope of gelu by a CuTe kernel; false where none is chosen.
+// CuTe kernels write a row of column sums for each warp of a tile.
+constexpr int64_t kSumsTile = 128, kSumsRows = 4;
+
+/// A product times the slope of gelu, and where `sums` is defined the sums of its columns, by a CuTe
+/// kernel; false where none is chosen.
 template <class Arguments>
-bool slope_by_cute(const GemmProblem& p, const Tensor& at, const Launch& launch) {
+bool slope_by_cute(const GemmProblem& p, const Tensor& at, const Tensor& sums,
+                   const Launch& launch) {
   Arguments a;
   if (p.a.transposed || p.b.transposed || !cute_product(a, p, launch)) return false;
   a.z = cute_operand(at.data(), p.dtype, p.n, 0);
-  a.parts = 1;  // no column sums
-  return cute::launch(a, launch);
+  a.parts = 1;
+  if (!sums.defined()) return cute::launch(a, launch);
+  a.parts = ceil_div(p.m, kSumsTile) * kSumsRows;
+  const Scratch parts(static_cast<size_t>(a.parts * p.n) * sizeof(float), launch);
+  a.sums = {parts.data(), DType::Float32, p.n};
+  if (!cute::launch(a, launch)) return false;
+  ColumnPartsList<float> list;
+  list.add(sums, parts.data<float>());
+  add_column_parts(launch, list, p.n, a.parts);
+  return true;
 }
 
-void mm_activation_backward(const Tensor& out, const Tensor& self, const Tensor& mat2,
-                            const Tensor& saved, std::string_view name) {
-  if (out.numel() == 0) return;
+/// The product times the derivative; true where its sums are there too.
+bool activation_backward(const Tensor& out, const Tensor& sums, const Tensor& self,
+                         const Tensor& mat2, const Tensor& saved, std::string_view name) {
   const Launch launch(out.device());
   const Activation activation = activation_of(name);
   const Tensor at = contiguous(saved);
   const auto p = problem_of(out, matrix(self), matrix(mat2), out.strides()[0]);
   if (p && activation == Activation::Gelu &&
-      slope_by_cute<cute::GemmSlopeGeluNn>(*p, at, launch))
-    return;
+      slope_by_cute<cute::GemmSlopeGeluNn>(*p, at, sums, launch))
+    return true;
+  if (p && activation == Activation::GeluTanh &&
+      slope_by_cute<cute::GemmSlopeGeluTanhNn>(*p, at, sums, launch))
+    return true;
   if (activation == Activation::GeluTanh &&
-      ((p && slope_by_cute<cute::GemmSlopeGeluTanhNn>(*p, at, launch)) ||
-       product_with(GemmEpilogue::GeluTanhBackward, p, launch, nullptr, at.data())))
-    return;
+      product_with(GemmEpilogue::GeluTanhBackward, p, launch, nullptr, at.data()))
+    return false;
   gemm(out, 1, matrix(self), matrix(mat2), 1, 0, out.strides()[0], 0);
   apply(out, out, at, activation);
+  return false;
+}
+
+void mm_activation_backward(const Tensor& out, const Tensor& sums, const Tensor& self,
+                            const Tensor& mat2, const Tensor& saved, std::string_view name, bool) {
+  const bool summed =
+      out.numel() > 0 && activation_backward(out, sums, self, mat2, saved, name);
+  const int64_t over[] = {0};
+  if (sums.defined() && !summed)
+    kernels_for(DeviceType::CUDA).sum_dim(sums, out, IntSpan(over), false, std::nullopt);
 }
 
 void mm_row_sums(const Tensor& out, const Tensor& sums, const Tensor& self, const Tensor& mat2) {

@@ -128,8 +128,9 @@ std::tuple<Tensor, Tensor> _linear_activation(const Tensor& input, const Tensor&
   return {result, keep ? empty(result.sizes(), result.dtype(), result.device()) : Tensor()};
 }
 
-Tensor _mm_activation_backward(const Tensor& self, const Tensor& mat2, const Tensor& saved,
-                               std::string_view activation) {
+std::tuple<Tensor, Tensor> _mm_activation_backward(const Tensor& self, const Tensor& mat2,
+                                                   const Tensor& saved, std::string_view activation,
+                                                   bool sum) {
   check_activation(activation, "_mm_activation_backward");
   const Tensor result = mm(self, mat2);
   check(is_floating(result.dtype()) && saved.dtype() == result.dtype() &&
@@ -137,7 +138,7 @@ Tensor _mm_activation_backward(const Tensor& self, const Tensor& mat2, const Ten
                        result.sizes().end()),
         "_mm_activation_backward: expected ", result.dtype(), " of shape ", result.sizes(),
         " from the forward pass, got ", saved.dtype(), " of shape ", saved.sizes());
-  return result;
+  return {result, sum ? empty(Dims{result.sizes()[1]}, result.dtype(), result.device()) : Tensor()};
 }
 
 std::tuple<Tensor, Tensor> _mm_row_sums(const Tensor& self, const Tensor& mat2) {

@@ -70,6 +70,10 @@ class _min_result(NamedTuple):
     values: Tensor
     indices: Tensor
 
+class _mm_activation_backward_result(NamedTuple):
+    result: Tensor
+    sums: Tensor
+
 class _mm_row_sums_result(NamedTuple):
     result: Tensor
     sums: Tensor
