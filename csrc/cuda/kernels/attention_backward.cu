@@ -5,6 +5,7 @@
 #include "cuda/kernels/attention_cudnn.h"
 #include "cuda/kernels/attention_float.h"
 #include "cuda/kernels/attention_head.h"
+#include "cuda/kernels/attention_long.h"
 #include "cuda/kernels/attention_mma.cuh"
 #include "cuda/kernels/attention_short.h"
 #include "cuda/kernels/attention_tiles.h"
@@ -177,6 +178,8 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
   const Tensor o = output.dtype() == query.dtype() ? output : dense_as(output, query.dtype());
   if (width > 0 && !mask.defined() && dropout_p == 0 &&
       (head_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
+                     is_causal, scale) ||
+       long_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
                      is_causal, scale) ||
        tile_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
                      is_causal, scale) ||

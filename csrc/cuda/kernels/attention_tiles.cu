@@ -29,8 +29,8 @@ struct TileGradients {
 /// shift and centre, 8 threads a query.
 template <class S>
 __global__ void __launch_bounds__(256)
-    query_numbers(float* shift, float* centre, Operand<S> grad, Operand<S> output, const float* lse,
-                  int heads, int length, int padded) {
+    query_number(float* shift, float* centre, Operand<S> grad, Operand<S> output, const float* lse,
+                 int heads, int length, int padded) {
   const int q = blockIdx.x % (padded / 32) * 32 + threadIdx.x / kPieces;
   const int pair = blockIdx.x / (padded / 32), b = pair / heads, h = pair % heads;
   const int piece = threadIdx.x % kPieces;
@@ -237,12 +237,10 @@ bool run(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
     if (!in_pieces(t)) return false;
   }
   const auto pairs = static_cast<unsigned>(query.sizes()[0] * heads);
-  const int padded = g.tiles * kTile;
-  const size_t count = static_cast<size_t>(pairs) * static_cast<size_t>(padded);
+  const size_t count = static_cast<size_t>(pairs) * static_cast<size_t>(g.tiles * kTile);
   const Scratch numbers(2 * count * sizeof(float), launch);
   auto* const shift = numbers.data<float>();
-  launch(query_numbers<S>, dim3(pairs * static_cast<unsigned>(padded / 32)), dim3(256), 0, shift,
-         shift + count, g.grad, out, lse.data_as<float>(), heads, length, padded);
+  query_numbers(launch, shift, shift + count, grad, output, lse);
   g.shift = shift;
   g.centre = shift + count;
   allow_shared_memory(tile_gradients<S>, kBytes);
@@ -263,6 +261,22 @@ bool applies(const Tensor& query, const Tensor& key, const Tensor& value, bool i
 }
 
 }  // namespace
+
+void query_numbers(const Launch& launch, float* shift, float* centre, const Tensor& grad,
+                   const Tensor& output, const Tensor& lse) {
+  const auto sizes = lse.sizes();
+  const int heads = static_cast<int>(sizes[1]), length = static_cast<int>(sizes[2]);
+  const int padded = ceil_div(length, kTile) * kTile;
+  const auto blocks = static_cast<unsigned>(sizes[0] * sizes[1] * (padded / 32));
+  const auto with = [&]<class S>() {
+    launch(query_number<S>, dim3(blocks), dim3(256), 0, shift, centre, Operand<S>(grad),
+           Operand<S>(output), lse.data_as<float>(), heads, length, padded);
+  };
+  if (grad.dtype() == DType::BFloat16)
+    with.template operator()<__nv_bfloat16>();
+  else
+    with.template operator()<__half>();
+}
 
 bool tile_backward(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
                    const Tensor& grad_value, const Tensor& grad, const Tensor& query,

@@ -13,4 +13,9 @@ bool tile_backward(const Launch& launch, const Tensor& grad_query, const Tensor&
                    const Tensor& key, const Tensor& value, const Tensor& output, const Tensor& lse,
                    bool is_causal, double scale);
 
+/// Of every query, rows padded to whole tiles of 64: shift = log2 of its sum of exponentials,
+/// centre = Σ grad · output, operands of 64 16-bit floats in pieces of 16 bytes.
+void query_numbers(const Launch& launch, float* shift, float* centre, const Tensor& grad,
+                   const Tensor& output, const Tensor& lse);
+
 }  // namespace vt::cuda::attention

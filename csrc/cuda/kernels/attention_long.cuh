@@ -1,0 +1,72 @@
+// Attention over long sequences on Hopper GPUs: what forward and backward share.
+#pragma once
+
+#include "cuda/kernels/attention_head.cuh"
+#include "cuda/kernels/attention_long.h"
+#include "cuda/kernels/hopper.cuh"
+#include "cuda/tensor_map.h"
+
+namespace vt::cuda::attention {
+
+using namespace hopper;
+
+#ifdef VT_BUILT_FOR_HOPPER
+inline constexpr bool kBuiltForHopper = true;
+#else
+inline constexpr bool kBuiltForHopper = false;  // no code for sm_90a
+#endif
+inline constexpr int kRows = 128;  // of keys or queries at a time
+inline constexpr int kLongThreads = 3 * kWarpgroup;
+inline constexpr uint32_t kHalf = 64 * 128, kOperandBytes = 2 * kHalf;
+
+/// Sums as left operands, 16 columns each.
+template <class S>
+__device__ inline void pack_sums(uint32_t (&left)[4][4], const Sums& sums) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    left[k][0] = pack<S>(sums[2 * k][0], sums[2 * k][1]);
+    left[k][1] = pack<S>(sums[2 * k][2], sums[2 * k][3]);
+    left[k][2] = pack<S>(sums[2 * k + 1][0], sums[2 * k + 1][1]);
+    left[k][3] = pack<S>(sums[2 * k + 1][2], sums[2 * k + 1][3]);
+  }
+}
+
+/// Thread i of four gets what the four have at place i.
+__device__ inline void transpose_quad(uint32_t (&x)[4]) {
+  const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+#pragma unroll
+  for (int n = 0; n < 4; n += 2) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? x[n] : x[n + 1], 1);
+    x[n] = odd ? got : x[n];
+    x[n + 1] = odd ? x[n + 1] : got;
+  }
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? x[n] : x[n + 2], 2);
+    x[n] = upper ? got : x[n];
+    x[n + 2] = upper ? x[n + 2] : got;
+  }
+}
+
+/// Writes a warpgroup's 64 rows from `to` on, scaled.
+template <class S>
+__device__ inline void write_sums(S* to, int64_t stride, const Sums& sums, float scale) {
+  const int lane = threadIdx.x % kWarp, row = threadIdx.x % kWarpgroup / kWarp * 16 + lane / 4;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t x[4];
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const float(&pair)[4] = sums[half * 4 + n];
+        x[n] = pack<S>(pair[2 * r] * scale, pair[2 * r + 1] * scale);
+      }
+      transpose_quad(x);
+      *reinterpret_cast<uint4*>(to + (row + 8 * r) * stride + half * 32 + lane % 4 * 8) =
+          make_uint4(x[0], x[1], x[2], x[3]);
+    }
+  }
+}
+
+}  // namespace vt::cuda::attention

@@ -1,0 +1,137 @@
+// Gradients of attention over long sequences (attention_long.h): numbers of queries, the kernel, sums
+// over query heads that share a key head.
+#include "cuda/cudnn.h"
+#include "cuda/kernels/attention_long_gradients.cuh"
+#include "cuda/kernels/attention_tiles.h"
+
+namespace vt::cuda::attention {
+namespace {
+
+/// Sums over the query heads that share a key head, in pieces of 8.
+template <class S>
+__global__ void __launch_bounds__(256)
+    sum_heads(Operand<S> key_out, Operand<S> value_out, const S* dk, const S* dv, int key_heads,
+              int sharing, int length, int64_t pieces) {
+  const Operand<S> out = blockIdx.y ? value_out : key_out;
+  const S* const parts = blockIdx.y ? dv : dk;
+  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (at >= pieces) return;
+  const int piece = at % kPieces, row = at / kPieces % length;
+  const int64_t pair = at / kPieces / length;
+  float sum[8] = {};
+  for (int r = 0; r < sharing; ++r) {
+    const uint4 part = __ldcs(reinterpret_cast<const uint4*>(
+        parts + ((pair * sharing + r) * length + row) * kHeadWidth + piece * 8));
+    const S* x = reinterpret_cast<const S*>(&part);
+#pragma unroll
+    for (int c = 0; c < 8; ++c) sum[c] += convert<float>(x[c]);
+  }
+  *reinterpret_cast<uint4*>(out.at(pair / key_heads, pair % key_heads) + row * out.row + piece * 8) =
+      make_uint4(pack<S>(sum[0], sum[1]), pack<S>(sum[2], sum[3]), pack<S>(sum[4], sum[5]),
+                 pack<S>(sum[6], sum[7]));
+}
+
+template <class S>
+bool run(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
+         const Tensor& grad_value, const Tensor& grad, const Tensor& query, const Tensor& key,
+         const Tensor& value, const Tensor& output, const Tensor& lse, bool is_causal,
+         double scale) {
+  const auto q = query.sizes();
+  LongGradients<S> g{};
+  g.query_out = Operand<S>(grad_query);
+  g.key_out = Operand<S>(grad_key);
+  g.value_out = Operand<S>(grad_value);
+  const Operand<S> operands[] = {Operand<S>(query),  Operand<S>(key),  Operand<S>(value),
+                                 Operand<S>(grad),   Operand<S>(output), g.query_out,
+                                 g.key_out,          g.value_out};
+  for (const Operand<S>& t : operands) {
+    if (!in_pieces(t)) return false;
+  }
+  if (!describe_rows(g.query, query, kRows) || !describe_rows(g.grad, grad, kRows) ||
+      !describe_rows(g.key, key, kRows) || !describe_rows(g.value, value, kRows))
+    return false;
+  const int key_heads = static_cast<int>(key.sizes()[1]), length = static_cast<int>(q[2]);
+  g.heads = static_cast<int>(q[1]);
+  g.sharing = g.heads / key_heads;
+  g.units = static_cast<int>(q[0]) * g.heads;
+  g.tiles = length / kRows;
+  g.causal = is_causal;
+  g.scale = static_cast<float>(scale);
+  const int blocks = std::min(g.units, launch.properties().multiprocessors);
+  const auto rows = static_cast<size_t>(g.units) * static_cast<size_t>(length);
+  const Scratch numbers(2 * rows * sizeof(float), launch);
+  const Scratch sums(static_cast<size_t>(blocks) * static_cast<size_t>(length) * kHeadWidth *
+                         sizeof(float),
+                     launch);
+  auto* const shift = numbers.data<float>();
+  query_numbers(launch, shift, shift + rows, grad, output, lse);
+  g.shift = shift;
+  g.centre = shift + rows;
+  g.sums = sums.data<float>();
+  const size_t parts_bytes = g.sharing > 1 ? rows * kHeadWidth * sizeof(S) : 0;
+  const Scratch parts(2 * parts_bytes, launch);
+  auto* const dk = parts.data<S>();
+  if (g.sharing > 1) {
+    g.key_out.data = dk;
+    g.key_out.row = kHeadWidth;
+    g.key_out.head = int64_t{length} * kHeadWidth;
+    g.key_out.batch = g.heads * g.key_out.head;
+    g.value_out = g.key_out;
+    g.value_out.data = dk + rows * kHeadWidth;
+  }
+  allow_shared_memory(long_gradients<S>, kLongBytes);
+  launch(long_gradients<S>, dim3(static_cast<unsigned>(blocks)), dim3(kLongThreads), kLongBytes, g);
+  if (g.sharing > 1) {
+    const int64_t pieces = q[0] * key_heads * length * kPieces;
+    launch(sum_heads<S>, dim3(static_cast<unsigned>(ceil_div<int64_t>(pieces, 256)), 2), dim3(256),
+           0, Operand<S>(grad_key), Operand<S>(grad_value), dk, g.value_out.data, key_heads,
+           g.sharing, length, pieces);
+  }
+  return true;
+}
+
+/// Whether the kernels take operands of these shapes, and are known to be faster than cuDNN's.
+bool applies(const Launch& launch, const Tensor& query, const Tensor& key, const Tensor& value,
+             bool is_causal) {
+  const CudnnSettings& settings = cudnn_settings();
+  // cuDNN's kernels alone may have been asked for.
+  if (settings.small_attention.load(std::memory_order_relaxed)) return false;
+  const auto q = query.sizes(), k = key.sizes();
+  const int64_t units = q[0] * q[1], length = q[2];
+  if (!kBuiltForHopper || launch.properties().major != 9 || q[3] != kHeadWidth ||
+      value.sizes()[3] != kHeadWidth || length != k[2] || length % kRows != 0 || k[1] == 0 ||
+      q[1] % k[1] != 0 || units >= (int64_t{1} << 16) || units * length >= (int64_t{1} << 30))
+    return false;
+  // Sums in a fixed order need all scores in memory with cuDNN, and it is not asked for this many.
+  const bool ordered = settings.deterministic_algorithms.load(std::memory_order_relaxed);
+  if (!settings.enabled.load(std::memory_order_relaxed) ||
+      !settings.attention.load(std::memory_order_relaxed) || !cudnn_available() ||
+      (ordered && units * length * length > int64_t{1} << 30))
+    return true;
+  if (length > (is_causal ? 2048 : 256)) return false;
+  // A block takes whole heads, so in the last round some multiprocessors may have nothing to do; the
+  // longer the sequence, the less that may cost. Measured on an H200.
+  const int64_t most = launch.properties().multiprocessors, rounds = ceil_div(units, most);
+  const int64_t percent = length <= 512 ? 65 : length <= 1024 ? 80 : 95;
+  return units * 100 >= rounds * most * percent;
+}
+
+}  // namespace
+
+bool long_backward(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
+                   const Tensor& grad_value, const Tensor& grad, const Tensor& query,
+                   const Tensor& key, const Tensor& value, const Tensor& output, const Tensor& lse,
+                   bool is_causal, double scale) {
+  if (!applies(launch, query, key, value, is_causal) ||
+      lse.dtype() != DType::Float32 || !lse.is_contiguous())
+    return false;
+  const auto with = [&]<class S>() {
+    return run<S>(launch, grad_query, grad_key, grad_value, grad, query, key, value, output, lse,
+                  is_causal, scale);
+  };
+  if (query.dtype() == DType::BFloat16) return with.template operator()<__nv_bfloat16>();
+  if (query.dtype() == DType::Float16) return with.template operator()<__half>();
+  return false;
+}
+
+}  // namespace vt::cuda::attention
