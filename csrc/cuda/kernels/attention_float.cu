@@ -7,7 +7,7 @@
 namespace vt::cuda::attention {
 namespace {
 
-template <int N>
+template <int N, bool kPlain>
 __global__ void __launch_bounds__(kMostWarps* kWarp, N == 1 ? 2 : 1)
     float_forward_kernel(const __grid_constant__ Problem<float> p, Operand<float> out, float* lse,
                          int64_t* rng_state, int tiles) {
@@ -26,9 +26,10 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, N == 1 ? 2 : 1)
   const int64_t pair = blockIdx.x / tiles, b = pair / p.heads, h = pair % p.heads;
   const int queries = static_cast<int>(p.queries), keys = static_cast<int>(p.keys);
   const int mine = first + warp * kRowsOfWarp;
-  const int limit = p.causal ? min(first + rows, keys) : keys;         // of the block
-  const int own =
-      mine >= queries ? 0 : p.causal ? min(mine + kRowsOfWarp, keys) : keys;  // of the warp
+  const int limit = p.causal ? min(first + rows, keys) : keys;  // of the block
+  const int own = mine >= queries ? 0
+                  : p.causal      ? min(mine + kRowsOfWarp, keys)
+                                  : keys;  // of the warp
   const float* const key = p.key.at(b, p.key_head(h));
   const float* const value = p.value.at(b, p.key_head(h));
   const auto start = [&](int k0) {
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, N == 1 ? 2 : 1)
   start(0);
   commit_stage();
   const LeftOperand<N, N != 4> query(p.query.at(b, h), p.query.row, mine, queries,
-                                   static_cast<int>(p.width));
+                                     static_cast<int>(p.width));
   const float factor = p.scale * kLog2OfE;
   float sum[N][4][4], top[2] = {minus_infinity<float>(), minus_infinity<float>()},
                       total[2] = {0.f, 0.f};
@@ -64,8 +65,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, N == 1 ? 2 : 1)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           score[n][i] = seen ? score[n][i] * factor
-                             : masked_score(p, score[n][i], b, h, q + i / 2 * 8,
-                                            k + n * 8 + i % 2) * kLog2OfE;
+                             : checked_score<kPlain>(p, score[n][i], factor, b, h, q + i / 2 * 8,
+                                                     k + n * 8 + i % 2);
           next[i / 2] = fmaxf(next[i / 2], score[n][i]);
         }
       }
@@ -86,13 +87,13 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, N == 1 ? 2 : 1)
           total[i / 2] += score[n][i];
         }
       }
-      if (p.dropout > 0) {
+      if (!kPlain && p.dropout > 0) {
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
 #pragma unroll
           for (int i = 0; i < 4; ++i)
-            score[n][i] *= dropout_factor(p, counters_of(p.rng), b, h, q + i / 2 * 8,
-                                          k + n * 8 + i % 2);
+            score[n][i] *=
+                dropout_factor(p, counters_of(p.rng), b, h, q + i / 2 * 8, k + n * 8 + i % 2);
         }
       }
       SplitPart<4> weights[2];
@@ -118,8 +119,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, N == 1 ? 2 : 1)
     // A query that sees no key gets zeros.
     inverse[r] = total[r] > 0.f || total[r] != total[r] ? 1.f / total[r] : 0.f;
     const int q = mine + lane / 4 + 8 * r;
-    if (lane % 4 == 0 && q < queries)
-      lse[pair * p.queries + q] = top[r] * kLogOf2 + logf(total[r]);
+    if (lane % 4 == 0 && q < queries) lse[pair * p.queries + q] = top[r] * kLogOf2 + logf(total[r]);
   }
   write_sums(out.at(b, h), out.row, mine, queries, static_cast<int>(p.value_width), sum, inverse[0],
              inverse[1]);
@@ -131,20 +131,21 @@ bool float_forward(const Launch& launch, const Tensor& out, const Tensor& lse,
                    const Tensor& rng_state, const Tensor& query, const Tensor& key,
                    const Tensor& value, const Tensor& mask, double dropout_p, bool is_causal,
                    double scale, const PhiloxArgs& rng) {
-  return visit_panels(query, key, value, [&]<int N>() {
-    Problem<float> p(query, key, value, mask, dropout_p, is_causal, scale);
-    p.rng = rng;
-    const Operand<float> target(out);
-    if (!in_fours(p.query) || !in_fours(p.key) || !in_fours(p.value) || !in_fours(target))
-      return false;
-    const WarpRows spread(p.queries);
-    constexpr int kBytes = 4 * kOperandBytes<N>;
-    allow_shared_memory(float_forward_kernel<N>, kBytes);
-    launch(float_forward_kernel<N>, tile_grid(p.batch * p.heads, spread.blocks, 1),
-           dim3(static_cast<unsigned>(spread.warps * kWarp)), kBytes, p, target,
-           lse.data_as<float>(), rng_state.data_as<int64_t>(), spread.blocks);
-    return true;
-  });
+  return visit_panels(
+      query, key, value, !mask.defined() && dropout_p == 0, [&]<int N, bool kPlain>() {
+        Problem<float> p(query, key, value, mask, dropout_p, is_causal, scale);
+        p.rng = rng;
+        const Operand<float> target(out);
+        if (!in_fours(p.query) || !in_fours(p.key) || !in_fours(p.value) || !in_fours(target))
+          return false;
+        const WarpRows spread(p.queries);
+        constexpr int kBytes = 4 * kOperandBytes<N>;
+        allow_shared_memory(float_forward_kernel<N, kPlain>, kBytes);
+        launch(float_forward_kernel<N, kPlain>, tile_grid(p.batch * p.heads, spread.blocks, 1),
+               dim3(static_cast<unsigned>(spread.warps * kWarp)), kBytes, p, target,
+               lse.data_as<float>(), rng_state.data_as<int64_t>(), spread.blocks);
+        return true;
+      });
 }
 
 }  // namespace vt::cuda::attention

@@ -15,9 +15,9 @@
 
 namespace vt::cuda::attention {
 
-inline constexpr int kPanel = 32;          // columns
-inline constexpr int kPanelRow = 128;      // bytes
-inline constexpr int kMostWarps = 8;       // of a block
+inline constexpr int kPanel = 32;      // columns
+inline constexpr int kPanelRow = 128;  // bytes
+inline constexpr int kMostWarps = 8;   // of a block
 inline constexpr int kRowsOfWarp = 16;
 inline constexpr float kLog2OfE = 1.4426950408889634f;
 inline constexpr float kLogOf2 = 0.6931471805599453f;
@@ -43,8 +43,8 @@ __device__ inline float4 load_four(uint32_t address) {
 /// What a row's number exchanges the pieces by.
 __device__ inline int exchange_of(int row) { return (row & 6) ^ (row & 1) << 2; }
 
-/// Starts copying rows [first, first + count) of a head into panels of `room` rows: zeros beyond its
-/// `rows` and `width`. By all threads of the block.
+/// Starts copying rows [first, first + count) of a head into panels of `room` rows: zeros beyond
+/// its `rows` and `width`. By all threads of the block.
 template <int N>
 __device__ inline void start_panels(uint32_t to, int room, const float* from, int64_t stride,
                                     int first, int count, int rows, int width) {
@@ -89,7 +89,8 @@ __device__ inline void read_along(SplitPart<2> (&b)[4], uint32_t panel, int row)
   }
 }
 
-/// A warp's 16 rows, this lane's share of a panel: columns 4t … of rows g and g + 8, then 16 + 4t ….
+/// A warp's 16 rows, this lane's share of a panel: columns 4t … of rows g and g + 8, then 16 + 4t
+/// ….
 struct LeftRows {
   float4 value[2][2];
 
@@ -112,8 +113,8 @@ template <int N, bool kKept>
 struct LeftOperand {
   const float* from;  // of the lane's row g, piece t
   int64_t stride;
-  int there[2];       // whether rows g and g + 8 exist
-  int width;          // columns from the lane's first on
+  int there[2];  // whether rows g and g + 8 exist
+  int width;     // columns from the lane's first on
   LeftRows kept[kKept ? N : 1];
 
   __device__ LeftOperand(const float* head, int64_t row_stride, int first, int rows, int columns) {
@@ -263,6 +264,19 @@ __device__ inline float two_to(float x) {
   return y;
 }
 
+/// The scaled score of one query and key, to the base 2; -inf where the key is not to be seen.
+/// Plain: there is neither a mask nor dropout.
+template <bool kPlain>
+__device__ inline float checked_score(const Problem<float>& p, float dot, float factor, int64_t b,
+                                      int64_t h, int q, int k) {
+  if constexpr (kPlain) {
+    const bool seen = q < p.queries && k < p.keys && !(p.causal && k > q);
+    return seen ? dot * factor : minus_infinity<float>();
+  } else {
+    return masked_score(p, dot, b, h, q, k) * kLog2OfE;
+  }
+}
+
 /// Whether scores of 16 queries and 16 keys need no mask of any kind.
 __device__ inline bool all_seen(const Problem<float>& p, int q, int k) {
   return !p.mask.data && q + 16 <= p.queries && k + 16 <= p.keys && (!p.causal || k + 15 <= q);
@@ -284,17 +298,22 @@ inline bool in_fours(const Operand<float>& t) {
          t.batch % 4 == 0;
 }
 
-/// Calls f.template operator()<N>(), N panels of columns, where the kernels take these sizes.
+/// Calls f.template operator()<N, kPlain>(), N panels of columns, where the kernels take these
+/// sizes.
 template <class F>
-bool visit_panels(const Tensor& query, const Tensor& key, const Tensor& value, F&& f) {
+bool visit_panels(const Tensor& query, const Tensor& key, const Tensor& value, bool plain, F&& f) {
   const int64_t width = query.sizes()[3], value_width = value.sizes()[3];
-  const int64_t most = std::max(width, value_width), rows = std::max(query.sizes()[2], key.sizes()[2]);
+  const int64_t most = std::max(width, value_width),
+                rows = std::max(query.sizes()[2], key.sizes()[2]);
   if (query.dtype() != DType::Float32 || width <= 0 || value_width <= 0 || width % 4 != 0 ||
-      value_width % 4 != 0 || most > 4 * kPanel || key.sizes()[2] <= 0 || rows >= (int64_t{1} << 30))
+      value_width % 4 != 0 || most > 4 * kPanel || key.sizes()[2] <= 0 ||
+      rows >= (int64_t{1} << 30))
     return false;
-  if (most <= kPanel) return f.template operator()<1>();
-  if (most <= 2 * kPanel) return f.template operator()<2>();
-  return f.template operator()<4>();
+  if (most <= kPanel)
+    return plain ? f.template operator()<1, true>() : f.template operator()<1, false>();
+  if (most <= 2 * kPanel)
+    return plain ? f.template operator()<2, true>() : f.template operator()<2, false>();
+  return plain ? f.template operator()<4, true>() : f.template operator()<4, false>();
 }
 
 }  // namespace vt::cuda::attention

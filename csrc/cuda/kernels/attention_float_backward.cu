@@ -1,7 +1,8 @@
 // Attention of float32 on tensor cores, backward (attention_float.cuh). Some blocks own keys and
-// walk over the queries that see them, for the gradients of key and value; the others own queries and
-// walk over keys. Scores are computed by both, so that every sum has one owner and a fixed order.
-// Those of the first are transposed, keys by queries, and so are the left operand of both products.
+// walk over the queries that see them, for the gradients of key and value; the others own queries
+// and walk over keys. Scores are computed by both, so that every sum has one owner and a fixed
+// order. Those of the first are transposed, keys by queries, and so are the left operand of both
+// products.
 #include "cuda/kernels/attention_float.cuh"
 #include "cuda/kernels/attention_float.h"
 
@@ -32,8 +33,7 @@ __global__ void __launch_bounds__(256)
     sum = x.x * y.x + x.y * y.y + (x.z * y.z + x.w * y.w);
   }
 #pragma unroll
-  for (int mask = kLanes / 2; mask > 0; mask /= 2)
-    sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+  for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
   if (c != 0 || i >= count) return;
   const float value = lse[i] * kLog2OfE;
   // Then weights are zero.
@@ -48,15 +48,15 @@ __device__ inline PhiloxArgs rng_of(const Problem<float>& p) {
 
 /// From dot products q·k and g·v to the probability times dropout's factor, and the gradient of q·k
 /// but for the scale.
+template <bool kPlain>
 __device__ inline void gradient_of_score(const Problem<float>& p, const PhiloxArgs& rng, bool seen,
                                          float factor, float& prob, float& dprob, float shift,
                                          float centre, int64_t b, int64_t h, int q, int k) {
-  const float score =
-      seen ? prob * factor : masked_score(p, prob, b, h, q, k) * kLog2OfE;
+  const float score = seen ? prob * factor : checked_score<kPlain>(p, prob, factor, b, h, q, k);
   // A masked score gives exactly 0, and so does a query that sees no key.
   const bool never = score == minus_infinity<float>() || shift == -minus_infinity<float>();
   const float value = never ? 0.f : two_to(score - shift);
-  const float kept = p.dropout > 0 ? dropout_factor(p, rng, b, h, q, k) : 1.f;
+  const float kept = !kPlain && p.dropout > 0 ? dropout_factor(p, rng, b, h, q, k) : 1.f;
   dprob = never ? 0.f : value * (dprob * kept - centre);
   prob = value * kept;
 }
@@ -65,7 +65,7 @@ __device__ inline void gradient_of_score(const Problem<float>& p, const PhiloxAr
 template <int N>
 inline constexpr int kGradientStage = 2 * kOperandBytes<N> + 2 * kStageRows<N> * 4;
 
-template <int N>
+template <int N, bool kPlain>
 __device__ void float_key_value_gradients(const Problem<float>& p, const FloatGradients& g,
                                           char* memory, int block) {
   constexpr int kRows = kStageRows<N>, kBytes = kOperandBytes<N>;
@@ -77,7 +77,7 @@ __device__ void float_key_value_gradients(const Problem<float>& p, const FloatGr
   const int64_t sharing = p.heads / p.key_heads;
   const int queries = static_cast<int>(p.queries), keys = static_cast<int>(p.keys);
   const int width = static_cast<int>(p.width), value_width = static_cast<int>(p.value_width);
-  const PhiloxArgs rng = rng_of(p);
+  const PhiloxArgs rng = kPlain ? PhiloxArgs{} : rng_of(p);
   const float factor = p.scale * kLog2OfE;
   // Queries before the first key do not see it. Stages are counted over all heads.
   const int begin = p.causal ? min(first, queries) / kRows * kRows : 0;
@@ -130,9 +130,9 @@ __device__ void float_key_value_gradients(const Problem<float>& p, const FloatGr
         const float2 centre = *reinterpret_cast<const float2*>(numbers + kRows + c);
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          gradient_of_score(p, rng, seen, factor, prob[n][e], dprob[n][e],
-                            e % 2 ? shift.y : shift.x, e % 2 ? centre.y : centre.x, b, h,
-                            q0 + c + e % 2, mine + lane / 4 + e / 2 * 8);
+          gradient_of_score<kPlain>(p, rng, seen, factor, prob[n][e], dprob[n][e],
+                                    e % 2 ? shift.y : shift.x, e % 2 ? centre.y : centre.x, b, h,
+                                    q0 + c + e % 2, mine + lane / 4 + e / 2 * 8);
       }
       add_sixteen<N>(dv, prob, grad, row);
       add_sixteen<N>(dk, dprob, query, row);
@@ -143,7 +143,7 @@ __device__ void float_key_value_gradients(const Problem<float>& p, const FloatGr
   write_sums(g.value.at(b, kv), g.value.row, mine, keys, value_width, dv, 1.f, 1.f);
 }
 
-template <int N>
+template <int N, bool kPlain>
 __device__ void float_query_gradient(const Problem<float>& p, const FloatGradients& g, char* memory,
                                      int block) {
   constexpr int kRows = kStageRows<N>, kBytes = kOperandBytes<N>;
@@ -155,7 +155,7 @@ __device__ void float_query_gradient(const Problem<float>& p, const FloatGradien
   const int64_t pair = block / g.query_tiles, b = pair / p.heads, h = pair % p.heads;
   const int queries = static_cast<int>(p.queries), keys = static_cast<int>(p.keys);
   const int width = static_cast<int>(p.width), value_width = static_cast<int>(p.value_width);
-  const PhiloxArgs rng = rng_of(p);
+  const PhiloxArgs rng = kPlain ? PhiloxArgs{} : rng_of(p);
   const float factor = p.scale * kLog2OfE;
   const int limit = p.causal ? min(first + rows, keys) : keys;
   const int own = p.causal ? min(mine + kRowsOfWarp, keys) : keys;
@@ -196,9 +196,9 @@ __device__ void float_query_gradient(const Problem<float>& p, const FloatGradien
       for (int n = 0; n < 2; ++n) {
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          gradient_of_score(p, rng, seen, factor, prob[n][e], dprob[n][e], shift[e / 2],
-                            centre[e / 2], b, h, mine + lane / 4 + e / 2 * 8,
-                            k0 + row + n * 8 + lane % 4 * 2 + e % 2);
+          gradient_of_score<kPlain>(p, rng, seen, factor, prob[n][e], dprob[n][e], shift[e / 2],
+                                    centre[e / 2], b, h, mine + lane / 4 + e / 2 * 8,
+                                    k0 + row + n * 8 + lane % 4 * 2 + e % 2);
       }
       add_sixteen<N>(dq, dprob, stage, row);
     }
@@ -207,16 +207,16 @@ __device__ void float_query_gradient(const Problem<float>& p, const FloatGradien
   write_sums(g.query.at(b, h), g.query.row, mine, queries, width, dq, p.scale, p.scale);
 }
 
-template <int N>
+template <int N, bool kPlain>
 __global__ void __launch_bounds__(kMostWarps* kWarp, N == 1 ? 2 : 1)
     float_gradients(const __grid_constant__ Problem<float> p,
                     const __grid_constant__ FloatGradients g) {
   extern __shared__ __align__(128) char memory[];
   const int block = static_cast<int>(blockIdx.x);
   if (block < g.key_blocks)
-    float_key_value_gradients<N>(p, g, memory, block);
+    float_key_value_gradients<N, kPlain>(p, g, memory, block);
   else
-    float_query_gradient<N>(p, g, memory, block - g.key_blocks);
+    float_query_gradient<N, kPlain>(p, g, memory, block - g.key_blocks);
 }
 
 }  // namespace
@@ -227,40 +227,43 @@ bool float_backward(const Launch& launch, const Tensor& grad_query, const Tensor
                     const Tensor& output, const Tensor& lse, const Tensor& rng_state,
                     double dropout_p, bool is_causal, double scale) {
   if (lse.dtype() != DType::Float32 || !lse.is_contiguous()) return false;
-  return visit_panels(query, key, value, [&]<int N>() {
-    Problem<float> p(query, key, value, mask, dropout_p, is_causal, scale);
-    p.rng_state = rng_state.data_as<int64_t>();
-    FloatGradients g{};
-    g.grad = Operand<float>(grad);
-    g.query = Operand<float>(grad_query);
-    g.key = Operand<float>(grad_key);
-    g.value = Operand<float>(grad_value);
-    const Operand<float> out(output);
-    for (const Operand<float>& t : {p.query, p.key, p.value, out, g.grad, g.query, g.key, g.value}) {
-      if (!in_fours(t)) return false;
-    }
-    const int64_t count = lse.numel();
-    const Scratch numbers(2 * static_cast<size_t>(count) * sizeof(float), launch);
-    auto* const shift = numbers.data<float>();
-    launch(float_query_numbers<N>, tile_grid(ceil_div<int64_t>(count * 8 * N, 256), 1, 1), dim3(256),
-           0, shift, shift + count, g.grad, out, lse.data_as<float>(), p.heads, p.queries, count,
-           static_cast<int>(p.value_width));
-    g.shift = shift;
-    g.centre = shift + count;
-    // One size of blocks for both kinds.
-    const WarpRows spread(std::max(p.queries, p.keys));
-    const int64_t rows = spread.warps * kRowsOfWarp;
-    g.key_tiles = static_cast<int>(ceil_div(p.keys, rows));
-    g.query_tiles = static_cast<int>(ceil_div(p.queries, rows));
-    const int64_t key_blocks = p.batch * p.key_heads * g.key_tiles;
-    const int64_t blocks = key_blocks + p.batch * p.heads * g.query_tiles;
-    const dim3 grid = tile_grid(blocks, 1, 1);
-    g.key_blocks = static_cast<int>(key_blocks);
-    constexpr int kBytes = 2 * kGradientStage<N>;
-    allow_shared_memory(float_gradients<N>, kBytes);
-    launch(float_gradients<N>, grid, dim3(static_cast<unsigned>(spread.warps * kWarp)), kBytes, p, g);
-    return true;
-  });
+  return visit_panels(
+      query, key, value, !mask.defined() && dropout_p == 0, [&]<int N, bool kPlain>() {
+        Problem<float> p(query, key, value, mask, dropout_p, is_causal, scale);
+        p.rng_state = rng_state.data_as<int64_t>();
+        FloatGradients g{};
+        g.grad = Operand<float>(grad);
+        g.query = Operand<float>(grad_query);
+        g.key = Operand<float>(grad_key);
+        g.value = Operand<float>(grad_value);
+        const Operand<float> out(output);
+        for (const Operand<float>& t :
+             {p.query, p.key, p.value, out, g.grad, g.query, g.key, g.value}) {
+          if (!in_fours(t)) return false;
+        }
+        const int64_t count = lse.numel();
+        const Scratch numbers(2 * static_cast<size_t>(count) * sizeof(float), launch);
+        auto* const shift = numbers.data<float>();
+        launch(float_query_numbers<N>, tile_grid(ceil_div<int64_t>(count * 8 * N, 256), 1, 1),
+               dim3(256), 0, shift, shift + count, g.grad, out, lse.data_as<float>(), p.heads,
+               p.queries, count, static_cast<int>(p.value_width));
+        g.shift = shift;
+        g.centre = shift + count;
+        // One size of blocks for both kinds.
+        const WarpRows spread(std::max(p.queries, p.keys));
+        const int64_t rows = spread.warps * kRowsOfWarp;
+        g.key_tiles = static_cast<int>(ceil_div(p.keys, rows));
+        g.query_tiles = static_cast<int>(ceil_div(p.queries, rows));
+        const int64_t key_blocks = p.batch * p.key_heads * g.key_tiles;
+        const int64_t blocks = key_blocks + p.batch * p.heads * g.query_tiles;
+        const dim3 grid = tile_grid(blocks, 1, 1);
+        g.key_blocks = static_cast<int>(key_blocks);
+        constexpr int kBytes = 2 * kGradientStage<N>;
+        allow_shared_memory(float_gradients<N, kPlain>, kBytes);
+        launch(float_gradients<N, kPlain>, grid, dim3(static_cast<unsigned>(spread.warps * kWarp)),
+               kBytes, p, g);
+        return true;
+      });
 }
 
 }  // namespace vt::cuda::attention

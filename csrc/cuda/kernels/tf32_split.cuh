@@ -2,7 +2,7 @@
 // numbers (10-bit mantissas), x = high + low / 8192, and of a product three terms are kept,
 // high·high + (high·low + low·high) / 8192. What is left out is below 2^-21 |a b|: the low parts'
 // product (2^-22) and the bits they lose (2^-23 each). `low` is scaled because it would underflow
-// before x does; subnormal numbers are split without loss.
+// before x does; subnormal numbers lose at most their last bit.
 //
 // Tensor cores cut sums off (they do not round), so a chain of products is short: its small terms
 // first, then the large ones, and what it gives is added to the result by ordinary additions.
@@ -13,7 +13,8 @@
 //   of B (8 x 8):  rows t, t + 4 of column g;
 //   of C (16 x 8): columns 2t, 2t + 1 of rows g and g + 8.
 // Source: PTX ISA, "Matrix fragments for mma.m16n8k8"; Ootomo and Yokota, "Recovering single
-// precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak performance", 2022.
+// precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak performance",
+// 2022.
 #pragma once
 
 #include <cstdint>
@@ -43,21 +44,22 @@ __device__ inline void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/// c = Σ a[k] b[k], K products of 8 columns each.
+/// c = Σ a[k] b[k], K products of 8 columns each. Two chains, so that products wait less for one
+/// another.
 template <int K>
 __device__ inline void multiply_split(float (&c)[4], const SplitPart<4> (&a)[K],
                                       const SplitPart<2> (&b)[K]) {
+  float first[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
   for (int i = 0; i < 4; ++i) c[i] = 0.f;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    multiply_add_tf32(c, a[k].low, b[k].high);
-    multiply_add_tf32(c, a[k].high, b[k].low);
+    multiply_add_tf32(c, a[k].high, b[k].high);
+    multiply_add_tf32(first, a[k].low, b[k].high);
+    multiply_add_tf32(first, a[k].high, b[k].low);
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) c[i] *= 1.f / kLowScale;
-#pragma unroll
-  for (int k = 0; k < K; ++k) multiply_add_tf32(c, a[k].high, b[k].high);
+  for (int i = 0; i < 4; ++i) c[i] += first[i] * (1.f / kLowScale);
 }
 
 }  // namespace vt::cuda
