@@ -6,6 +6,7 @@
 #include "cuda/kernels/attention_cudnn.h"
 #include "cuda/kernels/attention_float.h"
 #include "cuda/kernels/attention_head.h"
+#include "cuda/kernels/attention_long.h"
 #include "cuda/kernels/attention_mma.cuh"
 #include "cuda/kernels/attention_short.h"
 
@@ -109,6 +110,7 @@ void forward(const Tensor& out, const Tensor& lse, const Tensor& rng_state, cons
   if (!mask.defined() && dropout_p == 0 &&
       (head_forward(launch, out, lse, query, key, value, is_causal, scale) ||
        short_forward(launch, out, lse, query, key, value, is_causal, scale) ||
+       long_forward(launch, out, lse, query, key, value, is_causal, scale) ||
        cudnn_forward(launch, out, lse, query, key, value, is_causal, scale)))
     return;
   if (mma_forward(launch, out, lse, rng_state, query, key, value, mask, dropout_p, is_causal, scale,

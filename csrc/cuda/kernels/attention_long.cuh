@@ -1,6 +1,7 @@
 // Attention over long sequences on Hopper GPUs: what forward and backward share.
 #pragma once
 
+#include "cuda/cudnn.h"
 #include "cuda/kernels/attention_head.cuh"
 #include "cuda/kernels/attention_long.h"
 #include "cuda/kernels/hopper.cuh"
@@ -59,7 +60,7 @@ __device__ inline void write_sums(S* to, int64_t stride, const Sums& sums, float
       uint32_t x[4];
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        const float(&pair)[4] = sums[half * 4 + n];
+        const float (&pair)[4] = sums[half * 4 + n];
         x[n] = pack<S>(pair[2 * r] * scale, pair[2 * r + 1] * scale);
       }
       transpose_quad(x);
@@ -67,6 +68,23 @@ __device__ inline void write_sums(S* to, int64_t stride, const Sums& sums, float
           make_uint4(x[0], x[1], x[2], x[3]);
     }
   }
+}
+
+/// Whether the kernels take operands of these shapes here, and cuDNN's alone were not asked for.
+inline bool long_shapes(const Launch& launch, const Tensor& query, const Tensor& key,
+                        const Tensor& value) {
+  const auto q = query.sizes(), k = key.sizes();
+  return kBuiltForHopper && launch.properties().major == 9 &&
+         !cudnn_settings().small_attention.load(std::memory_order_relaxed) && q[3] == kHeadWidth &&
+         value.sizes()[3] == kHeadWidth && q[2] == k[2] && q[2] % kRows == 0 && k[1] > 0 &&
+         q[1] % k[1] == 0 && q[0] * q[1] < (int64_t{1} << 16) &&
+         q[0] * q[1] * q[2] < (int64_t{1} << 30);
+}
+/// Whether cuDNN's kernels are not to be had.
+inline bool without_cudnn() {
+  const CudnnSettings& settings = cudnn_settings();
+  return !settings.enabled.load(std::memory_order_relaxed) ||
+         !settings.attention.load(std::memory_order_relaxed) || !cudnn_available();
 }
 
 }  // namespace vt::cuda::attention

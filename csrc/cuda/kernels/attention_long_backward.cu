@@ -1,6 +1,5 @@
-// Gradients of attention over long sequences (attention_long.h): numbers of queries, the kernel, sums
-// over query heads that share a key head.
-#include "cuda/cudnn.h"
+// Gradients of attention over long sequences (attention_long.h): numbers of queries, the kernel,
+// sums over query heads that share a key head.
 #include "cuda/kernels/attention_long_gradients.cuh"
 #include "cuda/kernels/attention_tiles.h"
 
@@ -26,7 +25,8 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int c = 0; c < 8; ++c) sum[c] += convert<float>(x[c]);
   }
-  *reinterpret_cast<uint4*>(out.at(pair / key_heads, pair % key_heads) + row * out.row + piece * 8) =
+  *reinterpret_cast<uint4*>(out.at(pair / key_heads, pair % key_heads) + row * out.row +
+                            piece * 8) =
       make_uint4(pack<S>(sum[0], sum[1]), pack<S>(sum[2], sum[3]), pack<S>(sum[4], sum[5]),
                  pack<S>(sum[6], sum[7]));
 }
@@ -41,9 +41,9 @@ bool run(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
   g.query_out = Operand<S>(grad_query);
   g.key_out = Operand<S>(grad_key);
   g.value_out = Operand<S>(grad_value);
-  const Operand<S> operands[] = {Operand<S>(query),  Operand<S>(key),  Operand<S>(value),
-                                 Operand<S>(grad),   Operand<S>(output), g.query_out,
-                                 g.key_out,          g.value_out};
+  const Operand<S> operands[] = {Operand<S>(query), Operand<S>(key),    Operand<S>(value),
+                                 Operand<S>(grad),  Operand<S>(output), g.query_out,
+                                 g.key_out,         g.value_out};
   for (const Operand<S>& t : operands) {
     if (!in_pieces(t)) return false;
   }
@@ -60,9 +60,9 @@ bool run(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
   const int blocks = std::min(g.units, launch.properties().multiprocessors);
   const auto rows = static_cast<size_t>(g.units) * static_cast<size_t>(length);
   const Scratch numbers(2 * rows * sizeof(float), launch);
-  const Scratch sums(static_cast<size_t>(blocks) * static_cast<size_t>(length) * kHeadWidth *
-                         sizeof(float),
-                     launch);
+  const Scratch sums(
+      static_cast<size_t>(blocks) * static_cast<size_t>(length) * kHeadWidth * sizeof(float),
+      launch);
   auto* const shift = numbers.data<float>();
   query_numbers(launch, shift, shift + rows, grad, output, lse);
   g.shift = shift;
@@ -90,29 +90,20 @@ bool run(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
   return true;
 }
 
-/// Whether the kernels take operands of these shapes, and are known to be faster than cuDNN's.
-bool applies(const Launch& launch, const Tensor& query, const Tensor& key, const Tensor& value,
-             bool is_causal) {
-  const CudnnSettings& settings = cudnn_settings();
-  // cuDNN's kernels alone may have been asked for.
-  if (settings.small_attention.load(std::memory_order_relaxed)) return false;
-  const auto q = query.sizes(), k = key.sizes();
+/// Whether the kernels are faster than cuDNN's. Measured on an H200.
+bool chosen(const Launch& launch, const Tensor& query, bool is_causal) {
+  if (without_cudnn()) return true;
+  const auto q = query.sizes();
   const int64_t units = q[0] * q[1], length = q[2];
-  if (!kBuiltForHopper || launch.properties().major != 9 || q[3] != kHeadWidth ||
-      value.sizes()[3] != kHeadWidth || length != k[2] || length % kRows != 0 || k[1] == 0 ||
-      q[1] % k[1] != 0 || units >= (int64_t{1} << 16) || units * length >= (int64_t{1} << 30))
-    return false;
-  // Sums in a fixed order need all scores in memory with cuDNN, and it is not asked for this many.
-  const bool ordered = settings.deterministic_algorithms.load(std::memory_order_relaxed);
-  if (!settings.enabled.load(std::memory_order_relaxed) ||
-      !settings.attention.load(std::memory_order_relaxed) || !cudnn_available() ||
-      (ordered && units * length * length > int64_t{1} << 30))
+  // For sums in a fixed order cuDNN needs all scores in memory, and it is not asked for so many.
+  if (cudnn_settings().deterministic_algorithms.load(std::memory_order_relaxed) &&
+      units * length * length > int64_t{1} << 30)
     return true;
-  if (length > (is_causal ? 2048 : 256)) return false;
-  // A block takes whole heads, so in the last round some multiprocessors may have nothing to do; the
-  // longer the sequence, the less that may cost. Measured on an H200.
+  if (length > (is_causal ? 2048 : 512)) return false;
+  // A block takes whole heads, so in the last round some multiprocessors may have nothing to do;
+  // the longer the sequence, the less that may cost.
   const int64_t most = launch.properties().multiprocessors, rounds = ceil_div(units, most);
-  const int64_t percent = length <= 512 ? 65 : length <= 1024 ? 80 : 95;
+  const int64_t percent = length > 1024 ? 95 : is_causal ? 70 : 90;
   return units * 100 >= rounds * most * percent;
 }
 
@@ -122,7 +113,7 @@ bool long_backward(const Launch& launch, const Tensor& grad_query, const Tensor&
                    const Tensor& grad_value, const Tensor& grad, const Tensor& query,
                    const Tensor& key, const Tensor& value, const Tensor& output, const Tensor& lse,
                    bool is_causal, double scale) {
-  if (!applies(launch, query, key, value, is_causal) ||
+  if (!long_shapes(launch, query, key, value) || !chosen(launch, query, is_causal) ||
       lse.dtype() != DType::Float32 || !lse.is_contiguous())
     return false;
   const auto with = [&]<class S>() {

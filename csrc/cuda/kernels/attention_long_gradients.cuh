@@ -1,15 +1,15 @@
-// The kernel of the gradients of attention over long sequences (attention_long.h), with Hopper's copies
-// and products.
+// The kernel of the gradients of attention over long sequences (attention_long.h), with Hopper's
+// copies and products.
 //
-// A block has a head to itself. It takes 128 keys at a time, 64 for each of two warpgroups, and walks
-// over the queries that see them, 128 at a time, which a third warpgroup brings from memory ahead of
-// their use. Scores are made once, keys by queries, so that weights and their gradients ("slopes") are
-// the left operands of the gradients of value and key without leaving registers. Through shared memory,
-// turned, slopes are that of the query's gradient, each warpgroup adding the products of all 128 keys
-// for 64 queries. Its sums over the keys are kept in memory, in float and as the threads hold them:
-// since the same threads add to them, one after the other, their order is fixed, and none is cleared
-// before or rounded after by another kernel.
-// Sources: Dao et al., "FlashAttention", NeurIPS 2022; Shah et al., "FlashAttention-3", 2024.
+// A block has a head to itself. It takes 128 keys at a time, 64 for each of two warpgroups, and
+// walks over the queries that see them, 128 at a time, which a third warpgroup brings from memory
+// ahead of their use. Scores are made once, keys by queries, so that weights and their gradients
+// ("slopes") are the left operands of the gradients of value and key without leaving registers.
+// Through shared memory, turned, slopes are that of the query's gradient, each warpgroup adding the
+// products of all 128 keys for 64 queries. Its sums over the keys are kept in memory, in float and
+// as the threads hold them: since the same threads add to them, one after the other, their order is
+// fixed, and none is cleared before or rounded after by another kernel. Sources: Dao et al.,
+// "FlashAttention", NeurIPS 2022; Shah et al., "FlashAttention-3", 2024.
 #pragma once
 
 #include "cuda/kernels/attention_long.cuh"
@@ -18,13 +18,13 @@ namespace vt::cuda::attention {
 
 inline constexpr int kStages = 2;
 inline constexpr uint32_t kNumberBytes = kRows * sizeof(float);
-inline constexpr uint32_t kStageBytes = 2 * kOperandBytes, kStageCopies = kStageBytes + 2 * kNumberBytes;
-// Places in shared memory: keys and values twice, queries and gradients in stages, gradients of scores
-// twice, the numbers of queries, barriers.
-inline constexpr uint32_t kStagesAt = 2 * kStageBytes,
-                   kSlopes = kStagesAt + kStages * kStageBytes, kSlopeBytes = 4 * kHalf,
-                   kNumbers = kSlopes + 2 * kSlopeBytes,
-                   kBarriers = kNumbers + kStages * 2 * kNumberBytes;
+inline constexpr uint32_t kStageBytes = 2 * kOperandBytes,
+                          kStageCopies = kStageBytes + 2 * kNumberBytes;
+// Places in shared memory: keys and values twice, queries and gradients in stages, gradients of
+// scores twice, the numbers of queries, barriers.
+inline constexpr uint32_t kStagesAt = 2 * kStageBytes, kSlopes = kStagesAt + kStages * kStageBytes,
+                          kSlopeBytes = 4 * kHalf, kNumbers = kSlopes + 2 * kSlopeBytes,
+                          kBarriers = kNumbers + kStages * 2 * kNumberBytes;
 inline constexpr int kLongBytes = kBarriers + 8 * (2 * kStages + 4) + 1024;
 
 template <class S>
@@ -57,8 +57,8 @@ __global__ void __launch_bounds__(kLongThreads, 1)
   extern __shared__ __align__(1024) char unaligned[];
   char* const memory = unaligned + (-shared_address(unaligned) & 1023);
   const uint32_t base = shared_address(memory);
-  const uint32_t full = base + kBarriers, empty = full + 8 * kStages, keys_full = empty + 8 * kStages,
-                 keys_empty = keys_full + 16;
+  const uint32_t full = base + kBarriers, empty = full + 8 * kStages,
+                 keys_full = empty + 8 * kStages, keys_empty = keys_full + 16;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       init_barrier(full + 8 * i, 1);
@@ -146,8 +146,9 @@ __global__ void __launch_bounds__(kLongThreads, 1)
           }
           const uint64_t query = tile_operand(stage_at + s * kHalf),
                          grad = tile_operand(stage_at + kOperandBytes + s * kHalf);
-          const float* const numbers = reinterpret_cast<const float*>(
-              memory + kNumbers + stage * 2 * kNumberBytes) + s * 64 + lane % 4 * 2;
+          const float* const numbers =
+              reinterpret_cast<const float*>(memory + kNumbers + stage * 2 * kNumberBytes) +
+              s * 64 + lane % 4 * 2;
           Sums weights, slopes;
           begin_products();
 #pragma unroll

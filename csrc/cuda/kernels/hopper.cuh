@@ -1,10 +1,10 @@
 // What Hopper's kernels are made of, one instruction each: barriers in shared memory, copies by the
 // tensor memory accelerator (TMA), and products of a warpgroup (wgmma).
 //
-// A tile is rows of 64 16-bit floats, 128 bytes apart, from a multiple of 1024 bytes on; the 16-byte
-// pieces of row r are exchanged by r % 8 ("128-byte swizzle"). A product takes a tile as rows of its
-// outer dimension, or, transposed, as rows of the dimension that it sums over.
-// Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions", "mbarrier", "cp.async.bulk".
+// A tile is rows of 64 16-bit floats, 128 bytes apart, from a multiple of 1024 bytes on; the
+// 16-byte pieces of row r are exchanged by r % 8 ("128-byte swizzle"). A product takes a tile as
+// rows of its outer dimension, or, transposed, as rows of the dimension that it sums over. Source:
+// PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions", "mbarrier", "cp.async.bulk".
 #pragma once
 
 #include <cuda.h>
@@ -24,7 +24,8 @@ namespace vt::cuda::hopper {
 
 inline constexpr int kWarpgroup = 128;
 
-// Barriers: `arrivals` and the bytes expected of copies complete a phase; phases have parity 0, 1, 0...
+// Barriers: `arrivals` and the bytes expected of copies complete a phase; phases have parity 0, 1,
+// 0...
 
 __device__ inline void init_barrier(uint32_t barrier, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -57,11 +58,6 @@ template <int kNumber, int kThreads>
 __device__ inline void meet() {
   asm volatile("bar.sync %0, %1;" ::"n"(kNumber), "n"(kThreads) : "memory");
 }
-/// Arrives there without waiting.
-template <int kNumber, int kThreads>
-__device__ inline void pass() {
-  asm volatile("bar.arrive %0, %1;" ::"n"(kNumber), "n"(kThreads) : "memory");
-}
 /// What this thread wrote to shared memory can be read by copies and products afterwards.
 __device__ inline void publish_shared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -79,8 +75,8 @@ __device__ inline void copy_tile(uint32_t to, const CUtensorMap* map, int row, i
 /// Copies adjacent bytes, a multiple of 16.
 __device__ inline void copy_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          to),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
       "l"(from), "r"(bytes), "r"(barrier)
       : "memory");
 }
@@ -94,8 +90,8 @@ __device__ inline void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// Products. Sums of 64 x 64: thread t of a warpgroup has, of row 16 (t / 32) + t % 32 / 4 and of the row
-// 8 further, columns 8 n + 2 (t % 4) and the next, as sums[n][0..1] and sums[n][2..3].
+// Products. Sums of 64 x 64: thread t of a warpgroup has, of row 16 (t / 32) + t % 32 / 4 and of
+// the row 8 further, columns 8 n + 2 (t % 4) and the next, as sums[n][0..1] and sums[n][2..3].
 
 using Sums = float[8][4];
 
@@ -130,8 +126,8 @@ __device__ inline uint64_t tile_operand(uint32_t address) {
   constexpr uint64_t kEightRows = 1024 >> 4, kSwizzle128 = uint64_t{1} << 62;
   return kSwizzle128 | kEightRows << 32 | kEightRows << 16 | (address & 0x3ffff) >> 4;
 }
-inline constexpr uint64_t kColumns16 = 32 >> 4;   // from an operand to 16 columns further
-inline constexpr uint64_t kRows16 = 2048 >> 4;    // and to 16 rows further
+inline constexpr uint64_t kColumns16 = 32 >> 4;  // from an operand to 16 columns further
+inline constexpr uint64_t kRows16 = 2048 >> 4;   // and to 16 rows further
 
 #define VT_SUMS                                                                                 \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
@@ -141,24 +137,26 @@ inline constexpr uint64_t kRows16 = 2048 >> 4;    // and to 16 rows further
   VT_ROW_OF_SUMS(how, d, 0), VT_ROW_OF_SUMS(how, d, 1), VT_ROW_OF_SUMS(how, d, 2),     \
       VT_ROW_OF_SUMS(how, d, 3), VT_ROW_OF_SUMS(how, d, 4), VT_ROW_OF_SUMS(how, d, 5), \
       VT_ROW_OF_SUMS(how, d, 6), VT_ROW_OF_SUMS(how, d, 7)
-#define VT_PRODUCT_RS(type, how, adds)                                                           \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " adds ", 0;\n"                            \
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " VT_SUMS           \
-               ", {%32, %33, %34, %35}, %36, add, 1, 1, %37;\n}"                                 \
-               : VT_ALL_SUMS(how, d)                                                             \
+#define VT_PRODUCT_RS(type, how, adds)                                                 \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " adds                            \
+               ", 0;\n"                                                                \
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " VT_SUMS \
+               ", {%32, %33, %34, %35}, %36, add, 1, 1, %37;\n}"                       \
+               : VT_ALL_SUMS(how, d)                                                   \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kByRows))
-#define VT_PRODUCT_SS(type, how, adds)                                                           \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " adds ", 0;\n"                            \
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " VT_SUMS           \
-               ", %32, %33, add, 1, 1, %34, %35;\n}"                                             \
-               : VT_ALL_SUMS(how, d)                                                             \
+#define VT_PRODUCT_SS(type, how, adds)                                                 \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " adds                            \
+               ", 0;\n"                                                                \
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " VT_SUMS \
+               ", %32, %33, add, 1, 1, %34, %35;\n}"                                   \
+               : VT_ALL_SUMS(how, d)                                                   \
                : "l"(a), "l"(b), "n"(kLeftByRows), "n"(kByRows))
 
-// Whether a product adds is known when the code is compiled: what it replaces is then no operand, and
-// registers may have held something else while products before it ran.
+// Whether a product adds is known when the code is compiled: what it replaces is then no operand,
+// and registers may have held something else while products before it ran.
 
-/// d = a b, or d += a b: 64 x 16 times 16 x 64. a is in registers, as mma.cuh has it. b is a tile whose
-/// rows are columns of the product, or (kByRows 1) rows of the sum.
+/// d = a b, or d += a b: 64 x 16 times 16 x 64. a is in registers, as mma.cuh has it. b is a tile
+/// whose rows are columns of the product, or (kByRows 1) rows of the sum.
 template <class S, int kByRows>
 __device__ __forceinline__ void product(Sums& d, const uint32_t (&a)[4], uint64_t b, bool add) {
 #if VT_HOPPER_CODE
