@@ -92,17 +92,16 @@ bool run(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
 
 /// Whether the kernels are faster than cuDNN's. Measured on an H200.
 bool chosen(const Launch& launch, const Tensor& query, bool is_causal) {
-  if (without_cudnn()) return true;
   const auto q = query.sizes();
   const int64_t units = q[0] * q[1], length = q[2];
-  // For sums in a fixed order cuDNN needs all scores in memory, and it is not asked for so many.
-  if (cudnn_settings().deterministic_algorithms.load(std::memory_order_relaxed) &&
-      units * length * length > int64_t{1} << 30)
-    return true;
-  if (length > (is_causal ? 2048 : 512)) return false;
-  // A block takes whole heads, so in the last round some multiprocessors may have nothing to do;
-  // the longer the sequence, the less that may cost.
   const int64_t most = launch.properties().multiprocessors, rounds = ceil_div(units, most);
+  // For sums in a fixed order cuDNN needs all scores in memory, and it is not asked for so many.
+  const bool ordered = cudnn_settings().deterministic_algorithms.load(std::memory_order_relaxed);
+  if (without_cudnn() || (ordered && units * length * length > int64_t{1} << 30))
+    return units * 4 >= most || length <= 1024;  // a block takes whole heads: few leave much idle
+  if (length > (is_causal ? 2048 : 512)) return false;
+  // In the last round some multiprocessors may have nothing to do; the longer the sequence, the
+  // less that may cost.
   const int64_t percent = length > 1024 ? 95 : is_causal ? 70 : 90;
   return units * 100 >= rounds * most * percent;
 }
