@@ -49,7 +49,8 @@ struct RunningRows {
   __device__ RunningRows() : top{minus_infinity<float>(), minus_infinity<float>()}, total{} {}
 
   /// Turns scores into weights. What earlier sums are to be multiplied with goes to `correction`.
-  __device__ void weigh(Sums (&scores)[2], float factor, float (&correction)[2]) {
+  template <class Halves>  // Sums, twice
+  __device__ void weigh(Halves& scores, float factor, float (&correction)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float next = top[r];
