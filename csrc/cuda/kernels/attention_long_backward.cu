@@ -112,8 +112,9 @@ bool long_backward(const Launch& launch, const Tensor& grad_query, const Tensor&
                    const Tensor& grad_value, const Tensor& grad, const Tensor& query,
                    const Tensor& key, const Tensor& value, const Tensor& output, const Tensor& lse,
                    bool is_causal, double scale) {
+  // Keys that a query must not see are -inf before they are scaled.
   if (!long_shapes(launch, query, key, value) || !chosen(launch, query, is_causal) ||
-      lse.dtype() != DType::Float32 || !lse.is_contiguous())
+      !(scale > 0) || lse.dtype() != DType::Float32 || !lse.is_contiguous())
     return false;
   const auto with = [&]<class S>() {
     return run<S>(launch, grad_query, grad_key, grad_value, grad, query, key, value, output, lse,
