@@ -25,7 +25,6 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,7 +101,10 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
 
     def validation() -> float:
         losses = []
-        with t.no_grad(), t.autocast(device, dtype=t.bfloat16, enabled=options["dtype"] == "bfloat16"):
+        with (
+            t.no_grad(),
+            t.autocast(device, dtype=t.bfloat16, enabled=options["dtype"] == "bfloat16"),
+        ):
             for arrays in checks:
                 losses.append(model(*on_device(arrays)).float().item())
         return statistics.fmean(losses)
@@ -137,7 +139,9 @@ def compare(name: str, options: argparse.Namespace, runs: dict[str, list[Any]]) 
     for library in LIBRARIES:
         each = ", ".join(f"{value:.4f}" for value in last[library])
         print(f"  {library:>10}  {mean[library]:.4f}  ({each}; spread {spread[library]:.4f})")
-    print(f"  apart, seed by seed: {', '.join(f'{d:+.4f}' for d in apart)}; within the spread: {within}")
+    print(
+        f"  apart, seed by seed: {', '.join(f'{d:+.4f}' for d in apart)}; within the spread: {within}"
+    )
     return {
         "workload": name, "steps": options.steps, "batch": options.batch_of[name], "last": last,
         "within_spread": within, "curves": {lib: [r["validation"] for r in v] for lib, v in runs.items()},
@@ -160,7 +164,9 @@ def main() -> int:
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, on one device")
-    parser.add_argument("--save", action="store_true", help="write bench/results/convergence.json and .svg")
+    parser.add_argument(
+        "--save", action="store_true", help="write bench/results/convergence.json and .svg"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:

@@ -31,7 +31,9 @@ def curves(title: str, lines: list[tuple[str, list[tuple[float, float]], bool]])
         y = low + (high - low) * i / 4
         x = left + (right - left) * i / 4
         across, up = place(x, y)
-        parts.append(f'<path d="M{LEFT} {up:.1f}H{WIDTH - RIGHT}" stroke="{TEXT}" stroke-opacity="0.3"/>')
+        parts.append(
+            f'<path d="M{LEFT} {up:.1f}H{WIDTH - RIGHT}" stroke="{TEXT}" stroke-opacity="0.3"/>'
+        )
         parts.append(svg_text(LEFT - 6, up + 4, f"{y:.3g}", "end"))
         parts.append(svg_text(across, HEIGHT - BOTTOM + 18, f"{x:g}", "middle"))
     seen: dict[str, str] = {}
@@ -40,9 +42,13 @@ def curves(title: str, lines: list[tuple[str, list[tuple[float, float]], bool]])
         seen.setdefault(label, color)
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
         dashes = "" if ours else ' stroke-dasharray="6 4"'  # where ours lies on it, both show
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"{dashes}/>')
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"{dashes}/>'
+        )
     for i, (label, color) in enumerate(seen.items()):
-        parts.append(f'<path d="M{WIDTH - 190} {TOP + 16 * i}h24" stroke="{color}" stroke-width="3"/>')
+        parts.append(
+            f'<path d="M{WIDTH - 190} {TOP + 16 * i}h24" stroke="{color}" stroke-width="3"/>'
+        )
         parts.append(svg_text(WIDTH - 160, TOP + 4 + 16 * i, label))
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '

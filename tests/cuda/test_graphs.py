@@ -340,7 +340,10 @@ def test_recorded_runs_take_no_more_memory_than_replays() -> None:
     (plan,) = variant.lowered.plans.values()
     assert variant.replays == 3
     assert plan.nbytes > 1 << 29
-    start, small = peaks[0][0], 1 << 28  # two copies of the inputs, weights, workspaces: 0.16 of the plan
+    start, small = (
+        peaks[0][0],
+        1 << 28,
+    )  # two copies of the inputs, weights, workspaces: 0.16 of the plan
     assert all(peak < start + plan.nbytes + small for _, peak in peaks), (peaks, plan.nbytes)
 
 

@@ -84,7 +84,9 @@ def test_the_command_compares_with_torch(tmp_path: Path) -> None:
 
 def test_what_fails_names_the_run() -> None:
     with pytest.raises(RuntimeError, match=r"vibetensor nothing:[\s\S]*KeyError"):
-        convergence.run_apart({"library": "vibetensor", "workload": "nothing", "threads": 1, "device": "cpu"})
+        convergence.run_apart(
+            {"library": "vibetensor", "workload": "nothing", "threads": 1, "device": "cpu"}
+        )
 
 
 def test_the_chart_is_xml_with_a_line_for_each_run() -> None:
