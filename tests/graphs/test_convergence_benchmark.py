@@ -21,6 +21,11 @@ ROOT = Path(__file__).parents[2]
 TEXT = b"the cat and the dog and the bird: one, two.\n" * 40
 
 
+def path() -> str:
+    """PYTHONPATH of a process that imports this package, wherever it lies."""
+    return os.pathsep.join([str(Path(vt.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+
+
 def test_frequent_words_are_tokens_and_others_bytes() -> None:
     train, held_out = convergence.tokens(TEXT, b"the eel", 2000)
     assert train[0] >= 256 and len(set(train[train >= 256])) >= 7
@@ -75,14 +80,15 @@ def test_the_command_compares_with_torch(tmp_path: Path) -> None:
         [sys.executable, ROOT / "bench" / "convergence.py", *command.split()],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(vt.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": path()},
     )
     assert run.returncode == 0, run.stdout + run.stderr
     apart = run.stdout.split("seed by seed:")[1].split(";")[0]
     assert max(abs(float(each)) for each in apart.split(",")) < 1e-3
 
 
-def test_what_fails_names_the_run() -> None:
+def test_what_fails_names_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", path())
     with pytest.raises(RuntimeError, match=r"vibetensor nothing:[\s\S]*KeyError"):
         convergence.run_apart(
             {"library": "vibetensor", "workload": "nothing", "threads": 1, "device": "cpu"}
