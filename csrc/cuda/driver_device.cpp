@@ -7,13 +7,14 @@
 
 #include "cuda/capture_gate.h"
 #include "cuda/device.h"
+#include "cuda/driver_function.h"
 #include "cuda/error.h"
 #include "cuda/relaxed_capture.h"
 
 namespace vt::cuda {
 namespace {
 
-/// The driver's functions that the runtime does not offer, found through the runtime.
+/// The driver's functions that the runtime does not offer.
 struct Driver {
   decltype(&cuMemAddressReserve) reserve = nullptr;
   decltype(&cuMemAddressFree) free_range = nullptr;
@@ -37,15 +38,7 @@ struct Driver {
   }
   template <class F>
   void find(F& function, const char* name) {
-    void* address = nullptr;
-    cudaDriverEntryPointQueryResult result{};
-    const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &address, CUDART_VERSION,
-                                                               cudaEnableDefault, &result);
-    if (error != cudaSuccess || result != cudaDriverEntryPointSuccess) {
-      cudaGetLastError();
-      complete = false;
-    }
-    function = reinterpret_cast<F>(address);
+    complete = find_driver_function(function, name) && complete;
   }
 };
 const Driver& driver() {

@@ -5,13 +5,14 @@
 #include <string_view>
 #include <utility>
 
+#include "cuda/driver_function.h"
 #include "cuda/relaxed_capture.h"
 #include "cuda/sync.h"
 
 namespace vt::cuda {
 namespace {
 
-/// The driver's functions, found through the runtime.
+/// The driver's functions.
 struct Driver {
   decltype(&cuCtxGetCurrent) context = nullptr;
   decltype(&cuGraphCreate) create = nullptr;
@@ -35,15 +36,7 @@ struct Driver {
   }
   template <class F>
   void find(F& function, const char* name) {
-    void* address = nullptr;
-    cudaDriverEntryPointQueryResult result{};
-    const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &address, CUDART_VERSION,
-                                                               cudaEnableDefault, &result);
-    if (error != cudaSuccess || result != cudaDriverEntryPointSuccess) {
-      cudaGetLastError();
-      complete = false;
-    }
-    function = reinterpret_cast<F>(address);
+    complete = find_driver_function(function, name) && complete;
   }
 };
 const Driver& driver() {

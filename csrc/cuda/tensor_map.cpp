@@ -1,23 +1,17 @@
 #include "cuda/tensor_map.h"
 
-#include <cuda_runtime_api.h>
-
 #include <array>
+
+#include "cuda/driver_function.h"
 
 namespace vt::cuda {
 namespace {
 
 decltype(&cuTensorMapEncodeTiled) encoder() {
   static const auto function = [] {
-    void* address = nullptr;
-    cudaDriverEntryPointQueryResult result{};
-    const cudaError_t error = cudaGetDriverEntryPointByVersion(
-        "cuTensorMapEncodeTiled", &address, CUDART_VERSION, cudaEnableDefault, &result);
-    if (error != cudaSuccess || result != cudaDriverEntryPointSuccess) {
-      cudaGetLastError();
-      address = nullptr;
-    }
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(address);
+    decltype(&cuTensorMapEncodeTiled) found = nullptr;
+    find_driver_function(found, "cuTensorMapEncodeTiled");
+    return found;
   }();
   return function;
 }

@@ -17,6 +17,25 @@ from vibetensor.torch.nn.attention import SDPBackend, sdpa_kernel
 CUDNN, OURS = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
 
 
+def _run(operands: list[Any], **options: Any) -> list[Any]:
+    """Attention of queries, keys and values, and their gradients by the fourth operand."""
+    leaves = [x.detach().requires_grad_() for x in operands[:3]]
+    y = F.scaled_dot_product_attention(*leaves, **options)
+    y.backward(operands[3])
+    return [y, *(leaf.grad for leaf in leaves)]
+
+
+def _between_nan(values: list[Any]) -> list[Any]:
+    """The same on the device, in one tensor of NaN: what is read beyond a row, a head or a batch shows."""
+    b, heads, t, width = values[0].shape
+    around = torch.full((b, t + 2, 6, heads, width), float("nan"), device="cuda")
+    around = around.to(values[0].dtype)
+    operands = [around[:, 1:-1, i + 1].transpose(1, 2) for i in range(4)]
+    for operand, value in zip(operands, values):
+        operand.copy_(value.cuda())
+    return operands
+
+
 def _split(qkv: Any, heads: int) -> list[Any]:
     b, t, width = qkv.shape
     return [z.view(b, t, heads, -1).transpose(1, 2) for z in qkv.split(width // 3, dim=2)]
@@ -89,19 +108,10 @@ def test_heads_of_every_length(t: int, dtype: Any, causal: bool) -> None:
     torch.manual_seed(t)
     values = [torch.randn(b, heads, t, 64).to(dtype) for _ in range(4)]
 
-    def run(operands: list[Any]) -> list[Any]:
-        leaves = [x.detach().requires_grad_() for x in operands[:3]]
-        y = F.scaled_dot_product_attention(*leaves, is_causal=causal)
-        y.backward(operands[3])
-        return [y, *(leaf.grad for leaf in leaves)]
-
-    expected = run([x.double() for x in values])
-    around = torch.full((b, t + 2, 6, heads, 64), float("nan"), device="cuda").to(dtype)
-    operands = [around[:, 1:-1, i + 1].transpose(1, 2) for i in range(4)]
-    for operand, value in zip(operands, values):
-        operand.copy_(value.cuda())
+    expected = _run([x.double() for x in values], is_causal=causal)
+    operands = _between_nan(values)
     with sdpa_kernel(OURS):
-        actual, again = run(operands), run(operands)
+        actual, again = (_run(operands, is_causal=causal) for _ in range(2))
     bound = 2e-2 if dtype == torch.bfloat16 else 3e-3
     scale = max(e.detach().abs().max().item() for e in expected[1:])
     for a, r, e in zip(actual, again, expected):
@@ -119,18 +129,9 @@ def test_float32_heads(t: int, width: int, causal: bool) -> None:
     torch.manual_seed(t)
     values = [torch.randn(b, heads, t, width) for _ in range(4)]
 
-    def run(operands: list[Any]) -> list[Any]:
-        leaves = [x.detach().requires_grad_() for x in operands[:3]]
-        y = F.scaled_dot_product_attention(*leaves, is_causal=causal)
-        y.backward(operands[3])
-        return [y, *(leaf.grad for leaf in leaves)]
-
-    expected = run([x.double() for x in values])
-    around = torch.full((b, t + 2, 6, heads, width), float("nan"), device="cuda")
-    operands = [around[:, 1:-1, i + 1].transpose(1, 2) for i in range(4)]
-    for operand, value in zip(operands, values):
-        operand.copy_(value.cuda())
-    actual, again = run(operands), run(operands)
+    expected = _run([x.double() for x in values], is_causal=causal)
+    operands = _between_nan(values)
+    actual, again = (_run(operands, is_causal=causal) for _ in range(2))
     for a, r, e in zip(actual, again, expected):
         a, r = (x.detach().cpu().numpy() for x in (a, r))
         assert np.array_equal(a, r)
@@ -155,15 +156,9 @@ def test_scales(t: int, scale: float) -> None:
     torch.manual_seed(t)
     values = [torch.randn(1, 2, t, 64).to(torch.bfloat16) for _ in range(4)]
 
-    def run(operands: list[Any]) -> list[Any]:
-        leaves = [x.detach().requires_grad_() for x in operands[:3]]
-        y = F.scaled_dot_product_attention(*leaves, is_causal=True, scale=scale)
-        y.backward(operands[3])
-        return [y, *(leaf.grad for leaf in leaves)]
-
-    expected = run([x.double() for x in values])
+    expected = _run([x.double() for x in values], is_causal=True, scale=scale)
     with sdpa_kernel(OURS):
-        actual = run([x.cuda() for x in values])
+        actual = _run([x.cuda() for x in values], is_causal=True, scale=scale)
     for a, e in zip(actual, expected):
         a, e = a.detach().double().cpu().numpy(), e.detach().numpy()
         assert np.abs(a - e).max() <= 5e-2 * max(np.abs(e).max(), 1e-3)
