@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib.metadata
 import os
 import runpy
@@ -33,7 +34,6 @@ NOT_ON_DEVICE: dict[str, str] = runpy.run_path(
     str(Path(__file__).parent / "cuda" / "not_on_device.py")
 )["NOT_ON_DEVICE"]
 _PROFILES = "profiles take the device's events"
-_AUTOCAST = "autocast needs a CUDA device"
 _AUTOCAST = "autocast of CUDA needs a CUDA device"
 NOT_SIMULATED: dict[str, str] = {
     "graphs/test_fusions_epilogues.py::test_adding_to_a_wider_gradient_stays": _AUTOCAST,
@@ -188,6 +188,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     listed = {p: f"PyTorch {older}: {why}" for p, why in _OLDER["OLDER_PYTORCH"].items()}
     _skip_listed(config, items, listed, "tests/older_pytorch.py", lambda item: older is not None)
     _mark_torch(items)
+
+
+def pytest_collection_finish() -> None:
+    """Collections look at what tests make, not at the thousands of tests, which all live on."""
+    gc.collect()
+    gc.freeze()
 
 
 def _mark_torch(items: list[pytest.Item]) -> None:

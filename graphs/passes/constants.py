@@ -56,31 +56,40 @@ def _is_constant(op: Op, constant: set[Buffer]) -> bool:
 
 def _drop_changing(tape: Tape, constant: set[Buffer]) -> None:
     """Takes out the buffers that depend on others, until none is left that does."""
-    while True:
-        changing: set[Buffer] = set()
-        written: dict[Buffer, int] = {}
-        for at, op in enumerate(tape.ops):
-            if op.is_view:
-                continue
-            views = [*op.reads(), *op.writes()]
-            pure = (
-                not op.is_random
-                and op.capture_class not in ("opaque", "optimizer")
-                and all(view.buffer in constant for view in views)
-            )
-            for view in op.writes():
-                written[view.buffer] = at
-                if not pure:
-                    changing.add(view.buffer)
-        for at, op in enumerate(tape.ops):
-            if op.is_view or any(view.buffer in constant for view in op.writes()):
-                continue
-            # A value that another op still changes would be read too late.
-            changing.update(view.buffer for view in op.reads() if written.get(view.buffer, -1) > at)
+    users: dict[Buffer, list[int]] = {}  # the ops that read or write a buffer
+    last_writer: dict[Buffer, int] = {}
+    for at, op in enumerate(tape.ops):
+        if op.is_view:
+            continue
+        for view in (*op.reads(), *op.writes()):
+            users.setdefault(view.buffer, []).append(at)
+        last_writer.update((view.buffer, at) for view in op.writes())
+    seen: set[int] = set()
+    waiting = [
+        at for at, op in enumerate(tape.ops) if not op.is_view and not _may_run_once(op, constant)
+    ]
+    while waiting:
+        at = waiting.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        op = tape.ops[at]
+        changing = {view.buffer for view in op.writes()}
+        # It runs in every replay: a value that another op still changes would be read too late.
+        changing.update(view.buffer for view in op.reads() if last_writer.get(view.buffer, -1) > at)
         changing &= constant
-        if not changing:
-            return
         constant -= changing
+        for buffer in changing:
+            waiting += users[buffer]
+
+
+def _may_run_once(op: Op, constant: set[Buffer]) -> bool:
+    return (
+        any(True for _ in op.writes())
+        and not op.is_random
+        and op.capture_class not in ("opaque", "optimizer")
+        and all(view.buffer in constant for view in (*op.reads(), *op.writes()))
+    )
 
 
 def _too_large(tape: Tape, constant: set[Buffer]) -> dict[Buffer, Op]:
