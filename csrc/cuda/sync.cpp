@@ -39,7 +39,7 @@ void set_sync_debug(SyncDebug value) { mode().store(value); }
 void set_sync_warning(void (*warn)(const char*)) { warning = warn; }
 int64_t implicit_syncs() { return count.load(std::memory_order_relaxed); }
 
-void wait_for_result(cudaStream_t stream, std::string_view what) {
+void announce_wait(std::string_view what) {
   check(!capturing(), "the host would have to wait for the device (", what,
         "), which it cannot in a captured step");
   count.fetch_add(1, std::memory_order_relaxed);
@@ -48,8 +48,16 @@ void wait_for_result(cudaStream_t stream, std::string_view what) {
     check(debug != SyncDebug::Error, message);
     if (const auto warn = warning.load()) warn(message.c_str());
   }
+}
+
+void wait_for_announced(cudaStream_t stream, std::string_view what) {
   const HostWait waiting;
   check_cuda(cudaStreamSynchronize(stream), what);
+}
+
+void wait_for_result(cudaStream_t stream, std::string_view what) {
+  announce_wait(what);
+  wait_for_announced(stream, what);
 }
 
 }  // namespace vt::cuda

@@ -18,7 +18,12 @@ void set_sync_warning(void (*warn)(const char* message));
 /// Waits that ops have made in this process.
 int64_t implicit_syncs();
 
-/// Waits for `stream` because the host needs a result. Counts; warns or throws as asked.
+/// Says that the host is about to wait for a result: counts; warns or throws as asked. Called
+/// before the work is issued, so that where it throws nothing is under way.
+void announce_wait(std::string_view what);
+/// Waits for `stream`, after `announce_wait`.
+void wait_for_announced(cudaStream_t stream, std::string_view what);
+/// Both, for work that was issued without a thought of waiting.
 void wait_for_result(cudaStream_t stream, std::string_view what);
 
 /// VT_CUDA_LAUNCH_BLOCKING=1: every launch is waited for, so errors surface at their op.

@@ -213,8 +213,15 @@ def test_waits_are_refused_when_asked() -> None:
     try:
         with pytest.raises(RuntimeError, match="synchronizing CUDA operation"):
             x.sum().item()
+        # Refused before anything is under way.
+        for host in (torch.zeros(3), torch.zeros(3).pin_memory()):
+            with pytest.raises(RuntimeError, match="copying from the host"):
+                x.copy_(host)
+        with pytest.raises(RuntimeError, match="copying from pageable memory"):
+            x.copy_(torch.zeros(3), non_blocking=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert x.tolist() == [1, 1, 1]
     with pytest.warns(UserWarning, match="synchronizing CUDA operation"):
         torch.cuda.set_sync_debug_mode("warn")
         try:

@@ -101,6 +101,10 @@ void copy_bytes(const Tensor& self, const Tensor& src, bool non_blocking) {
   const bool waits = !non_blocking || !is_pinned(host.data());
   // Pageable memory is staged by the driver before the call returns when it is the source; as the
   // target it would be written later, so the call waits. The driver's own call may wait as well.
+  const char* what = to_host        ? "copying to the host"
+                     : non_blocking ? "copying from pageable memory"
+                                    : "copying from the host";
+  if (waits) announce_wait(what);
   std::optional<HostWait> waiting;
   if (waits) waiting.emplace();
   check_cuda(
@@ -108,10 +112,9 @@ void copy_bytes(const Tensor& self, const Tensor& src, bool non_blocking) {
                       to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice, launch.stream()),
       to_host ? "copying to the host" : "copying to the device");
   if (waits)
-    wait_for_result(launch.stream(),
-                    to_host ? "copying to the host" : "copying from pageable memory");
+    wait_for_announced(launch.stream(), what);
   else
-    record_stream(*host.storage(), launch.stream());
+    record_stream(*host.storage(), {launch.stream(), launch.device()});
 }
 
 void copy_between_devices(const Tensor& self, const Tensor& src) {
