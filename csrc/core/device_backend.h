@@ -24,9 +24,9 @@ class DeviceBackend {
   virtual int current() const = 0;
   /// Waits for all work on the device. Throws what that work failed with.
   virtual void synchronize(int device) = 0;
-  /// Tells that work on `stream` (a driver handle) uses the storage: if its bytes are ours, they
-  /// are not handed out again before that work is done.
-  virtual void record_stream(const Storage& storage, uintptr_t stream) = 0;
+  /// Tells that work on `stream` (a driver handle) of `device`, whichever that is, uses the
+  /// storage: if its bytes are ours, they are not handed out again before that work is done.
+  virtual void record_stream(const Storage& storage, int device, uintptr_t stream) = 0;
   /// The calling thread's current stream on a device, as a driver handle; 0 is the default stream.
   virtual uintptr_t current_stream(int device) const = 0;
   /// Work given to `stream` from now on waits for what the current stream has been given, and with

@@ -1,6 +1,8 @@
 #include "cuda/allocator.h"
 
+#include <array>
 #include <atomic>
+#include <memory>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -34,20 +36,34 @@ std::vector<CachingAllocator::OutOfMemoryObserver>& observers() {
 }
 
 CachingAllocator* make_device_allocator(int device) {
+  const HostWait waiting;  // this may start the device
   const std::lock_guard lock(making);
-  CachingAllocator* made = allocators().find(device);
-  if (!made && device >= 0 && device < device_count()) {
-    made = new CachingAllocator(*new DriverDevice(device), device, settings_from_environment());
-    made->record_history(history_options);
-    for (const auto& observer : observers()) made->add_out_of_memory_observer(observer);
-    allocators().add_device(made);
-  }
-  return made;
+  if (CachingAllocator* known = allocators().find(device)) return known;
+  if (device < 0 || device >= device_count()) return nullptr;
+  auto made =
+      std::make_unique<CachingAllocator>(driver_of(device), device, settings_from_environment());
+  made->record_history(history_options);
+  for (const auto& observer : observers()) made->add_out_of_memory_observer(observer);
+  allocators().add_device(made.get());
+  return made.release();
 }
 
 std::atomic<PinnedAllocator*> pinned_in_use{nullptr};
 
 }  // namespace
+
+DeviceApi& driver_of(int device) {
+  static std::array<std::atomic<DeviceApi*>, kMaxDevices> made{};
+  std::atomic<DeviceApi*>& slot = made[static_cast<size_t>(device)];
+  if (DeviceApi* known = slot.load(std::memory_order_acquire)) [[likely]]
+    return *known;
+  // Starting a device takes long, and may fail; of two made at the same time the first stays.
+  const HostWait waiting;
+  auto fresh = std::make_unique<DriverDevice>(device);
+  DeviceApi* first = nullptr;
+  if (slot.compare_exchange_strong(first, fresh.get())) first = fresh.release();
+  return *first;
+}
 
 void install_allocator() { set_allocator(DeviceType::CUDA, &allocators()); }
 
@@ -56,21 +72,26 @@ CachingAllocator& device_allocator(int device) { return allocators().device(devi
 CachingAllocator* device_allocator_if_used(int device) { return allocators().find(device); }
 
 PinnedAllocator& pinned_allocator() {
-  static auto* instance = [] {
-    auto* made =
-        new PinnedAllocator(*new DriverDevice(current_device()), settings_from_environment());
-    pinned_in_use = made;
-    return made;
-  }();
-  return *instance;
+  if (PinnedAllocator* made = pinned_in_use.load(std::memory_order_acquire)) [[likely]]
+    return *made;
+  const HostWait waiting;  // this may start the device
+  const std::lock_guard lock(making);
+  if (!pinned_in_use) {
+    pinned_in_use =
+        std::make_unique<PinnedAllocator>(driver_of(current_device()), settings_from_environment())
+            .release();  // never destroyed
+  }
+  return *pinned_in_use;
 }
 
-void record_stream(const Storage& storage, cudaStream_t stream) {
+void record_stream(const Storage& storage, Stream stream) {
   const Allocation& allocation = storage.allocation();
-  if (CachingAllocator::made(allocation.release))
-    device_allocator(storage.device().index).record_stream(allocation.context, stream);
-  else if (PinnedAllocator::made(allocation.release))
-    pinned_allocator().record_stream(allocation.context, stream);
+  if (CachingAllocator::made(allocation.release)) {
+    device_allocator(storage.device().index)
+        .record_stream(allocation.context, stream.handle, driver_of(stream.device));
+  } else if (PinnedAllocator::made(allocation.release)) {
+    pinned_allocator().record_stream(allocation.context, stream.handle, driver_of(stream.device));
+  }
 }
 
 void record_history(const HistoryOptions& options) {
@@ -105,6 +126,17 @@ void empty_cache() {
     if (CachingAllocator* allocator = device_allocator_if_used(device)) allocator->empty_cache();
   }
   if (PinnedAllocator* pinned = pinned_in_use) pinned->empty_cache();
+}
+
+void release_stream(Stream stream) {
+  const HostWait waiting;
+  synchronize(stream);
+  for (int device = 0; device < device_count(); ++device) {
+    CachingAllocator* allocator = device_allocator_if_used(device);
+    if (allocator && device == stream.device) allocator->release_stream(stream.handle);
+    if (allocator && device != stream.device) allocator->process_pending();
+  }
+  if (PinnedAllocator* pinned = pinned_in_use) pinned->process_pending();
 }
 
 bool is_pinned(const void* pointer) {

@@ -7,6 +7,7 @@
 #include "core/storage.h"
 #include "cuda/allocator/caching_allocator.h"
 #include "cuda/allocator/pinned_allocator.h"
+#include "cuda/stream.h"
 
 namespace vt::cuda {
 
@@ -18,9 +19,12 @@ CachingAllocator& device_allocator(int device);
 CachingAllocator* device_allocator_if_used(int device);
 PinnedAllocator& pinned_allocator();
 
-/// Work on `stream` uses the storage: its bytes are not handed out again before that work is done.
-/// Nothing for memory that other code owns.
-void record_stream(const Storage& storage, cudaStream_t stream);
+/// The driver as allocators, events and rings see it; one a device, never destroyed.
+DeviceApi& driver_of(int device);
+
+/// Work on `stream`, of any device, uses the storage: its bytes are not handed out again before
+/// that work is done. Nothing for memory that other code owns.
+void record_stream(const Storage& storage, Stream stream);
 /// Records history on every device, also on those not used yet. Where it goes on with the
 /// recording (`options.clear` is false), the events stay.
 void record_history(const HistoryOptions& options);
@@ -31,6 +35,9 @@ PinnedStats pinned_stats();
 /// The allocator of page-locked memory, or null before its first use.
 PinnedAllocator* pinned_allocator_if_used();
 
+/// Gives a stream up before whoever made it destroys it: waits for its work, gives back what is
+/// cached for it, and forgets it where memory waits for it.
+void release_stream(Stream stream);
 /// Gives memory that no tensor uses back to the driver, on all devices and the host.
 void empty_cache();
 bool is_pinned(const void* pointer);

@@ -17,8 +17,8 @@ class Backend final : public DeviceBackend {
   int current() const override { return current_device(); }
   void synchronize(int device) override { synchronize_device(device); }
   Allocation allocate_pinned(size_t nbytes) override { return pinned_allocator().allocate(nbytes); }
-  void record_stream(const Storage& storage, uintptr_t stream) override {
-    cuda::record_stream(storage, reinterpret_cast<cudaStream_t>(stream));
+  void record_stream(const Storage& storage, int device, uintptr_t stream) override {
+    cuda::record_stream(storage, {reinterpret_cast<cudaStream_t>(stream), device});
   }
   uintptr_t current_stream(int device) const override {
     return reinterpret_cast<uintptr_t>(cuda::current_stream(device).handle);

@@ -121,6 +121,7 @@ bool enable_peer_access(int device, int peer) {
     if (!can_access_peer(device, peer)) {
       state = 2;
     } else {
+      const HostWait waiting;  // this may start the device, and maps all of the peer's memory
       const DeviceGuard guard(device);
       const cudaError_t error = cudaDeviceEnablePeerAccess(peer, 0);
       if (error == cudaErrorPeerAccessAlreadyEnabled)

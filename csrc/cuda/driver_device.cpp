@@ -202,6 +202,20 @@ ApiStatus DriverDevice::free_async(uintptr_t address, StreamHandle stream) {
   const DeviceGuard guard(device_);
   return status(cudaFreeAsync(reinterpret_cast<void*>(address), stream_of(stream)));
 }
+ApiStatus DriverDevice::trim_async(size_t* released) {
+  const Call call(device_);
+  *released = 0;
+  cudaMemPool_t pool = nullptr;
+  uint64_t before = 0, after = 0;
+  cudaError_t error = cudaDeviceGetDefaultMemPool(&pool, device_);
+  if (error == cudaSuccess)
+    error = cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &before);
+  if (error == cudaSuccess) error = cudaMemPoolTrimTo(pool, 0);
+  if (error == cudaSuccess)
+    error = cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &after);
+  if (error == cudaSuccess && after < before) *released = before - after;
+  return status(error);
+}
 
 ApiStatus DriverDevice::create_event(EventHandle* event) {
   const Call call(device_);

@@ -25,6 +25,7 @@ class DriverDevice final : public DeviceApi {
   ApiStatus free(uintptr_t address) override;
   ApiStatus allocate_async(size_t nbytes, StreamHandle stream, uintptr_t* address) override;
   ApiStatus free_async(uintptr_t address, StreamHandle stream) override;
+  ApiStatus trim_async(size_t* released) override;
   ApiStatus create_event(EventHandle* event) override;
   ApiStatus destroy_event(EventHandle event) override;
   ApiStatus record_event(EventHandle event, StreamHandle stream) override;

@@ -11,7 +11,6 @@
 #include "cuda/allocator/retired.h"
 #include "cuda/allocator/staging_ring.h"
 #include "cuda/capture_gate.h"
-#include "cuda/driver_device.h"
 #include "cuda/error.h"
 #include "cuda/graph_capture.h"
 #include "cuda/graph_chains.h"
@@ -26,15 +25,6 @@ namespace {
 using graphs::DeviceProgram;
 using graphs::Instruction;
 using graphs::PoolHandle;
-
-/// The driver as events and rings see it; one a device, never destroyed.
-DeviceApi& driver_of(int device) {
-  static std::array<DeviceApi*, kMaxDevices> made{};
-  static std::array<std::once_flag, kMaxDevices> once;
-  std::call_once(once[static_cast<size_t>(device)],
-                 [device] { made[static_cast<size_t>(device)] = new DriverDevice(device); });
-  return *made[static_cast<size_t>(device)];
-}
 
 RetiredList& retired() {
   static auto* list = new RetiredList;  // graphs may outlive static objects

@@ -128,10 +128,10 @@ NB_MODULE(_C, m) {
       nb::arg("device") = nb::none());
   m.def("_pin_memory",
         [](nb::object tensor) { return nb::steal(wrap(pinned_copy(tensor_of(tensor.ptr())))); });
-  m.def("_record_stream", [](nb::object tensor, uintptr_t stream) {
+  m.def("_record_stream", [](nb::object tensor, int device, uintptr_t stream) {
     const Tensor& t = tensor_of(tensor.ptr());
     check(t.device().is_cuda(), "record_stream: expected a CUDA tensor, got one on ", t.device());
-    backend_for(t.device().type)->record_stream(*t.storage(), stream);
+    backend_for(t.device().type)->record_stream(*t.storage(), device, stream);
   });
   m.def("_is_pinned", [](nb::object tensor) {
     const Tensor& t = tensor_of(tensor.ptr());

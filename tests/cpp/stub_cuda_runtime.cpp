@@ -21,12 +21,14 @@ struct CUgraphExec_st {
   std::vector<Work> nodes;
 };
 struct CUstream_st {
+  int device = 0;
   std::deque<Work> waiting;
   uint64_t given = 0, done = 0;
   std::unique_ptr<CUgraph_st> captured;
   bool spoilt = false;
 };
 struct CUevent_st {
+  int device = 0;
   CUstream_st* stream = nullptr;
   uint64_t after = 0;
 };
@@ -34,9 +36,12 @@ struct CUevent_st {
 namespace {
 
 std::recursive_mutex mutex;
-CUstream_st default_stream;
+constexpr int kMost = 2;
+int devices = 1;
+thread_local int current = 0;
+CUstream_st default_streams[kMost] = {{.device = 0}, {.device = 1}};
 std::vector<CUstream_st*>& streams() {
-  static auto* all = new std::vector<CUstream_st*>{&default_stream};
+  static auto* all = new std::vector<CUstream_st*>{&default_streams[0], &default_streams[1]};
   return *all;
 }
 std::map<void*, size_t>& blocks() {
@@ -46,11 +51,12 @@ std::map<void*, size_t>& blocks() {
 int64_t calls_left = 0;
 bool failed = false;
 int live_graphs = 0;
+size_t live_host_blocks = 0;
 int64_t launched_kernels = 0, launched_graphs = 0;
 thread_local uintptr_t context = 1;
 thread_local cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
 
-CUstream_st* stream_of(cudaStream_t stream) { return stream ? stream : &default_stream; }
+CUstream_st* stream_of(cudaStream_t stream) { return stream ? stream : &default_streams[current]; }
 
 /// Whether this call is the one that fails.
 bool fails() {
@@ -98,6 +104,15 @@ int captures() {
   return count;
 }
 int graphs() { return live_graphs; }
+void set_device_count(int count) { devices = count; }
+size_t memory_blocks() {
+  const std::lock_guard lock(mutex);
+  return blocks().size();
+}
+size_t host_blocks() {
+  const std::lock_guard lock(mutex);
+  return live_host_blocks;
+}
 void set_context(uintptr_t value) { context = value; }
 int64_t kernel_launches() { return launched_kernels; }
 int64_t graph_launches() { return launched_graphs; }
@@ -126,9 +141,13 @@ Work work_of(const void* function, void** arguments) {
 
 extern "C" {
 
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) { return *device = current, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) {
+  STUB_ENTER;
+  if (device < 0 || device >= devices) return cudaErrorInvalidDevice;
+  return current = device, cudaSuccess;
+}
+cudaError_t cudaGetDeviceCount(int* count) { return *count = devices, cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   return std::memset(p, 0, sizeof *p), cudaSuccess;
 }
@@ -139,6 +158,10 @@ cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t*, int) { return cudaErrorN
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
   return cudaErrorNotSupported;
 }
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
+  return cudaErrorNotSupported;
+}
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return cudaErrorNotSupported; }
 cudaError_t cudaDeviceCanAccessPeer(int* value, int, int) { return *value = 0, cudaSuccess; }
 cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaErrorNotSupported; }
 cudaError_t cudaDeviceGetStreamPriorityRange(int* low, int* high) {
@@ -170,16 +193,23 @@ cudaError_t cudaFreeAsync(void*, cudaStream_t) { return cudaErrorNotSupported; }
 cudaError_t cudaHostAlloc(void** pointer, size_t n, unsigned) {
   STUB_ENTER;
   *pointer = std::aligned_alloc(4096, (n + 4095) / 4096 * 4096);
+  ++live_host_blocks;
   return cudaSuccess;
 }
-cudaError_t cudaFreeHost(void* pointer) { return std::free(pointer), cudaSuccess; }
+cudaError_t cudaFreeHost(void* pointer) {
+  const std::lock_guard lock(mutex);
+  --live_host_blocks;
+  return std::free(pointer), cudaSuccess;
+}
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  STUB_ENTER;
   return *free = *total = size_t{1} << 33, cudaSuccess;
 }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes*, const void*) {
   return cudaErrorInvalidValue;
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind) {
+  STUB_ENTER;
   return std::memcpy(to, from, n), cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind,
@@ -195,7 +225,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t n, cudaStream_t stream) 
 // Streams and events.
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   STUB_ENTER;
-  streams().push_back(*stream = new CUstream_st);
+  streams().push_back(*stream = new CUstream_st{.device = current});
   return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int) {
@@ -212,9 +242,11 @@ cudaError_t cudaDeviceSynchronize() {
   STUB_ENTER;
   bool refused = false;
   for (CUstream_st* stream : streams())
-    if (stream->captured) refused = stream->spoilt = true;
+    if (stream->captured && stream->device == current) refused = stream->spoilt = true;
   if (refused) return cudaErrorStreamCaptureUnsupported;
-  return vt::stub::finish_all(), cudaSuccess;
+  for (CUstream_st* stream : streams())
+    if (stream->device == current) run_until(stream, stream->given);
+  return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t handle) {
   const CUstream_st* stream = stream_of(handle);
@@ -228,11 +260,12 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   STUB_ENTER;
-  return *event = new CUevent_st, cudaSuccess;
+  return *event = new CUevent_st{.device = current}, cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   STUB_ENTER;
+  if (stream_of(stream)->device != event->device) return cudaErrorInvalidResourceHandle;
   event->stream = stream_of(stream);
   event->after = event->stream->given;
   return cudaSuccess;

@@ -27,6 +27,11 @@ void finish_all();
 void fail_call(int64_t n);
 /// Whether the call that was to fail has been made.
 bool has_failed();
+/// How many devices there are, at first one and at most two; before anything asks.
+void set_device_count(int count);
+/// Memory of devices, and page-locked memory of the host, that has not been given back.
+size_t memory_blocks();
+size_t host_blocks();
 /// What the driver says is the thread's context; at first the device's.
 void set_context(uintptr_t context);
 /// Launches asked of the driver so far: kernels, and graphs that it was handed.

@@ -384,8 +384,10 @@ void limits_hold() {
     f.allocator->set_memory_fraction(0.25);  // of 1 GiB
     CHECK(f.allocator->memory_limit() == 256 * MiB);
     CHECK(error_of([&] { f.get(200 * MiB); }).first == ErrorKind::OutOfMemory);
-    CHECK(error_of([&] { f.allocator->set_memory_fraction(0); }).first == ErrorKind::Value);
+    CHECK(error_of([&] { f.allocator->set_memory_fraction(-0.1); }).first == ErrorKind::Value);
     CHECK(error_of([&] { f.allocator->set_memory_fraction(1.5); }).first == ErrorKind::Value);
+    f.allocator->set_memory_fraction(0);  // what there is, and no more
+    CHECK(error_of([&] { f.get(5 * MiB); }).first == ErrorKind::OutOfMemory);
     f.allocator->set_memory_fraction(1);
     give_back(a);
     give_back(b);

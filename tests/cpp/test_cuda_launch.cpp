@@ -228,8 +228,8 @@ void any_call_may_fail() {
       stub::fail_call(0);
       stub::finish_all();
       CHECK(log == expected);
-      // Only the look-up of the kernel has no other way.
-      CHECK(expected.size() == kMany || (n == 1 && expected.size() == kMany - 1));
+      // Only the look-up of the kernel, on its device, has no other way.
+      CHECK(expected.size() == kMany || (n <= 2 && expected.size() == kMany - 1));
     });
     if (!failed) {
       CHECK(n > kMany);

@@ -68,7 +68,7 @@ class Backend final : public DeviceBackend {
   std::string problem() const override { return {}; }
   int current() const override { return 0; }
   void synchronize(int) override { stub::finish_all(); }
-  void record_stream(const Storage&, uintptr_t) override {}
+  void record_stream(const Storage&, int, uintptr_t) override {}
   uintptr_t current_stream(int) const override { return 0; }
   void order_streams(int, uintptr_t, bool) override {}
   Allocation allocate_pinned(size_t n) override { return pinned_allocator().allocate(n); }

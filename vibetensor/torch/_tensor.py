@@ -149,10 +149,15 @@ def pin_memory(self: Tensor, device: Any = None) -> Tensor:
 
 @_method
 def record_stream(self: Tensor, stream: Any) -> None:
-    """Tells that work on `stream` uses this CUDA tensor: its memory waits for that work when freed."""
+    """Tells that work on `stream` uses this CUDA tensor: its memory waits for that work when freed.
+
+    The stream may be one of another device. One made by other code, which tells no device, is taken
+    to be on the tensor's.
+    """
     from vibetensor.torch.cuda.streams import as_stream
 
-    _C._record_stream(self, as_stream(stream, self.device).cuda_stream)
+    stream = as_stream(stream, self.device)
+    _C._record_stream(self, stream.device_index, stream.cuda_stream)
 
 
 @_method

@@ -41,8 +41,10 @@ enum class BlockState : uint8_t {
   Pending,    // given back; work on other streams may still use it
 };
 
-/// Work of another stream that a block's memory takes part in.
+/// Work of another stream that a block's memory takes part in. The stream may be another device's:
+/// handles alone do not tell, as every device's default stream has the same.
 struct StreamUse {
+  DeviceApi* device = nullptr;  // of the stream
   StreamHandle stream = nullptr;
   uint64_t capture = 0;  // the stream's capture when it was told of; 0: eager work
   friend bool operator==(const StreamUse&, const StreamUse&) = default;

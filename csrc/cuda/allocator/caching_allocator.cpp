@@ -75,14 +75,17 @@ CachingAllocator::~CachingAllocator() {
   bool alive = in_forked_child();  // the parent's memory is not ours to give back
   if (!alive) {
     for (const auto& pool : all_pools_) {
-      const std::lock_guard lock(pool->lock);
+      std::unique_lock lock(pool->lock);
       const bool used = pool->serial != 0;
-      pool->process_pending(true);
+      pool->wait_pending(lock);
       pool->serial = 0;  // late releases find this and do nothing
       // Twice: a driver call that failed once may work now.
       for (int turn = 0; turn < 2; ++turn) {
         pool->pending.destroy_events();
-        if (used) pool->release_cached();
+        core_->retry_orphans();
+        const uint64_t mark = used ? pool->mark_cached() : 0;
+        if (mark != 0 && core_->device.synchronize_stream(pool->stream()).gone())
+          pool->release_cached(SIZE_MAX, mark);
       }
       alive = alive || pool->live_blocks > 0 || pool->has_memory();
     }
@@ -225,11 +228,15 @@ void CachingAllocator::release(void* context, void*, size_t) noexcept {
 }
 
 void CachingAllocator::record_stream(void* context, StreamHandle stream) {
+  record_stream(context, stream, core_->device);
+}
+
+void CachingAllocator::record_stream(void* context, StreamHandle stream, DeviceApi& device) {
   if (!context || in_forked_child()) return;
   auto* block = static_cast<Block*>(context);
   const std::lock_guard lock(block->pool->lock);
-  if (stream == block->pool->stream()) return;
-  const StreamUse use = AllocatorCore::use_by(block->pool->core().device, stream);
+  if (stream == block->pool->stream() && &device == &block->pool->core().device) return;
+  const StreamUse use = AllocatorCore::use_by(device, stream);
   if (std::find(block->uses.begin(), block->uses.end(), use) == block->uses.end()) {
     block->uses.push_back(use);
   }
@@ -251,8 +258,8 @@ void CachingAllocator::apply_limits() {
 }
 
 void CachingAllocator::set_memory_fraction(double fraction) {
-  check_value(fraction > 0 && fraction <= 1, "set_memory_fraction: ", fraction,
-              " is not above 0 and at most 1");
+  check_value(fraction >= 0 && fraction <= 1, "Invalid fraction value: ", fraction,
+              ". Allowed range: 0~1");
   const std::lock_guard lock(stats_mutex_);
   fraction_ = fraction;
   apply_limits();
@@ -284,11 +291,11 @@ void CachingAllocator::record_history(const HistoryOptions& options) {
   core_->history.configure(options);
 }
 
-std::vector<StreamPool*> CachingAllocator::pools() {
+std::vector<CachingAllocator::Resolved> CachingAllocator::pools() {
   const std::lock_guard lock(pools_mutex_);
-  std::vector<StreamPool*> out;
+  std::vector<Resolved> out;
   out.reserve(pool_by_key_.size());
-  for (const auto& [key, pool] : pool_by_key_) out.push_back(pool);
+  for (const auto& [key, pool] : pool_by_key_) out.push_back({pool, pool->serial});
   return out;
 }
 

@@ -64,7 +64,9 @@ class CachingAllocator {
     return release_function == &release;
   }
   /// Tells that work on `stream` uses the allocation (its `context`) too: when it is released, its
-  /// memory is not reused before that work is done.
+  /// memory is not reused before that work is done. The stream is one of `device`, which must
+  /// outlive the allocator; without it, of the allocator's own.
+  void record_stream(void* context, StreamHandle stream, DeviceApi& device);
   void record_stream(void* context, StreamHandle stream);
   /// The stream an allocation belongs to, and its pool.
   static StreamHandle stream_of(void* context);
@@ -74,6 +76,8 @@ class CachingAllocator {
   /// Gives cached memory back to the driver: that of every stream, and of private pools that
   /// nobody holds. Waits for the streams concerned. Returns the bytes given back.
   size_t empty_cache();
+  /// Makes memory free that streams are done with, where it was given back while they used it.
+  void process_pending();
   /// Call before a stream is destroyed, as its handle may come back for another stream: waits for
   /// it and gives back what it cached.
   void release_stream(StreamHandle stream);
@@ -92,7 +96,7 @@ class CachingAllocator {
   void end_allocate_to_pool(MempoolId pool);
 
   // Limits: the lower one counts. A limit below what is reserved stops growth only.
-  void set_memory_fraction(double fraction);  // of the device's memory, above 0 to 1
+  void set_memory_fraction(double fraction);  // of the device's memory, 0 to 1
   void set_memory_limit(size_t nbytes);
   size_t memory_limit() const { return core_->limit.load(); }
   double memory_fraction();
@@ -124,6 +128,7 @@ class CachingAllocator {
     std::thread::id begun_by;
   };
   using PoolKey = std::pair<MempoolId, StreamHandle>;
+  /// A pool as it was found: once its lock is held, `serial` tells whether it still is that pool.
   struct Resolved {
     StreamPool* pool;
     uint64_t serial;
@@ -141,16 +146,17 @@ class CachingAllocator {
                             AllocationContext context);
   static void release(void* context, void* data, size_t nbytes) noexcept;
   static void release_async(StreamPool* pool, Block* block) noexcept;
-  void collect_garbage(StreamPool& pool, size_t size);
+  size_t garbage(const StreamPool& pool, size_t size) const;
 
-  // The rungs of the ladder. Each takes one pool's lock at a time.
+  // The rungs of the ladder. Each takes one pool's lock at a time, and none while the host waits.
   void wait_for_pending();
   size_t release_cached(bool private_pools);
+  size_t release_cached(const Resolved& target, size_t most, uint64_t older_than);
   bool call_out_of_memory_callback(size_t nbytes);
   [[noreturn]] void throw_out_of_memory(size_t nbytes, const ApiStatus& status, StreamHandle stream,
                                         AllocationContext context);
 
-  std::vector<StreamPool*> pools();  // those in use
+  std::vector<Resolved> pools();  // those in use
   void retire_empty_pools();
   void end_use(MempoolId pool);
   void apply_limits();

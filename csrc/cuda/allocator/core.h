@@ -74,11 +74,11 @@ struct AllocatorCore {
                     granularity);
   }
 
-  /// The use by work that `stream` has just been given or is about to be.
+  /// The use by work that `stream` of `device` has just been given or is about to be.
   static StreamUse use_by(DeviceApi& device, StreamHandle stream) {
     uint64_t capture = 0;
     if (!device.capture_id(stream, &capture).ok()) capture = 0;
-    return {stream, capture};
+    return {&device, stream, capture};
   }
 
   /// Handles and ranges that the driver refused to take back; tried again at every release.
@@ -114,8 +114,8 @@ struct AllocatorCore {
     std::erase_if(orphan_frees_, [&](const OrphanFree& orphan) {
       for (const StreamUse& use : orphan.uses) {
         uint64_t capture = 0;
-        if (!device.capture_id(use.stream, &capture).gone() || capture != 0) return false;
-        if (!device.synchronize_stream(use.stream).gone()) return false;
+        if (!use.device->capture_id(use.stream, &capture).gone() || capture != 0) return false;
+        if (!use.device->synchronize_stream(use.stream).gone()) return false;
       }
       return device.free_async(orphan.address, orphan.stream).gone();
     });

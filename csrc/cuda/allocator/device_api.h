@@ -61,6 +61,9 @@ class DeviceApi {
   // The driver's own stream-ordered pool (backend:async).
   virtual ApiStatus allocate_async(size_t nbytes, StreamHandle stream, uintptr_t* address) = 0;
   virtual ApiStatus free_async(uintptr_t address, StreamHandle stream) = 0;
+  /// Gives back what the pool keeps of memory that was freed, as far as its streams are done with
+  /// it; tells the bytes.
+  virtual ApiStatus trim_async(size_t* released) = 0;
 
   virtual ApiStatus create_event(EventHandle* event) = 0;
   virtual ApiStatus destroy_event(EventHandle event) = 0;

@@ -31,10 +31,28 @@ class PendingFrees {
   size_t count() const { return waiting_; }
 
   /// Moves the blocks that nothing waits for any longer to `done`. `own` is the stream they will
-  /// be used on; null: the host uses them. With `wait`, waits for the others, save those of streams
-  /// being captured. A failing driver call leaves its block waiting, and is returned.
-  ApiStatus process(const StreamHandle* own, bool wait, std::vector<Block*>& done);
-  /// Destroys the events kept for reuse; those that fail stay for another try.
+  /// be used on; null: the host uses them. A failing driver call leaves its block waiting, and is
+  /// returned.
+  ApiStatus process(const StreamHandle* own, std::vector<Block*>& done);
+
+  /// What the blocks wait for at present, one a stream, save streams being captured. The wait
+  /// itself needs no lock, so that others can free blocks meanwhile:
+  ///   waits = begin_wait(own); <unlock> wait(waits); <lock> end_wait(waits);
+  /// After it `process` finds done what was waited for. Every begin_wait that is not empty has its
+  /// end_wait.
+  struct Wait {
+    DeviceApi* device;
+    StreamHandle stream;
+    EventHandle event;  // null: all of the stream is waited for
+    uint64_t up_to;     // entries with numbers up to this wait for it
+    bool over = false;
+  };
+  std::vector<Wait> begin_wait(const StreamHandle* own);
+  static void wait(std::vector<Wait>& waits) noexcept;
+  void end_wait(const std::vector<Wait>& waits) noexcept;
+
+  /// Destroys the events kept for reuse; those that fail stay for another try, and all while
+  /// somebody waits.
   void destroy_events() noexcept;
 
  private:
@@ -42,21 +60,30 @@ class PendingFrees {
     EventHandle event;  // null: none could be recorded yet
     uint64_t capture;   // the capture that the use and its event are part of; 0: eager
     Block* block;
+    uint64_t number;  // ascending in a queue
   };
   struct Queue {
+    DeviceApi* device;
     StreamHandle stream;
     std::deque<Entry> entries;
+    uint64_t passed = 0;  // the host has waited for eager work of entries up to this number
   };
 
   /// Whether the first entry of `queue` is done; a status other than Ok or NotReady is an error.
-  ApiStatus resolve(Queue& queue, const StreamHandle* own, uint64_t own_capture, bool wait);
-  void record(Entry& entry, StreamHandle stream) noexcept;
-  void keep_event(EventHandle event) noexcept;
+  ApiStatus resolve(Queue& queue, const StreamHandle* own, uint64_t own_capture);
+  void record(Entry& entry, DeviceApi& device, StreamHandle stream) noexcept;
+  void keep_event(DeviceApi& device, EventHandle event) noexcept;
 
   DeviceApi& device_;
   std::vector<Queue> queues_;
-  std::vector<EventHandle> events_;
+  struct SpareEvent {
+    DeviceApi* device;  // an event is recorded on streams of its own device only
+    EventHandle event;
+  };
+  std::vector<SpareEvent> events_;
   size_t waiting_ = 0;  // blocks
+  uint64_t last_number_ = 0;
+  int waits_ = 0;  // begun and not ended: their events are neither reused nor destroyed
 };
 
 }  // namespace vt::cuda

@@ -4,9 +4,11 @@
 #include <bit>
 #include <chrono>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "core/error.h"
+#include "core/host_wait.h"
 #include "cuda/allocator/caching_allocator.h"
 #include "cuda/allocator/core.h"
 
@@ -98,12 +100,27 @@ struct PinnedAllocator::Impl {
   }
   static Impl* of(Block* block) { return static_cast<PinnedBlock*>(block)->owner; }
 
-  void process_pending(bool wait) noexcept {
+  /// Waits for the copies that blocks wait for, with the lock let go of meanwhile.
+  void wait_pending(std::unique_lock<PoolLock>& guard) noexcept {
+    try {
+      std::vector<PendingFrees::Wait> waits = pending.begin_wait(nullptr);
+      if (!waits.empty()) {
+        guard.unlock();
+        PendingFrees::wait(waits);
+        guard.lock();
+        pending.end_wait(waits);
+      }
+    } catch (const std::bad_alloc&) {
+    }
+    process_pending();
+  }
+
+  void process_pending() noexcept {
     if (pending.empty()) return;
     std::vector<Block*> done;
     try {
       done.reserve(pending.count());
-      pending.process(nullptr, wait, done);
+      pending.process(nullptr, done);
     } catch (const std::bad_alloc&) {
     }
     for (Block* block : done) {
@@ -134,8 +151,9 @@ struct PinnedAllocator::Impl {
 
   size_t release_cached() noexcept {
     size_t released = 0;
+    const HostWait waiting;  // the driver waits for the device before it unlocks pages
     std::unique_lock guard(lock);
-    process_pending(false);
+    process_pending();
     while (Block* block = pop_any()) {
       guard.unlock();
       bool gone = false;
@@ -161,8 +179,8 @@ PinnedAllocator::~PinnedAllocator() {
   bool alive = in_forked_child();
   if (!alive) {
     {
-      const std::lock_guard guard(impl_->lock);
-      impl_->process_pending(true);
+      std::unique_lock guard(impl_->lock);
+      impl_->wait_pending(guard);
       impl_->closed = true;
     }
     // Twice: a driver call that failed once may work now.
@@ -191,20 +209,22 @@ Allocation PinnedAllocator::allocate(size_t nbytes) {
     std::unique_lock guard(impl.lock);
     Block* block = impl.pop_free(wanted.index);
     if (!block) {
-      impl.process_pending(false);
+      impl.process_pending();
       block = impl.pop_free(wanted.index);
     }
+    std::optional<HostWait> waiting;
     if (!block) {
       block = impl.spare();
       guard.unlock();
+      waiting.emplace();  // locking pages takes milliseconds, copies may take longer
       void* data = nullptr;
       const int64_t us = timed([&] { status = impl.device.allocate_host(wanted.nbytes, &data); });
       guard.lock();
       if (!status.ok()) {
         impl.push_spare(block);
+        if (status.code == ApiCode::OutOfMemory) impl.wait_pending(guard);
+        guard.unlock();  // before the HostWait ends
         if (status.code != ApiCode::OutOfMemory) break;
-        impl.process_pending(true);
-        guard.unlock();
         impl.release_cached();
         continue;
       }
@@ -218,6 +238,7 @@ Allocation PinnedAllocator::allocate(size_t nbytes) {
     impl.stats.allocated_bytes += static_cast<int64_t>(block->size);
     impl.stats.peak_allocated_bytes =
         std::max(impl.stats.peak_allocated_bytes, impl.stats.allocated_bytes);
+    guard.unlock();  // before the HostWait ends
     return {reinterpret_cast<void*>(block->address), nbytes, block, &PinnedAllocator::release};
   }
   const PinnedStats now = stats();
@@ -245,34 +266,47 @@ void PinnedAllocator::release(void* context, void*, size_t) noexcept {
       impl.stats.pending_bytes += static_cast<int64_t>(block->size);
       return;
     } catch (const std::bad_alloc&) {
-      for (const StreamUse& use : block->uses) impl.device.synchronize_stream(use.stream);
+      for (const StreamUse& use : block->uses) use.device->synchronize_stream(use.stream);
     }
   }
   impl.count_active(block, -1);
   if (static_cast<size_t>(impl.stats.cached_bytes) + block->size > impl.cache_limit) {
     guard.unlock();
+    const HostWait waiting;  // the driver waits for the device before it unlocks pages
     bool gone = false;
     const int64_t us = timed(
         [&] { gone = impl.device.free_host(reinterpret_cast<void*>(block->address)).gone(); });
-    guard.lock();
+    const std::lock_guard again(impl.lock);
     if (gone) {
       impl.count_owned(block, -1, us);
       block->uses.clear();
       impl.push_spare(block);
-      return;
+    } else {
+      impl.push_free(block);
     }
+    return;
   }
   impl.push_free(block);
 }
 
 void PinnedAllocator::record_stream(void* context, StreamHandle stream) {
+  record_stream(context, stream, impl_->device);
+}
+
+void PinnedAllocator::record_stream(void* context, StreamHandle stream, DeviceApi& device) {
   if (!context || in_forked_child()) return;
   auto* block = static_cast<Block*>(context);
   const std::lock_guard guard(Impl::of(block)->lock);
-  const StreamUse use = AllocatorCore::use_by(Impl::of(block)->device, stream);
+  const StreamUse use = AllocatorCore::use_by(device, stream);
   if (std::find(block->uses.begin(), block->uses.end(), use) == block->uses.end()) {
     block->uses.push_back(use);
   }
+}
+
+void PinnedAllocator::process_pending() {
+  if (in_forked_child()) return;
+  const std::lock_guard guard(impl_->lock);
+  impl_->process_pending();
 }
 
 size_t PinnedAllocator::empty_cache() { return in_forked_child() ? 0 : impl_->release_cached(); }

@@ -53,8 +53,12 @@ class PinnedAllocator {
     return release_function == &release;
   }
   /// Tells that a copy on `stream` uses the allocation (its `context`): once it is released its
-  /// memory is not reused before that copy is done. Call after issuing the copy or before.
+  /// memory is not reused before that copy is done. Call after issuing the copy or before. The
+  /// stream is one of `device`, which must outlive the allocator; without it, of the allocator's.
+  void record_stream(void* context, StreamHandle stream, DeviceApi& device);
   void record_stream(void* context, StreamHandle stream);
+  /// Makes memory free whose copies are done, where it was given back while they ran.
+  void process_pending();
   /// Gives cached memory back; returns its bytes.
   size_t empty_cache();
   PinnedStats stats();

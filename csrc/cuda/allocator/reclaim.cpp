@@ -14,14 +14,25 @@ Block* CachingAllocator::try_allocate(const Resolved& target, BlockKind kind, si
                                       size_t nbytes, AllocationContext& context, ApiStatus* status,
                                       bool* stale) {
   StreamPool& pool = *target.pool;
-  const std::lock_guard lock(pool.lock);
+  std::unique_lock lock(pool.lock);
   *stale = pool.serial != target.serial;
   if (*stale) return nullptr;
-  pool.process_pending(false);  // what fails here stays pending
+  pool.process_pending();  // what fails here stays pending
   if (kind == BlockKind::Small) pool.flush_quick();
   Block* block = pool.take(kind, size, nbytes);
+  if (const size_t excess = block ? 0 : garbage(pool, size)) {
+    const uint64_t old = pool.average_free_clock();
+    lock.unlock();
+    {
+      const HostWait waiting;
+      release_cached(target, excess, old);
+    }
+    lock.lock();
+    *stale = pool.serial != target.serial;
+    if (*stale) return nullptr;
+    block = pool.take(kind, size, nbytes);  // others may have freed some meanwhile
+  }
   if (!block) {
-    collect_garbage(pool, size);
     *status = pool.grow(kind, size, context);
     if (!status->ok()) return nullptr;
     block = pool.take(kind, size, nbytes);
@@ -34,14 +45,15 @@ Block* CachingAllocator::try_allocate(const Resolved& target, BlockKind kind, si
   return block;
 }
 
-void CachingAllocator::collect_garbage(StreamPool& pool, size_t size) {
+/// The bytes that are to be given back before the pool grows by `size`, as the threshold asks.
+/// Pools that somebody holds keep theirs: graphs replay in them.
+size_t CachingAllocator::garbage(const StreamPool& pool, size_t size) const {
   const double threshold = core_->settings.garbage_collection_threshold;
-  if (threshold <= 0) return;
+  if (threshold <= 0 || !pool.id().is_default() || pool.cached_bytes() == 0) return 0;
   const size_t cap = std::min(core_->limit.load(), core_->total_memory);
   const auto aim = static_cast<size_t>(threshold * static_cast<double>(cap));
   const size_t wanted = core_->claimed() + size;
-  if (wanted <= aim) return;
-  pool.release_cached(wanted - aim, pool.average_free_clock());
+  return wanted <= aim ? 0 : wanted - aim;
 }
 
 Allocation CachingAllocator::allocate_slowly(size_t nbytes, size_t size, StreamHandle stream,
@@ -93,28 +105,57 @@ Allocation CachingAllocator::allocate_slowly(size_t nbytes, size_t size, StreamH
 
 void CachingAllocator::wait_for_pending() {
   core_->sync_all_streams.fetch_add(1, std::memory_order_relaxed);
-  for (StreamPool* pool : pools()) {
-    const std::lock_guard lock(pool->lock);
-    if (pool->serial != 0) pool->process_pending(true);
+  for (const Resolved& target : pools()) {
+    std::unique_lock lock(target.pool->lock);
+    if (target.pool->serial == target.serial) target.pool->wait_pending(lock);
   }
 }
 
+void CachingAllocator::process_pending() {
+  if (in_forked_child()) return;
+  for (const Resolved& target : pools()) {
+    const std::lock_guard lock(target.pool->lock);
+    if (target.pool->serial == target.serial) target.pool->process_pending();
+  }
+}
+
+/// Gives back what a pool has cached, waiting for its stream without the pool's lock.
+size_t CachingAllocator::release_cached(const Resolved& target, size_t most, uint64_t older_than) {
+  StreamPool& pool = *target.pool;
+  uint64_t mark = 0;
+  StreamHandle stream = nullptr;
+  {
+    const std::lock_guard pools(pools_mutex_);
+    const std::lock_guard lock(pool.lock);
+    if (pool.serial != target.serial) return 0;
+    // Whoever holds the pool since may have captured graphs that replay in what is cached. One who
+    // comes to hold it after this only frees what is younger than the mark.
+    if (private_pools_.contains(pool.id())) return 0;
+    mark = pool.mark_cached();
+    stream = pool.stream();
+  }
+  // What the stream still runs may use the memory.
+  if (mark == 0 || !core_->device.synchronize_stream(stream).gone()) return 0;
+  const std::lock_guard lock(pool.lock);
+  return pool.serial == target.serial ? pool.release_cached(most, std::min(mark, older_than)) : 0;
+}
+
 size_t CachingAllocator::release_cached(bool private_pools) {
-  std::vector<StreamPool*> targets;
+  core_->retry_orphans();
+  std::vector<Resolved> targets;
   {
     const std::lock_guard lock(pools_mutex_);
     for (const auto& [key, pool] : pool_by_key_) {
       // A pool that somebody holds keeps its memory: graphs replay in it.
       if (private_pools ? !key.first.is_default() && !private_pools_.contains(key.first)
                         : key.first.is_default()) {
-        targets.push_back(pool);
+        targets.push_back({pool, pool->serial});
       }
     }
   }
   size_t released = 0;
-  for (StreamPool* pool : targets) {
-    const std::lock_guard lock(pool->lock);
-    if (pool->serial != 0) released += pool->release_cached();
+  for (const Resolved& target : targets) {
+    released += release_cached(target, SIZE_MAX, UINT64_MAX);
   }
   if (private_pools) retire_empty_pools();
   return released;
@@ -122,9 +163,19 @@ size_t CachingAllocator::release_cached(bool private_pools) {
 
 size_t CachingAllocator::empty_cache() {
   if (in_forked_child()) return 0;
-  for (StreamPool* pool : pools()) {
-    const std::lock_guard lock(pool->lock);
-    if (pool->serial != 0) pool->process_pending(false);
+  process_pending();
+  if (core_->settings.backend == Backend::Async) {
+    core_->retry_orphans();
+    for (const Resolved& target : pools()) {
+      // What streams still use stays in the driver's pool.
+      const StreamHandle stream = target.pool->stream();
+      uint64_t capture = 0;
+      if (core_->device.capture_id(stream, &capture).ok() && capture == 0)
+        core_->device.synchronize_stream(stream);
+    }
+    size_t released = 0;
+    core_->device.trim_async(&released);
+    return released;
   }
   return release_cached(false) + release_cached(true);
 }
@@ -132,19 +183,21 @@ size_t CachingAllocator::empty_cache() {
 void CachingAllocator::release_stream(StreamHandle stream) {
   if (in_forked_child()) return;
   core_->device.synchronize_stream(stream);
-  std::vector<std::pair<StreamPool*, bool>> targets;
+  std::vector<Resolved> targets;
   {
     const std::lock_guard lock(pools_mutex_);
     for (const auto& [key, pool] : pool_by_key_) {
-      if (key.second == stream) targets.emplace_back(pool, !private_pools_.contains(key.first));
+      if (key.second == stream) targets.push_back({pool, pool->serial});
     }
   }
-  for (const auto& [pool, free_it] : targets) {
-    const std::lock_guard lock(pool->lock);
-    if (pool->serial == 0) continue;
-    pool->process_pending(true);
-    if (free_it) pool->release_cached();
+  for (const Resolved& target : targets) {
+    {
+      std::unique_lock lock(target.pool->lock);
+      if (target.pool->serial == target.serial) target.pool->wait_pending(lock);
+    }
+    release_cached(target, SIZE_MAX, UINT64_MAX);  // nothing of a pool that somebody holds
   }
+  process_pending();  // blocks of other streams that waited for this one
   retire_empty_pools();
 }
 

@@ -263,8 +263,7 @@ size_t StreamPool::unmap_pages(Block* block, size_t most) noexcept {
   return bytes;
 }
 
-size_t StreamPool::release_cached(size_t most, uint64_t older_than) noexcept {
-  core_.retry_orphans();
+uint64_t StreamPool::mark_cached() noexcept {
   for (const auto& segment : segments_) {
     if (segment->stuck) unmap_stuck(*segment);
   }
@@ -273,10 +272,12 @@ size_t StreamPool::release_cached(size_t most, uint64_t older_than) noexcept {
     return 0;
   }
   uint64_t capture = 0;
-  const ApiStatus queried = core_.device.capture_id(stream_, &capture);
-  if (queried.code == ApiCode::Dead) return 0;
-  if (!queried.ok() || capture != 0) return 0;
+  if (!core_.device.capture_id(stream_, &capture).ok() || capture != 0) return 0;
   flush_quick();
+  return clock_ + 1;
+}
+
+size_t StreamPool::release_cached(size_t most, uint64_t older_than) noexcept {
   std::vector<Block*> candidates;
   try {
     reserve_spares(2);
@@ -302,8 +303,6 @@ size_t StreamPool::release_cached(size_t most, uint64_t older_than) noexcept {
     drop_empty_ranges();
     return 0;
   }
-  // What the stream still runs may use the memory.
-  if (!core_.device.synchronize_stream(stream_).gone()) return 0;
   std::sort(candidates.begin(), candidates.end(),
             [](const Block* a, const Block* b) { return a->freed_at < b->freed_at; });
   size_t released = 0;

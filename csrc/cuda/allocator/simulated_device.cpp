@@ -21,6 +21,7 @@ constexpr const char* kCallNames[] = {"memory_info",
                                       "free",
                                       "allocate_async",
                                       "free_async",
+                                      "trim_async",
                                       "create_event",
                                       "destroy_event",
                                       "record_event",
@@ -49,28 +50,46 @@ SimulatedDevice::SimulatedDevice(const SimulatedOptions& options)
   streams_.emplace_back();
 }
 
+SimulatedDevice::~SimulatedDevice() = default;
+
 // Streams, work and time.
 
-StreamHandle SimulatedDevice::create_stream() {
+SimulatedPeer& SimulatedDevice::peer() {
+  const Guard guard(mutex_);
+  if (!peer_) {
+    peer_default_ = streams_.size();
+    streams_.push_back({.device = kPeer});
+    peer_ = std::make_unique<SimulatedPeer>(*this);
+  }
+  return *peer_;
+}
+
+StreamHandle SimulatedDevice::create_stream() { return create_stream_on(kOwn); }
+StreamHandle SimulatedDevice::create_stream_on(int device) {
   const Guard guard(mutex_);
   if (streams_.size() == kSimulatedStreams) {
     misused("too many streams for the simulation");
     return nullptr;
   }
-  streams_.emplace_back();
+  streams_.push_back({.device = device});
   return reinterpret_cast<StreamHandle>((streams_.size() - 1) * 256);
 }
 
-int SimulatedDevice::index_of(StreamHandle stream) {
-  const uint64_t index = number(stream) / 256;
-  if (number(stream) % 256 == 0 && index < streams_.size()) return static_cast<int>(index);
+int SimulatedDevice::index_of(StreamHandle stream, int device) {
+  const size_t null = device == kPeer ? peer_default_ : 0;
+  const uint64_t index = stream ? number(stream) / 256 : null;
+  if (number(stream) % 256 == 0 && index < streams_.size() && streams_[index].device == device)
+    return static_cast<int>(index);
   misused("an unknown stream is used");
-  return 0;
+  return static_cast<int>(null);
 }
 
 void SimulatedDevice::launch(StreamHandle handle, std::initializer_list<Use> uses) {
+  launch_on(kOwn, handle, uses);
+}
+void SimulatedDevice::launch_on(int device, StreamHandle handle, std::initializer_list<Use> uses) {
   const Guard guard(mutex_);
-  const int index = index_of(handle);
+  const int index = index_of(handle, device);
   Stream& stream = streams_[static_cast<size_t>(index)];
   stream.clock.join(host_);
   ++stream.clock.at[static_cast<size_t>(index)];
@@ -122,15 +141,13 @@ bool SimulatedDevice::chance(double probability) {
   return probability > 0 && std::uniform_real_distribution<>(0, 1)(random_) < probability;
 }
 
-void SimulatedDevice::record_locked(Event& event, StreamHandle handle) {
-  Stream& stream = at(handle);
+void SimulatedDevice::record_locked(Event& event, Stream& stream) {
   stream.clock.join(host_);
   event.clock = stream.clock;
   event.capture = stream.capture;
 }
 
-void SimulatedDevice::wait_locked(StreamHandle handle, const Event& event) {
-  Stream& stream = at(handle);
+void SimulatedDevice::wait_locked(Stream& stream, const Event& event) {
   if (event.capture != 0) {
     const bool active = std::any_of(streams_.begin(), streams_.end(),
                                     [&](const Stream& s) { return s.capture == event.capture; });
@@ -149,8 +166,8 @@ void SimulatedDevice::wait_locked(StreamHandle handle, const Event& event) {
 void SimulatedDevice::wait_stream(StreamHandle waiter, StreamHandle other) {
   const Guard guard(mutex_);
   Event event;
-  record_locked(event, other);
-  wait_locked(waiter, event);
+  record_locked(event, at(other));
+  wait_locked(at(waiter), event);
 }
 
 void SimulatedDevice::begin_capture(StreamHandle stream) {
@@ -250,7 +267,7 @@ std::string SimulatedDevice::leaks() const {
   const auto note = [&](size_t count, const char* what) {
     if (count) out += (out.empty() ? "" : ", ") + std::to_string(count) + " " + what;
   };
-  note(used_, "bytes of device memory");
+  note(used_ - async_kept_, "bytes of device memory");
   note(host_used_, "bytes of host memory");
   note(ranges_.size(), "address ranges");
   note(mappings_.size(), "mappings");
@@ -434,6 +451,9 @@ ApiStatus SimulatedDevice::allocate_async(size_t nbytes, StreamHandle stream, ui
   const Guard guard(mutex_);
   const ApiStatus status = enter(SimulatedCall::AllocateAsync, nbytes, number(stream));
   if (!status.ok()) return status;
+  const size_t reused = std::min(async_kept_, nbytes);
+  async_kept_ -= reused;
+  used_ -= reused;
   return new_area(Kind::Async, nbytes, &used_, options_.memory, address);
 }
 ApiStatus SimulatedDevice::free_async(uintptr_t address, StreamHandle stream) {
@@ -441,7 +461,21 @@ ApiStatus SimulatedDevice::free_async(uintptr_t address, StreamHandle stream) {
   const ApiStatus status = enter(SimulatedCall::FreeAsync, address, number(stream));
   if (!status.ok()) return status;
   at(stream).clock.join(host_);
-  return end_area(Kind::Async, address, at(stream).clock, &used_);
+  const size_t before = used_;
+  const ApiStatus ended = end_area(Kind::Async, address, at(stream).clock, &used_);
+  async_kept_ += before - used_;
+  used_ = before;
+  return ended;
+}
+ApiStatus SimulatedDevice::trim_async(size_t* released) {
+  const Guard guard(mutex_);
+  *released = 0;
+  const ApiStatus status = enter(SimulatedCall::TrimAsync);
+  if (!status.ok()) return status;
+  *released = async_kept_;
+  used_ -= async_kept_;
+  async_kept_ = 0;
+  return {};
 }
 ApiStatus SimulatedDevice::allocate_host(size_t nbytes, void** data) {
   const Guard guard(mutex_);
@@ -470,11 +504,12 @@ SimulatedDevice::Event* SimulatedDevice::event_at(EventHandle handle, const char
   return &events_[index - 1];
 }
 
-ApiStatus SimulatedDevice::create_event(EventHandle* event) {
+ApiStatus SimulatedDevice::create_event(EventHandle* event) { return create_event_on(kOwn, event); }
+ApiStatus SimulatedDevice::create_event_on(int device, EventHandle* event) {
   const Guard guard(mutex_);
   const ApiStatus status = enter(SimulatedCall::CreateEvent);
   if (!status.ok()) return status;
-  events_.emplace_back();
+  events_.push_back({.device = device});
   ++live_events_;
   *event = reinterpret_cast<EventHandle>(events_.size());
   return {};
@@ -490,12 +525,18 @@ ApiStatus SimulatedDevice::destroy_event(EventHandle handle) {
   return {};
 }
 ApiStatus SimulatedDevice::record_event(EventHandle handle, StreamHandle stream) {
+  return record_event_on(kOwn, handle, stream);
+}
+ApiStatus SimulatedDevice::record_event_on(int device, EventHandle handle, StreamHandle stream) {
   const Guard guard(mutex_);
   const ApiStatus status = enter(SimulatedCall::RecordEvent, number(handle), number(stream));
   if (!status.ok()) return status;
   Event* event = event_at(handle, "record_event");
   if (!event) return {ApiCode::Failed};
-  record_locked(*event, stream);
+  if (event->device != device) {
+    return misused("an event is recorded on a stream of another device");
+  }
+  record_locked(*event, at(stream, device));
   return {};
 }
 ApiStatus SimulatedDevice::query_event(EventHandle handle) {
@@ -511,6 +552,7 @@ ApiStatus SimulatedDevice::query_event(EventHandle handle) {
   return {};
 }
 ApiStatus SimulatedDevice::synchronize_event(EventHandle handle) {
+  if (wait_hook_) wait_hook_();
   const Guard guard(mutex_);
   const ApiStatus status = enter(SimulatedCall::SynchronizeEvent, number(handle));
   if (!status.ok()) return status;
@@ -522,42 +564,55 @@ ApiStatus SimulatedDevice::synchronize_event(EventHandle handle) {
   return {};
 }
 ApiStatus SimulatedDevice::wait_event(StreamHandle stream, EventHandle handle) {
+  return wait_event_on(kOwn, stream, handle);
+}
+ApiStatus SimulatedDevice::wait_event_on(int device, StreamHandle stream, EventHandle handle) {
   const Guard guard(mutex_);
   const ApiStatus status = enter(SimulatedCall::WaitEvent, number(stream), number(handle));
   if (!status.ok()) return status;
   const Event* event = event_at(handle, "wait_event");
   if (!event) return {ApiCode::Failed};
-  wait_locked(stream, *event);
+  wait_locked(at(stream, device), *event);
   return {};
 }
 ApiStatus SimulatedDevice::synchronize_stream(StreamHandle handle) {
+  return synchronize_stream_on(kOwn, handle);
+}
+ApiStatus SimulatedDevice::synchronize_stream_on(int device, StreamHandle handle) {
+  if (wait_hook_) wait_hook_();
   const Guard guard(mutex_);
   const ApiStatus status = enter(SimulatedCall::SynchronizeStream, number(handle));
   if (!status.ok()) return status;
-  const Stream& stream = at(handle);
+  const Stream& stream = at(handle, device);
   if (stream.capture != 0) return misused("a stream is synchronised while it is captured");
   finish(stream.clock);
   host_.join(stream.clock);
   return {};
 }
-ApiStatus SimulatedDevice::synchronize_device() {
+ApiStatus SimulatedDevice::synchronize_device() { return synchronize_device_on(kOwn); }
+ApiStatus SimulatedDevice::synchronize_device_on(int device) {
   const Guard guard(mutex_);
   const ApiStatus status = enter(SimulatedCall::SynchronizeDevice);
   if (!status.ok()) return status;
   for (const Stream& stream : streams_) {
-    if (stream.capture != 0) return misused("the device is synchronised during a capture");
+    if (stream.device == device && stream.capture != 0)
+      return misused("the device is synchronised during a capture");
   }
   for (const Stream& stream : streams_) {
+    if (stream.device != device) continue;
     finish(stream.clock);
     host_.join(stream.clock);
   }
   return {};
 }
 ApiStatus SimulatedDevice::capture_id(StreamHandle stream, uint64_t* id) {
+  return capture_id_on(kOwn, stream, id);
+}
+ApiStatus SimulatedDevice::capture_id_on(int device, StreamHandle stream, uint64_t* id) {
   const Guard guard(mutex_);
   const ApiStatus status = enter(SimulatedCall::CaptureId, number(stream));
   if (!status.ok()) return status;
-  *id = at(stream).capture;
+  *id = at(stream, device).capture;
   return {};
 }
 

@@ -117,7 +117,7 @@ void StreamPool::put_pending(Block* block) noexcept {
     pending.add(block);
   } catch (...) {
     // No memory to note it: wait for the other streams here and now.
-    for (const StreamUse& use : block->uses) core_.device.synchronize_stream(use.stream);
+    for (const StreamUse& use : block->uses) use.device->synchronize_stream(use.stream);
     block->uses.clear();
     put(block);
     return;
@@ -131,13 +131,13 @@ void StreamPool::put_pending(Block* block) noexcept {
   core_.gauges.on_free(block->kind, block->size, block->requested);
 }
 
-ApiStatus StreamPool::process_pending(bool wait) noexcept {
+ApiStatus StreamPool::process_pending() noexcept {
   if (pending.empty()) return {};
   std::vector<Block*> done;
   ApiStatus status;
   try {
     done.reserve(pending.count());
-    status = pending.process(&stream_, wait, done);
+    status = pending.process(&stream_, done);
   } catch (const std::bad_alloc&) {
     status = {ApiCode::Failed, 0, "out of host memory"};
   }
@@ -157,6 +157,20 @@ ApiStatus StreamPool::process_pending(bool wait) noexcept {
     }
   }
   return status;
+}
+
+void StreamPool::wait_pending(std::unique_lock<PoolLock>& lock) noexcept {
+  try {
+    std::vector<PendingFrees::Wait> waits = pending.begin_wait(&stream_);
+    if (!waits.empty()) {
+      lock.unlock();
+      PendingFrees::wait(waits);
+      lock.lock();
+      pending.end_wait(waits);
+    }
+  } catch (const std::bad_alloc&) {
+  }
+  process_pending();
 }
 
 uint64_t StreamPool::average_free_clock() const {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -64,17 +65,23 @@ class StreamPool {
   /// The same for a block on which work of other streams waits: true if it is free at once.
   void put_pending(Block* block) noexcept;
 
-  /// Frees the pending blocks whose other streams are done. `wait`: waits for them.
-  ApiStatus process_pending(bool wait) noexcept;
+  /// Frees the pending blocks whose other streams are done.
+  ApiStatus process_pending() noexcept;
+  /// Waits for the other streams first, with the lock, which `lock` holds, let go of meanwhile.
+  void wait_pending(std::unique_lock<PoolLock>& lock) noexcept;
   /// Merges the blocks of the quick lists with their neighbours.
   void flush_quick() noexcept;
   /// Gets memory from the driver so that `take` finds a block of `size`.
   ApiStatus grow(BlockKind kind, size_t size, const AllocationContext& context);
+  // What is given back to the driver may still be in use by the stream, so the host waits for it
+  // first, with the lock let go of: what is freed meanwhile stays.
+  //   mark = mark_cached(); <unlock, wait for the stream, lock> release_cached(most, mark);
+  /// The time up to which free memory could be given back; 0 where there is none, or while the
+  /// stream is being captured.
+  uint64_t mark_cached() noexcept;
   /// Gives free memory back to the driver, at most about `most` bytes, that of blocks freed before
-  /// `older_than` only. Waits for the stream first; does nothing while it is being captured.
-  /// Returns the bytes released.
+  /// `older_than` only. Returns the bytes released.
   size_t release_cached(size_t most, uint64_t older_than) noexcept;
-  size_t release_cached() noexcept { return release_cached(SIZE_MAX, UINT64_MAX); }
   /// Blocks freed before this are older than the average free block.
   uint64_t average_free_clock() const;
   bool has_memory() const { return !segments_.empty(); }

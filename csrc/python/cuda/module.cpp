@@ -6,6 +6,8 @@
 
 #include "core/error.h"
 #include "core/generator.h"
+#include "core/host_wait.h"
+#include "cuda/allocator.h"
 #include "cuda/cublaslt.h"
 #include "cuda/device.h"
 #include "cuda/library.h"
@@ -55,7 +57,11 @@ void bind_devices(nb::module_& m) {
   m.def("device_count", &device_count);
   m.def("device_problem", &device_problem);
   m.def("current_device", &current_device);
-  m.def("set_device", [](int device) { set_device(checked_device(device)); });
+  m.def("set_device", [](int device) {
+    checked_device(device);
+    const HostWait waiting;  // the first time starts the device
+    set_device(device);
+  });
   m.def(
       "properties", [](int device) { return &properties(checked_device(device)); },
       nb::rv_policy::reference);
@@ -77,7 +83,9 @@ void bind_streams(nb::module_& m) {
     set_current_stream(stream_of(checked_device(device), handle));
   });
   m.def("pool_stream", [](int device, int priority) {
-    return number(pool_stream(checked_device(device), priority));
+    checked_device(device);
+    const HostWait waiting;  // the first one starts the device
+    return number(pool_stream(device, priority));
   });
   m.def("priority_range", [] {
     int lowest = 0, highest = 0;
@@ -92,6 +100,9 @@ void bind_streams(nb::module_& m) {
         [](int device, uintptr_t handle) { return priority(stream_of(device, handle)); });
   m.def("stream_synchronize",
         [](int device, uintptr_t handle) { synchronize(stream_of(device, handle)); });
+  m.def("release_stream", [](int device, uintptr_t handle) {
+    release_stream(stream_of(checked_device(device), handle));
+  });
   nb::class_<Event>(m, "Event")
       .def(nb::init<bool, bool, bool>(), nb::arg("timing"), nb::arg("blocking"),
            nb::arg("interprocess"))
