@@ -5,6 +5,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
@@ -17,6 +18,7 @@
 #include <optional>
 
 #include "core/error.h"
+#include "core/host_wait.h"
 #include "cuda/nvrtc.h"
 #include "cuda/relaxed_capture.h"
 
@@ -146,12 +148,17 @@ cudaKernel_t compiled_kernel(const std::string& source, const std::string& name,
   }
   if (mine) {
     try {
+      const HostWait waiting;  // a compilation takes a second
       promise.set_value(make(key, source, name, architecture));
     } catch (...) {
       promise.set_exception(std::current_exception());
       const std::lock_guard lock(mutex);
       known->erase(key);  // another call may find what is missing now
     }
+  }
+  if (future.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
+    const HostWait waiting;  // for the thread that compiles it
+    future.wait();
   }
   return future.get();
 }

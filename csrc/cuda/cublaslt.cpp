@@ -5,12 +5,12 @@
 #include <array>
 #include <atomic>
 #include <cstring>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
 
-#include "core/allocator.h"
+#include "core/host_wait.h"
+#include "cuda/allocator.h"
 #include "cuda/error.h"
 #include "cuda/library.h"
 
@@ -84,8 +84,8 @@ struct Api {
 };
 
 const Api& api() {
-  static const Api* instance = new Api;  // plans of other threads may outlive static objects
-  return *instance;
+  static constinit OpenedOnce<Api> instance;  // never destroyed: threads' plans may outlive statics
+  return instance.get();
 }
 
 void check_status(Status status, std::string_view what) {
@@ -94,57 +94,41 @@ void check_status(Status status, std::string_view what) {
 }
 
 Handle handle_of(int device) {
-  static std::array<Handle, kMaxDevices> handles{};
-  static std::array<std::once_flag, kMaxDevices> once;
-  std::call_once(once[device], [device] {
+  static std::array<std::atomic<Handle>, kMaxDevices> handles{};
+  std::atomic<Handle>& slot = handles[static_cast<size_t>(device)];
+  if (const Handle made = slot.load(std::memory_order_acquire)) [[likely]]
+    return made;
+  const Api& library = api();
+  const HostWait waiting;  // a handle loads kernels
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  if (!slot) {
     const DeviceGuard guard(device);
-    check_status(api().create(&handles[device]), "creating a handle");
-  });
-  return handles[device];
+    Handle made = nullptr;
+    check_status(library.create(&made), "creating a handle");
+    slot = made;
+  }
+  return slot;
 }
 
-// One workspace per stream, as large as Hopper's algorithms ask for: products on one stream run
-// one after another.
+// As large as Hopper's algorithms ask for.
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
-void* workspace_of(Stream stream) {
-  thread_local Stream last{nullptr, -1};
-  thread_local void* last_workspace = nullptr;
-  if (stream == last) return last_workspace;
-  static std::mutex mutex;
-  static auto* all = new std::map<std::pair<int, cudaStream_t>, Allocation>;
-  const std::lock_guard lock(mutex);
-  Allocation& found = (*all)[{stream.device, stream.handle}];
-  if (!found.data) {
-    void* data = nullptr;
-    check_cuda(cudaMalloc(&data, kWorkspaceBytes), "allocating a workspace for matrix products");
-    found = {data, kWorkspaceBytes, nullptr, nullptr};
-  }
-  last = stream;
-  return last_workspace = found.data;
-}
-
-/// The workspace of one product. A graph has its own, from its pool: it may run on any stream, and
-/// beside other graphs.
+/// The workspace of one product, given back once the product is issued: the stream's later work may
+/// use the memory. A graph's comes from the graph's pool, as all that is allocated for it.
 class Workspace {
  public:
-  Workspace(Stream stream, size_t bytes) {
-    if (bytes == 0) return;
-    if (capturing()) [[unlikely]]
-      own_ = allocator_for(DeviceType::CUDA)
-                 .allocate(bytes, {DeviceType::CUDA, static_cast<int8_t>(stream.device)});
-    data_ = own_.data ? own_.data : workspace_of(stream);
-  }
+  Workspace(Stream stream, size_t bytes)
+      : memory_(device_allocator(stream.device).allocate(bytes, stream.handle)) {}
   ~Workspace() {
-    if (own_.release) own_.release(own_.context, own_.data, own_.nbytes);
+    if (memory_.release) memory_.release(memory_.context, memory_.data, memory_.nbytes);
   }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
-  void* data() const { return data_; }
+  void* data() const { return memory_.data; }
 
  private:
-  Allocation own_;
-  void* data_ = nullptr;
+  Allocation memory_;
 };
 
 /// What a plan depends on; all bytes count, so there is no padding.
@@ -200,9 +184,8 @@ int cuda_type(DType dtype) {
   }
 }
 
-Description make_layout(int type, uint64_t rows, uint64_t columns, int64_t ld, int64_t batch,
-                        int64_t step) {
-  Description layout = nullptr;
+void make_layout(Description& layout, int type, uint64_t rows, uint64_t columns, int64_t ld,
+                 int64_t batch, int64_t step) {
   check_status(api().layout_create(&layout, type, rows, columns, ld), "describing a matrix");
   if (batch != 1) {
     const auto count = static_cast<int32_t>(batch);
@@ -211,26 +194,37 @@ Description make_layout(int type, uint64_t rows, uint64_t columns, int64_t ld, i
     check_status(api().layout_set(layout, kLayoutBatchStep, &step, sizeof step),
                  "describing a batch");
   }
-  return layout;
 }
 
 /// The library's first choice of those that need no more than `workspace` bytes.
 Heuristic propose(const Plan& plan, const Key& key, uint64_t workspace) {
-  Description preference = nullptr;
-  check_status(api().preference_create(&preference), "creating a preference");
-  api().preference_set(preference, kPreferWorkspace, &workspace, sizeof workspace);
+  struct Preference {
+    Description made = nullptr;
+    ~Preference() {
+      if (made) api().preference_destroy(made);
+    }
+  } preference;
+  check_status(api().preference_create(&preference.made), "creating a preference");
+  check_status(
+      api().preference_set(preference.made, kPreferWorkspace, &workspace, sizeof workspace),
+      "setting a preference");
   const auto alignment = static_cast<uint32_t>(key.alignment);
-  for (int operand = 0; operand < 4; ++operand)
-    api().preference_set(preference, kPreferAlignmentA + operand, &alignment, sizeof alignment);
+  for (int operand = 0; operand < 4; ++operand) {
+    check_status(api().preference_set(preference.made, kPreferAlignmentA + operand, &alignment,
+                                      sizeof alignment),
+                 "setting a preference");
+  }
   Heuristic result{};
   int found = 0;
   const Status status = api().heuristic(handle_of(key.device), plan.op, plan.b, plan.a, plan.c,
-                                        plan.c, preference, 1, &result, &found);
-  api().preference_destroy(preference);
+                                        plan.c, preference.made, 1, &result, &found);
   if (status != 0 || found == 0) result.state = 1;
   return result;
 }
 bool is_found(const Heuristic& result) { return result.state == 0; }
+
+// Of a thread. Each takes some hundred bytes of ours and of the library's.
+constexpr size_t kMostPlans = 4096;
 
 // What an algorithm asks for that only wants a counter of tiles.
 constexpr size_t kCounterBytes = 16;
@@ -265,9 +259,9 @@ void make_plan(Plan& plan, const Key& key) {
   }
   const auto m = static_cast<uint64_t>(key.m), n = static_cast<uint64_t>(key.n),
              k = static_cast<uint64_t>(key.k);
-  plan.b = make_layout(type, first ? k : n, first ? n : k, key.ldb, key.batch, key.step_b);
-  plan.a = make_layout(type, second ? m : k, second ? k : m, key.lda, key.batch, key.step_a);
-  plan.c = make_layout(int8 ? CUDA_R_32I : type, n, m, key.ldc, key.batch, key.step_c);
+  make_layout(plan.b, type, first ? k : n, first ? n : k, key.ldb, key.batch, key.step_b);
+  make_layout(plan.a, type, second ? m : k, second ? k : m, key.lda, key.batch, key.step_a);
+  make_layout(plan.c, int8 ? CUDA_R_32I : type, n, m, key.ldc, key.batch, key.step_c);
   Heuristic chosen = propose(plan, key, kWorkspaceBytes);
   // Persistent kernels may take their tiles from a counter, which a memset before each launch has
   // to clear: 2 us in a stream, 4 us in a graph. Without memory for it they divide the tiles
@@ -316,13 +310,14 @@ bool cublaslt_gemm(const GemmProblem& p, Stream stream) {
                 0};
   // Per thread, so that no lock is taken and the bias pointer of a descriptor is not shared.
   thread_local std::unordered_map<Key, std::unique_ptr<Plan>, KeyHash> plans;
-  std::unique_ptr<Plan>& slot = plans[key];
-  if (!slot) [[unlikely]] {
-    auto plan = std::make_unique<Plan>();
-    make_plan(*plan, key);
-    slot = std::move(plan);
+  auto found = plans.find(key);
+  if (found == plans.end()) [[unlikely]] {
+    auto made = std::make_unique<Plan>();
+    make_plan(*made, key);
+    if (plans.size() >= kMostPlans) plans.clear();  // of shapes that change without end
+    found = plans.emplace(key, std::move(made)).first;
   }
-  Plan& plan = *slot;
+  Plan& plan = *found->second;
   if (!plan.usable) return false;
   if (p.aux)
     check_status(api().desc_set(plan.op, kDescAux, &p.aux, sizeof p.aux), "setting an epilogue");

@@ -4,6 +4,7 @@
 #include <memory>
 #include <mutex>
 
+#include "core/host_wait.h"
 #include "cuda/cudnn_graph.h"
 #include "cuda/error.h"
 
@@ -39,8 +40,9 @@ struct Loaded {
 };
 
 const Loaded& loaded() {
-  static const Loaded* instance = new Loaded;  // plans may outlive static objects
-  return *instance;
+  static constinit OpenedOnce<Loaded>
+      instance;  // never destroyed: plans may outlive static objects
+  return instance.get();
 }
 
 thread_local std::string refusal;
@@ -83,8 +85,10 @@ void check_status(Status status, std::string_view what) {
 }
 
 Context::Context(int device) {
+  const Api& library = api();
   const DeviceGuard guard(device);
-  check_status(api().create(&handle_), "creating a handle");
+  const HostWait waiting;  // loads more libraries
+  check_status(library.create(&handle_), "creating a handle");
 }
 
 Context& Context::of_device(int device) {
@@ -114,6 +118,7 @@ Context& Context::of(Stream stream) {
 }
 
 Plans make_plans(Graph& graph, Handle handle, const PlanLimits& limits) {
+  const HostWait waiting;  // planning takes up to a second
   Plans plans = graph.plans(handle, limits);
   if (plans.empty()) refusal = graph.refusal();
   return plans;

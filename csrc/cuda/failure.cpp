@@ -3,9 +3,11 @@
 #include <array>
 #include <atomic>
 #include <bit>
+#include <memory>
 #include <mutex>
 
 #include "core/error.h"
+#include "core/host_wait.h"
 #include "cuda/device.h"
 #include "cuda/error.h"
 #include "cuda/relaxed_capture.h"
@@ -17,23 +19,25 @@ std::array<std::atomic<FailureSlot*>, kMaxDevices> slots{};
 std::array<std::atomic<const FailureRecord*>, kMaxDevices> records{};
 
 FailureSlot* make_slot(int device) {
+  const HostWait waiting;  // this may start the device
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
   if (FailureSlot* made = slots[device]) return made;
   const DeviceGuard guard(device);
   const RelaxedCapture relaxed;  // others may be capturing
+  constexpr const char* kWhat = "reserving memory for a kernel's failure";
   FailureSlot filled{};
-  void* slot = nullptr;
-  void* record = nullptr;
-  check_cuda(cudaHostAlloc(&record, sizeof(FailureRecord), cudaHostAllocPortable),
-             "reserving memory for a kernel's failure");
-  filled.record = new (record) FailureRecord;
-  check_cuda(cudaMalloc(&slot, sizeof filled), "reserving memory for a kernel's failure");
-  check_cuda(cudaMemcpy(slot, &filled, sizeof filled, cudaMemcpyHostToDevice),
-             "reserving memory for a kernel's failure");
-  records[device] = filled.record;
-  slots[device] = static_cast<FailureSlot*>(slot);
-  return slots[device];
+  void* memory = nullptr;
+  check_cuda(cudaHostAlloc(&memory, sizeof(FailureRecord), cudaHostAllocPortable), kWhat);
+  std::unique_ptr<FailureRecord, decltype(&cudaFreeHost)> record(new (memory) FailureRecord,
+                                                                 &cudaFreeHost);
+  filled.record = record.get();
+  check_cuda(cudaMalloc(&memory, sizeof filled), kWhat);
+  std::unique_ptr<FailureSlot, decltype(&cudaFree)> slot(static_cast<FailureSlot*>(memory),
+                                                         &cudaFree);
+  check_cuda(cudaMemcpy(slot.get(), &filled, sizeof filled, cudaMemcpyHostToDevice), kWhat);
+  records[device] = record.release();
+  return slots[device] = slot.release();
 }
 
 const char* op_of(FailedCheck check) {

@@ -4,6 +4,7 @@
 #include <link.h>
 
 #include <atomic>
+#include <string_view>
 
 #include "core/error.h"
 #include "core/library_folder.h"
@@ -13,15 +14,27 @@ namespace {
 
 std::atomic<LibraryFinder> finder{nullptr};
 
+/// Whether the loader's `reason` is that there is no such file, and not that a library which it
+/// needs is missing.
+bool says_missing(std::string_view reason, std::string_view path) {
+  return reason.starts_with(str(path, ": cannot open shared object file: No such file"));
+}
+
 }  // namespace
 
 void set_library_finder(LibraryFinder f) { finder = f; }
 
-void Library::open(const char* name, const char* file) {
+std::string Library::open(const char* name, const char* file) {
+  std::string problem;
   const auto attempt = [&](const std::string& path, int extra) {
     if (handle_) return;
     handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | extra);
-    if (!handle_) return;
+    if (!handle_) {
+      // Of a library that is there, but cannot be loaded, the first is told.
+      const char* reason = dlerror();
+      if (extra == 0 && problem.empty() && reason && !says_missing(reason, path)) problem = reason;
+      return;
+    }
     path_ = path;
     // The loader knows where it found a bare file name.
     link_map* map = nullptr;
@@ -37,15 +50,18 @@ void Library::open(const char* name, const char* file) {
     if (!path.empty()) attempt(path, 0);
   }
   attempt(file, 0);
+  return problem;
 }
 
 Library::Library(const char* name, const char* file, const char* package) {
-  open(name, file);
+  const std::string problem = open(name, file);
   if (handle_) return;
-  const char* reason = dlerror();
+  if (!problem.empty()) {
+    fail(file, " is installed but cannot be loaded: ", problem,
+         ". Install it anew, with what it needs, with: pip install --force-reinstall ", package);
+  }
   fail(file, " was not found. Install it with: pip install ", package,
-       "  (or everything at once: pip install 'vibetensor[cuda13]'). The loader says: ",
-       reason ? reason : "nothing");
+       "  (or everything at once: pip install 'vibetensor[cuda13]').");
 }
 
 void Library::open_if_found(const char* name, const char* file) {

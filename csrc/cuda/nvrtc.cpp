@@ -40,8 +40,8 @@ struct Api {
 };
 
 const Api& api() {
-  static const Api* instance = new Api;
-  return *instance;
+  static constinit OpenedOnce<Api> instance;
+  return instance.get();
 }
 
 void check_result(Result result, std::string_view what) {

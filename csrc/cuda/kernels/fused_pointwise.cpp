@@ -6,8 +6,10 @@
 #include <atomic>
 #include <map>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
+#include "core/host_wait.h"
 #include "cuda/chain.h"
 #include "cuda/compiled_kernels.h"
 #include "cuda/graph_chains.h"
@@ -18,9 +20,17 @@ namespace vt::cuda {
 namespace {
 
 constexpr int64_t kMostElements = int64_t{1} << 30;  // of one launch
+constexpr size_t kMostKernels = 1024;                // remembered by a thread, for each device
 
+/// The kernel, which is never unloaded. Each thread remembers those it has used: the process' own
+/// list takes a lock, and the whole text with what all begin with.
 cudaKernel_t kernel_of(const ChainSource& source, int device) {
-  return compiled_kernel(chain_prelude() + source.text, source.name, device);
+  thread_local std::map<int, std::unordered_map<std::string, cudaKernel_t>> used;
+  auto& known = used[device];
+  if (const auto found = known.find(source.text); found != known.end()) return found->second;
+  const cudaKernel_t made = compiled_kernel(chain_prelude() + source.text, source.name, device);
+  if (known.size() >= kMostKernels) known.clear();
+  return known.emplace(source.text, made).first->second;
 }
 
 class ChainLaunch {
@@ -131,6 +141,8 @@ void prepare(std::span<const graphs::Instruction> calls) {
     }
   };
   const size_t most = std::max(1u, std::thread::hardware_concurrency());
+  const HostWait
+      waiting;  // for the compiler, and the other threads may have to run Python to find it
   std::vector<std::jthread> others;
   for (size_t i = 1; i < std::min({all.size(), most, size_t{8}}); ++i) others.emplace_back(work);
   work();
