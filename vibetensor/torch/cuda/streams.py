@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from vibetensor.torch.cuda import _backend
@@ -87,11 +88,11 @@ class Stream:
     def __enter__(self) -> Stream:
         context = stream(self)
         context.__enter__()
-        _entered.append(context)
+        _entered.contexts.append(context)
         return self
 
     def __exit__(self, *error: object) -> None:
-        _entered.pop().__exit__(*error)
+        _entered.contexts.pop().__exit__(*error)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Stream):
@@ -105,11 +106,18 @@ class Stream:
         return f"<torch.cuda.Stream device=cuda:{self._device} cuda_stream={self._handle:#x}>"
 
 
-_entered: list[Any] = []
+class _Entered(threading.local):
+    """The streams entered by ``with stream:`` on this thread, as streams are current per thread."""
+
+    def __init__(self) -> None:
+        self.contexts: list[StreamContext] = []
+
+
+_entered = _Entered()
 
 
 class ExternalStream(Stream):
-    """A stream made by other code, which must outlive this object.
+    """A stream made by other code, which must outlive this object or be given up with :meth:`release`.
 
     Args:
         stream_ptr: The driver's handle as a number.
@@ -122,6 +130,14 @@ class ExternalStream(Stream):
         self._device = _backend.device_index(device)
         self._handle = int(stream_ptr)
         self._owner = None
+
+    def release(self) -> None:
+        """Gives the stream up, before the code that made it destroys it.
+
+        Waits for its work and gives back the memory cached for it. Tensors made on it must be gone by
+        then, as their memory is reused in its order; those of other streams that it worked on may live.
+        """
+        _backend.required().release_stream(self._device, self._handle)
 
 
 def as_stream(stream: Any, device: Any = None) -> Stream:
