@@ -116,6 +116,7 @@ from vibetensor.torch import library as library  # noqa: E402
 from vibetensor.torch import nn as nn  # noqa: E402
 from vibetensor.torch import optim as optim  # noqa: E402
 from vibetensor.torch import utils as utils  # noqa: E402
+from vibetensor.torch._custom_op import ops as ops  # noqa: E402
 from vibetensor.torch.amp import autocast  # noqa: E402
 from vibetensor.torch.amp.autocast_mode import (  # noqa: E402
     clear_autocast_cache,
@@ -226,6 +227,7 @@ _HAND_WRITTEN = [
     "cuda",
     "library",
     "nn",
+    "ops",
     "optim",
     "utils",
     "random",

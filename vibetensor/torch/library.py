@@ -1,4 +1,4 @@
-"""Overrides: replace an op, or see every op in a block.
+"""Ops of one's own (`custom_op`, as in torch), and overrides: replace an op, or see every op in a block.
 
 def traced(original, name, args):
     print(name)
@@ -10,10 +10,15 @@ with Mode(traced): ...             # every op on this thread
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from vibetensor import _C
+from vibetensor.torch._custom_op import CustomOpDef as CustomOpDef
+from vibetensor.torch._custom_op import custom_op as custom_op
+from vibetensor.torch._custom_op import register_autograd as register_autograd
+from vibetensor.torch._custom_op import register_fake as register_fake
+from vibetensor.torch._custom_op import register_kernel as register_kernel
 
 Override = Callable[[Callable[[], Any], str, tuple[Any, ...]], Any]
 
@@ -57,6 +62,15 @@ class Mode:
 
     def __exit__(self, *exc: object) -> None:
         _C._pop_mode()
+
+
+def infer_schema(
+    prototype_function: Callable[..., Any], /, *, mutates_args: Iterable[str] = ()
+) -> str:
+    """The schema that `custom_op` reads off a function's annotations."""
+    from vibetensor.torch._custom_op_schema import infer
+
+    return str(infer(prototype_function, tuple(mutates_args)))
 
 
 def ops() -> list[tuple[str, str]]:
