@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
@@ -15,10 +16,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vibetensor.cute_kernels", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="compile what is not up to date")
-    build.add_argument("--out", type=Path, default=builder.default_output())
+    build.add_argument("--out", type=Path, help="the folder; default: in the user's cache folder")
     build.add_argument("--jobs", type=int, default=None, help="processes; default: the cores")
     build.add_argument(
         "--family", action="append", choices=FAMILIES, help="only this one; may be repeated"
+    )
+    build.add_argument(
+        "--module",
+        action="append",
+        help="compile the ops that this module registers instead; may be repeated",
     )
     listing = commands.add_parser("list", help="the kernels and their variants")
     listing.add_argument("--variants", action="store_true")
@@ -34,7 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     if given.command == "build":
         try:
-            builder.build(given.out, given.family or FAMILIES, given.jobs)
+            if given.module:
+                if given.family:
+                    parser.error("--module and --family exclude each other")
+                _build_modules(given.module, given.out)
+            else:
+                out = given.out or builder.default_output()
+                builder.build(out, given.family or FAMILIES, given.jobs)
         except builder.BuildError as error:
             print(error, file=sys.stderr)
             return 1
@@ -62,6 +74,35 @@ def main(arguments: list[str] | None = None) -> int:
             builder.archive(manifest, given.out, given.archive, given.ar)
         generate(manifest, given.into)
     return 0
+
+
+def _build_modules(modules: list[str], out: Path | None) -> None:
+    """Compiles the ops that `modules` register into `out`, or the user's cache folder."""
+    # The registry is the one of the package that the modules know, whatever name this one has.
+    objects = importlib.import_module("vibetensor.cute_kernels.objects")
+    user_ops = importlib.import_module("vibetensor.cute_kernels.user_ops")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    before = set(user_ops.registered())
+    for module in modules:
+        importlib.import_module(module)
+    ops = [op for name, op in user_ops.registered().items() if name not in before]
+    if not ops:
+        raise builder.BuildError(f"{', '.join(modules)}: no op was registered")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    folder = objects.cache_folder(create=True) if out is None else out
+    if folder is None:
+        raise builder.BuildError("the cache folder is not this user's alone: give another, --out")
+    for op in ops:
+        try:
+            made, compiled = op.build(folder)
+        except user_ops.BuildError as error:
+            raise builder.BuildError(str(error)) from None
+        print(f"{op.name}: {made.library}, {'compiled' if compiled else 'up to date'}")
+        for code in made.codes:
+            spilled = f", {code.spilled_bytes} bytes spilled" if code.spilled_bytes else ""
+            print(f"  {code.variant}: {code.registers or 'unknown'} registers{spilled}")
 
 
 def _check(out: Path) -> int:

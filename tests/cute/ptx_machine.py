@@ -472,6 +472,7 @@ _ARITHMETIC: dict[str, Callable[..., np.ndarray]] = {
     "div": lambda n, a, b: a / b,
     "neg": lambda n, a: -a,
     "abs": lambda n, a: np.abs(a),
+    "copysign": lambda n, a, b: np.copysign(b, a),
     "max": _max,
     "min": lambda n, a, b: np.minimum(a, b) if "NaN" in n or a.dtype.kind != "f" else np.fmin(a, b),
     "and": lambda n, a, b: a & b,

@@ -49,9 +49,6 @@ int gpu_of(int device) {
   return value - 2;
 }
 
-/// The objects hold code for Hopper alone.
-bool runs_on(int major, int minor) { return major == 9 && minor == 0; }
-
 Choice choose_of(const Kernel& kernel, const Call& call, int gpu) {
   return choose(
       mode(), gpu, kernel.tuned, kernel.variants.size(),
@@ -96,13 +93,19 @@ void enter(const Kernel& kernel, const Variant& variant, const Call& call, const
   const auto error = static_cast<cudaError_t>(variant.enter(call, on.stream()));
   if (error != cudaSuccess) [[unlikely]]
     check_cuda(error, str("launching the CuTe kernel ", kernel.name, " ", variant.name));
-  if (launch_blocking) [[unlikely]] {
-    const HostWait waiting;
-    check_cuda(cudaStreamSynchronize(on.stream()), "running the kernel just launched");
-  }
+  wait_if_blocking(on.stream());
 }
 
 }  // namespace
+
+bool runs_on(int major, int minor) { return major == 9 && minor == 0; }
+
+void wait_if_blocking(cudaStream_t stream) {
+  if (!launch_blocking) [[likely]]
+    return;
+  const HostWait waiting;
+  check_cuda(cudaStreamSynchronize(stream), "running the kernel just launched");
+}
 
 bool Module::ready(int device, Step init, Step load, const char* name) {
   const uint64_t bit = uint64_t{1} << device;

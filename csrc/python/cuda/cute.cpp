@@ -1,6 +1,7 @@
 // CuTe kernels by name: what is compiled in, what a call would get, and launches of one variant for
-// tests and measurements. Tensors arrive as (address, dtype, strides): of rows, or of all
-// dimensions but the last.
+// tests and measurements; and kernels that come while the program runs. Tensors arrive as (address,
+// dtype, strides): of rows, or of all dimensions but the last.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -10,6 +11,7 @@
 
 #include "core/error.h"
 #include "cuda/cute/launch_table.h"
+#include "cuda/cute/loaded_kernel.h"
 #include "python/cuda/bindings.h"
 
 namespace nb = nanobind;
@@ -53,6 +55,40 @@ void check_names(const Kernel& kernel, std::string_view what, std::span<const ch
   }
 }
 
+cute::Operand operand_of(std::string_view kernel, std::string_view name, const Place& place) {
+  const auto& [address, dtype, strides] = place;
+  cute::Operand t(reinterpret_cast<const void*>(address), dtype_named(dtype));
+  if (const auto* rows = std::get_if<int64_t>(&strides)) {
+    t.strides[0] = *rows;
+    return t;
+  }
+  const auto& all = std::get<std::vector<int64_t>>(strides);
+  if (all.size() > t.strides.size())
+    fail(ErrorKind::Value, kernel, ": ", name, " has ", all.size(), " strides, at most ",
+         t.strides.size(), " are taken");
+  std::ranges::copy(all, t.strides.begin());
+  return t;
+}
+
+cute::Scalar scalar_of(cute::ScalarType type, nb::handle value) {
+  cute::Scalar s{.u64 = 0};
+  switch (type) {
+    case cute::ScalarType::f32:
+      s.f32 = nb::cast<float>(value);
+      break;
+    case cute::ScalarType::i32:
+      s.i32 = nb::cast<int32_t>(value);
+      break;
+    case cute::ScalarType::i64:
+      s.i64 = nb::cast<int64_t>(value);
+      break;
+    case cute::ScalarType::u64:
+      s.u64 = nb::cast<uint64_t>(value);
+      break;
+  }
+  return s;
+}
+
 /// A call by names, with the arrays behind it.
 struct NamedCall {
   std::vector<int64_t> extents;
@@ -73,41 +109,14 @@ struct NamedCall {
         tensors.emplace_back();
         continue;
       }
-      const auto& [address, dtype, strides] = found->second;
-      cute::Operand& t =
-          tensors.emplace_back(reinterpret_cast<const void*>(address), dtype_named(dtype));
-      if (const auto* rows = std::get_if<int64_t>(&strides)) {
-        t.strides[0] = *rows;
-        continue;
-      }
-      const auto& all = std::get<std::vector<int64_t>>(strides);
-      if (all.size() > t.strides.size())
-        fail(ErrorKind::Value, kernel.name, ": ", name, " has ", all.size(), " strides, at most ",
-             t.strides.size(), " are taken");
-      std::ranges::copy(all, t.strides.begin());
+      tensors.push_back(operand_of(kernel.name, name, found->second));
     }
   }
   void set_scalars(const Kernel& kernel, const nb::dict& given) {
     for (size_t i = 0; i < kernel.scalar_names.size(); ++i) {
       const char* name = kernel.scalar_names[i];
       if (!given.contains(name)) fail(ErrorKind::Type, kernel.name, " needs the number ", name);
-      const nb::handle value = given[name];
-      cute::Scalar s{.u64 = 0};
-      switch (kernel.scalar_types[i]) {
-        case cute::ScalarType::f32:
-          s.f32 = nb::cast<float>(value);
-          break;
-        case cute::ScalarType::i32:
-          s.i32 = nb::cast<int32_t>(value);
-          break;
-        case cute::ScalarType::i64:
-          s.i64 = nb::cast<int64_t>(value);
-          break;
-        case cute::ScalarType::u64:
-          s.u64 = nb::cast<uint64_t>(value);
-          break;
-      }
-      scalars.push_back(s);
+      scalars.push_back(scalar_of(kernel.scalar_types[i], given[name]));
     }
     if (given.size() != scalars.size())
       fail(ErrorKind::Type, kernel.name, " takes ", scalars.size(), " numbers, not ", given.size());
@@ -146,9 +155,103 @@ std::string refusal_text(const Kernel& kernel, size_t variant, cute::Refusal ref
                         kernel.tensor_names);
 }
 
+using ExtentLimits = std::tuple<int64_t, int64_t, int64_t>;
+/// dtype, extents, access, alignment, divisor of strides, optional, may_alias.
+using TensorLimits =
+    std::tuple<std::string, std::vector<uint8_t>, std::string, int16_t, int16_t, bool, uint32_t>;
+/// Path of a shared library and the names of its functions: entry, init, load.
+using Symbols = std::tuple<std::string, std::string, std::string, std::string>;
+
+cute::ScalarType scalar_type_named(const std::string& name) {
+  if (name == "float32") return cute::ScalarType::f32;
+  if (name == "int32") return cute::ScalarType::i32;
+  if (name == "int64") return cute::ScalarType::i64;
+  if (name == "uint64") return cute::ScalarType::u64;
+  fail(ErrorKind::Value, "no number of a CuTe kernel has the type '", name, "'");
+}
+
+cute::TensorRule rule_of(const TensorLimits& limits) {
+  const auto& [dtype, extents, access, align, divisor, optional, alias] = limits;
+  check(!extents.empty() && extents.size() <= cute::kMaxDims, "a tensor of a CuTe kernel has 1 to ",
+        cute::kMaxDims, " dimensions, not ", extents.size());
+  check(access == "read" || access == "write" || access == "update", "unknown access '", access,
+        "'");
+  check(align > 0 && divisor > 0, "alignments and divisors are positive");
+  cute::TensorRule rule{.dtype = dtype_named(dtype),
+                        .dims = static_cast<uint8_t>(extents.size()),
+                        .extents = {},
+                        .access = access == "read"    ? cute::Access::Read
+                                  : access == "write" ? cute::Access::Write
+                                                      : cute::Access::Update,
+                        .align = align,
+                        .stride_divisible_by = divisor,
+                        .optional = optional,
+                        .may_alias = alias};
+  std::ranges::copy(extents, rule.extents);
+  return rule;
+}
+
+void bind_loaded(nb::module_& m) {
+  using cute::LoadedKernel;
+  nb::class_<LoadedKernel>(m, "CuteKernel", "A CuTe kernel that was compiled apart.")
+      .def(
+          "__init__",
+          [](LoadedKernel* self, std::string name, std::vector<std::string> extents,
+             std::vector<std::string> tensors, const std::vector<std::string>& scalars) {
+            std::vector<cute::ScalarType> types;
+            for (const std::string& s : scalars) types.push_back(scalar_type_named(s));
+            new (self) LoadedKernel(std::move(name), std::move(extents), std::move(tensors),
+                                    std::move(types));
+          },
+          nb::arg("name"), nb::arg("extents"), nb::arg("tensors"), nb::arg("scalars"))
+      .def(
+          "add",
+          [](LoadedKernel& self, std::string name, const std::vector<ExtentLimits>& extents,
+             const std::vector<TensorLimits>& tensors, const Symbols& symbols) {
+            std::vector<cute::ExtentRule> extent_rules;
+            for (const auto& [divisor, low, high] : extents) {
+              check(divisor > 0, "divisors are positive");
+              extent_rules.push_back({divisor, low, high});
+            }
+            std::vector<cute::TensorRule> tensor_rules;
+            for (const TensorLimits& t : tensors) tensor_rules.push_back(rule_of(t));
+            const auto& [library, entry, init, load] = symbols;
+            const cute::OpenedCode opened = cute::open_code(library, entry, init, load);
+            self.add(std::move(name), std::move(extent_rules), std::move(tensor_rules), opened);
+          },
+          "Appends a variant; its rules, and where its functions are.")
+      .def(
+          "launch",
+          [](LoadedKernel& self, const std::vector<int64_t>& extents, const nb::list& places,
+             const nb::list& numbers, int device) -> std::pair<std::string, std::string> {
+            check(extents.size() == self.extents() && places.size() == self.tensors() &&
+                      numbers.size() == self.scalars().size(),
+                  self.name(), " takes ", self.extents(), " extents, ", self.tensors(),
+                  " tensors and ", self.scalars().size(), " numbers");
+            std::vector<cute::Operand> tensors;
+            for (const nb::handle place : places) {
+              if (place.is_none())
+                tensors.emplace_back();
+              else
+                tensors.push_back(operand_of(self.name(), "a tensor", nb::cast<Place>(place)));
+            }
+            std::vector<cute::Scalar> scalars;
+            for (size_t i = 0; i < numbers.size(); ++i)
+              scalars.push_back(scalar_of(self.scalars()[i], numbers[i]));
+            const Launch on(Device{DeviceType::CUDA, static_cast<int8_t>(checked_device(device))});
+            std::string why;
+            const char* variant = self.launch({extents, tensors, scalars}, on, why);
+            return variant ? std::pair(std::string(variant), std::string())
+                           : std::pair(std::string(), why);
+          },
+          "Launches the first variant that applies on the device's current stream: its name, or an "
+          "empty one and why none applies.");
+}
+
 }  // namespace
 
 void bind_cute(nb::module_& m) {
+  bind_loaded(m);
   m.def("cute_compiled_by", [] { return std::string(cute::compiled_by()); });
   m.def("cute_kernels", &describe_kernels);
   m.def("cute_mode", [] {

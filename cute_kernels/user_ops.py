@@ -1,0 +1,549 @@
+"""Users' own CuTe kernels as ops: `vibetensor.cute_kernels.register`.
+
+An op has a reference, which runs on the CPU and wherever no kernel applies, and variants of a kernel
+with their contracts. On a GPU the first variant that applies is launched. In a captured step the
+launch is one op on the tape, which reads and writes what the schema says; where the reference runs,
+its own ops are what is recorded.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from . import objects
+from .build import BuildError, dsl_version
+from .contract import Contract
+from .shapes import Unfit, check_limits, dtype_name, match
+
+CAPTURES = ("pointwise", "reduction", "norm", "gemm", "opaque")
+_SCALAR_TYPES = {
+    "float32": ("float", "int"),
+    "int32": ("int", "bool"),
+    "int64": ("int", "bool"),
+    "uint64": ("int", "bool"),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled form of a kernel: what it is made from, and what it may be given."""
+
+    name: str
+    value: Any
+    contract: Contract
+
+
+class CuteOp:
+    """What `register` keeps of an op beside its CustomOpDef."""
+
+    def __init__(
+        self,
+        name: str,
+        schema: Any,
+        variants: tuple[Variant, ...],
+        make: Callable[[Any], Any],
+        reference: Callable[..., Any],
+        fake: Callable[..., Any] | None,
+        capture: str,
+        folder: Path | None,
+        sources: tuple[Path, ...],
+        just_in_time: bool,
+    ) -> None:
+        self.name, self.schema, self.variants, self.make = name, schema, variants, make
+        self.reference, self.capture = reference, capture
+        self.fake = fake or functools.partial(_like_first, self)
+        self.folder, self.sources, self.just_in_time = folder, sources, just_in_time
+        self.op: Any = None
+        self._native: Any = None  # the compiled variants
+        self._problem = ""  # why there are none
+        self._lock = threading.Lock()
+
+    # --- compiling
+
+    @property
+    def stem(self) -> str:
+        """What the names of its files begin with."""
+        return self.name.replace("::", ".")
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Of what its objects are made from."""
+        described = [(v.name, _options(v.value), repr(v.contract)) for v in self.variants]
+        return objects.key_of([self.name, described], self.sources)
+
+    def jobs(self) -> list[objects.Job]:
+        """What there is to compile."""
+        base = re.sub(r"\W", "_", self.name)
+        return [
+            objects.Job(
+                v.name, f"{base}_{v.name}", v.contract, functools.partial(self.make, v.value)
+            )
+            for v in self.variants
+        ]
+
+    def folders(self) -> list[Path]:
+        """Where its objects are looked for."""
+        return [f for f in (self.folder, objects.cache_folder()) if f is not None]
+
+    def find(self) -> objects.Objects | None:
+        """Its objects on disk."""
+        for folder in self.folders():
+            if found := objects.find(self.stem, self.key, folder):
+                return found
+        return None
+
+    def build(self, folder: Path) -> tuple[objects.Objects, bool]:
+        """Its objects in `folder`, and whether they had to be compiled. Raises BuildError."""
+        if found := objects.find(self.stem, self.key, folder):
+            return found, False
+        return objects.compile_objects(self.stem, self.key, self.jobs(), folder), True
+
+    # --- calling
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """The op on a GPU: a launch of the first variant that applies, or else the reference."""
+        values = dict(zip((a.name for a in self.schema.arguments if not a.keyword_only), args))
+        values |= kwargs
+        native = self.native()
+        if native is None:
+            return self._by_reference(values, self._problem or "it is not compiled while recording")
+        if _recording() and not _has_opaque():
+            return self._by_reference(values, "a captured step has its ops")
+        try:
+            results = _tuple(self.fake(*args, **kwargs))
+            tensors = {**values, **dict(zip(self.schema.results, results))}
+            self.fitting(tensors)
+        except Unfit as why:
+            return self._by_reference(values, str(why))
+        self._on_tape(native, tensors, results)
+        if not results:
+            return None
+        return results[0] if self.schema.single else results
+
+    def fitting(self, tensors: Mapping[str, Any]) -> Variant:
+        """The first variant whose contract holds, addresses aside. Raises Unfit."""
+        named = {t.name: tensors[t.name] for t in self.variants[0].contract.tensors}
+        if self.capture == "pointwise":
+            shapes = {n: tuple(t.shape) for n, t in named.items() if t is not None}
+            if len(set(shapes.values())) > 1:
+                raise Unfit(f"its tensors have the shapes {shapes}, and it takes one")
+        refused = []
+        for v in self.variants:
+            try:
+                extents, strides = match(v.contract, named)
+                check_limits(v.contract, named, extents, strides)
+                return v
+            except Unfit as why:
+                refused.append(f"{v.name}: {why}")
+        raise Unfit("; ".join(refused))
+
+    def _on_tape(self, native: Any, tensors: Mapping[str, Any], results: Sequence[Any]) -> None:
+        """The launch, as one op that reads and writes tensors."""
+        contract = self.variants[0].contract
+        given = [t for t in contract.tensors if tensors[t.name] is not None]
+        written = [t.name for t in given if t.access != "read"]
+        read = [t.name for t in given if t.access == "read"]
+        numbers = {n: v for n, v in tensors.items() if n not in {t.name for t in contract.tensors}}
+
+        def call(writes: Sequence[Any], reads: Sequence[Any]) -> None:
+            named = {t.name: None for t in contract.tensors}
+            named |= dict(zip(written, writes)) | dict(zip(read, reads))
+            self._launch(native, named, numbers)
+
+        call_opaque(self.name, call, [tensors[n] for n in written], [tensors[n] for n in read])
+
+    def _launch(self, native: Any, tensors: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
+        contract = self.variants[0].contract
+        extents, strides = match(contract, tensors)
+        places = [
+            None if (x := tensors[t.name]) is None
+            else (x.data_ptr(), dtype_name(x), strides[t.name])
+            for t in contract.tensors
+        ]  # fmt: skip
+        scalars = [numbers[s.name] for s in contract.scalars]
+        device = next(x.device.index or 0 for x in tensors.values() if x is not None)
+        variant, why = native.launch(extents, places, scalars, device)
+        if variant:
+            self._tell(tensors, f"CuTe {variant}")
+            return
+        # What only the addresses showed: the results are there already.
+        self._tell(tensors, f"the reference, {why}")
+        values = {a.name: tensors.get(a.name, numbers.get(a.name)) for a in self.schema.arguments}
+        for name, made in zip(self.schema.results, _tuple(self._refer(values))):
+            tensors[name].copy_(made)
+
+    def _refer(self, values: Mapping[str, Any]) -> Any:
+        positional = [values[a.name] for a in self.schema.arguments if not a.keyword_only]
+        keywords = {a.name: values[a.name] for a in self.schema.arguments if a.keyword_only}
+        return self.reference(*positional, **keywords)
+
+    def _by_reference(self, values: Mapping[str, Any], why: str) -> Any:
+        self._tell(values, f"the reference, {why}")
+        return self._refer(values)
+
+    def _tell(self, tensors: Mapping[str, Any], what: str) -> None:
+        """Each decision is told once."""
+        if os.environ.get("VT_KERNEL_LOG", "0") in ("", "0"):
+            return
+        shapes = ", ".join(
+            f"{n}={dtype_name(t)}{list(t.shape)}" for n, t in tensors.items() if hasattr(t, "shape")
+        )
+        line = f"vibetensor: {self.name} {shapes}: {what}"
+        if line not in _told:
+            _told.add(line)
+            print(line, file=sys.stderr)
+
+    def native(self) -> Any:
+        """The compiled variants as the CUDA library has them; None where there are none."""
+        if self._native is not None or self._problem:
+            return self._native
+        with self._lock:
+            if self._native is None and not self._problem:
+                recording = _recording()
+                try:
+                    self._native = self._load(compile_now=self.just_in_time and not recording)
+                except (BuildError, OSError, RuntimeError, ValueError) as error:
+                    self._problem = str(error)
+                    if not recording:
+                        print(f"vibetensor: {self.name}: {error}", file=sys.stderr)
+                if self._native is None and not self._problem:
+                    if recording:  # asked again outside
+                        return None
+                    self._problem = "nothing was compiled"
+        return self._native
+
+    def _load(self, compile_now: bool) -> Any:
+        try:
+            from vibetensor import _cuda
+        except ImportError:
+            self._problem = "this build has no CUDA"
+            return None
+        found = self.find()
+        if found is None and compile_now and dsl_version():
+            folder = objects.cache_folder(create=True)
+            if folder is None:
+                raise BuildError("the cache folder is not this user's alone: nothing is compiled")
+            found, _ = self.build(folder)
+        if found is None:
+            return None
+        contract = self.variants[0].contract
+        native = _cuda.CuteKernel(
+            self.name,
+            [e.name for e in contract.extents],
+            [t.name for t in contract.tensors],
+            [s.type for s in contract.scalars],
+        )
+        codes = {code.variant: code for code in found.codes}
+        for v in self.variants:
+            code = codes[v.name]
+            symbols = (str(found.library), code.entry, code.init, code.load)
+            native.add(v.name, *limits(v.contract), symbols)
+        return native
+
+
+def limits(contract: Contract) -> tuple[list[Any], list[Any]]:
+    """A contract's rules as the CUDA library takes them: of extents, and of tensors."""
+    extents = {e.name: i for i, e in enumerate(contract.extents)}
+    order = {t.name: i for i, t in enumerate(contract.tensors)}
+    return (
+        [(e.divisible_by, e.minimum, e.maximum) for e in contract.extents],
+        [
+            (
+                t.dtype, [extents[s] for s in t.shape], t.access, t.align, t.stride_divisible_by,
+                t.optional, sum(1 << order[a] for a in t.may_alias if a in order),
+            )
+            for t in contract.tensors
+        ],
+    )  # fmt: skip
+
+
+def call_opaque(
+    name: str, function: Callable[[Any, Any], None], writes: list[Any], reads: list[Any]
+) -> None:
+    """Calls `function(writes, reads)` as one op: now, and in a captured step at every replay, on the
+    memory that they have there."""
+    from vibetensor import _C
+
+    if _has_opaque():
+        _C._ops._foreign(writes, reads, function)
+    else:
+        function(writes, reads)
+
+
+def _has_opaque() -> bool:
+    """Whether tapes can hold functions of the program's own."""
+    from vibetensor import _C
+
+    return hasattr(_C._ops, "_foreign")
+
+
+def _recording() -> bool:
+    from vibetensor import _C
+
+    return _C.graphs.recording() is not None
+
+
+def _options(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else repr(value)
+
+
+def _tuple(results: Any) -> tuple[Any, ...]:
+    if results is None:
+        return ()
+    return tuple(results) if isinstance(results, tuple | list) else (results,)
+
+
+def _like_first(op: CuteOp, *args: Any, **_: Any) -> Any:
+    """The shape rule of pointwise ops and norms: results are like the first tensor, with the dtype
+    that the contract of a variant for that tensor's says."""
+    import vibetensor.torch as torch
+
+    at, first = next((i, a) for i, a in enumerate(args) if isinstance(a, torch.Tensor))
+    name = op.schema.arguments[at].name
+    made = []
+    for result in op.schema.results:
+        dtype = first.dtype
+        for v in op.variants:
+            dtypes = {t.name: t.dtype for t in v.contract.tensors}
+            if dtypes[name] == dtype_name(first):
+                dtype = getattr(torch, dtypes[result])
+                break
+        made.append(torch.empty_like(first, dtype=dtype))
+    return made[0] if op.schema.single else tuple(made)
+
+
+_told: set[str] = set()
+_registered: dict[str, CuteOp] = {}
+
+
+def registered() -> dict[str, CuteOp]:
+    """The ops that `register` made, by name."""
+    return dict(_registered)
+
+
+def register(
+    name: str,
+    schema: str,
+    *,
+    kernel: Callable[..., Any],
+    contract: Contract | Callable[[Any], Contract],
+    reference: Callable[..., Any],
+    variants: Sequence[Any] | None = None,
+    fake: Callable[..., Any] | None = None,
+    backward: Any = None,
+    setup_context: Callable[..., Any] | None = None,
+    capture: str = "opaque",
+    objects_in: str | os.PathLike[str] | None = None,
+    sources: Sequence[str | os.PathLike[str]] = (),
+    just_in_time: bool = True,
+    doc: str = "",
+) -> Any:
+    """Makes a CuTe kernel an op: `vibetensor.ops.NAMESPACE.NAME`, which is also returned.
+
+    name: "namespace::name". schema: "(Tensor x, Tensor? w, float eps) -> Tensor y"; results have
+    names, and a tensor that the kernel changes is "Tensor! x".
+
+    kernel: a function with `@cute.jit`, or an object with one as `__call__`; with `variants`, what
+    makes one from a variant. It takes the contract's tensors, its numbers and a stream, by those
+    names. contract: what it may be given, or a function of the variant. Its tensors are the schema's
+    tensors (read, or update where the schema says "!") and results (write), its numbers the schema's.
+    variants: strings, numbers or frozen dataclasses with a `name`; the first that applies is launched.
+
+    reference: the op in terms of others, on any device. fake: results of the right shape and dtype
+    without values, as `torch.library.register_fake` takes it; by default those of pointwise ops and
+    norms are like the first tensor, all others need one.
+
+    backward: without `setup_context` a function (or the name of a custom op) whose parameters name
+    what it needs: "grad" (of several results "grad_RESULT"), arguments and results. It returns the
+    gradients of the tensor arguments in their order, None where there is none. With `setup_context`
+    both are torch.library.register_autograd's.
+
+    capture: pointwise, reduction, norm, gemm or opaque. Pointwise kernels get tensors of one shape.
+
+    objects_in: a folder with objects that `python -m vibetensor.cute_kernels build --module ... --out`
+    made; the user's cache folder is looked at in any case. sources: files that the kernel's code also
+    depends on. just_in_time: compile at the first call on a GPU where nothing was compiled.
+
+    Raises ValueError or TypeError for what does not fit together.
+    """
+    from vibetensor.torch import _custom_op, _custom_op_schema
+
+    where = f"cute_kernels.register('{name}')"
+    if capture not in CAPTURES:
+        raise ValueError(f"{where}: capture is one of {', '.join(CAPTURES)}, not '{capture}'")
+    for what, function in (("kernel", kernel), ("reference", reference)):
+        if not callable(function):
+            raise TypeError(f"{where}: the {what} must be a function, not {function!r}")
+    parsed = _custom_op_schema.parse(schema)
+    made = _variants(where, variants, contract)
+    _check_contract(where, parsed, made, capture, fake)
+    if variants is None:
+        _check_signature(where, kernel, made[0].contract)
+        kernel_of = functools.partial(_only, kernel)
+    else:
+        kernel_of = kernel
+    files = [Path(s) for s in sources]
+    if missing := [str(f) for f in files if not f.is_file()]:
+        raise ValueError(f"{where}: sources: no such file: {', '.join(missing)}")
+    module = sys.modules.get(getattr(kernel, "__module__", None) or type(kernel).__module__)
+    if file := getattr(module, "__file__", None):
+        files.insert(0, Path(file))
+    op = CuteOp(
+        name, parsed, made, kernel_of, reference, fake, capture,
+        None if objects_in is None else Path(objects_in), tuple(files), just_in_time,
+    )  # fmt: skip
+    formula = _formula(where, parsed, backward, setup_context)
+    op.op = _custom_op.define(name, parsed, reference, ("cpu",))
+    op.op.register_kernel("cuda", op.run)
+    op.op.register_fake(op.fake)
+    op.op.__doc__ = doc or reference.__doc__
+    if formula is not None:
+        op.op.register_autograd(formula[0], setup_context=formula[1])
+    _registered[name] = op
+    return op.op
+
+
+def _only(kernel: Any, _: Any) -> Any:
+    return kernel
+
+
+def _variants(where: str, variants: Sequence[Any] | None, contract: Any) -> tuple[Variant, ...]:
+    values = [None] if variants is None else list(variants)
+    if not values:
+        raise ValueError(f"{where}: no variants")
+    made = []
+    for value in values:
+        of = contract if isinstance(contract, Contract) else contract(value)
+        if not isinstance(of, Contract):
+            raise TypeError(f"{where}: contract must be or return a Contract, not {of!r}")
+        name = "only" if value is None else str(getattr(value, "name", value))
+        if not re.fullmatch(r"\w+", name):
+            raise ValueError(f"{where}: '{name}' cannot be a variant's name: letters, digits and _")
+        made.append(Variant(name, value, of))
+    names = [v.name for v in made]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"{where}: variants named alike: {', '.join(twice)}")
+    if len({v.contract.signature() for v in made}) != 1:
+        raise ValueError(f"{where}: its variants differ in their arguments")
+    return tuple(made)
+
+
+def _check_contract(
+    where: str, schema: Any, variants: tuple[Variant, ...], capture: str, fake: Any
+) -> None:
+    contract = variants[0].contract
+    wanted = {a.name: "update" if a.mutated else "read" for a in schema.arguments if a.is_tensor}
+    if "" in schema.results:
+        raise ValueError(f"{where}: the results of {schema} need names: 'Tensor y'")
+    wanted |= dict.fromkeys(schema.results, "write")
+    got = {t.name: t.access for t in contract.tensors}
+    if got != wanted:
+        raise ValueError(
+            f"{where}: by the schema {schema} its tensors are {wanted}, by the contract {got}"
+        )
+    for t in contract.tensors:
+        optional = any(a.name == t.name and a.optional for a in schema.arguments)
+        if t.optional != optional:
+            raise ValueError(
+                f"{where}: {t.name} may be None by the {'schema' if optional else 'contract'} only"
+            )
+    numbers = {a.name: a.type for a in schema.arguments if not a.is_tensor}
+    if set(numbers) != {s.name for s in contract.scalars}:
+        raise ValueError(
+            f"{where}: by the schema {schema} its numbers are {sorted(numbers)}, by the contract "
+            f"{sorted(s.name for s in contract.scalars)}"
+        )
+    for s in contract.scalars:
+        if numbers[s.name] not in _SCALAR_TYPES[s.type]:
+            raise ValueError(f"{where}: {s.name} is {numbers[s.name]} and {s.type}: these differ")
+    used = {name for t in contract.tensors for name in t.shape}
+    if unknown := sorted({e.name for e in contract.extents} - used):
+        raise ValueError(f"{where}: no tensor has the extent {', '.join(unknown)}")
+    if len(contract.tensors) > 16 or len(contract.extents) > 8 or len(contract.scalars) > 16:
+        raise ValueError(f"{where}: at most 16 tensors, 8 extents and 16 numbers")
+    if capture == "pointwise" and len({t.shape for t in contract.tensors}) != 1:
+        raise ValueError(f"{where}: the tensors of a pointwise kernel have one shape")
+    if fake is None and (capture not in ("pointwise", "norm") or not schema.results):
+        if schema.results:
+            raise ValueError(f"{where}: capture='{capture}' needs a shape rule: fake=")
+
+
+def _check_signature(where: str, kernel: Any, contract: Contract) -> None:
+    """The kernel takes what the contract says; not asked where the DSL hides its parameters."""
+    try:
+        parameters = list(inspect.signature(kernel).parameters)
+    except (TypeError, ValueError):
+        return
+    names = [t.name for t in contract.tensors] + [s.name for s in contract.scalars]
+    if parameters[:-1] != names:
+        raise ValueError(
+            f"{where}: the kernel takes ({', '.join(parameters)}), and by its contract it takes "
+            f"({', '.join([*names, 'stream'])})"
+        )
+
+
+def _formula(where: str, schema: Any, backward: Any, setup_context: Any) -> Any:
+    """(backward, setup_context) in torch's form; None without a gradient."""
+    if backward is None:
+        if setup_context is not None:
+            raise ValueError(f"{where}: setup_context without a backward")
+        return None
+    if schema.mutates:
+        raise ValueError(f"{where}: an op that changes its arguments has no backward")
+    if setup_context is not None:
+        return backward, setup_context
+    from vibetensor.torch import _custom_op
+
+    if isinstance(backward, str | _custom_op.CustomOpDef):
+        function = _custom_op.found(backward)
+        wanted = [a.name for a in function._schema.arguments]
+    elif callable(backward):
+        function = backward
+        wanted = list(inspect.signature(backward).parameters)
+    else:
+        raise TypeError(f"{where}: backward is a function or a custom op, not {backward!r}")
+    grads = ["grad"] if schema.single else [f"grad_{r}" for r in schema.results]
+    arguments = [a.name for a in schema.arguments]
+    known = {*grads, *arguments, *schema.results}
+    if unknown := [w for w in wanted if w not in known]:
+        raise ValueError(
+            f"{where}: its backward asks for '{unknown[0]}'; there are {', '.join(sorted(known))}"
+        )
+    tensors = {a.name for a in schema.arguments if a.is_tensor} | set(schema.results)
+    saved = [w for w in wanted if w in tensors]
+    count = sum(a.is_tensor for a in schema.arguments)
+
+    def keep(
+        ctx: Any, inputs: Any, output: Any, keyword_only_inputs: Mapping[str, Any] | None = None
+    ) -> None:
+        values = dict(zip((a.name for a in schema.arguments if not a.keyword_only), inputs))
+        values |= keyword_only_inputs or {}
+        ctx.numbers = values_of(values, [w for w in wanted if w in values and w not in tensors])
+        values |= dict(zip(schema.results, _tuple(output)))
+        ctx.save_for_backward(*(values[s] for s in saved))
+
+    def apply(ctx: Any, *given: Any) -> Any:
+        values = {**ctx.numbers, **dict(zip(saved, ctx.saved_tensors)), **dict(zip(grads, given))}
+        returned = _tuple(function(*(values[w] for w in wanted)))
+        if len(returned) != count:
+            raise RuntimeError(
+                f"{schema}: its backward returned {len(returned)} gradients for {count} tensors"
+            )
+        by_tensor = iter(returned)
+        positional = [a for a in schema.arguments if not a.keyword_only]
+        return tuple(next(by_tensor) if a.is_tensor else None for a in positional)
+
+    return apply, keep
+
+
+def values_of(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: values[name] for name in names}
