@@ -5,7 +5,9 @@ python bench/tune.py [--kernel layer_norm_forward ...] [--least-gain 0.03]
 For each kernel and shape every variant that applies is timed beside the library's kernel, the L2
 cache emptied before each launch. Where the best one is faster by `--least-gain`, its row goes into
 cute_kernels/tuning/GPU.json; the row's ranges reach half way (geometrically) to the neighbouring
-shapes. Rows of kernels that were not measured are kept. Build again to use the table.
+shapes. Of products, the shapes where the library's kernel stays are written down too: the model for
+shapes in no row is fitted to both. Rows of kernels that were not measured are kept. Build again to
+use the table.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any
 import vibetensor.torch as torch
 import vibetensor.torch.nn.functional as F
 from vibetensor import _C
-from vibetensor.cute_kernels import device, registry
+from vibetensor.cute_kernels import device, model, registry
 
 TUNING = Path(registry.__file__).parent / "tuning"
 FLUSH_SECONDS = 20e-6  # less than 128 MiB take to write
@@ -260,8 +262,11 @@ CASES: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
 }
 
 
-def measure(name: str, least_gain: float, flush: Any) -> list[dict[str, Any]]:
-    """The rows of one kernel, and a line for each shape on the way."""
+def measure(
+    name: str, least_gain: float, flush: Any
+) -> tuple[list[dict[str, Any]], list[list[int]]]:
+    """The rows of one kernel and the shapes where the library's stays, and a line for each shape on
+    the way."""
     kernel = registry.load()[name]
     found = []
     measured: dict[str, list[dict[str, int]]] = {}  # every shape, also where the library won
@@ -285,16 +290,32 @@ def measure(name: str, least_gain: float, flush: Any) -> list[dict[str, Any]]:
               f"{best.name if best else 'no variant'} {best_time:.1f} us", flush=True)  # fmt: skip
         if best is not None and best_time < library * (1 - least_gain):
             found.append((code, case.extents, best.name, best_time, library))
-    rows = []
+    rows, kept = [], []
+    shape_of = model.is_product(kernel)
+    won = [extents for _, extents, *_ in found]
+    for extents in (e for points in measured.values() for e in points):
+        if shape_of and extents not in won:
+            kept.append([extents[axis] for axis in model.EXTENTS])
     for code, extents, variant, spent, library in found:
         points = measured[code]
         ranges = {
             axis: list(neighbourhoods([p[axis] for p in points])[value])
             for axis, value in extents.items()
         }
-        rows.append({"kernel": name, "variant": variant, "extents": ranges,
+        at = {"at": [extents[axis] for axis in model.EXTENTS]} if shape_of else {}
+        rows.append({"kernel": name, "variant": variant, "extents": ranges, **at,
                      "us": round(spent, 2), "library_us": round(library, 2)})  # fmt: skip
-    return rows
+    return rows, kept
+
+
+def written(gpus: list[str], size: int, kept: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """A table as text, a line a row."""
+    library = ",\n".join(f"{json.dumps(n)}: {json.dumps(shapes)}" for n, shapes in kept.items())
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    return (
+        f'{{"gpus": {json.dumps(gpus)}, "multiprocessors": {size},\n'
+        f'"library": {{\n{library}\n}},\n"rows": [\n{lines}\n]}}\n'
+    )
 
 
 def main() -> None:
@@ -312,13 +333,17 @@ def main() -> None:
     names = given.kernel or sorted(CASES)
     gpu = torch.cuda.get_device_name()
     path = TUNING / (re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") + ".json")
-    record = json.loads(path.read_text()) if path.exists() else {"gpu": gpu, "rows": []}
+    record = json.loads(path.read_text()) if path.exists() else {"gpus": [gpu], "rows": []}
     rows = [r for r in record["rows"] if r["kernel"] not in names]
+    kept = {n: shapes for n, shapes in record.get("library", {}).items() if n not in names}
     flush = torch.empty(128 << 20, dtype=torch.uint8, device="cuda")
     for name in names:
-        rows += measure(name, given.least_gain, flush)
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    path.write_text(f'{{"gpu": {json.dumps(gpu)}, "rows": [\n{lines}\n]}}\n')
+        won, lost = measure(name, given.least_gain, flush)
+        rows += won
+        if lost:
+            kept[name] = lost
+    size = torch.cuda.get_device_properties().multi_processor_count
+    path.write_text(written(record["gpus"], size, kept, rows))
     print(f"{len(rows)} rows in {path}")
 
 

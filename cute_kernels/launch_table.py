@@ -12,8 +12,9 @@ from typing import Any
 
 from .contract import SCALARS, Contract
 from .manifest import Built, Manifest
+from .model import Model, tile_of
 from .registry import Kernel, load
-from .tuning_table import Row, read
+from .tuning_table import Row, Table, models, read_tables, rows_of
 
 _DTYPES = {
     "bfloat16": "BFloat16",
@@ -132,6 +133,33 @@ def _tuned(rows: list[Row], kernel: Kernel, gpus: list[str]) -> str:
     return f"constexpr TunedRow {kernel.name}_tuned[] = {{{', '.join(entries)}}};\n"
 
 
+def _model(kernel: Kernel, model: Model) -> str:
+    """The measured shapes of a product, the tiles of its variants and the weights of the costs."""
+    order = {v.name: i for i, v in enumerate(kernel.variants)}
+    points = [
+        f"{{{{{', '.join(map(str, p.at))}}}, {order[p.variant] if p.variant else -1}, "
+        f"{p.us!r}, {p.library_us!r}}}"
+        for p in model.points
+    ]
+    tiles = [tile_of(v) for v in kernel.variants]
+    listed = ", ".join(f"{{{t.m}, {t.n}, {t.k}, {t.down}, {t.across}}}" for t in tiles)
+    return (
+        f"constexpr MeasuredPoint {kernel.name}_points[] = {{\n    "
+        + ",\n    ".join(points)
+        + f"}};\nconstexpr Tile {kernel.name}_tiles[] = {{{listed}}};\n"
+    )
+
+
+def _model_entry(name: str, model: Model, gpu: int) -> str:
+    def listed(weights: tuple[float, ...]) -> str:
+        return "{" + ", ".join(repr(w) for w in weights) + "}"
+
+    return (
+        f"{{{name}_points, {name}_tiles, {listed(model.weights)}, "
+        f"{listed(model.library_weights)}, {model.multiprocessors}, {gpu}}}"
+    )
+
+
 def _kernel(kernel: Kernel, built: dict[str, Built], rows: list[Row], gpus: list[str]) -> str:
     parts: list[str] = []
     entries: list[str] = []
@@ -172,14 +200,21 @@ def _kernel(kernel: Kernel, built: dict[str, Built], rows: list[Row], gpus: list
     return "".join(parts)
 
 
-def _table(kernels: dict[str, Kernel], manifest: Manifest | None, rows: tuple[Row, ...]) -> str:
+def _table(kernels: dict[str, Kernel], manifest: Manifest | None, tables: tuple[Table, ...]) -> str:
     built = {b.prefix: b for b in manifest.variants} if manifest else {}
+    rows = rows_of(tables)
     gpus = list(dict.fromkeys(r.gpu for r in rows))
+    modelled = models(kernels, tables)
     includes = "".join(f'#include "{prefix}.h"\n' for prefix in built)
     bodies, entries = [], []
     for kernel in kernels.values():
         own = [r for r in rows if r.kernel == kernel.name]
         bodies.append(_kernel(kernel, built, own, gpus))
+        model = "{}"
+        if kernel.name in modelled:
+            gpu, made = modelled[kernel.name]
+            bodies[-1] += _model(kernel, made)
+            model = _model_entry(kernel.name, made, gpus.index(gpu))
         contract = kernel.contract(kernel.variants[0])
         scalars = (
             f"{kernel.name}_scalar_names, {kernel.name}_scalar_types"
@@ -188,7 +223,8 @@ def _table(kernels: dict[str, Kernel], manifest: Manifest | None, rows: tuple[Ro
         )
         entries.append(
             f'    {{"{kernel.name}", {kernel.name}_extent_names, {kernel.name}_tensor_names, '
-            f"{scalars}, {kernel.name}_variants, {f'{kernel.name}_tuned' if own else '{}'}}}"
+            f"{scalars}, {kernel.name}_variants, {f'{kernel.name}_tuned' if own else '{}'}, "
+            f"{model}}}"
         )
     listed = f"const char* const kGpus[] = {{{_strings(gpus)}}};\n" if gpus else ""
     return (
@@ -215,4 +251,4 @@ def generate(manifest: Manifest | None, into: Path) -> None:
     """Writes `into`/cuda/cute/{arguments.h,table.cpp}; `manifest`: what was compiled, or None."""
     kernels = load()
     _write(into / "cuda" / "cute" / "arguments.h", _header(kernels))
-    _write(into / "cuda" / "cute" / "table.cpp", _table(kernels, manifest, read(kernels)))
+    _write(into / "cuda" / "cute" / "table.cpp", _table(kernels, manifest, read_tables(kernels)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from .model import EXTENTS, Model, Point, Shape, is_product, tile_of
 from .registry import ROOT, Kernel
 
 
@@ -19,26 +21,91 @@ class Row:
     extents: dict[str, tuple[int, int]]
 
 
-def read(kernels: dict[str, Kernel], folder: Path = ROOT / "tuning") -> tuple[Row, ...]:
-    """The rows of all files, in order."""
-    rows = []
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        if not isinstance(record.get("gpu"), str) or not isinstance(record.get("rows"), list):
-            raise ValueError(f"{path}: needs 'gpu', a string, and 'rows', a list")
-        for at, row in enumerate(record["rows"]):
-            where = f"{path}, row {at}"
-            kernel = kernels.get(row["kernel"])
-            if kernel is None:
-                raise ValueError(f"{where}: no kernel is called '{row['kernel']}'")
-            variant = next((v for v in kernel.variants if v.name == row["variant"]), None)
-            if variant is None:
-                raise ValueError(f"{where}: {kernel.name} has no variant '{row['variant']}'")
-            known = {e.name for e in kernel.contract(variant).extents}
-            extents = {name: (int(low), int(high)) for name, (low, high) in row["extents"].items()}
-            if unknown := set(extents) - known:
-                raise ValueError(f"{where}: {kernel.name} has no extent {sorted(unknown)}")
-            if any(low > high for low, high in extents.values()):
-                raise ValueError(f"{where}: a range ends before it begins")
-            rows.append(Row(record["gpu"], kernel.name, row["variant"], extents))
-    return tuple(rows)
+@dataclass(frozen=True)
+class Table:
+    """A file: the GPUs it holds for, their multiprocessors, its rows (of the first GPU) and, of
+    products, the shapes that were measured."""
+
+    gpus: tuple[str, ...]
+    multiprocessors: int
+    rows: tuple[Row, ...]
+    points: tuple[Point, ...] = field(default=())
+
+
+def read_tables(kernels: dict[str, Kernel], folder: Path = ROOT / "tuning") -> tuple[Table, ...]:
+    """All files, in order. Raises ValueError naming file and row."""
+    return tuple(_table(kernels, path) for path in sorted(folder.glob("*.json")))
+
+
+def rows_of(tables: tuple[Table, ...]) -> tuple[Row, ...]:
+    """All rows, for each GPU that they hold for."""
+    return tuple(
+        Row(gpu, row.kernel, row.variant, row.extents)
+        for table in tables
+        for gpu in table.gpus
+        for row in table.rows
+    )
+
+
+def models(kernels: dict[str, Kernel], tables: tuple[Table, ...]) -> dict[str, tuple[str, Model]]:
+    """By kernel the model of the first GPU on which a variant won, and that GPU's name."""
+    found: dict[str, tuple[str, Model]] = {}
+    for table in tables:
+        for name in dict.fromkeys(p.kernel for p in table.points):
+            points = [p for p in table.points if p.kernel == name]
+            if name in found or not any(p.variant for p in points):
+                continue
+            tiles = {v.name: tile_of(v) for v in kernels[name].variants}
+            model = Model.of(points, tiles, table.multiprocessors)
+            found[name] = (table.gpus[0], model)
+    return found
+
+
+def _table(kernels: dict[str, Kernel], path: Path) -> Table:
+    record = json.loads(path.read_text())
+    gpus, rows = record.get("gpus"), record.get("rows")
+    named = isinstance(gpus, list) and gpus and all(isinstance(g, str) for g in gpus)
+    if not named or not isinstance(rows, list):
+        raise ValueError(f"{path}: needs 'gpus', a list of names, and 'rows', a list")
+    multiprocessors = record.get("multiprocessors", 0)
+    made, points = [], []
+    for at, row in enumerate(rows):
+        where = f"{path}, row {at}"
+        kernel = _kernel(kernels, row["kernel"], where)
+        variant = next((v for v in kernel.variants if v.name == row["variant"]), None)
+        if variant is None:
+            raise ValueError(f"{where}: {kernel.name} has no variant '{row['variant']}'")
+        known = {e.name for e in kernel.contract(variant).extents}
+        extents = {name: (int(low), int(high)) for name, (low, high) in row["extents"].items()}
+        if unknown := set(extents) - known:
+            raise ValueError(f"{where}: {kernel.name} has no extent {sorted(unknown)}")
+        if any(low > high for low, high in extents.values()):
+            raise ValueError(f"{where}: a range ends before it begins")
+        made.append(Row(gpus[0], kernel.name, row["variant"], extents))
+        if "at" in row:
+            shape = _shape(kernel, row["at"], where)
+            points.append(
+                Point(gpus[0], kernel.name, shape, row["variant"], row["us"], row["library_us"])
+            )
+    for name, shapes in record.get("library", {}).items():
+        where = f"{path}, library"
+        kernel = _kernel(kernels, name, where)
+        points += [Point(gpus[0], name, _shape(kernel, s, where), "") for s in shapes]
+    if points and not (isinstance(multiprocessors, int) and multiprocessors > 0):
+        raise ValueError(f"{path}: measured shapes need 'multiprocessors', a number")
+    return Table(tuple(gpus), multiprocessors, tuple(made), tuple(points))
+
+
+def _kernel(kernels: dict[str, Kernel], name: str, where: str) -> Kernel:
+    if name not in kernels:
+        raise ValueError(f"{where}: no kernel is called '{name}'")
+    return kernels[name]
+
+
+def _shape(kernel: Kernel, given: Any, where: str) -> Shape:
+    if not is_product(kernel):
+        raise ValueError(f"{where}: measured shapes are kept of products, not of {kernel.name}")
+    if not isinstance(given, list) or len(given) != len(EXTENTS) or min(given) < 1:
+        raise ValueError(f"{where}: {given} is no shape, {', '.join(EXTENTS)}")
+    batch, m, n, k = (int(g) for g in given)
+    return batch, m, n, k

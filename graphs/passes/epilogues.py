@@ -93,7 +93,8 @@ def _chosen(activation: str, backward: bool, left: View, right: View, out: View)
     if backward:
         extents["parts"] = 1
     index = int(out.buffer.device.partition(":")[2] or 0)
-    gpu = cuda.get_device_name(index), *cuda.get_device_capability(index)
+    size = cuda.get_device_properties(index).multi_processor_count
+    gpu = cuda.get_device_name(index), *cuda.get_device_capability(index), size
     return bool(native.cute_choice(CHOSEN[activation][backward], extents, places, *gpu))
 
 

@@ -1,4 +1,5 @@
 // The checks made before a CuTe kernel is launched, and the choice of a variant. No GPU, no CUDA.
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
@@ -99,9 +100,9 @@ void memory() {
 }
 
 int variant_of(Mode mode, int gpu, std::span<const TunedRow> tuned, const Sample& sample,
-               bool first_usable = true) {
+               bool first_usable = true, const ProductModel& model = {}) {
   return choose(
-             mode, gpu, tuned, 2,
+             mode, {gpu, 132}, tuned, model, 2,
              [&](size_t i) {
                return i == 0 ? Rules{kExtents, kTensors, first_usable}
                              : Rules{kWide, kTensors, true};
@@ -140,14 +141,45 @@ void choices() {
   EXPECT(variant_of(Mode::Table, 0, rows, changed([](Sample& s) { s.extents[0] = 9; })) == -1);
 
   EXPECT(mode_from("") == Mode::Table);
+  // Without a model there are its rows alone.
+  EXPECT(variant_of(Mode::Model, 0, rows, small) == 1);
+  EXPECT(variant_of(Mode::Model, 1, rows, small) == -1);
+  EXPECT(mode_from("model") == Mode::Model);
   EXPECT(mode_from("all") == Mode::All);
   EXPECT(mode_from("off") == Mode::Off);
   EXPECT(!mode_from("yes"));
 }
 
+/// Products of 128x128 tiles that take what their waves take, and a library that takes twice that
+/// from 4096 rows on.
+void predictions() {
+  constexpr MeasuredPoint points[] = {
+      {{1, 8192, 1024, 1024}, 0, 10, 20}, {{1, 16384, 1024, 1024}, 0, 20, 40},
+      {{1, 8192, 2048, 1024}, 0, 20, 40}, {{1, 2048, 1024, 1024}, -1, 0, 0},
+      {{1, 1024, 1024, 1024}, -1, 0, 0},  {{1, 512, 1024, 1024}, -1, 0, 0}};
+  constexpr Tile tiles[] = {{128, 128, 64, 1, 1}};
+  const ProductModel model{points, tiles, {0, 1, 0, 0}, {0, 1, 0, 0}, 132, 0};
+  const auto at = [&](int64_t l, int64_t m, int64_t n, int64_t k, double margin = 0.1) {
+    return model.predict({l, m, n, k}, 132, margin);
+  };
+  EXPECT(at(1, 8192, 1024, 1024).variant == 0);
+  EXPECT(std::abs(at(1, 8192, 1024, 1024).gain - 1) < 1e-9);
+  EXPECT(at(1, 8192, 1024, 1024, 1.01).variant == -1);
+  // 515 tiles take five waves where 512 take four, and as much of the library's time.
+  EXPECT(at(1, 8200, 1024, 1024).variant == 0);
+  EXPECT(std::abs(at(1, 8200, 1024, 1024).gain - (2. * 8200 / 8192 * 4 / 4 - 1)) < 1e-9);
+  EXPECT(std::abs(at(1, 8576, 1024, 1024).gain - (2. * 8576 / 8192 * 4 / 5 - 1)) < 1e-9);
+  EXPECT(at(1, 2048, 1024, 1024).variant == -1);                       // the library's are nearer
+  EXPECT(at(1, 8192, 1024, 4096).variant == -1);                       // too far from all
+  EXPECT(at(2, 8192, 1024, 1024).variant == -1);                       // batches were not measured
+  EXPECT(model.predict({1, 8192, 1024, 1024}, 66, 0.1).variant == 0);  // half the size: both twice
+  EXPECT(ProductModel{}.predict({1, 1, 1, 1}, 132, 0).variant == -1);
+}
+
 }  // namespace
 
 int main() {
+  predictions();
   checks();
   memory();
   choices();

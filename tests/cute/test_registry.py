@@ -277,25 +277,35 @@ def test_generated_table(tmp_path: Path) -> None:
 
 
 def test_measured_choices(tmp_path: Path) -> None:
-    assert {row.gpu for row in tuning_table.read(KERNELS)} == {"NVIDIA H200"}
+    tables = tuning_table.read_tables(KERNELS)
+    assert {row.gpu for row in tuning_table.rows_of(tables)} == {"NVIDIA H200"}
     variant = KERNELS["softmax_forward"].variants[0].name
     row = {"kernel": "softmax_forward", "variant": variant, "extents": {"n": [64, 256]}}
     path = tmp_path / "gpu.json"
 
     def written(**changed: object) -> tuple[tuning_table.Row, ...]:
-        path.write_text(json.dumps({"gpu": "A GPU", "rows": [{**row, **changed}]}))
-        return tuning_table.read(KERNELS, tmp_path)
+        rows = [{**row, **changed}]
+        path.write_text(json.dumps({"gpus": ["A GPU", "Its like"], "rows": rows}))
+        return tuning_table.rows_of(tuning_table.read_tables(KERNELS, tmp_path))
 
-    assert written() == (tuning_table.Row("A GPU", "softmax_forward", variant, {"n": (64, 256)}),)
+    assert written() == tuple(
+        tuning_table.Row(gpu, "softmax_forward", variant, {"n": (64, 256)})
+        for gpu in ("A GPU", "Its like")
+    )
     for changed, message in (
         ({"kernel": "softmin"}, "row 0: no kernel is called 'softmin'"),
         ({"variant": "x"}, "softmax_forward has no variant 'x'"),
         ({"extents": {"k": [1, 2]}}, r"has no extent \['k'\]"),
         ({"extents": {"n": [2, 1]}}, "ends before it begins"),
+        ({"at": [1, 2, 3, 4]}, "measured shapes are kept of products"),
     ):
         with pytest.raises(ValueError, match=message):
             written(**changed)
+    path.write_text(json.dumps({"gpu": "A GPU", "rows": []}))
+    with pytest.raises(ValueError, match="needs 'gpus', a list of names"):
+        tuning_table.read_tables(KERNELS, tmp_path)
     written()
-    text = launch_table._table(KERNELS, None, tuning_table.read(KERNELS, tmp_path))
-    assert 'const char* const kGpus[] = {"A GPU"};' in text
-    assert "softmax_forward_tuned[] = {{0, 0, {{{0, 4611686018427387904}, {64, 256}}}}}" in text
+    text = launch_table._table(KERNELS, None, tuning_table.read_tables(KERNELS, tmp_path))
+    assert 'const char* const kGpus[] = {"A GPU", "Its like"};' in text
+    ranges = "{{{0, 4611686018427387904}, {64, 256}}}"
+    assert f"softmax_forward_tuned[] = {{{{0, 0, {ranges}}}, {{1, 0, {ranges}}}}}" in text

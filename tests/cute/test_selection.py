@@ -67,6 +67,36 @@ def test_measured_choices() -> None:
 
 
 @pytest.mark.skipif(not COMPILED, reason="built without the CuTe DSL")
+def test_choices_by_the_model() -> None:
+    from vibetensor.cute_kernels import registry, tuning_table
+
+    kernels = registry.load()
+    models = tuning_table.models(kernels, tuning_table.read_tables(kernels))
+    _, model = models["gemm_tn"]
+    _cuda.set_cute_mode("table")
+    assert (
+        _cuda.cute_choice("gemm_tn", *product(20000, 1800, 304), "NVIDIA H100 80GB HBM3", 9, 0)
+        == ""
+    )
+    _cuda.set_cute_mode("model")
+    for shape in ((12288, 2304, 1152), (20000, 1800, 304), (9000, 1160, 400), (64, 64, 64)):
+        given = product(*shape)
+        # Where a row covers it, that is the choice.
+        _cuda.set_cute_mode("table")
+        row = _cuda.cute_choice("gemm_tn", *given, *HOPPER)
+        _cuda.set_cute_mode("model")
+        want = row or model.chosen((1, *shape))[0]
+        assert _cuda.cute_choice("gemm_tn", *given, *HOPPER) == want
+        other = ("NVIDIA H100 PCIe", 9, 0, 114)
+        want = model.chosen((1, *shape), 0.2, 114)[0]
+        assert _cuda.cute_choice("gemm_tn", *given, *other) == want
+        assert _cuda.cute_choice("gemm_tn", *given, "NVIDIA B200", 10, 0, 148) == ""
+    assert (
+        _cuda.cute_choice("gemm_add_tn", *product(8192, 512, 512), *HOPPER) == ""
+    )  # nothing was measured
+
+
+@pytest.mark.skipif(not COMPILED, reason="built without the CuTe DSL")
 def test_forced_choices() -> None:
     _cuda.set_cute_mode("all")
 
@@ -149,9 +179,9 @@ def test_refusals() -> None:
 
 
 def test_modes() -> None:
-    with pytest.raises(ValueError, match="must be off, table or all, got 'on'"):
+    with pytest.raises(ValueError, match="must be off, table, model or all, got 'on'"):
         _cuda.set_cute_mode("on")
-    for name in ("off", "table", "all"):
+    for name in ("off", "table", "model", "all"):
         _cuda.set_cute_mode(name)
         assert _cuda.cute_mode() == name
 
@@ -162,4 +192,4 @@ def test_the_variable_is_checked(run_python) -> None:
     assert made.stdout.strip() == "all", made.stderr
     made = run_python("from vibetensor import _cuda; _cuda.cute_mode()",
                       env={"VT_CUTE_KERNELS": "some"})  # fmt: skip
-    assert "VT_CUTE_KERNELS must be off, table or all, got 'some'" in made.stderr
+    assert "VT_CUTE_KERNELS must be off, table, model or all, got 'some'" in made.stderr

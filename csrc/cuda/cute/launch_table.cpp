@@ -1,5 +1,6 @@
 #include "cuda/cute/launch_table.h"
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <set>
@@ -20,7 +21,8 @@ const bool logging = [] {
 Mode from_environment() {
   const char* text = std::getenv("VT_CUTE_KERNELS");
   const auto mode = mode_from(text ? text : "");
-  if (!mode) fail(ErrorKind::Value, "VT_CUTE_KERNELS must be off, table or all, got '", text, "'");
+  if (!mode)
+    fail(ErrorKind::Value, "VT_CUTE_KERNELS must be off, table, model or all, got '", text, "'");
   return *mode;
 }
 
@@ -49,9 +51,9 @@ int gpu_of(int device) {
   return value - 2;
 }
 
-Choice choose_of(const Kernel& kernel, const Call& call, int gpu) {
+Choice choose_of(const Kernel& kernel, const Call& call, const Gpu& gpu) {
   return choose(
-      mode(), gpu, kernel.tuned, kernel.variants.size(),
+      mode(), gpu, kernel.tuned, kernel.model, kernel.variants.size(),
       [&](size_t i) {
         const Variant& v = kernel.variants[i];
         return Rules{v.extents, v.tensors, v.enter != nullptr};
@@ -72,7 +74,10 @@ void tell(const Kernel& kernel, const Call& call, const Choice& choice,
     append(line, str(i ? ", " : " ", kernel.extent_names[i], "=", call.extents[i]));
   if (choice.variant >= 0) {
     append(line, str(": CuTe ", kernel.variants[static_cast<size_t>(choice.variant)].name,
-                     mode() == Mode::All ? " (VT_CUTE_KERNELS=all)" : " (measured)"));
+                     mode() == Mode::All ? " (VT_CUTE_KERNELS=all)"
+                     : choice.predicted > 0
+                         ? str(" (by the model, ", std::lround(choice.predicted * 100), "% faster)")
+                         : " (measured)"));
   } else {
     append(line, ": the library's kernel, ");
     if (!otherwise.empty())
@@ -81,7 +86,9 @@ void tell(const Kernel& kernel, const Call& call, const Choice& choice,
       append(line, str(kernel.variants[static_cast<size_t>(choice.refused)].name, ": ",
                        explain(kernel, choice.refusal, static_cast<size_t>(choice.refused), call)));
     else
-      append(line, mode() == Mode::Off ? "VT_CUTE_KERNELS=off" : "no measured choice covers it");
+      append(line, mode() == Mode::Off     ? "VT_CUTE_KERNELS=off"
+                   : mode() == Mode::Model ? "no measured choice covers it, nor does the model"
+                                           : "no measured choice covers it");
   }
   static std::mutex mutex;
   static std::set<std::string>* const told = new std::set<std::string>;
@@ -161,8 +168,10 @@ bool considered(int kernel) {
   return now == Mode::All || !kernels()[static_cast<size_t>(kernel)].tuned.empty();
 }
 
-Choice chosen(const Kernel& kernel, const Call& call, std::string_view gpu, int major, int minor) {
-  return runs_on(major, minor) ? choose_of(kernel, call, gpu_index(gpu)) : Choice{};
+Choice chosen(const Kernel& kernel, const Call& call, std::string_view gpu, int major, int minor,
+              int multiprocessors) {
+  if (!runs_on(major, minor)) return {};
+  return choose_of(kernel, call, {gpu_index(gpu), multiprocessors});
 }
 
 bool launch(int index, const Call& call, const Launch& on) {
@@ -176,7 +185,7 @@ bool launch(int index, const Call& call, const Launch& on) {
   } else if (!runs_on(gpu.major, gpu.minor)) {
     otherwise = "CuTe kernels are compiled for compute capability 9.0 only";
   } else {
-    choice = choose_of(kernel, call, gpu_of(device));
+    choice = choose_of(kernel, call, {gpu_of(device), gpu.multiprocessors});
     if (choice.variant >= 0) {
       const Variant& v = kernel.variants[static_cast<size_t>(choice.variant)];
       if (!v.module->ready(device, v.init, v.load, v.name)) {

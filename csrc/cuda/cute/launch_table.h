@@ -55,6 +55,7 @@ struct Kernel {
   std::span<const ScalarType> scalar_types;
   std::span<const Variant> variants;
   std::span<const TunedRow> tuned;
+  ProductModel model;
 };
 
 // Generated.
@@ -75,8 +76,9 @@ void set_mode(Mode mode);
 /// is asked where nothing was measured.
 bool considered(int kernel);
 
-/// What a call gets on a GPU of this name and capability, without launching it.
-Choice chosen(const Kernel& kernel, const Call& call, std::string_view gpu, int major, int minor);
+/// What a call gets on a GPU of this name, capability and size, without launching it.
+Choice chosen(const Kernel& kernel, const Call& call, std::string_view gpu, int major, int minor,
+              int multiprocessors);
 
 /// Launches the chosen variant; false where there is none. A launch that fails throws.
 bool launch(int kernel, const Call& call, const Launch& on);

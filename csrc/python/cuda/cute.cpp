@@ -260,6 +260,8 @@ void bind_cute(nb::module_& m) {
         return "off";
       case cute::Mode::Table:
         return "table";
+      case cute::Mode::Model:
+        return "model";
       case cute::Mode::All:
         return "all";
     }
@@ -267,7 +269,8 @@ void bind_cute(nb::module_& m) {
   });
   m.def("set_cute_mode", [](const std::string& name) {
     const auto mode = cute::mode_from(name);
-    if (!mode) fail(ErrorKind::Value, "the mode must be off, table or all, got '", name, "'");
+    if (!mode)
+      fail(ErrorKind::Value, "the mode must be off, table, model or all, got '", name, "'");
     cute::set_mode(*mode);
   });
   m.def("cute_refusal", [](const std::string& kernel_name, const std::string& variant_name,
@@ -279,14 +282,19 @@ void bind_cute(nb::module_& m) {
     const cute::Refusal refusal = cute::check_call(v.extents, v.tensors, named.call());
     return refusal ? refusal_text(kernel, variant, refusal, named.call()) : std::string();
   });
-  m.def("cute_choice", [](const std::string& kernel_name, const Extents& extents,
-                          const Tensors& tensors, const std::string& gpu, int major, int minor) {
-    const Kernel& kernel = kernel_named(kernel_name);
-    const NamedCall named(kernel, extents, tensors);
-    const cute::Choice c = cute::chosen(kernel, named.call(), gpu, major, minor);
-    return c.variant < 0 ? std::string()
-                         : std::string(kernel.variants[static_cast<size_t>(c.variant)].name);
-  });
+  m.def(
+      "cute_choice",
+      [](const std::string& kernel_name, const Extents& extents, const Tensors& tensors,
+         const std::string& gpu, int major, int minor, int multiprocessors) {
+        const Kernel& kernel = kernel_named(kernel_name);
+        const NamedCall named(kernel, extents, tensors);
+        const cute::Choice c =
+            cute::chosen(kernel, named.call(), gpu, major, minor, multiprocessors);
+        return c.variant < 0 ? std::string()
+                             : std::string(kernel.variants[static_cast<size_t>(c.variant)].name);
+      },
+      nb::arg("kernel"), nb::arg("extents"), nb::arg("tensors"), nb::arg("gpu"), nb::arg("major"),
+      nb::arg("minor"), nb::arg("multiprocessors") = 132);
   m.def("cute_launch",
         [](const std::string& kernel_name, const std::string& variant_name, const Extents& extents,
            const Tensors& tensors, const nb::dict& scalars, int device) {
