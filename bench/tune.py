@@ -19,9 +19,11 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import tune_cases
+from tune_cases import DTYPES, ROWS, Case
 
 import vibetensor.torch as torch
 import vibetensor.torch.nn.functional as F
@@ -30,17 +32,8 @@ from vibetensor.cute_kernels import device, model, registry
 
 TUNING = Path(registry.__file__).parent / "tuning"
 FLUSH_SECONDS = 20e-6  # less than 128 MiB take to write
-ROWS = (1024, 8192, 16384, 32768)
-DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
-
-
-@dataclass
-class Case:
-    """A shape: its extents in the contract, the arguments of a variant and the library's call."""
-
-    extents: dict[str, int]
-    arguments: Callable[[Any], dict[str, Any]]  # of a variant
-    library: Callable[[], object]
+#: Extents that decide between variants, or that rows hold for alone.
+EXACT = ("l", "causal", "width")
 
 
 def neighbourhoods(points: list[int]) -> dict[int, tuple[int, int]]:
@@ -200,7 +193,14 @@ def _linear_shapes(layout: str) -> Iterator[tuple[int, int, int]]:
         yield {"tn": (m, n, k), "nn": (m, k, n), "nt": (n, k, m)}[layout]
 
 
-def _products(layout: str, epilogue: str = "") -> Iterator[tuple[str, Case]]:
+def _products(layout: str, epilogue: str = "", tanh: bool = False) -> Iterator[tuple[str, Case]]:
+    """In bfloat16 and float16; `tanh`: GELU's other form."""
+    for code in ("bf16", "f16"):
+        yield from ((code, case) for case in _products_of(DTYPES[code], layout, epilogue, tanh))
+
+
+def _products_of(dtype: Any, layout: str, epilogue: str, tanh: bool) -> Iterator[Case]:
+    form = "tanh" if tanh else "none"
     for m, n, k in _linear_shapes(layout):
         if epilogue and n > 8192:
             continue
@@ -208,13 +208,13 @@ def _products(layout: str, epilogue: str = "") -> Iterator[tuple[str, Case]]:
             continue  # the gradient of what is behind an activation
 
         def rand(*shape: int) -> Any:
-            return torch.randn(*shape, device="cuda").to(torch.bfloat16)
+            return torch.randn(*shape, device="cuda").to(dtype)
 
         a = rand(1, k, m) if layout == "nt" else rand(1, m, k)
         b = rand(1, n, k) if layout == "tn" else rand(1, k, n)
         left = a[0].t() if layout == "nt" else a[0]
         right = b[0].t() if layout == "tn" else b[0]
-        c = torch.zeros(1, m, n, device="cuda", dtype=torch.bfloat16)
+        c = torch.zeros(1, m, n, device="cuda", dtype=dtype)
         d = torch.empty_like(c)
         bias = rand(n)
         sums = torch.empty(-(-m // 128) * 4, n, device="cuda")
@@ -236,13 +236,13 @@ def _products(layout: str, epilogue: str = "") -> Iterator[tuple[str, Case]]:
             if epilogue == "bias":
                 return F.linear(left, b[0], bias)
             if epilogue == "gelu":
-                return F.gelu(F.linear(left, b[0], bias))
+                return F.gelu(F.linear(left, b[0], bias), approximate=form)
             if epilogue == "slope":
-                dz = _C._ops.gelu_backward(left @ right, c[0], "none")
+                dz = _C._ops.gelu_backward(left @ right, c[0], form)
                 return dz, dz.sum(0)
             return torch.mm(left, right)
 
-        yield "bf16", Case({"l": 1, "m": m, "n": n, "k": k}, given, library)
+        yield Case({"l": 1, "m": m, "n": n, "k": k}, given, library)
 
 
 CASES: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
@@ -259,7 +259,20 @@ CASES: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "gemm_bias_tn": lambda: _products("tn", "bias"),
     "gemm_bias_gelu_tn": lambda: _products("tn", "gelu"),
     "gemm_slope_gelu_nn": lambda: _products("nn", "slope"),
+    "gemm_bias_gelu_tanh_tn": lambda: _products("tn", "gelu", tanh=True),
+    "gemm_slope_gelu_tanh_nn": lambda: _products("nn", "slope", tanh=True),
+    "attention_short_forward": lambda: tune_cases.attention(False),
+    "attention_short_backward": lambda: tune_cases.attention(True),
+    "dropout_forward": tune_cases.dropout,
+    "embedding_backward": tune_cases.embedding,
+    "adamw_step": tune_cases.adamw,
+    "cross_entropy_in_place": tune_cases.loss_in_place,
 }
+
+
+def code_of(variant: Any) -> str:
+    """The dtype that a variant's cases have."""
+    return variant.gradients if hasattr(variant, "gradients") else variant.dtype
 
 
 def measure(
@@ -275,7 +288,7 @@ def measure(
         library = _time(case.library, flush)
         best, best_time = None, math.inf
         for variant in kernel.variants:
-            if variant.dtype != code:
+            if code_of(variant) != code:
                 continue
             try:
                 arguments = case.arguments(variant)
@@ -292,17 +305,21 @@ def measure(
             found.append((code, case.extents, best.name, best_time, library))
     rows, kept = [], []
     shape_of = model.is_product(kernel)
-    won = [extents for _, extents, *_ in found]
-    for extents in (e for points in measured.values() for e in points):
+    # The model knows one dtype: products of another take as long, and are not in it.
+    won = [extents for code, extents, *_ in found if code == "bf16"]
+    for extents in measured.get("bf16", ()):
         if shape_of and extents not in won:
             kept.append([extents[axis] for axis in model.EXTENTS])
     for code, extents, variant, spent, library in found:
         points = measured[code]
         ranges = {
-            axis: list(neighbourhoods([p[axis] for p in points])[value])
+            axis: [value, value]
+            if axis in EXACT
+            else list(neighbourhoods([p[axis] for p in points])[value])
             for axis, value in extents.items()
         }
-        at = {"at": [extents[axis] for axis in model.EXTENTS]} if shape_of else {}
+        in_model = shape_of and code == "bf16"
+        at = {"at": [extents[axis] for axis in model.EXTENTS]} if in_model else {}
         rows.append({"kernel": name, "variant": variant, "extents": ranges, **at,
                      "us": round(spent, 2), "library_us": round(library, 2)})  # fmt: skip
     return rows, kept

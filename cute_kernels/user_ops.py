@@ -113,6 +113,13 @@ class CuteOp:
         """The op on a GPU: a launch of the first variant that applies, or else the reference."""
         values = dict(zip((a.name for a in self.schema.arguments if not a.keyword_only), args))
         values |= kwargs
+        devices = {t.name: values[t.name].device for t in self.variants[0].contract.tensors
+                   if values.get(t.name) is not None}  # fmt: skip
+        if len(set(devices.values())) > 1:
+            raise RuntimeError(
+                f"{self.name}: expected all tensors on one device, got "
+                + ", ".join(f"{name} on {device}" for name, device in devices.items())
+            )
         native = self.native()
         if native is None:
             return self._by_reference(values, self._problem or "it is not compiled while recording")
@@ -124,7 +131,7 @@ class CuteOp:
             self.fitting(tensors)
         except Unfit as why:
             return self._by_reference(values, str(why))
-        self._on_tape(native, tensors, results)
+        self._on_tape(native, tensors)
         if not results:
             return None
         return results[0] if self.schema.single else results
@@ -146,20 +153,21 @@ class CuteOp:
                 refused.append(f"{v.name}: {why}")
         raise Unfit("; ".join(refused))
 
-    def _on_tape(self, native: Any, tensors: Mapping[str, Any], results: Sequence[Any]) -> None:
-        """The launch, as one op that reads and writes tensors."""
+    def _on_tape(self, native: Any, tensors: Mapping[str, Any]) -> None:
+        """The launch, as one op that reads and writes tensors: now, and in a captured step on the memory
+        that they have there."""
         contract = self.variants[0].contract
-        given = [t for t in contract.tensors if tensors[t.name] is not None]
-        written = [t.name for t in given if t.access != "read"]
-        read = [t.name for t in given if t.access == "read"]
-        numbers = {n: v for n, v in tensors.items() if n not in {t.name for t in contract.tensors}}
-
-        def call(writes: Sequence[Any], reads: Sequence[Any]) -> None:
-            named = {t.name: None for t in contract.tensors}
-            named |= dict(zip(written, writes)) | dict(zip(read, reads))
+        named = {t.name: tensors[t.name] for t in contract.tensors}
+        numbers = {n: v for n, v in tensors.items() if n not in named}
+        if not _has_opaque():
             self._launch(native, named, numbers)
+            return
+        from vibetensor.graphs import foreign
 
-        call_opaque(self.name, call, [tensors[n] for n in written], [tensors[n] for n in read])
+        given = [t for t in contract.tensors if named[t.name] is not None]
+        writes = [named[t.name] for t in given if t.access != "read"]
+        reads = [named[t.name] for t in given if t.access == "read"]
+        foreign(self._launch, native, named, numbers, writes=writes, reads=reads)
 
     def _launch(self, native: Any, tensors: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
         contract = self.variants[0].contract
@@ -229,6 +237,11 @@ class CuteOp:
             return None
         found = self.find()
         if found is None and compile_now and dsl_version():
+            if (9, 0) not in (
+                (p.major, p.minor) for p in map(_cuda.properties, range(_cuda.device_count()))
+            ):
+                self._problem = "it is compiled for compute capability 9.0 only"
+                return None
             folder = objects.cache_folder(create=True)
             if folder is None:
                 raise BuildError("the cache folder is not this user's alone: nothing is compiled")
@@ -264,19 +277,6 @@ def limits(contract: Contract) -> tuple[list[Any], list[Any]]:
             for t in contract.tensors
         ],
     )  # fmt: skip
-
-
-def call_opaque(
-    name: str, function: Callable[[Any, Any], None], writes: list[Any], reads: list[Any]
-) -> None:
-    """Calls `function(writes, reads)` as one op: now, and in a captured step at every replay, on the
-    memory that they have there."""
-    from vibetensor import _C
-
-    if _has_opaque():
-        _C._ops._foreign(writes, reads, function)
-    else:
-        function(writes, reads)
 
 
 def _has_opaque() -> bool:

@@ -119,12 +119,19 @@ def words(t: cute.Tensor) -> cute.Tensor:
     return cute.recast_tensor(flat, Uint32)
 
 
-def unpack(to: cute.Tensor, at: int, word: Uint32) -> None:
-    """Two bfloat16 of a word into two elements of a dense float32 tensor in registers."""
+def unpack(to: cute.Tensor, at: int, word: Uint32, dtype) -> None:
+    """The two numbers of a word into two elements of a dense float32 tensor in registers."""
     flat = cute.make_tensor(to.iterator, cute.make_layout(cute.size(to)))
-    bits = cute.recast_tensor(flat, Uint32)
-    bits[at] = word << 16
-    bits[at + 1] = word & Uint32(0xFFFF0000)
+    if dtype is DTYPES["bfloat16"]:  # the upper half of a float32
+        bits = cute.recast_tensor(flat, Uint32)
+        bits[at] = word << 16
+        bits[at + 1] = word & Uint32(0xFFFF0000)
+        return
+    held = cute.make_rmem_tensor((1,), Uint32)
+    held[0] = word
+    pair = cute.recast_tensor(held, dtype)
+    for i in range(2):
+        flat[at + i] = pair[i].to(Float32)
 
 
 class Gemm:
@@ -142,7 +149,7 @@ class Gemm:
         # What the epilogue reads comes into the buffers of the way out; results take its place.
         self.reads = bool(epilogue.slope_at_z or epilogue.add)
         assert not self.reads or (v.pingpong and self.pieces == v.out_stages)
-        assert v.dtype == v.out == "bf16"  # what the epilogue unpacks
+        assert v.dtype == v.out in ("bf16", "f16")  # what the epilogue unpacks
         assert not epilogue.column_sums or (
             v.pingpong and v.tile_m == SUMS_TILE and v.tile_n == 128
         )
@@ -491,7 +498,7 @@ class Gemm:
             if const_expr(e.bias):
                 pair = cute.make_rmem_tensor((2,), Float32)
                 for j in cutlass.range_constexpr(v.tile_n // 8):
-                    unpack(pair, 0, r_b[j])
+                    unpack(pair, 0, r_b[j], self.dtype)
                     for i in cutlass.range_constexpr(cute.size(acc) // (v.tile_n // 4)):
                         for q in cutlass.range_constexpr(2):
                             acc[(q, i % 2, j), i // 2, 0] += pair[q]
@@ -506,7 +513,7 @@ class Gemm:
                     cute.copy(from_smem, from_d[(None, None, None, way)], r_x)
                     read = cute.make_rmem_tensor((count,), Float32)
                     for i in cutlass.range_constexpr(count // 2):
-                        unpack(read, 2 * i, words(r_x)[i])
+                        unpack(read, 2 * i, words(r_x)[i], self.out)
                     for i in cutlass.range_constexpr(count):
                         if const_expr(e.slope_at_z):
                             r_f[i] = r_f[i] * slope(read[i], e.slope_at_z)
@@ -517,7 +524,7 @@ class Gemm:
                     r_z.store(r_f.load().to(self.out))
                     for i in cutlass.range_constexpr(count // 2):
                         # The activation is of what backward will read.
-                        unpack(r_f, 2 * i, words(r_z)[i])
+                        unpack(r_f, 2 * i, words(r_z)[i], self.out)
                 if const_expr(e.activation):
                     for i in cutlass.range_constexpr(count):
                         r_f[i] = activated(r_f[i], e.activation)
@@ -704,6 +711,11 @@ _SAVING = tuple(replace(v, out_columns=32) for v in (TURNS, PAIRED))
 _SAVING += (replace(TURNS, stages=4, out_columns=32, out_stages=3),)
 
 
+def _halves(*variants: GemmVariant) -> tuple[GemmVariant, ...]:
+    """The same for float16."""
+    return tuple(replace(v, dtype="f16", out="f16") for v in variants)
+
+
 def _register(
     name: str, kind: type[Gemm], epilogue: Epilogue, layout: str, variants, doc: str
 ) -> None:
@@ -723,14 +735,16 @@ def _register(
 
 
 for _layout in LAYOUTS:
-    _register("gemm", Plain, Epilogue(), _layout, (TURNS, PAIRED, TALL, WIDE), "a bᵀ.")
-    _register("gemm_add", WithAddend, Epilogue(add=True), _layout, _READING,
+    _register("gemm", Plain, Epilogue(), _layout,
+              (TURNS, PAIRED, TALL, WIDE, *_halves(TURNS, PAIRED)), "a bᵀ.")  # fmt: skip
+    _register("gemm_add", WithAddend, Epilogue(add=True), _layout, _READING + _halves(_READING[0]),
               "a bᵀ + c: residuals, and gradients that accumulate.")  # fmt: skip
-_register("gemm_bias", WithBias, Epilogue(bias=True), "tn", (TURNS, PAIRED, TALL), "a bᵀ + bias.")
+_register("gemm_bias", WithBias, Epilogue(bias=True), "tn",
+          (TURNS, PAIRED, TALL, *_halves(TURNS)), "a bᵀ + bias.")  # fmt: skip
 _register("gemm_bias_add", WithBiasAndAddend, Epilogue(bias=True, add=True), "tn", _READING[1:],
           "a bᵀ + bias + c.")  # fmt: skip
 for _name in ("gelu", "gelu_tanh"):
     _register(f"gemm_bias_{_name}", WithActivation, Epilogue(bias=True, save=True, activation=_name),
-              "tn", _SAVING, f"z = a bᵀ + bias, d = {_name}(z).")  # fmt: skip
+              "tn", _SAVING + _halves(_SAVING[0]), f"z = a bᵀ + bias, d = {_name}(z).")  # fmt: skip
     _register(f"gemm_slope_{_name}", WithSlope, Epilogue(slope_at_z=_name, column_sums=True), "nn",
-              _READING, f"a bᵀ times the slope of {_name} at z, and sums of its columns.")  # fmt: skip
+              _READING + _halves(_READING[0]), f"a bᵀ times the slope of {_name} at z, and sums of its columns.")  # fmt: skip

@@ -19,16 +19,18 @@ if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0)
     pytest.skip("needs a Hopper GPU", allow_module_level=True)
 
 CASES = [(k, v) for k in registry.load().values() if k.family == "gemm" for v in k.variants]
-HALF_ULP = 2.0**-8  # of the smallest numbers of a binade
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
+# Of the smallest numbers of a binade.
+HALF_ULP = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 # m, n, k: one tile and less, several with ragged edges, more tiles than blocks, a long sum.
 SIZES = [(8, 8, 8), (136, 264, 200), (1000, 520, 64), (4104, 1544, 392), (256, 128, 4096)]
 
 
-def padded(*shape: int) -> torch.Tensor:
+def padded(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     """Normal numbers with NaN in the rows' padding."""
     whole = torch.full((*shape[:-1], shape[-1] + 8), float("nan"), device="cuda")
-    whole = whole.to(torch.bfloat16)
-    whole[..., : shape[-1]] = torch.randn(*shape, device="cuda").to(torch.bfloat16)
+    whole = whole.to(dtype)
+    whole[..., : shape[-1]] = torch.randn(*shape, device="cuda").to(dtype)
     return whole[..., : shape[-1]]
 
 
@@ -37,9 +39,10 @@ def numpy(t: torch.Tensor) -> np.ndarray:
 
 
 def close(got: torch.Tensor, want: np.ndarray, slack: float, roundings: int = 1) -> None:
+    half = HALF_ULP[got.dtype]
     got = numpy(got)
     assert not np.isnan(got).any()
-    wrong = np.abs(got - want) - (1.05 * roundings * HALF_ULP * np.abs(want) + slack)
+    wrong = np.abs(got - want) - (1.05 * roundings * half * np.abs(want) + slack)
     assert wrong.max() <= 0, f"off by {wrong.max()} more than it may be, {(wrong > 0).sum()} times"
 
 
@@ -52,7 +55,10 @@ def test_product(kernel, variant, size) -> None:
     for l in (1,) if "sums" in names or m > 1000 else (1, 3):
         torch.manual_seed(m + l)
         extents = {"l": l, "m": m, "n": n, "k": k, "parts": -(-m // 128) * 4}
-        given = {x: padded(*(extents[e] for e in shapes[x])) for x in names if x != "sums"}
+        dtype = DTYPES[variant.dtype]
+        given = {
+            x: padded(*(extents[e] for e in shapes[x]), dtype=dtype) for x in names if x != "sums"
+        }
         written = [t.name for t in kernel.contract(variant).tensors if t.access == "write"]
         for name in written:
             if name != "sums":
@@ -87,20 +93,22 @@ def test_adds_in_place() -> None:
             torch.manual_seed(1)
             sizes = {"l": 1, "m": m, "n": n, "k": k}
             shapes = {t.name: t.shape for t in kernel.contract(variant).tensors}
-            a, b, c = (padded(*(sizes[e] for e in shapes[x])) for x in "abc")
+            dtype = DTYPES[variant.dtype]
+            a, b, c = (padded(*(sizes[e] for e in shapes[x]), dtype=dtype) for x in "abc")
             want = kernel.reference(a=numpy(a), b=numpy(b), c=numpy(c))["d"]
             device.launch(name, variant.name, a=a, b=b, c=c, d=c, max_blocks=132)
             close(c, want, 2e-5)
 
 
 def test_products_are_the_same_each_time() -> None:
-    a, b = (torch.randn(1, 512, 512, device="cuda").to(torch.bfloat16) for _ in range(2))
+    numbers = [torch.randn(1, 512, 512, device="cuda") for _ in range(2)]
     for kernel, variant in CASES:
         if [t.name for t in kernel.contract(variant).tensors] != ["a", "b", "d"]:
             continue
+        a, b = (x.to(DTYPES[variant.dtype]) for x in numbers)
         results = []
         for _ in range(3):
-            d = torch.full((1, 512, 512), float("nan"), device="cuda").to(torch.bfloat16)
+            d = torch.full((1, 512, 512), float("nan"), device="cuda").to(a.dtype)
             device.launch(kernel.name, variant.name, a=a, b=b, d=d, max_blocks=132)
             results.append(numpy(d))
         assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
@@ -115,16 +123,16 @@ def everywhere():
     _cuda.set_cute_mode(before)
 
 
-def operand(rows: int, columns: int, how: str) -> torch.Tensor:
+def operand(rows: int, columns: int, how: str, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     """A matrix in memory of its own: dense, its transpose dense, rows apart, or not aligned."""
     if how == "turned":
-        return torch.randn(columns, rows, device="cuda").to(torch.bfloat16).t()
+        return torch.randn(columns, rows, device="cuda").to(dtype).t()
     if how == "apart":
-        return padded(rows, columns)
+        return padded(rows, columns, dtype=dtype)
     if how == "shifted":
-        flat = torch.randn(rows * columns + 1, device="cuda").to(torch.bfloat16)
+        flat = torch.randn(rows * columns + 1, device="cuda").to(dtype)
         return flat[1:].view(rows, columns)
-    return torch.randn(rows, columns, device="cuda").to(torch.bfloat16)
+    return torch.randn(rows, columns, device="cuda").to(dtype)
 
 
 HOW = ("dense", "turned", "apart", "shifted")
@@ -134,14 +142,15 @@ HOW = ("dense", "turned", "apart", "shifted")
 @pytest.mark.parametrize("right", HOW)
 @pytest.mark.parametrize("left", HOW)
 @pytest.mark.parametrize("size", [(264, 136, 72), (129, 65, 200), (512, 384, 33), (1, 256, 128)])
-def test_ops(size, left: str, right: str) -> None:
+@pytest.mark.parametrize("dtype", list(DTYPES.values()), ids=list(DTYPES))
+def test_ops(dtype, size, left: str, right: str) -> None:
     m, n, k = size
     torch.manual_seed(3)
-    a, b = operand(m, k, left), operand(k, n, right)
-    bias, c = operand(1, n, "dense")[0], operand(m, n, "dense")
+    a, b = operand(m, k, left, dtype), operand(k, n, right, dtype)
+    bias, c = operand(1, n, "dense", dtype)[0], operand(m, n, "dense", dtype)
     want, slack = numpy(a) @ numpy(b), 8e-6 * k**0.5 + 1e-6
     # What does not fit a CuTe kernel goes to the library, which rounds parts of a sum.
-    largest = 2 * HALF_ULP * float(np.abs(want).max())
+    largest = 2 * HALF_ULP[dtype] * float(np.abs(want).max())
     for got, expected in (
         (torch.mm(a, b), want),
         (torch.bmm(a.expand(3, m, k), b.expand(3, k, n))[2], want),
@@ -157,46 +166,51 @@ def test_ops(size, left: str, right: str) -> None:
 @pytest.mark.parametrize("left", HOW)
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
 @pytest.mark.parametrize("size", [(264, 136, 72), (129, 65, 200), (3, 256, 128)])
-def test_activation_ops(size, activation: str, left: str) -> None:
+@pytest.mark.parametrize("dtype", list(DTYPES.values()), ids=list(DTYPES))
+def test_activation_ops(dtype, size, activation: str, left: str) -> None:
     m, n, k = size
+    half = HALF_ULP[dtype]
     torch.manual_seed(4)
-    x, w, bias = operand(m, k, left), operand(n, k, "dense"), operand(1, n, "dense")[0]
+    x, w, bias = (
+        operand(m, k, left, dtype),
+        operand(n, k, "dense", dtype),
+        operand(1, n, "dense", dtype)[0],
+    )
     slack = 8e-6 * k**0.5 + 1e-6
     for b in (bias, None):
         y, z = _C._ops._linear_activation(x, w, b, activation, True)
         linear = numpy(x) @ numpy(w).T + (0 if b is None else numpy(b))
-        close(z, linear, slack + 2 * HALF_ULP * float(np.abs(linear).max()), 2)
+        close(z, linear, slack + 2 * half * float(np.abs(linear).max()), 2)
         # The library's own epilogue takes the tanh of sums that are not rounded.
         exact = activation == "gelu" or left in ("dense", "apart")
-        loose = 0 if exact else 2 * HALF_ULP * float(np.abs(linear).max())
+        loose = 0 if exact else 2 * half * float(np.abs(linear).max())
         close(y, math.reference_activation(numpy(z), activation), 1e-6 + loose)
-    grad, back = operand(m, k, left), operand(k, n, "dense")
+    grad, back = operand(m, k, left, dtype), operand(k, n, "dense", dtype)
     slope = math.reference_slope(numpy(z), activation)
     dz, sums = _C._ops._mm_activation_backward(grad, back, z, activation, True)
     assert bool((_C._ops._mm_activation_backward(grad, back, z, activation, False)[0] == dz).all())
     product = numpy(grad) @ numpy(back)
     # Without a kernel of its own the product is rounded once more.
-    slack += 2 * HALF_ULP * float(np.abs(product).max())
+    slack += 2 * half * float(np.abs(product).max())
     want = (product * slope).sum(0)
     # Each rounded, or what they are made of; then the sum.
-    loose = m**0.5 * slack + 1.05 * HALF_ULP * np.abs(want)
+    loose = m**0.5 * slack + 1.05 * half * np.abs(want)
     assert (np.abs(numpy(sums) - want) <= loose).all()
     dz = numpy(dz)
-    assert (np.abs(dz - product * slope) <= 2.1 * HALF_ULP * np.abs(product * slope) + slack).all()
+    assert (np.abs(dz - product * slope) <= 2.1 * half * np.abs(product * slope) + slack).all()
 
 
 def test_gelu_far_out() -> None:
     """Zeros, infinities, NaN and the tails, as the identity's product."""
     values = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 5.9, -5.9, 6.1, -6.1, 60.0, -60.0, 3e38, -3e38,
                            float("inf"), float("nan"), -1.0, 1.0], device="cuda")  # fmt: skip
-    z = values.to(torch.bfloat16).expand(16, 16).contiguous()
-    x = torch.zeros(1, 16, 16, device="cuda", dtype=torch.bfloat16)
-    w = torch.zeros(1, 16, 16, device="cuda", dtype=torch.bfloat16)
-    for kernel in (k for k, _ in CASES if k.name == "gemm_bias_gelu_tn"):
-        for variant in kernel.variants:
-            got, saved = torch.empty_like(x), torch.empty_like(x)
-            device.launch(kernel.name, variant.name, a=x, b=w, bias=z[0], z=saved, d=got,
-                          max_blocks=132)  # fmt: skip
-            want = torch.nn.functional.gelu(z.double()).cpu().numpy()
-            assert np.array_equal(numpy(saved[0]), numpy(z), equal_nan=True)
-            assert np.allclose(numpy(got[0]), want, rtol=HALF_ULP, atol=1e-8, equal_nan=True)
+    for kernel, variant in ((k, v) for k, v in CASES if k.name == "gemm_bias_gelu_tn"):
+        dtype = DTYPES[variant.dtype]
+        z = values.to(dtype).expand(16, 16).contiguous()
+        x, w = (torch.zeros(1, 16, 16, device="cuda", dtype=dtype) for _ in range(2))
+        got, saved = torch.empty_like(x), torch.empty_like(x)
+        device.launch(kernel.name, variant.name, a=x, b=w, bias=z[0], z=saved, d=got,
+                      max_blocks=132)  # fmt: skip
+        want = torch.nn.functional.gelu(z.double()).cpu().numpy()
+        assert np.array_equal(numpy(saved[0]), numpy(z), equal_nan=True)
+        assert np.allclose(numpy(got[0]), want, rtol=HALF_ULP[dtype], atol=5e-8, equal_nan=True)

@@ -23,7 +23,7 @@ import ptx_machine
 from emulate import rounded, stored
 from ptx_machine import Memory, bfloat16_values
 
-from vibetensor.cute_kernels import build, dsl, objects, user_ops
+from vibetensor.cute_kernels import build, dsl, just_in_time, objects, user_ops
 from vibetensor.cute_kernels import compile as compiler
 from vibetensor.cute_kernels.__main__ import main
 from vibetensor.cute_kernels.contract import Contract, Extent, Tensor
@@ -202,6 +202,26 @@ def test_the_cache_folder_is_the_users_alone(
     assert folder is not None and folder.stat().st_mode & 0o777 == 0o700
     os.chmod(folder, 0o777)
     assert objects.cache_folder(create=True) is None
+
+
+def test_missing_variants_just_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub = tmp_path / "nothing.o"
+    source = tmp_path / "nothing.c"
+    source.write_text("int nothing;\n")
+    subprocess.run(["cc", "-c", "-fPIC", str(source), "-o", str(stub)], check=True)
+    monkeypatch.setattr(objects, "cuda_runtime", lambda: stub)  # linked, and not loaded
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("VT_KERNEL_LOG", "1")
+    first = just_in_time.symbols("dropout_forward", "bf16_256")
+    assert first is not None and Path(first[0]).exists() and "dropout_forward_bf16_256" in first[1]
+    assert "CuTe dropout_forward bf16_256 compiled in" in capsys.readouterr().err
+    assert just_in_time.symbols("dropout_forward", "bf16_256") == first
+    assert not capsys.readouterr().err  # from disk
+    os.chmod(tmp_path / "vibetensor/cute_kernels/ops", 0o777)
+    assert just_in_time.symbols("dropout_forward", "f16_256") is None
+    assert "is not compiled: the cache folder is not" in capsys.readouterr().err
 
 
 def test_a_header_of_another_kernel_is_refused() -> None:

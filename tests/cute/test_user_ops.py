@@ -159,6 +159,15 @@ def test_what_does_not_fit_runs_the_reference(
     assert not capsys.readouterr().err  # told once
 
 
+def test_tensors_of_two_devices(example: Any) -> None:
+    try:
+        x = torch.ones(8, device="cuda")
+    except RuntimeError:
+        pytest.skip("needs a CUDA device; the simulated one will do")
+    with pytest.raises(RuntimeError, match="on one device, got x on cuda:0, y on cpu"):
+        torch.ops.example.scale_add_gelu(x, torch.ones(8, device="cpu"), 1.0)
+
+
 def test_launch_in_a_captured_step(launched: Any) -> None:
     op, code = launched
     losses = train(op, 6, captured=True)

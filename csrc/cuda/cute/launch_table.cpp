@@ -6,8 +6,10 @@
 #include <set>
 
 #include "core/host_wait.h"
+#include "cuda/cute/late_code.h"
 #include "cuda/device.h"
 #include "cuda/relaxed_capture.h"
+#include "cuda/stream.h"
 #include "cuda/sync.h"
 
 namespace vt::cuda::cute {
@@ -51,12 +53,14 @@ int gpu_of(int device) {
   return value - 2;
 }
 
+size_t index_of(const Kernel& kernel) { return static_cast<size_t>(&kernel - kernels().data()); }
+
 Choice choose_of(const Kernel& kernel, const Call& call, const Gpu& gpu) {
   return choose(
       mode(), gpu, kernel.tuned, kernel.model, kernel.variants.size(),
       [&](size_t i) {
         const Variant& v = kernel.variants[i];
-        return Rules{v.extents, v.tensors, v.enter != nullptr};
+        return Rules{v.extents, v.tensors, v.enter || late_usable(index_of(kernel), i)};
       },
       call);
 }
@@ -96,10 +100,25 @@ void tell(const Kernel& kernel, const Call& call, const Choice& choice,
   if (told->insert(line).second) std::fprintf(stderr, "%s\n", line.c_str());
 }
 
-void enter(const Kernel& kernel, const Variant& variant, const Call& call, const Launch& on) {
-  const auto error = static_cast<cudaError_t>(variant.enter(call, on.stream()));
+/// What launches a variant: compiled in, or made late.
+struct Code {
+  const Variant& variant;
+  LateCode* late = nullptr;
+
+  bool ready(int device) const {
+    return late ? late->module.ready(device, late->code.init, late->code.load, variant.name)
+                : variant.module->ready(device, variant.init, variant.load, variant.name);
+  }
+  int32_t enter(const Kernel& kernel, const Call& call, cudaStream_t stream) const {
+    return late ? enter_packed(late->code.entry, variant.tensors, kernel.scalar_types, call, stream)
+                : variant.enter(call, stream);
+  }
+};
+
+void enter(const Kernel& kernel, const Code& code, const Call& call, const Launch& on) {
+  const auto error = static_cast<cudaError_t>(code.enter(kernel, call, on.stream()));
   if (error != cudaSuccess) [[unlikely]]
-    check_cuda(error, str("launching the CuTe kernel ", kernel.name, " ", variant.name));
+    check_cuda(error, str("launching the CuTe kernel ", kernel.name, " ", code.variant.name));
   wait_if_blocking(on.stream());
 }
 
@@ -108,7 +127,7 @@ void enter(const Kernel& kernel, const Variant& variant, const Call& call, const
 bool runs_on(int major, int minor) { return major == 9 && minor == 0; }
 
 void wait_if_blocking(cudaStream_t stream) {
-  if (!launch_blocking) [[likely]]
+  if (!launch_blocking || capturing()) [[likely]]
     return;
   const HostWait waiting;
   check_cuda(cudaStreamSynchronize(stream), "running the kernel just launched");
@@ -164,7 +183,7 @@ bool considered(int kernel) {
   if (logging) [[unlikely]]
     return true;
   const Mode now = mode();
-  if (now == Mode::Off || !*compiled_by()) return false;
+  if (now == Mode::Off || !(*compiled_by() || compiles_late())) return false;
   return now == Mode::All || !kernels()[static_cast<size_t>(kernel)].tuned.empty();
 }
 
@@ -179,16 +198,23 @@ bool launch(int index, const Call& call, const Launch& on) {
   const int device = on.device();
   const DeviceProperties& gpu = on.properties();
   Choice choice;
+  LateCode* late = nullptr;
   std::string_view otherwise;
-  if (!*compiled_by()) {
+  if (!*compiled_by() && !compiles_late()) {
     otherwise = "no CuTe kernels were compiled into this library";
   } else if (!runs_on(gpu.major, gpu.minor)) {
     otherwise = "CuTe kernels are compiled for compute capability 9.0 only";
   } else {
-    choice = choose_of(kernel, call, {gpu_of(device), gpu.multiprocessors});
+    // Again where the one that is chosen could not be compiled: it is not usable any more.
+    do {
+      choice = choose_of(kernel, call, {gpu_of(device), gpu.multiprocessors});
+      if (choice.variant < 0) break;
+      const auto chosen = static_cast<size_t>(choice.variant);
+      if (!kernel.variants[chosen].enter) late = late_code(static_cast<size_t>(index), chosen);
+    } while (!late && !kernel.variants[static_cast<size_t>(choice.variant)].enter);
     if (choice.variant >= 0) {
-      const Variant& v = kernel.variants[static_cast<size_t>(choice.variant)];
-      if (!v.module->ready(device, v.init, v.load, v.name)) {
+      const Code code{kernel.variants[static_cast<size_t>(choice.variant)], late};
+      if (!code.ready(device)) {
         choice = {};
         otherwise = "the CuTe kernel's code could not be loaded";
       }
@@ -197,7 +223,7 @@ bool launch(int index, const Call& call, const Launch& on) {
   if (logging) [[unlikely]]
     tell(kernel, call, choice, otherwise);
   if (choice.variant < 0) return false;
-  enter(kernel, kernel.variants[static_cast<size_t>(choice.variant)], call, on);
+  enter(kernel, {kernel.variants[static_cast<size_t>(choice.variant)], late}, call, on);
   return true;
 }
 
@@ -212,7 +238,7 @@ void launch_variant(const Kernel& kernel, size_t index, const Call& call, const 
         on.properties().major, ".", on.properties().minor);
   check(v.module->ready(on.device(), v.init, v.load, v.name), kernel.name, " ", v.name,
         " could not be loaded on device ", on.device());
-  enter(kernel, v, call, on);
+  enter(kernel, {v}, call, on);
 }
 
 }  // namespace vt::cuda::cute

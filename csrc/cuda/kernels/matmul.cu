@@ -157,10 +157,13 @@ cute::Operand cute_operand(const void* data, DType dtype, int64_t row_stride, in
   return o;
 }
 
+/// What CuTe kernels are compiled for.
+bool cute_knows(DType dtype) { return dtype == DType::BFloat16 || dtype == DType::Float16; }
+
 /// A CuTe kernel's operands, result and launch; false if the kernel is not to be asked for.
 template <class Arguments>
 bool cute_product(Arguments& to, const GemmProblem& p, const Launch& launch) {
-  if (p.dtype != DType::BFloat16 || !cute::considered<Arguments>()) return false;
+  if (!cute_knows(p.dtype) || !cute::considered<Arguments>()) return false;
   to.l = p.batch;
   to.m = p.m;
   to.n = p.n;
@@ -187,7 +190,7 @@ bool sum_by_cute(const GemmProblem& p, const Launch& launch) {
 
 /// The product by a CuTe kernel; false where none is chosen.
 bool product_by_cute(const GemmProblem& p, const Launch& launch) {
-  if (p.dtype != DType::BFloat16 || p.alpha != 1 || (p.beta != 0 && p.beta != 1)) return false;
+  if (!cute_knows(p.dtype) || p.alpha != 1 || (p.beta != 0 && p.beta != 1)) return false;
   const bool tn = !p.a.transposed && p.b.transposed, nn = !p.a.transposed && !p.b.transposed;
   const bool nt = p.a.transposed && !p.b.transposed;
   if (p.bias) {

@@ -9,7 +9,10 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstdio>
+
 #include "core/error.h"
+#include "cuda/cute/late_code.h"
 #include "cuda/cute/launch_table.h"
 #include "cuda/cute/loaded_kernel.h"
 #include "python/cuda/bindings.h"
@@ -248,10 +251,35 @@ void bind_loaded(nb::module_& m) {
           "empty one and why none applies.");
 }
 
+/// A Python function (kernel, variant) -> symbols or None as what compiles missing variants.
+void set_compiler(const nb::object& function) {
+  if (function.is_none()) {
+    cute::set_compiler(nullptr);
+    return;
+  }
+  // Never freed: a launch may be under way as the interpreter ends.
+  const auto* held = new nb::object(function);
+  cute::set_compiler(
+      [held](const char* kernel, const char* variant) -> std::optional<cute::OpenedCode> {
+        const nb::gil_scoped_acquire gil;
+        try {
+          const nb::object found = (*held)(kernel, variant);
+          if (found.is_none()) return std::nullopt;
+          const auto [library, entry, init, load] = nb::cast<Symbols>(found);
+          return cute::open_code(library, entry, init, load);
+        } catch (const std::exception& error) {
+          // The op has another kernel.
+          std::fprintf(stderr, "vibetensor: CuTe %s %s: %s\n", kernel, variant, error.what());
+          return std::nullopt;
+        }
+      });
+}
+
 }  // namespace
 
 void bind_cute(nb::module_& m) {
   bind_loaded(m);
+  m.def("set_cute_compiler", &set_compiler, nb::arg("function").none());
   m.def("cute_compiled_by", [] { return std::string(cute::compiled_by()); });
   m.def("cute_kernels", &describe_kernels);
   m.def("cute_mode", [] {

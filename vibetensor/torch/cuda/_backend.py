@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,10 @@ def native() -> Any:
             _native = _cuda
             _cuda.set_library_finder(_find_library)
             _cuda.set_sync_debug_mode(_cuda.sync_debug_mode())  # from VT_SYNC_DEBUG
+            if os.environ.get("VT_CUTE_JIT", "0") not in ("", "0"):
+                from vibetensor.cute_kernels import just_in_time
+
+                _cuda.set_cute_compiler(just_in_time.symbols)
     return _native
 
 
