@@ -42,6 +42,19 @@ class Variant:
     contract: Contract
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How tensors of one geometry are passed: extents, and of each tensor dtype and strides."""
+
+    extents: list[int]
+    passed: list[tuple[str, list[int]] | None]
+    device: int
+
+
+#: Geometries that an op remembers.
+MOST_FITS = 1024
+
+
 class CuteOp:
     """What `register` keeps of an op beside its CustomOpDef."""
 
@@ -66,6 +79,11 @@ class CuteOp:
         self._native: Any = None  # the compiled variants
         self._problem = ""  # why there are none
         self._lock = threading.Lock()
+        self._positional = [a.name for a in schema.arguments if not a.keyword_only]
+        self._tensors = [t.name for t in variants[0].contract.tensors]
+        self._numbers = [s.name for s in variants[0].contract.scalars]
+        self._results = [self._tensors.index(r) for r in schema.results]
+        self._fits: dict[Any, str | Fit] = {}
 
     # --- compiling
 
@@ -111,83 +129,101 @@ class CuteOp:
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The op on a GPU: a launch of the first variant that applies, or else the reference."""
-        values = dict(zip((a.name for a in self.schema.arguments if not a.keyword_only), args))
+        values = dict(zip(self._positional, args))
         values |= kwargs
-        devices = {t.name: values[t.name].device for t in self.variants[0].contract.tensors
-                   if values.get(t.name) is not None}  # fmt: skip
+        native = self._native or self.native()
+        if native is None:
+            why = self._problem or "it is not compiled while recording"
+            return self._by_reference(values, why)
+        recording = _recording()
+        if recording and not _has_opaque():
+            return self._by_reference(values, "a captured step has its ops")
+        results = _tuple(self.fake(*args, **kwargs))
+        named = [values[n] if n in values else None for n in self._tensors]
+        for at, result in zip(self._results, results):
+            named[at] = result
+        fit = self.fit(named)
+        if isinstance(fit, str):
+            return self._by_reference(values, fit)
+        numbers = [values[n] for n in self._numbers]
+        if recording or self.schema.mutates:
+            self._on_tape(native, named, numbers)
+        else:
+            self._launch(native, named, numbers)
+        if not results:
+            return None
+        return results[0] if self.schema.single else results
+
+    def fit(self, named: Sequence[Any]) -> str | Fit:
+        """How these tensors are passed, or why no variant's contract holds, addresses aside. Known by
+        their geometry: a training step has the same ones again and again."""
+        key = tuple(
+            [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in named]
+        )
+        known = self._fits.get(key)
+        if known is None:
+            known = self._fit(dict(zip(self._tensors, named)))
+            if len(self._fits) >= MOST_FITS:
+                self._fits.clear()
+            self._fits[key] = known
+        return known
+
+    def _fit(self, named: Mapping[str, Any]) -> str | Fit:
+        devices = {n: t.device for n, t in named.items() if t is not None}
         if len(set(devices.values())) > 1:
             raise RuntimeError(
                 f"{self.name}: expected all tensors on one device, got "
                 + ", ".join(f"{name} on {device}" for name, device in devices.items())
             )
-        native = self.native()
-        if native is None:
-            return self._by_reference(values, self._problem or "it is not compiled while recording")
-        if _recording() and not _has_opaque():
-            return self._by_reference(values, "a captured step has its ops")
-        try:
-            results = _tuple(self.fake(*args, **kwargs))
-            tensors = {**values, **dict(zip(self.schema.results, results))}
-            self.fitting(tensors)
-        except Unfit as why:
-            return self._by_reference(values, str(why))
-        self._on_tape(native, tensors)
-        if not results:
-            return None
-        return results[0] if self.schema.single else results
-
-    def fitting(self, tensors: Mapping[str, Any]) -> Variant:
-        """The first variant whose contract holds, addresses aside. Raises Unfit."""
-        named = {t.name: tensors[t.name] for t in self.variants[0].contract.tensors}
         if self.capture == "pointwise":
             shapes = {n: tuple(t.shape) for n, t in named.items() if t is not None}
             if len(set(shapes.values())) > 1:
-                raise Unfit(f"its tensors have the shapes {shapes}, and it takes one")
+                return f"its tensors have the shapes {shapes}, and it takes one"
         refused = []
         for v in self.variants:
             try:
                 extents, strides = match(v.contract, named)
                 check_limits(v.contract, named, extents, strides)
-                return v
             except Unfit as why:
                 refused.append(f"{v.name}: {why}")
-        raise Unfit("; ".join(refused))
+                continue
+            passed = [
+                None if (t := named[n]) is None else (dtype_name(t), strides[n])
+                for n in self._tensors
+            ]
+            return Fit(extents, passed, next(iter(devices.values())).index or 0)
+        return "; ".join(refused)
 
-    def _on_tape(self, native: Any, tensors: Mapping[str, Any]) -> None:
+    def _on_tape(self, native: Any, named: list[Any], numbers: list[Any]) -> None:
         """The launch, as one op that reads and writes tensors: now, and in a captured step on the memory
         that they have there."""
-        contract = self.variants[0].contract
-        named = {t.name: tensors[t.name] for t in contract.tensors}
-        numbers = {n: v for n, v in tensors.items() if n not in named}
         if not _has_opaque():
             self._launch(native, named, numbers)
             return
         from vibetensor.graphs import foreign
 
-        given = [t for t in contract.tensors if named[t.name] is not None]
-        writes = [named[t.name] for t in given if t.access != "read"]
-        reads = [named[t.name] for t in given if t.access == "read"]
+        given = [(t, x) for t, x in zip(self.variants[0].contract.tensors, named) if x is not None]
+        writes = [x for t, x in given if t.access != "read"]
+        reads = [x for t, x in given if t.access == "read"]
         foreign(self._launch, native, named, numbers, writes=writes, reads=reads)
 
-    def _launch(self, native: Any, tensors: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
-        contract = self.variants[0].contract
-        extents, strides = match(contract, tensors)
-        places = [
-            None if (x := tensors[t.name]) is None
-            else (x.data_ptr(), dtype_name(x), strides[t.name])
-            for t in contract.tensors
-        ]  # fmt: skip
-        scalars = [numbers[s.name] for s in contract.scalars]
-        device = next(x.device.index or 0 for x in tensors.values() if x is not None)
-        variant, why = native.launch(extents, places, scalars, device)
-        if variant:
-            self._tell(tensors, f"CuTe {variant}")
-            return
+    def _launch(self, native: Any, named: Sequence[Any], numbers: Sequence[Any]) -> None:
+        fit = self.fit(named)
+        if not isinstance(fit, str):
+            places = [
+                None if x is None else (x.data_ptr(), *passed)
+                for x, passed in zip(named, fit.passed)
+            ]
+            variant, fit = native.launch(fit.extents, places, numbers, fit.device)
+            if variant:
+                if _logging():
+                    self._tell(dict(zip(self._tensors, named)), f"CuTe {variant}")
+                return
         # What only the addresses showed: the results are there already.
-        self._tell(tensors, f"the reference, {why}")
-        values = {a.name: tensors.get(a.name, numbers.get(a.name)) for a in self.schema.arguments}
-        for name, made in zip(self.schema.results, _tuple(self._refer(values))):
-            tensors[name].copy_(made)
+        values = {**dict(zip(self._tensors, named)), **dict(zip(self._numbers, numbers))}
+        self._tell(values, f"the reference, {fit}")
+        for at, made in zip(self._results, _tuple(self._refer(values))):
+            named[at].copy_(made)
 
     def _refer(self, values: Mapping[str, Any]) -> Any:
         positional = [values[a.name] for a in self.schema.arguments if not a.keyword_only]
@@ -200,7 +236,7 @@ class CuteOp:
 
     def _tell(self, tensors: Mapping[str, Any], what: str) -> None:
         """Each decision is told once."""
-        if os.environ.get("VT_KERNEL_LOG", "0") in ("", "0"):
+        if not _logging():
             return
         shapes = ", ".join(
             f"{n}={dtype_name(t)}{list(t.shape)}" for n, t in tensors.items() if hasattr(t, "shape")
@@ -286,6 +322,10 @@ def _has_opaque() -> bool:
     return hasattr(_C._ops, "_foreign")
 
 
+def _logging() -> bool:
+    return os.environ.get("VT_KERNEL_LOG", "0") not in ("", "0")
+
+
 def _recording() -> bool:
     from vibetensor import _C
 
@@ -308,16 +348,18 @@ def _like_first(op: CuteOp, *args: Any, **_: Any) -> Any:
     import vibetensor.torch as torch
 
     at, first = next((i, a) for i, a in enumerate(args) if isinstance(a, torch.Tensor))
-    name = op.schema.arguments[at].name
-    made = []
-    for result in op.schema.results:
-        dtype = first.dtype
-        for v in op.variants:
-            dtypes = {t.name: t.dtype for t in v.contract.tensors}
-            if dtypes[name] == dtype_name(first):
-                dtype = getattr(torch, dtypes[result])
-                break
-        made.append(torch.empty_like(first, dtype=dtype))
+    name, dtypes = op.schema.arguments[at].name, {}
+    for v in op.variants:
+        found = {t.name: t.dtype for t in v.contract.tensors}
+        if found[name] == dtype_name(first):
+            dtypes = found
+            break
+    made = [
+        torch.empty_like(first)
+        if dtypes.get(r, dtypes.get(name)) == dtypes.get(name)
+        else torch.empty_like(first, dtype=getattr(torch, dtypes[r]))
+        for r in op.schema.results
+    ]
     return made[0] if op.schema.single else tuple(made)
 
 
