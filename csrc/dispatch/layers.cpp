@@ -3,6 +3,7 @@
 #include <mutex>
 #include <vector>
 
+#include "core/nvtx.h"
 #include "dispatch/kernels.h"
 
 namespace vt {
@@ -24,6 +25,13 @@ struct ModeStack {
 };
 thread_local ModeStack modes;
 thread_local std::vector<OpId> running;  // overrides whose body is running on this thread
+thread_local int marked_op = -1;         // the op whose range has just begun on this thread
+
+void refresh_any_override() {
+  bool any = nvtx::ops_marked.load(std::memory_order_relaxed);
+  for (int i = 0; i < kNumOps; ++i) any |= static_cast<bool>(overrides()[i]);
+  any_override.store(any, std::memory_order_release);
+}
 
 void refresh_front_bit() {
   thread_state.front = static_cast<uint8_t>(modes.depth > 0 ? thread_state.front | kModes
@@ -40,9 +48,14 @@ KernelTable& kernels_for(DeviceType type) {
 void set_override(OpId id, Ref<Layer> layer) {
   const std::lock_guard lock(overrides_mutex);
   overrides()[static_cast<int>(id)] = std::move(layer);
-  bool any = false;
-  for (int i = 0; i < kNumOps; ++i) any |= static_cast<bool>(overrides()[i]);
-  any_override.store(any, std::memory_order_release);
+  refresh_any_override();
+}
+
+bool mark_ops(bool marked) {
+  const std::lock_guard lock(overrides_mutex);
+  const bool before = nvtx::ops_marked.exchange(marked);
+  refresh_any_override();
+  return before;
 }
 
 Ref<Layer> get_override(OpId id) {
@@ -66,6 +79,12 @@ Ref<Layer> pop_mode() {
 }
 
 bool call_layer(OpId id, std::span<const Value> args, Value& result) {
+  if (nvtx::ops_marked.load(std::memory_order_relaxed) && marked_op != static_cast<int>(id)) {
+    const nvtx::OpRange range(op_name(id));
+    const Scoped<int> marked(marked_op, static_cast<int>(id));
+    result = call_op(id, args);
+    return true;
+  }
   if (modes.depth > 0) {
     const Ref<Layer> layer = modes.layers[modes.depth - 1];
     struct Lower {

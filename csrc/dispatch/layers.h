@@ -18,6 +18,9 @@ class Layer : public RefCounted {
 /// Installs (or with null removes) the override of one op, process-wide.
 void set_override(OpId id, Ref<Layer> layer);
 Ref<Layer> get_override(OpId id);
+/// Makes every op of every thread a range of NVTX, with those it is made of inside, or no longer.
+/// Returns whether they were.
+bool mark_ops(bool marked);
 /// Pushes a mode on this thread's stack of modes.
 void push_mode(Ref<Layer> layer);
 Ref<Layer> pop_mode();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/nvtx.h"
 #include "dispatch/kernels.h"
 
 namespace vt::graphs {
@@ -13,6 +14,7 @@ constexpr size_t kUploadAlignment = 16;
 constexpr size_t kSmallCopy = size_t{256} << 10;
 
 void execute(const Instruction& instruction) {
+  const nvtx::OpRange range(op_name(instruction.id));
   execute_kernel(instruction.id, instruction.args, instruction.outputs);
 }
 

@@ -25,6 +25,7 @@ namespace vt::python {
 extern PyObject* out_of_memory_error;
 extern PyMethodDef* conversion_functions;
 void bind_graphs(nb::module_& m);
+void bind_nvtx(nb::module_& m);
 void bind_safetensors(nb::module_& m);
 void collect_ops_0(std::vector<PyMethodDef>& methods, std::vector<PyMethodDef>& functions);
 void collect_ops_1(std::vector<PyMethodDef>& methods, std::vector<PyMethodDef>& functions);
@@ -197,6 +198,7 @@ NB_MODULE(_C, m) {
       "The instruction set that CPU kernels were chosen for.");
   bind_safetensors(m);
   bind_graphs(m);
+  bind_nvtx(m);
 }
 
 }  // namespace vt::python

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vibetensor.torch.cuda import _backend
 from vibetensor.torch.cuda import memory as memory
+from vibetensor.torch.cuda import nvtx as nvtx
 from vibetensor.torch.cuda.mem_pool import MemPool as MemPool
 from vibetensor.torch.cuda.mem_pool import graph_pool_handle as graph_pool_handle
 from vibetensor.torch.cuda.mem_pool import use_mem_pool as use_mem_pool
