@@ -19,9 +19,10 @@ from vibetensor import _C
 from vibetensor.graphs import passes
 from vibetensor.graphs import verify as checks
 from vibetensor.graphs.course import Course, course
+from vibetensor.graphs.dry import DryCapture
 from vibetensor.graphs.lower import Lowered, lower
 from vibetensor.graphs.put_off import PutOff
-from vibetensor.graphs.record import Recording, record, shared_memory
+from vibetensor.graphs.record import Recording, record, recording_of, shared_memory
 from vibetensor.graphs.session import Rate, Session
 from vibetensor.graphs.structure import flatten as _flatten
 from vibetensor.graphs.structure import unflatten as _unflatten
@@ -379,6 +380,7 @@ class CapturedStep:
         put_off: PutOff | None = None,
     ) -> Recording:
         """Runs the function once, on what stands for its inputs, and records it."""
+        session.about_to_run(self._function)
         with session.watching():
             return record(
                 lambda: self._plain_call(leaves, staged, spec),
@@ -552,6 +554,7 @@ class CapturedStep:
     def _verified(self, variant: Variant, leaves: list[Any], spec: Any) -> Any:
         """Runs the function and the program from one state; both must leave the same."""
         self._enter(variant, leaves)
+        grads_before = [(leaf, leaf.grad) for leaf in self._leaves.values()]
         state = checks.state_tensors(variant.recording)
         snapshot = checks.Snapshot(list(state.values()), variant.tape)
         session = Session()
@@ -564,6 +567,7 @@ class CapturedStep:
                 + "\n  ".join(frozen[:10])
                 + "\nPass what changes as a tensor argument, or a learning rate by param_groups"
             )
+        self._check_scalars(variant, leaves, spec, grads_before)
         expected = [x.detach().clone() for x in _flatten(again.result)[0] if _is_tensor(x)]
         grads = [g.leaf for g in variant.gradients if g.end is not None]
         expected += [leaf.grad.clone() for leaf in grads]
@@ -585,6 +589,38 @@ class CapturedStep:
             raise checks.CaptureMismatch(f"a replay of {self._name} is not the function: {where}")
         variant.verified = True
         return result
+
+    def _check_scalars(
+        self, variant: Variant, leaves: list[Any], spec: Any, grads_before: list[tuple[Any, Any]]
+    ) -> None:
+        """Raises where numbers of the capture follow what a replay may find changed: the learning
+        rate, step counts, the seed. Records the function once more with others, without running."""
+        grads = [(leaf, leaf.grad) for leaf, _ in grads_before]
+        for leaf, grad in grads_before:
+            leaf.grad = grad
+        dry = DryCapture()
+        try:
+            with variant.session.otherwise():
+                dry.begin()
+                try:
+                    self._plain_call(leaves, variant.inputs, spec)
+                except Exception:
+                    return  # a schedule past its end, say: it does not take other numbers
+                finally:
+                    dry.abandon()
+        finally:
+            for leaf, grad in grads:
+                leaf.grad = grad
+        other = recording_of(dry.native, None)
+        rates = (variant.session.live_buffers(variant.recording), dry.session.live_buffers(other))
+        frozen = checks.frozen_numbers(variant.recording, other, *rates)
+        if frozen:
+            raise checks.CaptureMismatch(
+                f"{self._name} computes numbers from the learning rate, a step count or the seed, "
+                "and a replay would go on with those of the recording. With other ones:\n  "
+                + "\n  ".join(frozen[:10])
+                + "\nCompute them from tensors, or pass what changes as an argument"
+            )
 
     # --- looking at it
 

@@ -8,6 +8,7 @@ notice that it changed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import types
 import weakref
@@ -19,6 +20,7 @@ import numpy as np
 
 import vibetensor.torch as vt
 from vibetensor import _C
+from vibetensor.graphs.surroundings import Constants
 from vibetensor.torch import _recording
 from vibetensor.torch import session as settings
 from vibetensor.torch.nn.modules import hooks
@@ -84,9 +86,15 @@ class Session:
         self._steps: dict[int, int] = {}
         self._rates: dict[tuple[int, int], tuple[float, int]] = {}
         self._schedules = 0
+        self.schedulers: list[Any] = []
+        self._constants: Any = None
         self._restore: list[tuple[dict[str, Any], str, Any]] = []
         self._seen: set[int] = set()
         self.notes = _recording.Notes()
+
+    def about_to_run(self, function: Any) -> None:
+        """Notes the numbers that the function's names are bound to."""
+        self._constants = Constants(function)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -177,6 +185,8 @@ class Session:
                 "would pass the same one again. Step the schedule outside"
             )
         self._schedules += 1
+        if not any(known is scheduler for known in self.schedulers):
+            self.schedulers.append(scheduler)
         self.host.append(lambda: scheduler.step(*args))
 
     def freeze(self) -> None:
@@ -200,6 +210,9 @@ class Session:
         if self.optimizers:
             self._watch_hooks(optim._global_pre_hooks)
             self._watch_hooks(optim._global_post_hooks)
+        if self._constants is not None:
+            self._constants.watch(self.course)
+        self._constants = None
         self._reads.clear()
         self._options.clear()
 
@@ -284,9 +297,48 @@ class Session:
         for key, live in other._live.items():
             self._live[key].copy_(live)
 
+    @contextlib.contextmanager
+    def otherwise(self) -> Iterator[None]:
+        """Learning rates that a replay reads, step counts and what schedules count are others
+        meanwhile, and so is the seed of random numbers. What steps a schedule meanwhile takes that
+        back itself."""
+        undo: list[Callable[[], None]] = []
+
+        def put(target: Any, key: str, value: Any) -> None:
+            undo.append(functools.partial(target.__setitem__, key, target[key]))
+            target[key] = value
+
+        try:
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    rate = group.get("lr")
+                    if _reads_rate(optimizer, group) and not isinstance(rate, vt.Tensor):
+                        put(group, "lr", _another(float(rate)))
+                for values in optimizer.state.values():
+                    counts = [k for k, v in dict(values).items() if k == "step" and type(v) is int]
+                    for key in counts:
+                        put(values, key, values[key] + 1)
+            for scheduler in self.schedulers:
+                fields = vars(scheduler)
+                for key in ("last_epoch", "_step_count"):
+                    if type(fields.get(key)) is int:
+                        put(fields, key, fields[key] + 1)
+                if isinstance(last := fields.get("_last_lr"), list):
+                    put(fields, "_last_lr", [_another(x) if type(x) is float else x for x in last])
+            vt.manual_seed(vt.initial_seed() + 1)
+            yield
+        finally:
+            for act in reversed(undo):
+                act()
+
     def live_buffers(self, recording: Any) -> list[Any]:
         """Where the rates lie."""
         return [recording.buffer_of(live) for live in self._live.values()]
+
+
+def _another(rate: float) -> float:
+    """A learning rate near by."""
+    return rate * 0.75 if rate else 1e-3
 
 
 def _reads_rate(optimizer: Any, group: dict[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """The names that a function finds outside of itself: globals, closures, attributes of its object.
 
-A recording has what they were bound to. A `Watch` on them tells whether they still are.
+A recording has what they were bound to. A `Watch` on them tells whether they still are: of
+`torch.compile` on all of them, of `capture` on those bound to numbers and other `Constants`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import vibetensor.torch as vt
 from vibetensor import _C
 
 _NOTHING: frozenset[Any] = frozenset()
+_PLAIN = (bool, int, float, str, bytes, type(None))
 _LIBRARY = vt.__name__.partition(".")[0]
 
 
@@ -21,6 +23,43 @@ def surroundings(function: Any) -> Any:
     watch = _C.graphs.Watch()
     _Visit(watch).value(function)
     return watch
+
+
+class Constants:
+    """Plain values (numbers, strings, None) that a function's names are bound to, as they are now."""
+
+    def __init__(self, function: Any) -> None:
+        self._items: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._cells: list[tuple[Any, Any]] = []
+        _Visit(self).value(function)
+
+    def add_items(self, owner: dict[str, Any], found: dict[str, Any], *_: Any) -> None:
+        """What a `Watch` is told too."""
+        plain = {name: value for name, value in found.items() if type(value) in _PLAIN}
+        if plain:
+            self._items.append((owner, plain))
+
+    def add_attribute(self, cell: Any, _: str, contents: Any) -> None:
+        """Of a closure."""
+        if type(contents) in _PLAIN:
+            self._cells.append((cell, contents))
+
+    def watch(self, watch: Any) -> None:
+        """Adds those that are still the same: others the function sets itself."""
+        for owner, found in self._items:
+            same = {name: v for name, v in found.items() if _same(owner.get(name, found), v)}
+            watch.add_items(owner, same, _NOTHING, False)
+        for cell, contents in self._cells:
+            try:
+                same = _same(cell.cell_contents, contents)
+            except ValueError:  # unbound by now
+                continue
+            if same:
+                watch.add_attribute(cell, "cell_contents", contents)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and (a == b or (a != a and b != b))
 
 
 class _Visit:

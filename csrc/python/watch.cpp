@@ -256,7 +256,7 @@ void bind_watch(nb::module_& root, nb::module_& graphs) {
           "add_attribute",
           [](Watch& self, const nb::object& object, const nb::str& name, const nb::object& value,
              bool counted) { self.add_attribute(object.ptr(), name.ptr(), value.ptr(), counted); },
-          nb::arg("object"), nb::arg("name"), nb::arg("value"), nb::arg("counted") = false,
+          nb::arg("object"), nb::arg("name"), nb::arg("value").none(), nb::arg("counted") = false,
           "An attribute's value. ABSENT stands for one that is not there.")
       .def("holds", &Watch::holds, "Whether everything is as it was.");
 }

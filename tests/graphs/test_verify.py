@@ -122,3 +122,97 @@ def test_recordings_of_one_function_are_equal() -> None:
     third = record(lambda: training.step(*batch(0))).tape
     assert first.diff(second)  # the first one makes the moments
     assert second.diff(third) == []
+
+
+class Rates:
+    """A step whose numbers come from `number(self)`, which Python computes."""
+
+    def __init__(self, number: Any) -> None:
+        self.weight = vt.ones(3, requires_grad=True)
+        self.optimizer = vt.optim.SGD([self.weight], lr=0.1)
+        self.schedule = vt.optim.lr_scheduler.StepLR(self.optimizer, 100)
+        self.number = number
+
+    def step(self, x: Any) -> Any:
+        loss = (self.weight * x).sum() * self.number(self)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        return loss
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda own: own.optimizer.param_groups[0]["lr"] * 3,
+        lambda own: own.schedule.get_last_lr()[0] + 1,
+        lambda own: 2.0 if own.schedule.last_epoch >= 0 and own.schedule.last_epoch < 2 else 3.0,
+        lambda own: 1.5 + vt.initial_seed() % 7,
+    ],
+    ids=["rate", "last rate", "epoch", "seed"],
+)
+def test_numbers_that_follow_rates_steps_and_seeds_are_named(number: Any) -> None:
+    """They are the same in two runs of the function, and frozen nevertheless."""
+    own, x = Rates(number), vt.ones(3)
+    step = capture(own.step, verify=True)
+    with pytest.raises(
+        CaptureMismatch, match=r"(?s)(the learning rate, a step|a replay would).*mul.*was"
+    ):
+        for _ in range(4):
+            step(x)
+
+
+def test_the_check_leaves_rates_steps_and_seeds_alone() -> None:
+    own, plain, x = Rates(lambda own: 2.0), Rates(lambda own: 2.0), vt.ones(3)
+    step = capture(own.step, verify=True)
+    vt.manual_seed(5)
+    for _ in range(5):
+        np.testing.assert_array_equal(step(x).numpy(), plain.step(x).detach().numpy())
+        assert own.schedule.state_dict() == plain.schedule.state_dict()
+        assert own.optimizer.param_groups[0]["lr"] == plain.optimizer.param_groups[0]["lr"]
+        np.testing.assert_array_equal(own.weight.grad.numpy(), plain.weight.grad.numpy())
+    assert vt.initial_seed() == 5 and step.variants[0].verified
+
+
+FACTOR = 2.0
+
+
+def test_numbers_outside_of_the_function_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    offset, nothing = 1.0, None
+
+    def shifted(x: Any) -> Any:
+        return x * FACTOR + offset if nothing is None else x
+
+    class Trainer:
+        scale = 1
+        power = 3
+
+        def __init__(self) -> None:
+            self.scale, self.calls = 2, 0
+
+        @capture
+        def step(self, x: Any) -> Any:
+            self.calls += 1  # its own: an effect of Python's
+            return shifted(x) * self.scale
+
+    trainer, x = Trainer(), vt.ones(2)
+
+    def expect(value: float, variants: int) -> None:
+        for _ in range(3):
+            assert trainer.step(x).tolist() == [value] * 2
+        assert len(trainer.step.variants) == variants
+
+    expect(6, 1)
+    assert trainer.calls == 1
+    monkeypatch.setitem(globals(), "FACTOR", 3.0)
+    expect(8, 2)
+    offset = 0.0
+    expect(6, 3)
+    trainer.scale = 1
+    expect(3, 4)
+    nothing = 0
+    expect(1, 5)
+    nothing, offset, trainer.scale = None, 1.0, 2
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    expect(6, 5)  # the first one
