@@ -29,7 +29,7 @@ def run(tape: Tape) -> Tape:
     given = [at for at in _casts(tape) if tape.ops[at].args[0].buffer.role == "state"]
     tape = _grouped(tape, given, Uses(tape).can_run_at)
     tape = _grouped(tape, _casts(tape)[::-1], Uses(tape).can_wait)
-    return _grouped(tape, _casts(tape), Uses(tape).can_run_at)
+    return _grouped(tape, _casts(tape), Uses(tape).can_run_at, tells=True)
 
 
 def _read_narrow(tape: Tape) -> Tape:
@@ -41,9 +41,15 @@ def _read_narrow(tape: Tape) -> Tape:
         if reader is None or ops[reader].name != "add_" or source.dtype.itemsize > 2:
             continue
         target, added, alpha = ops[reader].args
-        if added != wide or target.dtype != wide.dtype or source.sizes != wide.sizes:
-            continue
-        if source.buffer is target.buffer or uses.written_between(source.buffer, at, reader):
+        why_not = ""
+        if added != wide or source.sizes != wide.sizes:
+            why_not = "only a part is added"
+        elif target.dtype != wide.dtype:
+            why_not = "the sum is of another dtype"
+        elif source.buffer is target.buffer or uses.written_between(source.buffer, at, reader):
+            why_not = "its source changes before"
+        if why_not:
+            edits.refused(f"_to_dtype before add_ stays: {why_not}", ops[at])
             continue
         made = make_op("add_", (target, source), [target], ops[reader], alpha=alpha)
         edits.replace(reader, made, {at})
@@ -51,9 +57,13 @@ def _read_narrow(tape: Tape) -> Tape:
     return edits.applied()
 
 
-def _grouped(tape: Tape, casts: list[int], may: Callable[[int, int], bool]) -> Tape:
-    """Joins casts with the first of the list where each of them may run there."""
+def _grouped(
+    tape: Tape, casts: list[int], may: Callable[[int, int], bool], *, tells: bool = False
+) -> Tape:
+    """Joins casts with the first of the list where each of them may run there. tells: notes those
+    that stay by themselves."""
     ops, edits = tape.ops, Edits(tape, "joined_casts")
+    several = len(casts) > 1 or any(op.name == "_convert_all_" for op in ops)
     while casts:
         place, rest = casts[0], []
         group = [place]
@@ -74,6 +84,9 @@ def _grouped(tape: Tape, casts: list[int], may: Callable[[int, int], bool]) -> T
             made = make_op("_convert_all_", (targets, sources), targets, ops[place])
             edits.replace(place, made, set(group) - {place})
             edits.made(f"{len(group)} casts as one op", ops[place])
+        elif tells and several:
+            text = "_to_dtype stays by itself: other casts cannot run where it does"
+            edits.refused(text, ops[place])
     return edits.applied()
 
 

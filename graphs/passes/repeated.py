@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from vibetensor.graphs.rewrite import with_buffers
-from vibetensor.graphs.tape import Buffer, Op, Tape, View
+from vibetensor.graphs.tape import Buffer, Decision, Op, Tape, View
 
 BITWISE = True
 
@@ -26,24 +26,56 @@ def run(tape: Tape) -> Tape:
     known: dict[Any, Op] = {}
     instead: dict[Buffer, Buffer] = {}
     kept: list[Op] = []
+    decisions: list[Decision] = []
+    earlier: dict[Any, tuple[Op, Any]] = {}  # by calls without the versions of what they read
     for op in tape.ops:
         op = with_buffers(op, instead)
         if op.is_view:
             kept.append(op)
             continue
-        if _pure(op, writes):
-            key = _key(op, version)
-            first = known.get(key) if key is not None else None
+        key = _key(op, version)
+        pure = _pure(op, writes)
+        if pure:
+            first = known.get(key)
             if first is not None and _same_geometry(first, op):
                 for old, new in zip(op.writes(), first.writes()):
                     instead[old.buffer] = new.buffer
+                text = f"{op.name} once more on the same values is the first one's result"
+                decisions.append(Decision("repeated", True, text, op))
                 continue
-            if key is not None:
-                known[key] = op
+            known[key] = op
+        if not _in_place(op):
+            call = _key(op, {})
+            if call in earlier:
+                why_not = _why_not(op, key, *earlier[call], writes)
+                text = f"{op.name} once more on the same tensors stays: {why_not}"
+                decisions.append(Decision("repeated", False, text, op))
+            earlier[call] = (op, key)
         for view in op.writes():
             version[view.buffer] = version.get(view.buffer, 0) + 1
         kept.append(op)
-    return tape.replaced(kept)
+    return tape.replaced(kept, decisions)
+
+
+def _in_place(op: Op) -> bool:
+    """Whether it changes what it reads: again is not the same."""
+    read = {view.buffer for view in op.reads()}
+    return not op.outputs or any(view.buffer in read for view in op.writes())
+
+
+def _why_not(op: Op, key: Any, first: Op, first_key: Any, writes: dict[Buffer, int]) -> str:
+    """Why an op is not left out that is called as an earlier one was."""
+    if op.is_random:
+        return "it draws random numbers"
+    if key != first_key:
+        return "what it reads has changed in between"
+    for one in (first, op):
+        for view in one.writes():
+            if view.buffer.role != "scratch":
+                return "a result lives on after the step"
+            if writes[view.buffer] != 1:
+                return "a result is changed afterwards"
+    return "the results lie differently in memory"
 
 
 def _pure(op: Op, writes: dict[Buffer, int]) -> bool:
