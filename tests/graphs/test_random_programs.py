@@ -3,6 +3,7 @@ several dtypes, random numbers, backward, state that lives between steps."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import vibetensor.torch as vt
 from vibetensor.graphs import capture
 from vibetensor.graphs.passes import chains, recompute
 
-PROGRAMS = 600
+TIMES = int(os.environ.get("VT_TEST_PROGRAMS", "1"))  # as many programs
+PROGRAMS = 600 * TIMES
 STEPS = 5  # the first ones record, the later ones replay
 
 UNARY = ["tanh", "sigmoid", "exp", "neg", "abs", "relu", "square", "sin"]
