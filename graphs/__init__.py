@@ -6,6 +6,7 @@ developers.
 
 from vibetensor.graphs.callables import make_graphed_callables
 from vibetensor.graphs.capture import CapturedStep, CaptureError, capture
+from vibetensor.graphs.foreign import foreign, foreign_op
 from vibetensor.graphs.graph import Graph, graph, graph_pool_handle
 from vibetensor.graphs.record import Recording, record
 from vibetensor.graphs.tape import Buffer, Op, Tape, View
@@ -22,6 +23,8 @@ __all__ = [
     "Tape",
     "View",
     "capture",
+    "foreign",
+    "foreign_op",
     "graph",
     "graph_pool_handle",
     "make_graphed_callables",

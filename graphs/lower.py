@@ -8,6 +8,7 @@ from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor import _C
+from vibetensor.graphs.foreign import NAME as FOREIGN
 from vibetensor.graphs.plan import Plan, plan
 from vibetensor.graphs.record import Recording
 from vibetensor.graphs.tape import Buffer, Op, Tape, View
@@ -20,7 +21,8 @@ class Lowered:
     memory: a tensor on the storage of each buffer outside the arena (state and outputs). plans: the
     arena's layout by device. outputs: of each op of the program. device: the one whose graph the
     program's ops are in; None if they run one by one. fetched: for each input the number of the copy
-    into it that a run makes by itself, or -1. sent: the same for results, by buffer.
+    into it that a run makes by itself, or -1. sent: the same for results, by buffer. foreign: the
+    functions that its foreign ops call.
     """
 
     program: Any
@@ -30,6 +32,7 @@ class Lowered:
     plans: dict[str, Plan]
     fetched: list[int]
     sent: dict[Buffer, int]
+    foreign: list[Any]
 
 
 def lower(
@@ -111,7 +114,8 @@ def lower(
     sent = {b: program.copy_out(memory[b]) for b in results if b.device == own and b.nbytes}
     if pool is not None:
         _hand_over(program, pool, tape)
-    return Lowered(program, accelerator, outputs, memory, plans, fetched, sent)
+    foreign = [op.args[2] for op in tape.ops if op.name == FOREIGN]
+    return Lowered(program, accelerator, outputs, memory, plans, fetched, sent, foreign)
 
 
 def _hand_over(program: Any, pool: Any, tape: Tape) -> None:

@@ -112,6 +112,7 @@ def recording_of(native: Any, result: Any, *, collect: bool = True) -> Recording
         buffers[storage].fixed &= is_number
         first_slot.setdefault(storage, number)
     ops = [_op(call, views, sources) for call in native.calls()]
+    native.loosen_foreign()  # the ops hold their functions from now on
     draws = [(str(device), count) for device, count in native.draws()]
     return Recording(Tape(ops, buffers, draws), native, result, native.leaves(), first_slot)
 

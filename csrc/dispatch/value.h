@@ -6,6 +6,7 @@
 #include <variant>
 #include <vector>
 
+#include "core/foreign.h"
 #include "core/generator.h"
 #include "core/tensor.h"
 
@@ -14,7 +15,7 @@ namespace vt {
 using Value =
     std::variant<std::monostate, bool, int64_t, double, Scalar, Tensor, std::vector<Tensor>,
                  std::vector<int64_t>, std::vector<double>, std::vector<Scalar>, std::string, DType,
-                 Device, MemoryFormat, Generator, PhiloxArgs>;
+                 Device, MemoryFormat, Generator, PhiloxArgs, Ref<ForeignFunction>>;
 
 // box: from the C++ form that an op's schema type has.
 inline Value box(const Tensor& v) { return v.defined() ? Value(v) : Value(); }
@@ -33,6 +34,7 @@ inline Value box(Device v) { return v; }
 inline Value box(MemoryFormat v) { return v; }
 inline Value box(const Generator& v) { return v ? Value(v) : Value(); }
 inline Value box(const PhiloxArgs& v) { return v; }
+inline Value box(const Ref<ForeignFunction>& v) { return v; }
 template <class T>
 Value box(const std::optional<T>& v) {
   return v ? box(*v) : Value();

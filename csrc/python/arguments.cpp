@@ -6,6 +6,7 @@
 
 #include "autograd/front.h"
 #include "core/device_backend.h"
+#include "python/foreign.h"
 #include "vt/ops.h"
 
 namespace vt::python {
@@ -89,6 +90,8 @@ bool accepts(const ArgSpec& spec, PyObject* object) {
       return is_device(object) || PyUnicode_Check(object) || is_int_like(object);
     case ArgKind::Generator:
       return PyType_IsSubtype(Py_TYPE(object), generator_type);
+    case ArgKind::Foreign:
+      return PyCallable_Check(object) != 0;
     case ArgKind::Str:
       return PyUnicode_Check(object);
     case ArgKind::MemoryFormat:
@@ -128,6 +131,8 @@ const char* kind_name(const ArgSpec& spec) {
       return "torch.device";
     case ArgKind::Generator:
       return "Generator";
+    case ArgKind::Foreign:
+      return "callable";
     case ArgKind::Str:
       return "str";
     case ArgKind::MemoryFormat:
@@ -485,6 +490,8 @@ PyObject* value_to_python(const Value& value) {
           return wrap_memory_format(v);
         else if constexpr (std::is_same_v<T, Generator>)
           return wrap_generator(v);
+        else if constexpr (std::is_same_v<T, Ref<ForeignFunction>>)
+          return foreign_callable(*v);
         else if constexpr (std::is_same_v<T, PhiloxArgs>) {
           return checked(Py_BuildValue("(KK)", static_cast<unsigned long long>(v.seed),
                                        static_cast<unsigned long long>(v.offset)));

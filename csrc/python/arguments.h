@@ -30,6 +30,7 @@ enum class ArgKind : uint8_t {
   DType,
   Device,
   Generator,
+  Foreign,
   Str,
   MemoryFormat,
   Any,
@@ -117,6 +118,9 @@ Device device_arg(PyObject* object);
 /// As device_arg, but "cuda" keeps index -1: the current device at the time of use.
 Device unresolved_device_arg(PyObject* object);
 Generator generator_arg(PyObject* object);
+/// A Python callable, which is called with a tuple of the tensors it may change and one of those it
+/// reads.
+Ref<ForeignFunction> foreign_arg(PyObject* object);
 std::string_view str_arg(PyObject* object);
 MemoryFormat memory_format_arg(PyObject* object);
 bool is_number(PyObject* object);

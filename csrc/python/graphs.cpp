@@ -16,6 +16,7 @@
 #include "graphs/program.h"
 #include "graphs/tape.h"
 #include "python/arguments.h"
+#include "python/foreign.h"
 #include "python/graphs.h"
 #include "python/tensor_type.h"
 #include "vt/ops.h"
@@ -261,6 +262,17 @@ void bind_graphs(nb::module_& m) {
       .def(
           "hand_over", [](PyTape& self) { self.tape->hand_over(); },
           "A program is about to run what has been put off.")
+      .def(
+          "loosen_foreign",
+          [](PyTape& self) {
+            for (const Ref<Call>& call : self.tape->calls()) {
+              for (const Value& value : call->args) {
+                if (const auto* function = std::get_if<Ref<ForeignFunction>>(&value))
+                  loosen_foreign(**function);
+              }
+            }
+          },
+          "Leaves it to the caller to keep the callables of foreign ops alive.")
       .def("forget_gradients_before", [](PyTape& self) { self.tape->forget_gradients_before(); })
       .def_prop_ro("failure", [](const PyTape& self) { return self.tape->failure(); })
       .def("find_escapes", [](PyTape& self) { self.tape->find_escapes(); })

@@ -108,6 +108,8 @@ const bool installed = [] {
 #define KERNEL(name) OnCpu<&KernelTable::name>::install(kernels);
 #include "kernels.inc"
 #undef KERNEL
+  // The program's own functions are to see tensors of the device.
+  kernels._foreign = kernels_for(DeviceType::CPU)._foreign;
   install_lowering();
   return true;
 }();

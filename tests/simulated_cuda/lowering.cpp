@@ -10,6 +10,7 @@
 #include <map>
 #include <mutex>
 
+#include "dispatch/thread_state.h"
 #include "graphs/lowering.h"
 
 namespace vt::simulated {
@@ -52,11 +53,69 @@ void for_each_tensor(Instruction& call, const F& f) {
 
 std::atomic<int> refused{-1};  // the call that is not taken over
 
+/// Keeps the ops that run on a stream which is captured: what they do is done in each run.
+class StreamCapture final : public Consumer {
+ public:
+  explicit StreamCapture(std::vector<Instruction>& calls) : calls_(calls) {
+    thread_state.consumer = this;
+  }
+  ~StreamCapture() override { thread_state.consumer = nullptr; }
+  void on_op(const OpCall& call, FunctionRef<void()> execute) override {
+    if (!call.outputs.empty() && call.outputs[0].device().is_cpu()) {
+      for (const Value& value : call.args) {
+        const auto* tensor = std::get_if<Tensor>(&value);
+        if (tensor && tensor->defined()) on_host_read(*tensor, op_name(call.id).data());
+      }
+      execute();
+      return;
+    }
+    for (const Value& value : call.args)
+      check(!std::holds_alternative<PhiloxArgs>(value), "a random op on a captured stream");
+    calls_.push_back({call.id,
+                      {call.args.begin(), call.args.end()},
+                      {call.outputs.begin(), call.outputs.end()},
+                      -1,
+                      0,
+                      {}});
+  }
+  void on_host_read(const Tensor& tensor, const char* what) override {
+    check(tensor.device().is_cpu(), "operation not permitted when stream is capturing: ", what);
+  }
+
+ private:
+  std::vector<Instruction>& calls_;
+};
+
+/// The calls, with what the program's own functions put on the stream in the place of these: they
+/// run once, as the graph is made.
+std::vector<Instruction> captured(std::vector<Instruction> calls) {
+  std::vector<Instruction> all;
+  for (size_t i = 0; i < calls.size(); ++i) {
+    if (calls[i].id != OpId::_foreign) {
+      all.push_back(std::move(calls[i]));
+      continue;
+    }
+    const size_t before = all.size();
+    try {
+      const StreamCapture capture(all);
+      execute_kernel(calls[i].id, calls[i].args, calls[i].outputs);
+    } catch (const Error& error) {
+      all.resize(before);
+      throw graphs::CallError(error.kind(),
+                              str("op ", i + 1, " of ", calls.size(), ", ", op_name(calls[i].id),
+                                  ", cannot be part of a graph: ", error.message()),
+                              i);
+    }
+  }
+  return all;
+}
+
 class Graph final : public DeviceProgram {
  public:
   Graph(std::vector<Instruction> calls, std::vector<graphs::Transfer> transfers,
         Ref<Storage> control, Ref<Pool> pool)
-      : calls_(std::move(calls)),
+      : given_(calls.size()),
+        calls_(captured(std::move(calls))),
         transfers_(std::move(transfers)),
         control_(std::move(control)),
         pool_(std::move(pool)) {
@@ -106,7 +165,7 @@ class Graph final : public DeviceProgram {
     transfer(false);
   }
   void extend() override {}
-  std::vector<size_t> nodes() const override { return std::vector<size_t>(calls_.size(), 1); }
+  std::vector<size_t> nodes() const override { return std::vector<size_t>(given_, 1); }
   std::map<std::string, size_t> node_kinds() const override { return {{"kernel", calls_.size()}}; }
   void dump(const std::string&) const override { fail("the simulated device has no DOT files"); }
 
@@ -120,6 +179,7 @@ class Graph final : public DeviceProgram {
     }
   }
 
+  size_t given_;  // calls of the program
   std::vector<Instruction> calls_;
   std::vector<graphs::Transfer> transfers_;
   Ref<Storage> control_;

@@ -36,7 +36,7 @@ def op_ids_h(ops: list[Op]) -> str:
 def ops_h(ops: list[Op]) -> str:
     out = [
         BANNER,
-        '#pragma once\n\n#include <tuple>\n\n#include "core/generator.h"\n#include "core/tensor.h"\n\n',
+        '#pragma once\n\n#include <tuple>\n\n#include "core/foreign.h"\n#include "core/generator.h"\n#include "core/tensor.h"\n\n',
         "namespace vt::ops {\n\n",
     ]
     for op in ops:
@@ -67,7 +67,7 @@ def kernel_params(op: Op) -> list[str]:
 def kernel_table_h(ops: list[Op]) -> str:
     out = [
         BANNER,
-        '#pragma once\n\n#include "core/generator.h"\n#include "core/tensor_iterator.h"\n\nnamespace vt {\n\n',
+        '#pragma once\n\n#include "core/foreign.h"\n#include "core/generator.h"\n#include "core/tensor_iterator.h"\n\nnamespace vt {\n\n',
         "/// One typed function pointer an op; null where a backend has no kernel.\nstruct KernelTable {\n",
     ]
     for op in ops:
@@ -80,7 +80,7 @@ def kernel_table_h(ops: list[Op]) -> str:
 def meta_decls_h(ops: list[Op]) -> str:
     out = [
         BANNER,
-        '#pragma once\n\n#include <tuple>\n\n#include "core/generator.h"\n#include "core/tensor.h"\n\n',
+        '#pragma once\n\n#include <tuple>\n\n#include "core/foreign.h"\n#include "core/generator.h"\n#include "core/tensor.h"\n\n',
     ]
     spaces: dict[str, list[str]] = {"meta": [], "views": [], "composite": []}
     for op in ops:

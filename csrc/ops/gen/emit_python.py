@@ -36,6 +36,7 @@ KINDS = {
     "device": "Device",
     "device?": "Device",
     "Generator?": "Generator",
+    "foreign": "Foreign",
     "str": "Str",
     "str?": "Str",
     "memory_format?": "MemoryFormat",
@@ -219,6 +220,7 @@ READERS = {
     "DType": ("DType", "dtype_arg({s})"),
     "Device": ("Device", "device_arg({s})"),
     "Generator": ("Generator", "generator_arg({s})"),
+    "Foreign": ("Ref<ForeignFunction>", "foreign_arg({s})"),
     "Str": ("std::string_view", "str_arg({s})"),
     "MemoryFormat": ("MemoryFormat", "memory_format_arg({s})"),
 }

@@ -65,6 +65,7 @@ TYPES = {
     "dtype": "_dtype",
     "device": "_device",
     "Generator": "_generator",
+    "foreign": "Any",
     "str": "builtins.str",
     "memory_format": "_memory_format",
 }

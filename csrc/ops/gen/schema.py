@@ -33,6 +33,11 @@ CPP_TYPES = {
     "device": ("Device", "Device", "Device"),
     "device?": ("std::optional<Device>", "std::optional<Device>", "std::optional<Device>"),
     "Generator?": ("const Generator&", "Generator", "Generator"),
+    "foreign": (
+        "const Ref<ForeignFunction>&",
+        "Ref<ForeignFunction>",
+        "Ref<ForeignFunction>",
+    ),
     "str": ("std::string_view", "std::string_view", "std::string"),
     "str?": (
         "std::optional<std::string_view>",
