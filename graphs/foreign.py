@@ -79,7 +79,9 @@ def foreign(
         for leaf in leaves
     ]
     recorded = _C.graphs.recording() is not None
-    _C._ops._foreign(list(changed), list(read), ForeignCall(function, places, spec, recorded))
+    # As replays have them: tensors without history.
+    tensors = [[t.detach() if t.requires_grad else t for t in part] for part in (changed, read)]
+    _C._ops._foreign(*tensors, ForeignCall(function, places, spec, recorded))
 
 
 def foreign_op(

@@ -7,7 +7,9 @@ import contextlib
 import gc
 import json
 import os
+import re
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,6 +84,7 @@ def test_gradients_need_a_function() -> None:
         foreign(Scale(), x, out, writes=[out])
     with vt.no_grad():
         foreign(Scale(), x, out, writes=[out])
+        foreign(lambda x, out: out.numpy(), x, out, writes=[out])  # gets tensors without history
     saved = out * 1
     y = (saved * draw(2, seed=1).requires_grad_()).sum()
     foreign(Scale(), x.detach(), saved, writes=[saved])
@@ -435,3 +438,16 @@ def test_captures_with_functions_that_refer_back_are_collected() -> None:
     del owner
     gc.collect()
     assert gone() is None
+
+
+@on_the_cpu
+def test_the_guide_is_true() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "capture.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    space: dict[str, Any] = {}
+    exec(next(block for block in blocks if "foreign_op" in block), space)
+    x, out = draw(8), vt.empty(8)
+    np.testing.assert_array_equal(space["step"](x).numpy(), x.numpy() * np.float32(0.5) + 1)
+    assert space["step"].variants[0].replays >= 3
+    space["shift"](x, out)
+    np.testing.assert_array_equal(out.numpy(), x.numpy() + np.float32(1))

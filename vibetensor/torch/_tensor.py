@@ -297,10 +297,13 @@ def _cuda_array_interface(self: Tensor) -> dict[str, Any]:
     }
 
 
-def _current_stream_number(index: int) -> int:
+def _current_stream_number(index: int) -> int | None:
+    """None, which asks for no ordering, on a stream that is captured: readers may wait for it."""
     from vibetensor.torch.cuda import _backend
 
-    return _backend.required().current_stream(index) or 1  # 1: the default stream
+    native = _backend.required()
+    handle = native.current_stream(index)
+    return None if native.stream_is_captured(index, handle) else handle or 1  # 1: the default stream
 
 
 _C.Tensor.__cuda_array_interface__ = property(_cuda_array_interface)
