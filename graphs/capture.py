@@ -216,7 +216,8 @@ class CapturedStep:
             self._warned = True
             warnings.warn(
                 f"{self._name} has been captured {self._max_variants} times, for as many different "
-                f"shapes, options or places of its tensors; further ones run eagerly (max_variants)",
+                "shapes, options, numbers outside of it or places of its tensors; further ones run "
+                "eagerly (max_variants)",
                 stacklevel=3,
             )
         return self._plain_call(leaves, _stage(leaves), spec)

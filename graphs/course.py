@@ -67,6 +67,7 @@ def course(
     for key, value in kwargs.items():
         facts.update(_argument(f"argument {key}", value, seen))
     facts.update(_modes())
+    facts.update((f"the name {name}", _constant(x)) for name, x in session.constants.items())
     if session.modules:
         facts["training"] = _training(session.modules)
     for index, optimizer in enumerate(session.optimizers):
@@ -112,9 +113,12 @@ def _argument(name: str, value: Any, seen: dict[int, str]) -> Iterator[tuple[str
     elif hasattr(value, "__array_interface__"):
         yield name, Fact(f"array {shape_text(value.dtype, value.shape)}")
     else:
-        text = repr(value)
-        short = text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 1] + "…"
-        yield name, Fact(short, text)
+        yield name, _constant(value)
+
+
+def _constant(value: Any) -> Fact:
+    text = repr(value)
+    return Fact(text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 1] + "…", text)
 
 
 def shape_text(dtype: Any, shape: Any) -> str:

@@ -87,6 +87,7 @@ class Session:
         self._rates: dict[tuple[int, int], tuple[float, int]] = {}
         self._schedules = 0
         self.schedulers: list[Any] = []
+        self.constants: dict[str, Any] = {}  # by name, what the function found outside of itself
         self._constants: Any = None
         self._restore: list[tuple[dict[str, Any], str, Any]] = []
         self._seen: set[int] = set()
@@ -211,7 +212,7 @@ class Session:
             self._watch_hooks(optim._global_pre_hooks)
             self._watch_hooks(optim._global_post_hooks)
         if self._constants is not None:
-            self._constants.watch(self.course)
+            self.constants = self._constants.watch(self.course)
         self._constants = None
         self._reads.clear()
         self._options.clear()

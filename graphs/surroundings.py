@@ -30,7 +30,7 @@ class Constants:
 
     def __init__(self, function: Any) -> None:
         self._items: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._cells: list[tuple[Any, Any]] = []
+        self._cells: list[tuple[str, Any, Any]] = []
         _Visit(self).value(function)
 
     def add_items(self, owner: dict[str, Any], found: dict[str, Any], *_: Any) -> None:
@@ -39,23 +39,27 @@ class Constants:
         if plain:
             self._items.append((owner, plain))
 
-    def add_attribute(self, cell: Any, _: str, contents: Any) -> None:
+    def add_cell(self, name: str, cell: Any, contents: Any) -> None:
         """Of a closure."""
         if type(contents) in _PLAIN:
-            self._cells.append((cell, contents))
+            self._cells.append((name, cell, contents))
 
-    def watch(self, watch: Any) -> None:
-        """Adds those that are still the same: others the function sets itself."""
+    def watch(self, watch: Any) -> dict[str, Any]:
+        """Adds those that are still the same: others the function sets itself. Returns them by name."""
+        watched: dict[str, Any] = {}
         for owner, found in self._items:
             same = {name: v for name, v in found.items() if _same(owner.get(name, found), v)}
             watch.add_items(owner, same, _NOTHING, False)
-        for cell, contents in self._cells:
+            watched.update(same)
+        for name, cell, contents in self._cells:
             try:
                 same = _same(cell.cell_contents, contents)
             except ValueError:  # unbound by now
                 continue
             if same:
                 watch.add_attribute(cell, "cell_contents", contents)
+                watched[name] = contents
+        return watched
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -86,12 +90,15 @@ class _Visit:
         names = set(_names(function.__code__))
         found = {name: function.__globals__[name] for name in names & function.__globals__.keys()}
         self._watch.add_items(function.__globals__, found, _NOTHING, False)
-        for cell in function.__closure__ or ():
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
             try:
                 contents = cell.cell_contents
             except ValueError:  # not bound yet
                 continue
-            self._watch.add_attribute(cell, "cell_contents", contents)
+            if isinstance(self._watch, Constants):
+                self._watch.add_cell(name, cell, contents)
+            else:
+                self._watch.add_attribute(cell, "cell_contents", contents)
             self.value(contents)
         for value in found.values():
             self.value(value)

@@ -209,6 +209,8 @@ def test_numbers_outside_of_the_function_are_watched(monkeypatch: pytest.MonkeyP
     expect(8, 2)
     offset = 0.0
     expect(6, 3)
+    assert "captured again: the name FACTOR was 2.0, is 3.0" in trainer.step.report()
+    assert "captured again: the name offset was 1.0, is 0.0" in trainer.step.report()
     trainer.scale = 1
     expect(3, 4)
     nothing = 0

@@ -303,7 +303,9 @@ def _current_stream_number(index: int) -> int | None:
 
     native = _backend.required()
     handle = native.current_stream(index)
-    return None if native.stream_is_captured(index, handle) else handle or 1  # 1: the default stream
+    return (
+        None if native.stream_is_captured(index, handle) else handle or 1
+    )  # 1: the default stream
 
 
 _C.Tensor.__cuda_array_interface__ = property(_cuda_array_interface)
