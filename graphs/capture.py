@@ -201,7 +201,7 @@ class CapturedStep:
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, spec = _flatten((args, kwargs))
         if _C._get_anomaly()[0]:  # it looks at values and at the lines of forward
-            return self._plain_call(leaves, _stage(leaves), spec)
+            return self._eager(leaves, spec)
         key = self._key(leaves, spec)
         variant = self._find(key)
         if variant is not None:
@@ -220,7 +220,24 @@ class CapturedStep:
                 "eagerly (max_variants)",
                 stacklevel=3,
             )
-        return self._plain_call(leaves, _stage(leaves), spec)
+        return self._eager(leaves, spec)
+
+    def _eager(self, leaves: list[Any], spec: Any) -> Any:
+        """A call that is neither recorded nor replayed; on copies of its arguments too."""
+        staged = _stage(leaves)
+        shared = _copies_apart(leaves, staged)
+        versions = _C.graphs.Versions([copy for _, copy in shared])
+        result = self._plain_call(leaves, staged, spec)
+        if not versions.same():
+            self._refuse_shared(shared[0][0])
+        return result
+
+    def _refuse_shared(self, argument: Any) -> None:
+        raise CaptureError(
+            f"{self._name} changes an argument of {tuple(argument.shape)} that shares memory with "
+            "another argument and is not the same tensor, or changes that one: a captured function "
+            "works on copies, and the change would not show in the other. Pass a clone of one"
+        )
 
     def _find(self, key: Any) -> Variant | None:
         """The capture for this call. Those whose tensors have moved are dropped."""
@@ -261,14 +278,17 @@ class CapturedStep:
     def _key(self, leaves: list[Any], spec: Any) -> Any:
         parts: list[Any] = [spec, _modes()]
         places: dict[int, int] = {}
-        for leaf in leaves:
+        copies: dict[tuple[Any, ...], int] = {}
+        for index, leaf in enumerate(leaves):
             if isinstance(leaf, vt.Tensor):
-                # Which arguments are one tensor belongs to the course too.
-                first = places.setdefault(leaf._storage_key(), len(parts))
-                parts.append(first)
+                # Which arguments share memory, and which are one tensor, belongs to the course too;
+                # where they lie in it does not, as each has its copy.
+                place = leaf._storage_key()
+                parts.append(places.setdefault(place, index))
                 if _is_state(leaf):
                     parts.append(id(leaf))
                 else:
+                    parts.append(copies.setdefault((place, *_geometry(leaf)), index))
                     parts.append((tuple(leaf.shape), leaf.stride(), leaf.dtype, str(leaf.device)))
             elif _is_array(leaf):
                 parts.append((leaf.shape, leaf.dtype.str))
@@ -411,6 +431,9 @@ class CapturedStep:
                     "another way (a closure, a global): the argument is a copy, and that use is "
                     "not. Use the argument, or leave it out"
                 )
+        for leaf, place in _copies_apart(leaves, staged):
+            if recording.buffer_of(place) in written:
+                self._refuse_shared(leaf)
 
     def _lasting_state(self, recording: Recording, outputs: list[Any]) -> list[Any]:
         """Buffers that the run made and that live on, besides results and gradients."""
@@ -822,7 +845,7 @@ def _is_fixed(value: Any) -> bool:
 
 def _stage(leaves: list[Any]) -> list[Any]:
     """The tensors that stand for inputs in replays; None for what is used as it is."""
-    made: dict[int, tuple[Any, Any]] = {}
+    made: dict[tuple[Any, ...], Any] = {}
     staged = []
     for value in leaves:
         if _is_array(value):
@@ -830,14 +853,20 @@ def _stage(leaves: list[Any]) -> list[Any]:
         elif not _is_tensor(value) or _is_state(value):
             staged.append(None)
         else:
-            original, copy = made.setdefault(value._storage_key(), (value, value.detach().clone()))
-            if original is not value and _geometry(original) != _geometry(value):
-                raise CaptureError(
-                    "two arguments share memory and are not the same tensor: a captured function "
-                    "works on copies, which would not. Pass one of them"
-                )
-            staged.append(copy)
+            place = (value._storage_key(), *_geometry(value))
+            if place not in made:
+                made[place] = value.detach().clone()
+            staged.append(made[place])
     return staged
+
+
+def _copies_apart(leaves: list[Any], staged: list[Any]) -> list[tuple[Any, Any]]:
+    """Arguments that share memory, and whose copies do not: right while none of them is written."""
+    copies: dict[int, dict[int, tuple[Any, Any]]] = {}
+    for leaf, place in zip(leaves, staged):
+        if place is not None and _is_tensor(leaf):
+            copies.setdefault(leaf._storage_key(), {})[id(place)] = (leaf, place)
+    return [pair for found in copies.values() if len(found) > 1 for pair in found.values()]
 
 
 def _given(value: Any, place: Any) -> Any:
@@ -864,6 +893,6 @@ def _geometry(tensor: Any) -> tuple[Any, ...]:
     return (
         tensor.storage_offset() * tensor.dtype.itemsize,
         tensor.dtype,
-        list(tensor.shape),
-        list(tensor.stride()),
+        tuple(tensor.shape),
+        tuple(tensor.stride()),
     )

@@ -44,6 +44,12 @@ bool is_constant(PyObject* object) {
   return hash.get() == plain_hash.get();
 }
 
+/// Whether two tensors on one storage are the same there.
+bool are_twins(const Tensor& a, const Tensor& b) {
+  return a.dtype() == b.dtype() && a.storage_offset() == b.storage_offset() &&
+         equal(a.sizes(), b.sizes()) && equal(a.strides(), b.strides());
+}
+
 bool has_grad(const TensorImpl& leaf) { return leaf.autograd && leaf.autograd->grad.defined(); }
 
 }  // namespace
@@ -101,12 +107,14 @@ std::unique_ptr<CallKey> CallKey::make(PyObject* spec, PyObject* leaves, PyObjec
     PyObject* object = PyList_GetItem(leaves, i);
     Leaf leaf;
     if (!describe(object, leaf)) return nullptr;
-    leaf.first = static_cast<size_t>(i);
-    for (Py_ssize_t j = 0; j < i && is_tensor(object); ++j) {
+    leaf.first = leaf.twin = static_cast<size_t>(i);
+    for (Py_ssize_t j = i - 1; j >= 0 && is_tensor(object); --j) {
       PyObject* other = PyList_GetItem(leaves, j);
       if (!is_tensor(other) || tensor_of(other).storage() != tensor_of(object).storage()) continue;
       leaf.first = static_cast<size_t>(j);
-      break;
+      const Leaf& known = made->leaves_[leaf.first];
+      if (known.kind == leaf.kind && are_twins(tensor_of(other), tensor_of(object)))
+        leaf.twin = leaf.first;
     }
     made->leaves_.push_back(std::move(leaf));
   }
@@ -154,10 +162,21 @@ bool CallKey::same_aliases(const Leaves& leaves) const {
       apart.push_back(storage);
     } else if (storage != tensor_of(leaves[leaf.first]).storage().get()) {
       return false;
+    } else if (leaf.kind == Leaf::Kind::Tensor && !same_twin(leaves, i)) {
+      return false;
     }
   }
   std::sort(apart.begin(), apart.end());
   return std::adjacent_find(apart.begin(), apart.end()) == apart.end();
+}
+
+bool CallKey::same_twin(const Leaves& leaves, size_t at) const {
+  const Leaf& leaf = leaves_[at];
+  for (size_t i = leaf.first; i < at; ++i) {
+    if (leaves_[i].kind != Leaf::Kind::Tensor || leaves_[i].first != leaf.first) continue;
+    if (are_twins(tensor_of(leaves[i]), tensor_of(leaves[at]))) return i == leaf.twin;
+  }
+  return leaf.twin == at;
 }
 
 bool CallKey::matches(PyObject* args, PyObject* kwargs, Arguments& arguments) const {

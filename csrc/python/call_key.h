@@ -53,6 +53,7 @@ class CallKey {
     enum class Kind : uint8_t { Tensor, Trained, Array, Constant } kind = Kind::Constant;
     Object value;      // a constant, a tensor that is used as it is, the type of an array
     size_t first = 0;  // the first leaf on the same storage
+    size_t twin = 0;   // the first that is the same tensor there: they are one copy
     Dims sizes, strides;
     DType dtype = DType::Float32;
     Device device;
@@ -67,6 +68,7 @@ class CallKey {
   static bool describe(PyObject* object, Leaf& leaf);
   static bool accepts(const Leaf& leaf, Argument& argument);
   bool same_aliases(const Leaves& leaves) const;
+  bool same_twin(const Leaves& leaves, size_t at) const;
 
   Structure structure_;
   Modes modes_{};

@@ -125,7 +125,7 @@ def test_arguments_that_are_one_tensor() -> None:
         x = vt.ones(2)
         assert function(x, x).tolist() == [4, 4]
         assert function(vt.ones(2), vt.ones(2)).tolist() == [3, 3]
-    with pytest.raises(CaptureError, match="share memory"):
+    with pytest.raises(CaptureError, match="shares memory"):
         function(x, x[:1].expand(2))
     w = vt.ones(2)
 
