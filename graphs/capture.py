@@ -893,6 +893,7 @@ def _geometry(tensor: Any) -> tuple[Any, ...]:
     return (
         tensor.storage_offset() * tensor.dtype.itemsize,
         tensor.dtype,
+        _C._kernel_switches(),
         tuple(tensor.shape),
         tuple(tensor.stride()),
     )

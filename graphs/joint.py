@@ -254,6 +254,7 @@ class Joint:
             self._backwards[key] = program
         elif not program.state.same():
             raise RuntimeError(_MODIFIED)
+            _C._kernel_switches(),
         elif not program.captured.guard.holds():
             return self._recompute(ctx, given)
         return program(given)

@@ -21,13 +21,15 @@ def make_op(
     like: Op,
     *,
     random_offset: int = -1,
+    kernel: Op | None = None,
     **keywords: Any,
 ) -> Op:
     """A call of the op `name` (as in `_C._ops`, or a tensor's method) for a tape; its kernel is not run.
 
     args, keywords: as in a call, with a `View` where the op takes a tensor. outputs: where its
     results go; for an op that changes its arguments, those. like: the op whose phase and line it
-    takes. random_offset: where its random numbers start in those of the step.
+    takes. random_offset: where its random numbers start in those of the step. kernel: the op whose
+    work its kernel does, under the switches of that one (TF32, libraries); None for `like`.
 
     Raises what the op raises for such arguments, and ValueError if its results are not like
     `outputs`, or a number is given where the tape has a tensor.
@@ -63,6 +65,7 @@ def make_op(
     if found != [(view.sizes, view.strides, view.dtype) for view in outputs]:
         raise ValueError(f"{name} makes {found}, not {[str(view) for view in outputs]}")
     call.random_offset = random_offset
+    call.switches = (kernel or like).call.switches
     inputs = [given(slot) for slot in call.inputs]
     places = iter(outputs)
     return Op(

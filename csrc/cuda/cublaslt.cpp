@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include "core/host_wait.h"
+#include "core/kernel_switches.h"
 #include "cuda/allocator.h"
 #include "cuda/error.h"
 #include "cuda/library.h"
@@ -281,16 +282,12 @@ int32_t alignment_of(std::initializer_list<const void*> pointers) {
   return static_cast<int32_t>(bits & (~bits + 1));
 }
 
-std::atomic<bool> tf32{false};
-
 }  // namespace
 
-bool allow_tf32() { return tf32.load(std::memory_order_relaxed); }
-void set_allow_tf32(bool allow) { tf32.store(allow, std::memory_order_relaxed); }
 int64_t cublaslt_version() { return static_cast<int64_t>(api().version()); }
 
 bool cublaslt_gemm(const GemmProblem& p, Stream stream) {
-  const bool use_tf32 = p.dtype == DType::Float32 && allow_tf32();
+  const bool use_tf32 = p.dtype == DType::Float32 && kernel_switch(KernelSwitch::MatmulTf32);
   const Key key{p.batch,
                 p.m,
                 p.n,

@@ -41,9 +41,6 @@ struct GemmProblem {
 /// c = alpha * a @ b + beta * c + bias. False if the library has no algorithm for the problem.
 bool cublaslt_gemm(const GemmProblem& problem, Stream stream);
 
-/// Whether float32 products may round their inputs to TF32 (10-bit mantissas). Off by default.
-bool allow_tf32();
-void set_allow_tf32(bool allow);
 /// The library's version, for `vibetensor info`; loads it.
 int64_t cublaslt_version();
 

@@ -126,10 +126,6 @@ Plans make_plans(Graph& graph, Handle handle, const PlanLimits& limits) {
 
 }  // namespace cudnn
 
-CudnnSettings& cudnn_settings() {
-  static CudnnSettings settings;
-  return settings;
-}
 bool cudnn_available() { return cudnn::loaded().api != nullptr; }
 const std::string& cudnn_problem() { return cudnn::loaded().problem; }
 int64_t cudnn_version() {

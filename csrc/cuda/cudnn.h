@@ -1,26 +1,12 @@
-// cuDNN: its switches, and whether it can be had. The library is opened when first needed; where it
-// is missing, our own kernels do its work. cudnn_graph.h describes computations to it.
+// cuDNN: whether it can be had. The library is opened when first needed; where it is missing, our
+// own kernels do its work. cudnn_graph.h describes computations to it. Its switches are among those
+// of core/kernel_switches.h.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <string>
 
 namespace vt::cuda {
-
-/// The switches of torch.backends.cudnn, and those of torch.backends.cuda that concern it. Read at
-/// every call, set at any time.
-struct CudnnSettings {
-  std::atomic<bool> enabled{true};
-  std::atomic<bool> benchmark{false};        // convolutions measure their plans on first use
-  std::atomic<bool> deterministic{false};    // convolutions use deterministic plans only
-  std::atomic<bool> allow_tf32{true};        // float32 convolutions may round inputs to TF32
-  std::atomic<bool> attention{true};         // fused attention, where it applies and is faster
-  std::atomic<bool> small_attention{false};  // also where it is not faster than our own
-  /// use_deterministic_algorithms: concerns convolutions and attention alike.
-  std::atomic<bool> deterministic_algorithms{false};
-};
-CudnnSettings& cudnn_settings();
 
 /// Whether the library could be opened; tries at the first call.
 bool cudnn_available();

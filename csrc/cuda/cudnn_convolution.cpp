@@ -1,5 +1,6 @@
 #include "cuda/cudnn_convolution.h"
 
+#include "core/kernel_switches.h"
 #include "cuda/cudnn.h"
 
 namespace vt::cuda::cudnn {
@@ -24,15 +25,12 @@ PlanKey key_of(ConvolutionProduct product, const Convolution& c, const PlanLimit
 }
 
 PlanLimits limits_of(const Convolution& c) {
-  const CudnnSettings& s = cudnn_settings();
-  const auto on = [](const std::atomic<bool>& flag) {
-    return flag.load(std::memory_order_relaxed);
-  };
-  return {.deterministic = on(s.deterministic) || on(s.deterministic_algorithms),
+  return {.deterministic = kernel_switch(KernelSwitch::CudnnDeterministic) ||
+                           kernel_switch(KernelSwitch::DeterministicAlgorithms),
           // TF32 is what tensor cores make of float32; narrower formats are never asked for.
-          .tensor_cores = c.dtype != DType::Float32 || on(s.allow_tf32),
+          .tensor_cores = c.dtype != DType::Float32 || kernel_switch(KernelSwitch::CudnnTf32),
           .down_conversion = false,
-          .wanted = on(s.benchmark) ? kMeasured : 1};
+          .wanted = kernel_switch(KernelSwitch::CudnnBenchmark) ? kMeasured : 1};
 }
 
 }  // namespace
@@ -55,8 +53,7 @@ Plans* convolution_plans(Context& context, ConvolutionProduct product, const Con
 }
 
 bool has_convolution(ConvolutionProduct product, const Convolution& c) {
-  if (!is_floating(c.dtype) || !cudnn_settings().enabled.load(std::memory_order_relaxed) ||
-      !cudnn_available())
+  if (!is_floating(c.dtype) || !kernel_switch(KernelSwitch::CudnnEnabled) || !cudnn_available())
     return false;
   const DeviceGuard guard(c.device.index);
   Plans* plans = convolution_plans(Context::of_device(c.device.index), product, c);

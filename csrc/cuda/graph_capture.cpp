@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "core/nvtx.h"
 #include "cuda/error.h"
 #include "cuda/graph_transfers.h"
 #include "cuda/relaxed_capture.h"
@@ -100,8 +99,7 @@ void CapturedGraph::capture(Stream& stream, int device, const std::vector<Instru
   size_t before = capture.nodes();
   for (size_t i = 0; i < calls.size(); ++i) {
     try {
-      const nvtx::OpRange range(op_name(calls[i].id));
-      execute_kernel(calls[i].id, calls[i].args, calls[i].outputs);
+      calls[i].execute();
       const size_t now = capture.nodes();
       nodes.push_back(now - before);
       before = now;

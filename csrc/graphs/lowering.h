@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "core/kernel_switches.h"
+#include "core/nvtx.h"
 #include "dispatch/consumer.h"
 
 namespace vt::graphs {
@@ -20,6 +22,15 @@ struct Instruction {
   int rng = -1;  // the argument that is a PhiloxArgs
   int64_t random_offset = 0;
   Device device;
+  uint32_t switches = 0;  // core/kernel_switches.h: those under which it was recorded
+
+  /// Calls the kernel; `arguments` in place of the call's own.
+  void execute() const { execute(args); }
+  void execute(const std::vector<Value>& arguments) const {
+    const nvtx::OpRange range(op_name(id));
+    const KernelSwitchesAs as_recorded(switches);
+    execute_kernel(id, arguments, outputs);
+  }
 };
 
 /// A pool's name, as the device's allocator has it; {0, 0} is none.

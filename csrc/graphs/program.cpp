@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "core/nvtx.h"
 #include "dispatch/kernels.h"
 
 namespace vt::graphs {
@@ -12,11 +11,6 @@ namespace {
 constexpr size_t kUploadAlignment = 16;
 // Up to here one thread copies as fast as several.
 constexpr size_t kSmallCopy = size_t{256} << 10;
-
-void execute(const Instruction& instruction) {
-  const nvtx::OpRange range(op_name(instruction.id));
-  execute_kernel(instruction.id, instruction.args, instruction.outputs);
-}
 
 struct Cleared {
   std::vector<const void*>& addresses;
@@ -42,7 +36,11 @@ void Program::add(const Call& call, TensorSpan inputs, TensorSpan outputs) {
   check(!device_program_, "nothing can be added to a program that is lowered");
   check(outputs.size() == call.outputs.size(), op_name(call.id), ": ", call.outputs.size(),
         " outputs to bind, not ", outputs.size());
-  Instruction instruction{call.id, call.bind(inputs), {outputs.begin(), outputs.end()}, -1, 0, {}};
+  Instruction instruction{.id = call.id,
+                          .args = call.bind(inputs),
+                          .outputs = {outputs.begin(), outputs.end()},
+                          .device = {},
+                          .switches = call.switches};
   for (const Tensor& out : outputs) {
     if (!out.defined()) continue;
     instruction.device = out.device();
@@ -174,7 +172,7 @@ void Program::run() {
     run_lowered();
   } else {
     reserve();
-    for (const Instruction& instruction : instructions_) execute(instruction);
+    for (const Instruction& instruction : instructions_) instruction.execute();
   }
   count_changes();
 }
@@ -211,7 +209,7 @@ void Program::run_lowered() {
     std::memcpy(control + transfers_[i].address, &bound_[i], sizeof bound_[i]);
   for (const Step& step : steps_) {
     if (!step.is_upload) {
-      execute(instructions_[step.index]);
+      instructions_[step.index].execute();
       continue;
     }
     uploads_[step.index].copy_to(control);
@@ -225,7 +223,7 @@ void Program::run_op(size_t index) {
   check(!device_program_, "the ops of a program that is lowered do not run by themselves");
   check(thread_state.consumer == nullptr, "a captured op cannot be run inside a recording");
   const Scoped<bool> no_grad(thread_state.grad_enabled, false);
-  execute(instructions_[index]);
+  instructions_[index].execute();
 }
 
 std::vector<size_t> Program::nodes() const {

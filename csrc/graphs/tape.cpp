@@ -296,6 +296,7 @@ void Tape::run_put_off() {
       std::vector<Tensor> inputs, outputs;
       for (const int slot : call.inputs) inputs.push_back(slot < 0 ? Tensor() : tensor(slot));
       for (const int slot : call.outputs) outputs.push_back(slot < 0 ? Tensor() : tensor(slot));
+      const KernelSwitchesAs switches(call.switches);
       execute_kernel(call.id, call.bind(inputs), outputs);
     }
     for_each_storage(call, [&](size_t index) {

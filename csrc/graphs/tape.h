@@ -18,6 +18,7 @@
 
 #include "autograd/gradient_observer.h"
 #include "core/generator.h"
+#include "core/kernel_switches.h"
 #include "core/storage_observer.h"
 #include "dispatch/consumer.h"
 
@@ -52,6 +53,7 @@ struct Call final : RefCounted {
   int source = -1;
   /// Counters it draws, from the start of the recording; -1 for none.
   int64_t random_offset = -1;
+  uint32_t switches = kernel_switches();  // what its kernel sees, whenever it runs
 
   /// The arguments with these tensors in place of the slots.
   std::vector<Value> bind(TensorSpan tensors) const;

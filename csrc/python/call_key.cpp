@@ -4,6 +4,7 @@
 
 #include "autograd/front.h"
 #include "core/device_backend.h"
+#include "core/kernel_switches.h"
 #include "dispatch/default_device.h"
 #include "dispatch/thread_state.h"
 #include "python/arguments.h"
@@ -62,7 +63,8 @@ CallKey::Modes CallKey::Modes::now() {
           autocast,
           {t.autocast_dtype[0], t.autocast_dtype[1]},
           vt::default_dtype(),
-          resolve_device(vt::default_device())};
+          resolve_device(vt::default_device()),
+          kernel_switches()};
 }
 
 bool CallKey::describe(PyObject* object, Leaf& leaf) {

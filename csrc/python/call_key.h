@@ -45,6 +45,7 @@ class CallKey {
     uint8_t autocast, autocast_dtypes[2];
     DType default_dtype;
     Device default_device;
+    uint32_t switches;  // core/kernel_switches.h
 
     static Modes now();
     bool operator==(const Modes&) const = default;

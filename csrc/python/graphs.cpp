@@ -214,7 +214,11 @@ void bind_graphs(nb::module_& m) {
       .def_prop_rw(
           "random_offset", [](const PyCall& c) { return c.call->random_offset; },
           [](PyCall& c, int64_t offset) { c.call->random_offset = offset; },
-          "Counters it draws from the start of the step; -1 for none.");
+          "Counters it draws from the start of the step; -1 for none.")
+      .def_prop_rw(
+          "switches", [](const PyCall& c) { return c.call->switches; },
+          [](PyCall& c, uint32_t switches) { c.call->switches = switches; },
+          "The switches of the process that its kernel sees: those of when it was recorded.");
 
   nb::class_<PyTape>(module, "Tape", "Records the ops that run on this thread.")
       .def(

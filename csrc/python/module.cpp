@@ -8,6 +8,7 @@
 #include "core/device_backend.h"
 #include "core/generator.h"
 #include "core/host_wait.h"
+#include "core/kernel_switches.h"
 #include "core/parallel.h"
 #include "cpu/allocator.h"
 #include "cpu/backend.h"
@@ -163,6 +164,15 @@ NB_MODULE(_C, m) {
   m.def(
       "get_default_dtype", [] { return nb::steal(wrap_dtype(default_dtype())); },
       "The dtype of new floating tensors.");
+  m.def("_kernel_switches", &kernel_switches, "The switches that kernels look at, a bit each.");
+  m.def(
+      "_kernel_switch",
+      [](const std::string& name) { return kernel_switch(kernel_switch_named(name)); },
+      nb::arg("name"), "Whether one of them is on.");
+  m.def(
+      "_set_kernel_switch",
+      [](const std::string& name, bool on) { set_kernel_switch(kernel_switch_named(name), on); },
+      nb::arg("name"), nb::arg("on"), "Sets one for the process.");
   m.def("_set_default_dtype", [](nb::object dtype) {
     if (!is_dtype(dtype.ptr())) throw nb::type_error("set_default_dtype expects a torch.dtype");
     set_default_dtype(dtype_of(dtype.ptr()));

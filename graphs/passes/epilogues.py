@@ -175,6 +175,7 @@ def _derivatives(edits: Edits, uses: Uses) -> None:
             (*ops[product].args, reshaped(saved, shape), activation, False),
             [reshaped(out, shape)],
             op,
+            kernel=ops[product],
         )
         edits.replace(at, made, {product})
         edits.reorders(out)
@@ -249,7 +250,9 @@ def _accumulations(edits: Edits, uses: Uses) -> None:
             edits.refused(f"mm and add_ stay two ops: {why}", op)
             continue
         sums = reshaped(target, made.sizes)
-        made = make_op("addmm", (sums, *ops[product].args), [sums], op, beta=1, alpha=1)
+        made = make_op(
+            "addmm", (sums, *ops[product].args), [sums], op, kernel=ops[product], beta=1, alpha=1
+        )
         edits.replace(at, made, {product})
         edits.reorders(target)
         edits.made("mm + add_ as one op", op)

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/device_backend.h"
+#include "core/kernel_switches.h"
 #include "core/rebinding.h"
 #include "cuda/allocator.h"
 #include "cuda/device.h"
@@ -110,7 +111,9 @@ void copy(const Tensor& self, const Tensor& source, bool) {
 }
 void uniform(const Tensor& self, double, double, const PhiloxArgs& rng) {
   auto* to = self.data_as<float>();
+  const auto switches = static_cast<float>(kernel_switches());
   stub::enqueue(here(), [=] {
+    to[2] = switches;
     const uint64_t seed = rng.state ? rng.state[0] : rng.seed;
     const uint64_t offset = rng.state ? rng.state[1] + rng.offset : rng.offset;
     to[0] = static_cast<float>(seed);
@@ -201,6 +204,19 @@ void replays_read_the_control_block() {
 }
 
 /// The graph fetches an input and sends a result, where a run is told of them.
+void kernels_see_the_switches_of_the_recording() {
+  const uint32_t start = kernel_switches();
+  set_kernel_switch(KernelSwitch::MatmulTf32, true);
+  Step step;
+  set_kernel_switch(KernelSwitch::MatmulTf32, false);
+  step.lower();
+  step.program->run();
+  stub::finish_all();
+  const uint32_t recorded = start | static_cast<uint32_t>(KernelSwitch::MatmulTf32);
+  CHECK(step.drawn.data_as<float>()[2] == static_cast<float>(recorded));
+  CHECK(kernel_switches() == start);
+}
+
 void transfers() {
   Step step;
   const Tensor input = device_tensor(), result = device_tensor();
@@ -397,6 +413,7 @@ void any_call_may_fail() {
 int main() {
   install();
   replays_read_the_control_block();
+  kernels_see_the_switches_of_the_recording();
   transfers();
   streams_take_turns();
   dropped_while_running();

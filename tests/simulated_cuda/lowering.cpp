@@ -153,14 +153,14 @@ class Graph final : public DeviceProgram {
     transfer(true);
     for (const Instruction& call : calls_) {
       if (call.rng < 0) {
-        execute_kernel(call.id, call.args, call.outputs);
+        call.execute();
         continue;
       }
       std::vector<Value> args = call.args;
       PhiloxArgs& random = std::get<PhiloxArgs>(args[static_cast<size_t>(call.rng)]);
       check(random.state == control_->data(), "random numbers that are not the control block's");
       random = {random.state[0], random.state[1] + random.offset};
-      execute_kernel(call.id, args, call.outputs);
+      call.execute(args);
     }
     transfer(false);
   }

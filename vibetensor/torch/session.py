@@ -77,11 +77,7 @@ def use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None
     """
     global _deterministic, _deterministic_warn_only
     _deterministic, _deterministic_warn_only = bool(mode), bool(warn_only)
-    from vibetensor.torch.cuda import _backend
-
-    native = _backend.native()
-    if native is not None:
-        native.set_cudnn_flag("deterministic_algorithms", _deterministic)
+    _C._set_kernel_switch("deterministic_algorithms", _deterministic)
 
 
 def are_deterministic_algorithms_enabled() -> bool:

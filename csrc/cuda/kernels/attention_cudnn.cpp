@@ -3,6 +3,7 @@
 #include <bit>
 #include <limits>
 
+#include "core/kernel_switches.h"
 #include "cuda/cudnn.h"
 #include "cuda/cudnn_graph.h"
 #include "cuda/kernels/copy.cuh"
@@ -70,14 +71,12 @@ bool in_pieces(const Tensor& t) {
 }
 
 bool applies(const Launch& launch, const Shape& s) {
-  const CudnnSettings& settings = cudnn_settings();
-  if (!settings.enabled.load(std::memory_order_relaxed) ||
-      !settings.attention.load(std::memory_order_relaxed))
+  if (!kernel_switch(KernelSwitch::CudnnEnabled) || !kernel_switch(KernelSwitch::CudnnAttention))
     return false;
   if (s.dtype != DType::Float16 && s.dtype != DType::BFloat16) return false;
   const double work = static_cast<double>(s.batch * s.heads) * static_cast<double>(s.queries) *
                       static_cast<double>(s.keys) * static_cast<double>(s.width + s.value_width);
-  if (work < kLeastWork && !settings.small_attention.load(std::memory_order_relaxed)) return false;
+  if (work < kLeastWork && !kernel_switch(KernelSwitch::CudnnSmallAttention)) return false;
   if (s.queries <= 1 || s.keys <= 1 || work == 0) return false;
   if (s.width % 8 != 0 || s.value_width % 8 != 0 || std::max(s.width, s.value_width) > 256)
     return false;
@@ -269,7 +268,7 @@ bool cudnn_backward(const Launch& launch, const Tensor& grad_query, const Tensor
   if (s.keys % 128 != 0 && cudnn_version() <= 91500) return false;
   const int64_t scores =
       s.batch * s.heads * ((s.queries + 63) / 64 * 64) * ((s.keys + 127) / 128 * 128);
-  const bool asked = cudnn_settings().deterministic_algorithms.load(std::memory_order_relaxed);
+  const bool asked = kernel_switch(KernelSwitch::DeterministicAlgorithms);
   if (asked && scores > kMostScores) return false;
   const bool ordered = asked || scores <= kCheapScores;
   const Tensor g = in_pieces(grad) ? grad : contiguous(grad);

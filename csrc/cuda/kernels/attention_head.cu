@@ -4,7 +4,7 @@
 // the gradients of the scores in shared memory; then it has 16 queries and sums theirs from these.
 #include "cuda/kernels/attention_head.h"
 
-#include "cuda/cudnn.h"
+#include "core/kernel_switches.h"
 #include "cuda/kernels/attention_head.cuh"
 
 namespace vt::cuda::attention {
@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
 
 bool applies(const Tensor& query, const Tensor& key, const Tensor& value, double scale) {
   // The largest score is the largest product. And cuDNN's kernels alone may have been asked for.
-  if (!(scale > 0) || cudnn_settings().small_attention.load(std::memory_order_relaxed))
+  if (!(scale > 0) || kernel_switch(KernelSwitch::CudnnSmallAttention))
     return false;
   const auto q = query.sizes();
   return (query.dtype() == DType::BFloat16 || query.dtype() == DType::Float16) &&

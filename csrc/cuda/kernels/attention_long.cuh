@@ -1,6 +1,7 @@
 // Attention over long sequences on Hopper GPUs: what forward and backward share.
 #pragma once
 
+#include "core/kernel_switches.h"
 #include "cuda/cudnn.h"
 #include "cuda/kernels/attention_head.cuh"
 #include "cuda/kernels/attention_long.h"
@@ -75,16 +76,15 @@ inline bool long_shapes(const Launch& launch, const Tensor& query, const Tensor&
                         const Tensor& value) {
   const auto q = query.sizes(), k = key.sizes();
   return kBuiltForHopper && launch.properties().major == 9 &&
-         !cudnn_settings().small_attention.load(std::memory_order_relaxed) && q[3] == kHeadWidth &&
+         !kernel_switch(KernelSwitch::CudnnSmallAttention) && q[3] == kHeadWidth &&
          value.sizes()[3] == kHeadWidth && q[2] == k[2] && q[2] % kRows == 0 && k[1] > 0 &&
          q[1] % k[1] == 0 && q[0] * q[1] < (int64_t{1} << 16) &&
          q[0] * q[1] * q[2] < (int64_t{1} << 30);
 }
 /// Whether cuDNN's kernels are not to be had.
 inline bool without_cudnn() {
-  const CudnnSettings& settings = cudnn_settings();
-  return !settings.enabled.load(std::memory_order_relaxed) ||
-         !settings.attention.load(std::memory_order_relaxed) || !cudnn_available();
+  return !kernel_switch(KernelSwitch::CudnnEnabled) ||
+         !kernel_switch(KernelSwitch::CudnnAttention) || !cudnn_available();
 }
 
 }  // namespace vt::cuda::attention

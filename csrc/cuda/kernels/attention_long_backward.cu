@@ -1,5 +1,6 @@
 // Gradients of attention over long sequences (attention_long.h): numbers of queries, the kernel,
 // sums over query heads that share a key head.
+#include "core/kernel_switches.h"
 #include "cuda/kernels/attention_long_gradients.cuh"
 #include "cuda/kernels/attention_tiles.h"
 
@@ -96,7 +97,7 @@ bool chosen(const Launch& launch, const Tensor& query, bool is_causal) {
   const int64_t units = q[0] * q[1], length = q[2];
   const int64_t most = launch.properties().multiprocessors, rounds = ceil_div(units, most);
   // For sums in a fixed order cuDNN needs all scores in memory, and it is not asked for so many.
-  const bool ordered = cudnn_settings().deterministic_algorithms.load(std::memory_order_relaxed);
+  const bool ordered = kernel_switch(KernelSwitch::DeterministicAlgorithms);
   if (without_cudnn() || (ordered && units * length * length > int64_t{1} << 30))
     return units * 4 >= most || length <= 1024;  // a block takes whole heads: few leave much idle
   if (length > (is_causal ? 2048 : 512)) return false;

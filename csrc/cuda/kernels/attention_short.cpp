@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "cuda/cudnn.h"
+#include "core/kernel_switches.h"
 #include "cuda/cute/arguments.h"
 #include "cuda/cute/launch_table.h"
 
@@ -13,8 +13,7 @@ constexpr int64_t kWidth = 64;
 
 bool applies(const Tensor& query, const Tensor& key, const Tensor& value, double scale) {
   // The largest score is the largest product. And cuDNN's kernels alone may have been asked for.
-  if (!(scale > 0) || cudnn_settings().small_attention.load(std::memory_order_relaxed))
-    return false;
+  if (!(scale > 0) || kernel_switch(KernelSwitch::CudnnSmallAttention)) return false;
   const auto q = query.sizes();
   return query.dtype() == DType::BFloat16 && q[3] == kWidth && value.sizes()[3] == kWidth &&
          std::ranges::equal(q, key.sizes());

@@ -5,7 +5,7 @@
 // shared memory, one on its way while the other is used.
 #include "cuda/kernels/attention_tiles.h"
 
-#include "cuda/cudnn.h"
+#include "core/kernel_switches.h"
 #include "cuda/kernels/attention_head.cuh"
 
 namespace vt::cuda::attention {
@@ -252,7 +252,7 @@ bool run(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
 /// Where they were measured to be faster than cuDNN, which takes whole tiles of 128 much better.
 bool applies(const Tensor& query, const Tensor& key, const Tensor& value, bool is_causal) {
   // cuDNN's kernels alone were asked for.
-  if (cudnn_settings().small_attention.load(std::memory_order_relaxed)) return false;
+  if (kernel_switch(KernelSwitch::CudnnSmallAttention)) return false;
   const auto q = query.sizes();
   if (q[3] != kHeadWidth || value.sizes()[3] != kHeadWidth || !std::ranges::equal(q, key.sizes()) ||
       q[0] * q[1] >= (int64_t{1} << 26))

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "core/kernel_switches.h"
 #include "cuda/kernels/matmul_float_tiles.cuh"
 #include "cuda/kernels/rows.cuh"
 #include "cuda/kernels/warpgroup.cuh"
@@ -279,7 +280,7 @@ bool is_faster(const GemmProblem& g) {
 bool float_product(const Launch& launch, const GemmProblem& g) {
   const DeviceProperties& device = launch.properties();
   if (g.dtype != DType::Float32 || device.major != 9 || device.minor != 0 ||
-      g.epilogue != GemmEpilogue::None || allow_tf32() || !is_faster(g) || !in_fours(g.a) ||
+      g.epilogue != GemmEpilogue::None || kernel_switch(KernelSwitch::MatmulTf32) || !is_faster(g) || !in_fours(g.a) ||
       !in_fours(g.b) || std::max({g.m, g.n, g.k}) >= (int64_t{1} << 30))
     return false;
   FloatProblem p{};

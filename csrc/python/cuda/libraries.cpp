@@ -16,18 +16,6 @@ namespace nb = nanobind;
 namespace vt::cuda {
 namespace {
 
-std::atomic<bool>& cudnn_flag(const std::string& name) {
-  CudnnSettings& s = cudnn_settings();
-  if (name == "enabled") return s.enabled;
-  if (name == "benchmark") return s.benchmark;
-  if (name == "deterministic") return s.deterministic;
-  if (name == "allow_tf32") return s.allow_tf32;
-  if (name == "attention") return s.attention;
-  if (name == "small_attention") return s.small_attention;
-  if (name == "deterministic_algorithms") return s.deterministic_algorithms;
-  fail(ErrorKind::Value, "cuDNN has no switch '", name, "'");
-}
-
 /// Machine code with the launches that tests make: 64-bit arguments (pointers, integers).
 class PythonModule {
  public:
@@ -75,9 +63,6 @@ void bind_libraries(nb::module_& m) {
   m.def("cudnn_version", &cudnn_version);
   m.def("cudnn_refusal", &cudnn_refusal);
   m.def("cudnn_runs", &cudnn_runs);
-  m.def("cudnn_flag", [](const std::string& name) { return cudnn_flag(name).load(); });
-  m.def("set_cudnn_flag",
-        [](const std::string& name, bool value) { cudnn_flag(name).store(value); });
   m.def("nvrtc_compile",
         [](const std::string& source, const std::string& name, const std::string& architecture,
            const std::vector<std::string>& options) {

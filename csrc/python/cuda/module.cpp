@@ -165,7 +165,5 @@ NB_MODULE(_cuda, m) {
   });
   m.def("implicit_syncs", &cuda::implicit_syncs);
   m.def("launch_graphs", &cuda::launch_graphs);
-  m.def("allow_tf32", &cuda::allow_tf32);
-  m.def("set_allow_tf32", &cuda::set_allow_tf32);
   m.def("cublaslt_version", &cuda::cublaslt_version);
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vibetensor import _C
 from vibetensor.torch.cuda import _backend
 
 
@@ -13,50 +14,36 @@ class _Matmul:
     allow_fp16_reduced_precision_reduction = True
     allow_bf16_reduced_precision_reduction = True
 
-    def __init__(self) -> None:
-        object.__setattr__(self, "_tf32", False)
-
     @property
     def allow_tf32(self) -> bool:
         """Whether float32 products may round their inputs to TF32. Off by default."""
-        native = _backend.native()
-        return self._tf32 if native is None else native.allow_tf32()
+        return _C._kernel_switch("matmul_tf32")
 
     @allow_tf32.setter
     def allow_tf32(self, allow: bool) -> None:
-        self._tf32 = bool(allow)
-        native = _backend.native()
-        if native is not None:
-            native.set_allow_tf32(bool(allow))
+        _C._set_kernel_switch("matmul_tf32", bool(allow))
 
 
 matmul: Any = _Matmul()
 
 # What scaled_dot_product_attention may run on. Our own kernels take what cuDNN does not, so only
 # its switch has an effect; the others keep what scripts set.
-_attention = {"flash": True, "mem_efficient": True, "math": True, "cudnn": True}
-
-
-def _enable_attention(kind: str, enabled: bool) -> None:
-    _attention[kind] = bool(enabled)
-    native = _backend.native()
-    if kind == "cudnn" and native is not None:
-        native.set_cudnn_flag("attention", bool(enabled))
+_attention = {"flash": True, "mem_efficient": True, "math": True}
 
 
 def enable_cudnn_sdp(enabled: bool) -> None:
     """Whether attention may run in cuDNN's fused kernels. On at start."""
-    _enable_attention("cudnn", enabled)
+    _C._set_kernel_switch("cudnn_attention", bool(enabled))
 
 
 def cudnn_sdp_enabled() -> bool:
     """Whether attention may run in cuDNN's fused kernels."""
-    return _attention["cudnn"]
+    return _C._kernel_switch("cudnn_attention")
 
 
 def enable_flash_sdp(enabled: bool) -> None:
     """Kept for scripts that set it; our own fused kernels are always there."""
-    _enable_attention("flash", enabled)
+    _attention["flash"] = bool(enabled)
 
 
 def flash_sdp_enabled() -> bool:
@@ -66,7 +53,7 @@ def flash_sdp_enabled() -> bool:
 
 def enable_mem_efficient_sdp(enabled: bool) -> None:
     """Kept for scripts that set it; our own fused kernels are always there."""
-    _enable_attention("mem_efficient", enabled)
+    _attention["mem_efficient"] = bool(enabled)
 
 
 def mem_efficient_sdp_enabled() -> bool:
@@ -76,7 +63,7 @@ def mem_efficient_sdp_enabled() -> bool:
 
 def enable_math_sdp(enabled: bool) -> None:
     """Kept for scripts that set it; our own fused kernels are always there."""
-    _enable_attention("math", enabled)
+    _attention["math"] = bool(enabled)
 
 
 def math_sdp_enabled() -> bool:

@@ -12,23 +12,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from vibetensor import _C
 from vibetensor.torch.cuda import _backend
 
-_values = {"enabled": True, "benchmark": False, "deterministic": False, "allow_tf32": True}
+_SWITCHES = {
+    "enabled": "cudnn_enabled",
+    "benchmark": "cudnn_benchmark",
+    "deterministic": "cudnn_deterministic",
+    "allow_tf32": "cudnn_tf32",
+}
 
 
 def _get(name: str) -> bool:
-    native = _backend.native()
-    return _values[name] if native is None else native.cudnn_flag(name)
+    return _C._kernel_switch(_SWITCHES[name])
 
 
 def _set(name: str, value: bool) -> None:
     if not isinstance(value, bool):
         raise RuntimeError(f"set_{name}_cudnn expects a bool, but got {type(value).__name__}")
-    _values[name] = value
-    native = _backend.native()
-    if native is not None:
-        native.set_cudnn_flag(name, value)
+    _C._set_kernel_switch(_SWITCHES[name], value)
 
 
 def is_available() -> bool:

@@ -6,8 +6,10 @@ import enum
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from vibetensor import _C
 from vibetensor.torch.backends import cuda
-from vibetensor.torch.cuda import _backend
+
+_SMALL = "cudnn_small_attention"
 
 
 class SDPBackend(enum.Enum):
@@ -34,15 +36,12 @@ def sdpa_kernel(
     chosen = [backends] if isinstance(backends, SDPBackend) else list(backends)
     if not chosen or not all(isinstance(backend, SDPBackend) for backend in chosen):
         raise TypeError("sdpa_kernel takes one SDPBackend or a non-empty list of them")
-    native = _backend.native()
     former = cuda.cudnn_sdp_enabled()
-    former_small = native is not None and native.cudnn_flag("small_attention")
+    former_small = _C._kernel_switch(_SMALL)
     cuda.enable_cudnn_sdp(SDPBackend.CUDNN_ATTENTION in chosen)
-    if native is not None:
-        native.set_cudnn_flag("small_attention", set(chosen) == {SDPBackend.CUDNN_ATTENTION})
+    _C._set_kernel_switch(_SMALL, set(chosen) == {SDPBackend.CUDNN_ATTENTION})
     try:
         yield
     finally:
         cuda.enable_cudnn_sdp(former)
-        if native is not None:
-            native.set_cudnn_flag("small_attention", former_small)
+        _C._set_kernel_switch(_SMALL, former_small)
