@@ -11,8 +11,9 @@ class StorageObserver {
   virtual ~StorageObserver() = default;
   /// A storage of fresh, uninitialised memory.
   virtual void allocated(Storage& storage) = 0;
-  /// The host has put values into it, or it borrows memory that has some.
-  virtual void host_written(const Storage& storage) = 0;
+  /// The host has put values into it. borrowed: it is a view of memory that has some, whose owner
+  /// may change them.
+  virtual void host_written(const Storage& storage, bool borrowed) = 0;
   /// Whether storages that are made on the device now may go without bytes, their address null,
   /// until the observer gives them some.
   virtual bool bytes_later(Device device) const { return (void)device, false; }
@@ -23,10 +24,11 @@ class StorageObserver {
 /// Of this thread; null where nobody looks.
 StorageObserver* storage_observer();
 void set_storage_observer(StorageObserver* observer);
-/// What fills a storage from the host, or makes one over the host's memory, says so here.
-inline void note_host_written(const Storage& storage) {
+/// What fills a storage from the host, or makes one over somebody's memory (borrowed), says so
+/// here.
+inline void note_host_written(const Storage& storage, bool borrowed = false) {
   if (StorageObserver* observer = storage_observer()) [[unlikely]]
-    observer->host_written(storage);
+    observer->host_written(storage, borrowed);
 }
 /// What goes past the ops to the bytes of a storage says so here first.
 inline void note_bytes_wanted(Storage& storage) {

@@ -89,7 +89,8 @@ int Tape::storage_of(const Tensor& tensor, Use use) {
     StorageRecord record{
         .storage = storage, .nbytes = storage->nbytes(), .device = tensor.device()};
     record.blank = born != born_.end() && born->second == Origin::Blank;
-    record.host = born != born_.end() && born->second == Origin::Host;
+    record.borrowed = born != born_.end() && born->second == Origin::Borrowed;
+    record.host = record.borrowed || (born != born_.end() && born->second == Origin::Host);
     if (born == born_.end()) record.first = tensor;
     storages_.push_back(std::move(record));
     const auto blank = std::find(blanks_.rbegin(), blanks_.rend(), storage);
@@ -141,12 +142,12 @@ void Tape::allocated(Storage& storage) {
     born_[&storage] = Origin::Blank;
   }
 }
-void Tape::host_written(const Storage& storage) {
+void Tape::host_written(const Storage& storage, bool borrowed) {
   // While paused, what an earlier storage at this address was is past.
   if (paused_) {
     born_.erase(&storage);
   } else {
-    born_[&storage] = Origin::Host;
+    born_[&storage] = borrowed ? Origin::Borrowed : Origin::Host;
   }
 }
 

@@ -63,13 +63,14 @@ struct StorageRecord {
   Ref<Storage> storage;
   size_t nbytes = 0;
   Device device;
-  Tensor first;          // the tensor that brought it onto the tape, if it was there before
-  bool blank = false;    // made by the recording, and so far nobody's: no op has read or written it
-  bool fresh = false;    // made by the recording, from uninitialised memory
-  bool host = false;     // made by the recording, with values of the host
-  bool escapes = false;  // still in use by others when the recording ended
-  bool touched = false;  // an op that was put off reads or writes it
-  bool due = false;      // one of those writes it
+  Tensor first;        // the tensor that brought it onto the tape, if it was there before
+  bool blank = false;  // made by the recording, and so far nobody's: no op has read or written it
+  bool fresh = false;  // made by the recording, from uninitialised memory
+  bool host = false;   // made by the recording, with values of the host
+  bool borrowed = false;  // those are somebody else's, who may change them
+  bool escapes = false;   // still in use by others when the recording ended
+  bool touched = false;   // an op that was put off reads or writes it
+  bool due = false;       // one of those writes it
 };
 
 /// Whether the ops of a recording run. Dry, they only pass: tensors keep their values, results have
@@ -92,7 +93,7 @@ class Tape final : public Consumer,
   void on_host_read(const Tensor& tensor, const char* what) override;
   uint32_t references(const Storage& storage) const override;
   void allocated(Storage& storage) override;
-  void host_written(const Storage& storage) override;
+  void host_written(const Storage& storage, bool borrowed) override;
   bool bytes_later(Device device) const override;
   void bytes_wanted(Storage& storage) override;
   void gradient_changes(const Tensor& tensor, const Tensor& before) override;
@@ -162,7 +163,7 @@ class Tape final : public Consumer,
     Device device;
     PhiloxArgs numbers;
   };
-  enum class Origin : uint8_t { Blank, Host };
+  enum class Origin : uint8_t { Blank, Host, Borrowed };
 
   void check_devices(const OpCall& call);
   void record(const OpCall& call, FunctionRef<void()> execute);

@@ -122,7 +122,7 @@ Tensor borrow(void* data, size_t nbytes, PyObject* keeper, bool writable, IntSpa
               IntSpan strides, DType dtype, Device device) {
   Py_INCREF(keeper);
   auto storage = make_ref<Storage>(Allocation{data, nbytes, keeper, release_object}, device);
-  note_host_written(*storage);
+  note_host_written(*storage, true);
   storage->set_writable(writable);
   auto impl = make_ref<TensorImpl>(std::move(storage), dtype, device);
   impl->set_geometry(sizes, strides, 0);

@@ -132,7 +132,7 @@ Tensor import_tensor(Managed* m, bool writable) {
     if (held->deleter) held->deleter(held);
   };
   auto storage = make_ref<Storage>(Allocation{data, nbytes, m, release}, device);
-  note_host_written(*storage);
+  note_host_written(*storage, true);
   drop.m = nullptr;
   storage->set_writable(writable);
   auto impl = make_ref<TensorImpl>(std::move(storage), dtype, device);

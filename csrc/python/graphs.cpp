@@ -192,7 +192,7 @@ nb::tuple shown_slot(const Slot& slot) {
 }
 nb::tuple shown_storage(const StorageRecord& record) {
   // What the host filled and nobody else reaches can never change.
-  const bool fixed = record.host && record.storage->use_count() == 1;
+  const bool fixed = record.host && !record.borrowed && record.storage->use_count() == 1;
   return nb::make_tuple(record.nbytes, nb::steal(wrap_device(record.device)), record.fresh,
                         record.escapes, fixed);
 }
@@ -312,12 +312,15 @@ void bind_graphs(nb::module_& m) {
             nb::list out;
             const auto& storages = self.tape->storages();
             for (size_t i = 0; i < storages.size(); ++i) {
-              if (storages[i].host && storages[i].storage->use_count() == 1) out.append(i);
+              const StorageRecord& record = storages[i];
+              if (record.host && !record.borrowed && record.storage->use_count() == 1)
+                out.append(i);
             }
             return out;
           },
-          "Indices of the storages that the recorded function made from host data and that nobody "
-          "else reaches: their values cannot change.")
+          "Indices of the storages that the recorded function filled with host data and that "
+          "nobody "
+          "else reaches: their values cannot change. Not those that share memory with an array.")
       .def(
           "firsts",
           [](const PyTape& self) {

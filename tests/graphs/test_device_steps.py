@@ -378,3 +378,68 @@ def test_gelu_of_a_linear_layer() -> None:
     grad = weight.grad.clone()
     assert vt.allclose(y.cpu(), step(x).cpu())
     assert vt.allclose(grad.cpu(), weight.grad.cpu())
+
+
+def test_arrays_wrapped_inside_are_read_at_each_replay() -> None:
+    """As in eager code and on the CPU: from_numpy shares the array's memory. Data that the function
+    copies from the host (a list) is the same each time."""
+    x, table, number = vt.ones(3), np.zeros(3, np.float32), np.zeros((), np.float32)
+
+    @capture
+    def step() -> Any:
+        shared = vt.from_numpy(table).to(x.device)
+        fixed = vt.tensor([1.0, 2.0, 3.0], device="cpu").to(x.device)
+        return shared + fixed * x, x * vt.from_numpy(number)
+
+    for i in range(5):
+        table[:] = i
+        number[...] = 10 * i
+        total, product = step()
+        equal(total, np.float32([1, 2, 3]) + i)
+        equal(product, np.full(3, 10 * i, np.float32))
+    assert step.variants[0].replays == 4
+
+
+def test_graphs_wait_for_earlier_replays_before_rates_are_written() -> None:
+    joins = simulated().vt_simulated_joins
+    p = vt.nn.Parameter(vt.ones(2))
+    rate = vt.tensor(0.5)
+    optimizer = vt.optim.SGD([p], lr=rate)
+    g = vt.Graph()
+    with vt.graph(g):
+        optimizer.zero_grad()
+        p.sum().backward()
+        optimizer.step()
+    for i in range(3):
+        rate.fill_(i + 1.0)
+        before = joins()
+        g.replay()
+        assert joins() == before + 1
+    equal(p, np.full(2, 1.0 - 1 - 2 - 3, np.float32))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_graphed_callables_share_a_pool(named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is named, or one of their own."""
+    pool, made_pools = _C.graphs.Pool, []
+
+    def made_pool(device: str, handle: Any) -> Any:
+        made_pools.append(pool(device, handle))
+        return made_pools[-1]
+
+    monkeypatch.setattr(_C.graphs, "Pool", made_pool)
+    handle = pool(str(vt.ones(1).device)).handle if named else None
+
+    def steps(scale: float) -> list[Any]:
+        return [lambda x: (x * scale).exp() * x, lambda x: (x + scale).sin() * x]
+
+    samples = ((vt.ones(64, requires_grad=True),), (vt.ones(64, requires_grad=True),))
+    made = make_graphed_callables(tuple(steps(2.0)), samples, pool=handle)
+    for graphed, plain in zip(made, steps(2.0)):
+        for i in range(3):
+            x = vt.full((64,), 0.1 * i + 0.1, requires_grad=True)
+            y = x.detach().clone().requires_grad_(True)
+            graphed(x).sum().backward()
+            plain(y).sum().backward()
+            equal(x.grad, y.grad.cpu().numpy())
+    assert len(made_pools) == 1 and (handle is None or made_pools[0].handle == handle)
