@@ -153,7 +153,10 @@ void Program::lower(Ref<Pool> pool) {
 void Program::reserve() {
   for (const Draw& draw : draws_) {
     const PhiloxArgs base = default_generator(draw.device)->reserve(draw.counters);
-    if (device_program_ && draw.device == device_) drawn_ = base;
+    if (device_program_ && draw.device == device_) {
+      drawn_ = base;  // its calls read the control block
+      continue;
+    }
     for (Instruction& instruction : instructions_) {
       if (instruction.rng < 0 || instruction.device != draw.device) continue;
       instruction.args[static_cast<size_t>(instruction.rng)] =
