@@ -6,13 +6,12 @@ import copy
 import functools
 import os
 import threading
+import types
 import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 import vibetensor.torch as vt
 from vibetensor import _C
@@ -24,8 +23,7 @@ from vibetensor.graphs.lower import Lowered, lower
 from vibetensor.graphs.put_off import PutOff
 from vibetensor.graphs.record import Recording, record, recording_of, shared_memory
 from vibetensor.graphs.session import Rate, Session
-from vibetensor.graphs.structure import flatten as _flatten
-from vibetensor.graphs.structure import unflatten as _unflatten
+from vibetensor.graphs.structure import flatten, from_array, unflatten
 from vibetensor.graphs.tape import Tape
 
 # A run that makes lasting state (an optimizer's moments) is no steady step: the next one is. This
@@ -38,6 +36,9 @@ _WORTH_KEEPING = 8
 
 
 _MISSED = object()
+
+# An object to call among the arguments may hold others so deep; more of them would be a cycle.
+_DEEPEST = 8
 
 
 # Where an object keeps the captures of its methods.
@@ -83,6 +84,7 @@ class Variant:
     outputs: list[tuple[Any, Any]]  # (loan, how to make the tensor)
     result: Any
     gradients: list[Gradient]
+    found: list[tuple[Any, bool]]  # leaves that it uses, and whether each had a .grad at its start
     arguments: list[Any]  # used as they are: the key holds them by identity, so they must live on
     verified: bool = False
     slow_replays: int = 0  # by the code below
@@ -97,11 +99,12 @@ class Variant:
             tensors=self.session.tensors,
             inputs=self.inputs,
             transfers=self.lowered.fetched,
-            acts=[(a.group, a.live) if type(a) is Rate else a for a in self.session.host],
+            acts=self.session.acts(),
             outputs=self.outputs,
             structure=self.result,
-            build=functools.partial(_unflatten, self.result),
+            build=functools.partial(unflatten, self.result),
             gradients=[(g.leaf, g.start, g.end) for g in self.gradients],
+            found=self.found,
         )
 
     @property
@@ -112,6 +115,10 @@ class Variant:
     def holds(self) -> bool:
         """Whether the tensors it is bound to are where they were."""
         return self.guard.holds() and self.session.same_tensors()
+
+    def fits(self) -> bool:
+        """Whether a call that its key belongs to would take its course."""
+        return self.session.same_course() and self.holds() and self.native.gradients_as_found()
 
 
 class CapturedStep:
@@ -144,10 +151,12 @@ class CapturedStep:
         # The same by calls, for replays without Python code.
         self._replays = _C.graphs.Replays()
         self._replayed_keys: set[Any] = set()
-        self._leaves: dict[int, Any] = {}
+        # Whose gradients a run changed, or looked at: those they had before it are known from the
+        # next run on. What has a capture is held by that; the others are the program's own to drop.
+        self._leaves: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._unsteady_runs = 0
-        self._short_lived = 0  # captures whose tensors moved before they had paid
-        self._warned = False
+        self._short_lived = 0  # captures that were dropped before they had paid
+        self._warned: set[str] = set()
         self._captures = 0
         self._last: Variant | None = None
         self._once: Tape | None = None  # of the last run by a program that was not kept
@@ -199,7 +208,7 @@ class CapturedStep:
             return self._call(args, kwargs) if result is _MISSED else result
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves, spec = _flatten((args, kwargs))
+        leaves, spec = flatten((args, kwargs))
         if _C._get_anomaly()[0]:  # it looks at values and at the lines of forward
             return self._eager(leaves, spec)
         key = self._key(leaves, spec)
@@ -210,17 +219,44 @@ class CapturedStep:
             if key not in self._replayed_keys:
                 self._add_replays(key, leaves, spec)
             return self._replay(variant, leaves)
-        if len(self.variants) + self._short_lived < self._max_variants:
+        if self._short_lived < self._max_variants:
             return self._record(key, leaves, spec)
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{self._name} has been captured {self._max_variants} times, for as many different "
-                "shapes, options, numbers outside of it or places of its tensors; further ones run "
-                "eagerly (max_variants)",
-                stacklevel=3,
-            )
+        self._warn_once("further ones run eagerly", stacklevel=4)
         return self._eager(leaves, spec)
+
+    def _warn_once(self, what: str, stacklevel: int) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(
+                f"{self._name} has been captured {self._captures} times, for as many different "
+                f"shapes, options, numbers outside of it or places of its tensors; {what} "
+                f"(max_variants={self._max_variants})",
+                stacklevel=stacklevel,
+            )
+
+    def _make_room(self) -> None:
+        """Before one more capture: where there are as many as may be, the one that was replayed
+        longest ago goes."""
+        if len(self.variants) < self._max_variants:
+            return
+        oldest = min(self.variants, key=lambda variant: variant.native.last_used)
+        for key, known in self._variants.items():
+            if any(variant is oldest for variant in known):
+                self._drop(key, [oldest])
+                break
+        self._warn_once("for each more the one used longest ago is dropped", stacklevel=7)
+
+    def _drop(self, key: Any, variants: list[Variant]) -> None:
+        kept = [v for v in self._variants[key] if not any(v is other for other in variants)]
+        if kept:
+            self._variants[key] = kept
+        else:
+            del self._variants[key]
+        self._short_lived += sum(v.replays < _WORTH_KEEPING for v in variants)
+        if key in self._replayed_keys:
+            self._forget_replays()
+        if any(self._last is v for v in variants):
+            self._last = None
 
     def _eager(self, leaves: list[Any], spec: Any) -> Any:
         """A call that is neither recorded nor replayed; on copies of its arguments too."""
@@ -245,16 +281,11 @@ class CapturedStep:
         if known is None:
             return None
         for variant in known:
-            if variant.session.same_course() and variant.holds():
+            if variant.fits():
                 return variant
         # Those whose tensors have moved will not come back.
-        held = [variant.holds() for variant in known]
-        self._variants[key] = [v for v, holds in zip(known, held) if holds]
-        self._short_lived += sum(
-            not holds and v.replays < _WORTH_KEEPING for v, holds in zip(known, held)
-        )
-        if key in self._replayed_keys:
-            self._forget_replays()
+        if moved := [variant for variant in known if not variant.holds()]:
+            self._drop(key, moved)
         return None
 
     def _add_replays(self, key: Any, leaves: list[Any], spec: Any) -> None:
@@ -263,8 +294,10 @@ class CapturedStep:
         if self._verify and not all(variant.verified for variant in known):
             return
         self._replayed_keys.add(key)
+        if any(_attributes(x) is not None for x in leaves):
+            return  # these may change between calls, and only the key looks
         natives = [variant.native for variant in known]
-        self._replays.add(spec, leaves, list(self._leaves.values()), natives)
+        self._replays.add(spec, leaves, natives)
 
     def _forget_replays(self) -> None:
         self._last = self.last
@@ -292,16 +325,8 @@ class CapturedStep:
                     parts.append((tuple(leaf.shape), leaf.stride(), leaf.dtype, str(leaf.device)))
             elif _is_array(leaf):
                 parts.append((leaf.shape, leaf.dtype.str))
-            elif isinstance(leaf, float):
-                parts.append((float, leaf.hex()))  # 0.0 and -0.0 are equal, and not the same
-            elif type(leaf).__hash__ is object.__hash__ and not _is_fixed(leaf):
-                raise CaptureError(
-                    f"{self._name}: an argument of type {type(leaf).__name__} is compared by "
-                    "identity, so a capture would not see what changes in it; pass its tensors"
-                )
             else:
-                parts.append((type(leaf), leaf))
-        parts.append(tuple(leaf.grad is None for leaf in self._leaves.values()))
+                parts.append(self._constant(leaf))
         key = tuple(parts)
         try:
             hash(key)
@@ -312,12 +337,29 @@ class CapturedStep:
             ) from None
         return key
 
+    def _constant(self, value: Any, depth: int = 0) -> Any:
+        """The part of a key that an argument is which is no tensor and no array."""
+        if isinstance(value, float):
+            return float, value.hex()  # 0.0 and -0.0 are equal, and not the same
+        if value is None or type(value).__hash__ is not object.__hash__ or _is_fixed(value):
+            return type(value), value
+        attributes = _attributes(value) if depth < _DEEPEST else None
+        if attributes is None or any(
+            isinstance(x, vt.Tensor) or _is_array(x) for x in attributes.values()
+        ):
+            raise CaptureError(
+                f"{self._name}: an argument of type {type(value).__name__} is compared by "
+                "identity, so a capture would not see what changes in it; pass its tensors"
+            )
+        return value, *((name, self._constant(x, depth + 1)) for name, x in attributes.items())
+
     # --- recording
 
     def _record(self, key: Any, leaves: list[Any], spec: Any) -> Any:
         staged = _stage(leaves)
         session = Session()
-        before = {number: leaf.grad for number, leaf in self._leaves.items()}
+        known = dict(self._leaves)
+        before = {number: leaf.grad for number, leaf in known.items()}
         put_off = PutOff(session)
         with put_off.watching():
             # What is to be verified is compared with what the function itself does.
@@ -346,17 +388,15 @@ class CapturedStep:
         used = {id(leaf): leaf for leaf in (*recording.leaves, *session.parameters())}
         new_leaves = [leaf for number, leaf in used.items() if number not in before]
         self._leaves.update(used)
-        if new_leaves:  # keys tell of more tensors from now on
-            self._forget_replays()
         result = recording.result
         copied = [(x, y) for x, y in zip(leaves, staged) if y is not None and _is_tensor(x)]
         if why_not := shared_memory(recording, copied):
             put_off.catch_up(recording.native)
             self._give_up(f"{self._name} cannot be captured: {why_not}")
             return result
-        outputs, out_spec = _flatten(result)
+        outputs, out_spec = flatten(result)
         if new_leaves or session.notes.unsteady or self._lasting_state(recording, outputs):
-            # The key of the next call sees these leaves; lasting state exists from then on.
+            # The next run knows of these leaves before it starts; lasting state exists from then on.
             before.clear()  # gradients that the run dropped need no memory beside a program's
             self._unsteady_runs += 1
             if self._unsteady_runs >= _MOST_UNSTEADY:
@@ -370,12 +410,15 @@ class CapturedStep:
         recording.result = None
         found = (_gradient(leaf, before[number], recording) for number, leaf in used.items())
         gradients = [gradient for gradient in found if gradient is not None]
-        there = {number: None if grad is None else True for number, grad in before.items()}
+        there = [(leaf, before[number] is not None) for number, leaf in used.items()]
         before.clear()
         arguments = [x for x, place in zip(leaves, staged) if place is None]
+        self._make_room()
         self._captures += 1
-        variant = self._compile(recording, session, staged, outputs, out_spec, gradients, arguments)
-        variant.course = course(self._captures, _unflatten(spec, leaves), session, there)
+        variant = self._compile(
+            recording, session, staged, outputs, out_spec, gradients, there, arguments
+        )
+        variant.course = course(self._captures, unflatten(spec, leaves), session, there)
         if recording.native.puts_off:
             put_off.run(recording.native, variant.lowered.program)
             result = self._results(variant)
@@ -412,11 +455,11 @@ class CapturedStep:
         """Calls the function. Results come without history (a graph that lives on would hold all
         that was saved for backward), those that are inputs or gradients in memory of their own."""
         inputs = [x if place is None else _given(x, place) for x, place in zip(leaves, staged)]
-        args, kwargs = _unflatten(spec, inputs)
-        results, structure = _flatten(self._function(*args, **kwargs))
+        args, kwargs = unflatten(spec, inputs)
+        results, structure = flatten(self._function(*args, **kwargs))
         places = (*staged, *map(_C.graphs.gradient, self._leaves.values()))
         taken = {place._storage_key() for place in places if place is not None}
-        return _unflatten(structure, [_plain(x, taken) for x in results])
+        return unflatten(structure, [_plain(x, taken) for x in results])
 
     def _check_arguments(self, recording: Recording, leaves: list[Any], staged: list[Any]) -> None:
         written = {
@@ -485,6 +528,7 @@ class CapturedStep:
         outputs: list[Any],
         spec: Any,
         gradients: list[Gradient],
+        found: list[tuple[Any, bool]],
         arguments: list[Any],
     ) -> Variant:
         adopted = {}
@@ -517,7 +561,17 @@ class CapturedStep:
                 if tensor is not None:
                     guard.add(tensor)
         return Variant(
-            lowered, tape, recording, session, guard, staged, made, spec, gradients, arguments
+            lowered,
+            tape,
+            recording,
+            session,
+            guard,
+            staged,
+            made,
+            spec,
+            gradients,
+            found,
+            arguments,
         )
 
     # --- replaying
@@ -525,10 +579,14 @@ class CapturedStep:
     def _replay(self, variant: Variant, leaves: list[Any]) -> Any:
         if variant.lowered.device is not None:
             variant.lowered.program.join()
-        self._enter(variant, leaves)
-        for act in variant.session.host:
-            act()
-        variant.lowered.program.run()
+        try:
+            self._enter(variant, leaves)
+            for act in variant.session.host:
+                act()
+            variant.lowered.program.run()
+        except BaseException:
+            self._put_back(variant)
+            raise
         return self._leave(variant)
 
     def _enter(self, variant: Variant, leaves: list[Any]) -> None:
@@ -536,7 +594,7 @@ class CapturedStep:
         with vt.no_grad():
             for target, value in zip(variant.inputs, leaves):
                 if target is not None:
-                    target.copy_(value if _is_tensor(value) else _from_array(value))
+                    target.copy_(value if _is_tensor(value) else from_array(value))
             for gradient in variant.gradients:
                 gradient.users = None
                 current = gradient.leaf.grad
@@ -551,20 +609,31 @@ class CapturedStep:
     def _leave(self, variant: Variant) -> Any:
         """What the call returns, and gradients where eager code looks for them."""
         variant.slow_replays += 1
+        variant.native.touch()
         self._last = variant
         self._replays.forget_last()
+        users_own = self._put_back(variant)
         for gradient in variant.gradients:
-            users, gradient.users = gradient.users, None
-            if users is not None:
-                current, kept = users
-                with vt.no_grad():
-                    if gradient.end is gradient.start:
-                        current.copy_(gradient.start)
-                    gradient.start.copy_(kept)
-            users_own = users is not None and gradient.end is gradient.start
-            if not users_own and gradient.leaf.grad is not gradient.end:
+            if id(gradient) not in users_own and gradient.leaf.grad is not gradient.end:
                 gradient.leaf.grad = gradient.end
         return self._results(variant)
+
+    def _put_back(self, variant: Variant) -> set[int]:
+        """Ends the work on bound tensors in place of the user's own gradients, also after an error:
+        the user's have what the program did to them, as in eager code, and the bound ones what they
+        held. Returns which gradients (by id) are the user's own tensors still."""
+        own: set[int] = set()
+        with vt.no_grad():
+            for gradient in variant.gradients:
+                users, gradient.users = gradient.users, None
+                if users is None:
+                    continue
+                current, kept = users
+                if gradient.end is gradient.start:
+                    current.copy_(gradient.start)
+                    own.add(id(gradient))
+                gradient.start.copy_(kept)
+        return own
 
     def _results(self, variant: Variant) -> Any:
         """What the program's latest run made, as the call returns it."""
@@ -573,10 +642,17 @@ class CapturedStep:
             for loan, how in variant.outputs
         ]
         variant.lowered.program.extend()
-        return _unflatten(variant.result, values)
+        return unflatten(variant.result, values)
 
     def _verified(self, variant: Variant, leaves: list[Any], spec: Any) -> Any:
         """Runs the function and the program from one state; both must leave the same."""
+        try:
+            return self._compared(variant, leaves, spec)
+        except BaseException:
+            self._put_back(variant)
+            raise
+
+    def _compared(self, variant: Variant, leaves: list[Any], spec: Any) -> Any:
         self._enter(variant, leaves)
         grads_before = [(leaf, leaf.grad) for leaf in self._leaves.values()]
         state = checks.state_tensors(variant.recording)
@@ -592,7 +668,7 @@ class CapturedStep:
                 + "\nPass what changes as a tensor argument, or a learning rate by param_groups"
             )
         self._check_scalars(variant, leaves, spec, grads_before)
-        expected = [x.detach().clone() for x in _flatten(again.result)[0] if _is_tensor(x)]
+        expected = [x.detach().clone() for x in flatten(again.result)[0] if _is_tensor(x)]
         grads = [g.leaf for g in variant.gradients if g.end is not None]
         expected += [leaf.grad.clone() for leaf in grads]
         # Gradients and constants that a run makes anew are no state of the other run.
@@ -603,7 +679,7 @@ class CapturedStep:
         variant.session.read_like(session)
         variant.lowered.program.run()
         result = self._leave(variant)
-        found = [x for x in _flatten(result)[0] if _is_tensor(x)]
+        found = [x for x in flatten(result)[0] if _is_tensor(x)]
         found += [leaf.grad for leaf in grads]
         found += [state[buffer] for buffer in shared]
         bound = checks.OF_A_STEP * variant.tape.bound
@@ -681,7 +757,7 @@ class CapturedStep:
         with self._lock:
             variant, leaves = self._latest(), None
             if args or kwargs:
-                leaves, spec = _flatten((args, kwargs))
+                leaves, spec = flatten((args, kwargs))
                 found = self._find(self._key(leaves, spec))
                 if found is None:
                     raise CaptureError(
@@ -759,7 +835,9 @@ def capture(
     optimizer state, buffers, random numbers, learning rates and schedules it uses are found by
     themselves. What Python does besides (printing, counting) happens in recording calls only.
 
-    max_variants: how many courses (shapes, options, branches) are kept; more run eagerly.
+    max_variants: how many courses (shapes, options, branches) are kept. For one more the one that
+    was replayed longest ago is dropped; once as many have been dropped before they paid, calls that
+    have none run eagerly. Both are told by a warning.
 
     optimize: False replays the recorded ops as they are.
 
@@ -815,6 +893,7 @@ def _modes() -> tuple[Any, ...]:
         _C._get_autocast("cuda"),
         vt.get_default_dtype(),
         str(vt.get_default_device()),
+        _C._kernel_switches(),
     )
 
 
@@ -826,21 +905,38 @@ def _is_array(value: Any) -> bool:
     return not isinstance(value, vt.Tensor) and hasattr(value, "__array_interface__")
 
 
-def _from_array(array: Any) -> Any:
-    """Shares the memory of the array; a flipped one (negative strides) is copied."""
-    array = np.asarray(array)
-    return vt.from_numpy(array.copy() if min(array.strides, default=0) < 0 else array)
-
-
 def _is_state(tensor: Any) -> bool:
     return tensor.requires_grad
 
 
+_FUNCTIONS = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.MethodWrapperType,
+    type,
+    functools.partial,
+    type(functools.lru_cache(flatten)),
+)
+# What changes in the former two is noticed.
+_FIXED = (vt.nn.Module, vt.optim.Optimizer, vt.dtype, CapturedStep, *_FUNCTIONS)
+
+
 def _is_fixed(value: Any) -> bool:
-    """An argument that is compared by identity and yet means the same each time: what changes in a
-    module or an optimizer is noticed, and a function is itself."""
-    kinds = (vt.nn.Module, vt.optim.Optimizer, vt.dtype)
-    return value is None or callable(value) or isinstance(value, kinds)
+    """Whether it is compared by identity and yet means the same each time; a function is itself."""
+    return isinstance(value, _FIXED)
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """What an object to call has besides its code, a loss function with options say; None for other
+    arguments."""
+    if not callable(value) or _is_fixed(value) or type(value).__hash__ is not object.__hash__:
+        return None
+    names = [*getattr(value, "__dict__", ())]
+    for base in type(value).__mro__:
+        slots = base.__dict__.get("__slots__", ())
+        names += [slots] if isinstance(slots, str) else slots
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
 def _stage(leaves: list[Any]) -> list[Any]:
@@ -849,7 +945,7 @@ def _stage(leaves: list[Any]) -> list[Any]:
     staged = []
     for value in leaves:
         if _is_array(value):
-            staged.append(_from_array(value).clone())
+            staged.append(from_array(value).clone())
         elif not _is_tensor(value) or _is_state(value):
             staged.append(None)
         else:
@@ -893,7 +989,6 @@ def _geometry(tensor: Any) -> tuple[Any, ...]:
     return (
         tensor.storage_offset() * tensor.dtype.itemsize,
         tensor.dtype,
-        _C._kernel_switches(),
         tuple(tensor.shape),
         tuple(tensor.stride()),
     )

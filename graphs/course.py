@@ -6,7 +6,7 @@ another way. The reader of a report wants to know which it was, and where the op
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,12 @@ def course(
     number: int,
     call: tuple[tuple[Any, ...], dict[str, Any]],
     session: Any,
-    grads: Mapping[int, Any],
+    found: list[tuple[Any, bool]],
 ) -> Course:
     """The circumstances of a call that has just been recorded.
 
-    call: its arguments. session: what it used besides. grads: for each known leaf None if it had no .grad before.
+    call: its arguments. session: what it used besides. found: the leaves it used, and whether each
+    had a .grad before.
     """
     facts: dict[str, Fact] = {}
     args, kwargs = call
@@ -72,8 +73,8 @@ def course(
         facts["training"] = _training(session.modules)
     for index, optimizer in enumerate(session.optimizers):
         facts.update(_options(f"{type(optimizer).__name__} {index}", optimizer))
-    present = sum(grad is not None for grad in grads.values())
-    facts["gradients at the start"] = Fact(f"{present} of {len(grads)}")
+    present = sum(has for _, has in found)
+    facts["gradients at the start"] = Fact(f"{present} of {len(found)}")
     return Course(number, facts)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs.lower import lower
+from vibetensor.graphs.structure import from_array
 from vibetensor.graphs.tape import Op
 from vibetensor.graphs.verify import Snapshot
 
@@ -240,7 +241,7 @@ def _stage(variant: Any, inputs: list[Any]) -> None:
     with vt.no_grad():
         for target, value in zip(variant.inputs, inputs):
             if target is not None:
-                target.copy_(value if isinstance(value, vt.Tensor) else vt.from_numpy(value))
+                target.copy_(value if isinstance(value, vt.Tensor) else from_array(value))
 
 
 def _written(variant: Any) -> list[Any]:

@@ -284,6 +284,11 @@ class Session:
         """What the optimizers that stepped train."""
         return [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
 
+    def acts(self) -> list[Any]:
+        """What the host does before a replay, for one without Python code: learning rates as the
+        group and the tensor, others to be called."""
+        return [(a.group, a.live) if isinstance(a, Rate) else a for a in self.host]
+
     def same_course(self) -> bool:
         """Whether Python would decide again as it did: attributes and hooks of modules, options of
         optimizers."""

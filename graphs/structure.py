@@ -10,6 +10,10 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+import vibetensor.torch as vt
+
 LEAF = object()
 
 
@@ -45,3 +49,9 @@ def _built(node: Any, leaves: Iterator[Any]) -> Any:
         return defaultdict(factory, pairs) if kind is defaultdict else kind(pairs)
     values = [_built(item, leaves) for item in items]
     return kind(*values) if hasattr(kind, "_fields") else kind(values)
+
+
+def from_array(array: Any) -> Any:
+    """An array among the leaves as a tensor on its memory; a flipped one (negative strides) is copied."""
+    array = np.asarray(array)
+    return vt.from_numpy(array.copy() if min(array.strides, default=0) < 0 else array)

@@ -51,8 +51,6 @@ bool are_twins(const Tensor& a, const Tensor& b) {
          equal(a.sizes(), b.sizes()) && equal(a.strides(), b.strides());
 }
 
-bool has_grad(const TensorImpl& leaf) { return leaf.autograd && leaf.autograd->grad.defined(); }
-
 }  // namespace
 
 CallKey::Modes CallKey::Modes::now() {
@@ -97,8 +95,8 @@ bool CallKey::describe(PyObject* object, Leaf& leaf) {
   return is_constant(object);
 }
 
-std::unique_ptr<CallKey> CallKey::make(PyObject* spec, PyObject* leaves, PyObject* watched) {
-  check_type(PyList_Check(leaves) && PyList_Check(watched), "a key is made from two lists");
+std::unique_ptr<CallKey> CallKey::make(PyObject* spec, PyObject* leaves) {
+  check_type(PyList_Check(leaves), "a key is made from a list");
   std::optional<Structure> structure = Structure::parse(spec);
   if (!structure) return nullptr;
   auto made = std::make_unique<CallKey>();
@@ -119,12 +117,6 @@ std::unique_ptr<CallKey> CallKey::make(PyObject* spec, PyObject* leaves, PyObjec
         leaf.twin = leaf.first;
     }
     made->leaves_.push_back(std::move(leaf));
-  }
-  for (Py_ssize_t i = 0; i < PyList_Size(watched); ++i) {
-    PyObject* object = PyList_GetItem(watched, i);
-    check_type(is_tensor(object), "only tensors have gradients");
-    const Ref<TensorImpl>& impl = tensor_of(object).ref();
-    made->watched_.push_back({impl, has_grad(*impl)});
   }
   return made;
 }
@@ -190,9 +182,7 @@ bool CallKey::matches(PyObject* args, PyObject* kwargs, Arguments& arguments) co
   for (size_t i = 0; i < leaves_.size(); ++i) {
     if (!accepts(leaves_[i], arguments[i])) return false;
   }
-  return same_aliases(leaves) &&
-         std::all_of(watched_.begin(), watched_.end(),
-                     [](const Watched& w) { return has_grad(*w.leaf) == w.has_grad; });
+  return same_aliases(leaves);
 }
 
 int CallKey::traverse(visitproc visit, void* arg) const {

@@ -1,6 +1,6 @@
 // Which calls of a captured function belong to one key of graphs/capture.py: the same structure of
-// arguments, geometries, constants, modes, and the same leaves with a gradient. It may know less
-// than the key does, never more: a call that it does not recognise goes the long way.
+// arguments, geometries, constants and modes. It may know less than the key does, never more: a
+// call that it does not recognise goes the long way.
 #pragma once
 
 #include <memory>
@@ -30,9 +30,9 @@ using Arguments = SmallVector<Argument, 8>;
 
 class CallKey {
  public:
-  /// Of a call with these leaves, in the modes that the thread is in, with `watched` tensors having
-  /// a gradient or not. Null where an argument is of a kind that only the key can tell apart.
-  static std::unique_ptr<CallKey> make(PyObject* spec, PyObject* leaves, PyObject* watched);
+  /// Of a call with these leaves, in the modes that the thread is in. Null where an argument is of
+  /// a kind that only the key can tell apart.
+  static std::unique_ptr<CallKey> make(PyObject* spec, PyObject* leaves);
 
   /// Whether a call is the same; `arguments` are its leaves then.
   bool matches(PyObject* args, PyObject* kwargs, Arguments& arguments) const;
@@ -61,10 +61,6 @@ class CallKey {
     char array_kind = 0;
     int item_size = 0;
   };
-  struct Watched {
-    Ref<TensorImpl> leaf;
-    bool has_grad;
-  };
 
   static bool describe(PyObject* object, Leaf& leaf);
   static bool accepts(const Leaf& leaf, Argument& argument);
@@ -74,7 +70,6 @@ class CallKey {
   Structure structure_;
   Modes modes_{};
   std::vector<Leaf> leaves_;
-  std::vector<Watched> watched_;
 };
 
 }  // namespace vt::python

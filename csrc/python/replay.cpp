@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "autograd/front.h"
@@ -90,9 +91,26 @@ Replay::Replay(const Parts& parts)
     gradients_.push_back({optional_tensor(item(gradient, 0)), optional_tensor(item(gradient, 1)),
                           optional_tensor(item(gradient, 2))});
   });
+  for_each(parts.found, [&](PyObject* found) {
+    check_type(is_tensor(item(found, 0)), "only tensors have gradients");
+    found_.push_back({tensor_of(item(found, 0)).ref(), item(found, 1) == Py_True});
+  });
+  touch();
+}
+
+void Replay::touch() {
+  static std::atomic<uint64_t> uses{0};
+  last_used_ = uses.fetch_add(1, std::memory_order_relaxed) + 1;
 }
 
 bool Replay::holds() { return course_->holds() && guard_->holds() && tensors_->holds(); }
+
+bool Replay::gradients_as_found() const {
+  return std::all_of(found_.begin(), found_.end(), [](const Found& found) {
+    const autograd::AutogradMeta* meta = found.leaf->autograd.get();
+    return (meta && meta->grad.defined()) == found.has_grad;
+  });
+}
 
 bool Replay::gradients_in_place() const {
   return std::all_of(gradients_.begin(), gradients_.end(), [](const Gradient& g) {
@@ -188,6 +206,21 @@ Object Replay::run(const Arguments& arguments) {
       if (inputs_[i].defined()) stage(arguments[i], inputs_[i], transfers_[i]);
     }
   }
+  launch();
+  Object made = results();
+  if (copies_after_) program_->extend();
+  return made;
+}
+
+bool Replay::run_in_place() {
+  if (thread_state.consumer || !guard_->holds() || !tensors_->holds() || !gradients_in_place())
+    return false;
+  program_->join();  // earlier runs read rates before others are written
+  launch();
+  return true;
+}
+
+void Replay::launch() {
   for (graphs::Loan* loan : loans_) loan->settle();
   for (const Act& act : acts_) perform(act);
   // Last, as schedules are Python code that may drop results and run other steps.
@@ -199,12 +232,10 @@ Object Replay::run(const Arguments& arguments) {
     program_->run();
   }
   ++count_;
+  touch();
   for (const Gradient& g : gradients_) {
     if (!has_grad(g.leaf, g.end)) autograd::ensure_meta(g.leaf).grad = g.end;
   }
-  Object made = results();
-  if (copies_after_) program_->extend();
-  return made;
 }
 
 int Replay::traverse(visitproc visit, void* arg) const {
@@ -215,9 +246,8 @@ int Replay::traverse(visitproc visit, void* arg) const {
   return structure_ ? structure_->traverse(visit, arg) : 0;
 }
 
-bool Replays::add(PyObject* spec, PyObject* leaves, PyObject* watched,
-                  std::vector<Object> replays) {
-  std::unique_ptr<CallKey> key = CallKey::make(spec, leaves, watched);
+bool Replays::add(PyObject* spec, PyObject* leaves, std::vector<Object> replays) {
+  std::unique_ptr<CallKey> key = CallKey::make(spec, leaves);
   if (!key) return false;
   auto entry = std::make_shared<const Entry>(Entry{std::move(key), std::move(replays)});
   entries_.insert(entries_.begin(), std::move(entry));
@@ -239,7 +269,7 @@ Object Replays::run(PyObject* args, PyObject* kwargs) {
     if (!entry->key->matches(args, kwargs, arguments)) continue;
     for (const Object& object : entry->replays) {
       auto* replay = instance<Replay>(object.get());
-      if (!replay->holds()) continue;
+      if (!replay->gradients_as_found() || !replay->holds()) continue;
       if (!replay->gradients_in_place()) return {};
       if (i < entries_.size() && entries_[i] == entry) {
         const auto found = entries_.begin() + static_cast<std::ptrdiff_t>(i);
@@ -295,15 +325,25 @@ void bind_replay(nb::module_& graphs) {
           [](Replay* self, const nb::object& program, const nb::object& guard,
              const nb::object& course, const nb::object& tensors, const nb::list& inputs,
              const nb::list& transfers, const nb::list& acts, const nb::list& outputs,
-             const nb::object& structure, const nb::object& build, const nb::list& gradients) {
+             const nb::object& structure, const nb::object& build, const nb::list& gradients,
+             const nb::list& found) {
             new (self) Replay({kept(program), kept(guard), kept(course), kept(tensors),
                                kept(inputs), kept(transfers), kept(acts), kept(outputs),
-                               kept(structure), kept(build), kept(gradients)});
+                               kept(structure), kept(build), kept(gradients), kept(found)});
           },
           nb::kw_only(), nb::arg("program"), nb::arg("guard"), nb::arg("course"),
           nb::arg("tensors"), nb::arg("inputs"), nb::arg("transfers"), nb::arg("acts"),
-          nb::arg("outputs"), nb::arg("structure"), nb::arg("build"), nb::arg("gradients"))
+          nb::arg("outputs"), nb::arg("structure"), nb::arg("build"), nb::arg("gradients"),
+          nb::arg("found"))
       .def_prop_ro("count", &Replay::count, "How often it ran.")
+      .def_prop_ro("last_used", &Replay::last_used, "Larger than that of all used before.")
+      .def("touch", &Replay::touch, "It has been used, without Python code or with.")
+      .def("gradients_as_found", &Replay::gradients_as_found,
+           "Whether the same leaves have a .grad as when it was recorded.")
+      .def("run_in_place", &Replay::run_in_place,
+           "Replays a block without arguments and results; False, and nothing is done, where a "
+           "tensor "
+           "is not where it was or a recording is active.")
       .def("holds", &Replay::holds);
 
   static PyType_Slot replays_slots[] = {
@@ -315,19 +355,18 @@ void bind_replay(nb::module_& graphs) {
       .def(nb::init<>())
       .def(
           "add",
-          [](Replays& self, const nb::object& spec, const nb::list& leaves, const nb::list& watched,
+          [](Replays& self, const nb::object& spec, const nb::list& leaves,
              const nb::list& replays) {
             std::vector<Object> all;
             for (const nb::handle replay : replays) {
               check_type(nb::isinstance<Replay>(replay), "Replays.add expects Replays");
               all.push_back(Object::borrow(replay.ptr()));
             }
-            return self.add(spec.ptr(), leaves.ptr(), watched.ptr(), std::move(all));
+            return self.add(spec.ptr(), leaves.ptr(), std::move(all));
           },
-          nb::arg("spec"), nb::arg("leaves"), nb::arg("watched"), nb::arg("replays"),
-          "Courses for calls like the one that runs: with this structure, leaves, modes of the "
-          "thread and gradients of the watched tensors. False where a leaf is of a kind that only "
-          "Python can tell apart.")
+          nb::arg("spec"), nb::arg("leaves"), nb::arg("replays"),
+          "Courses for calls like the one that runs: with this structure, leaves and modes of the "
+          "thread. False where a leaf is of a kind that only Python can tell apart.")
       .def("clear", &Replays::clear)
       .def("forget_last", &Replays::forget_last)
       .def_prop_ro("last",

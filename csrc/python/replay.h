@@ -28,6 +28,7 @@ class Replay {
     Object structure;  // of the results
     Object build;      // makes them of a list of leaves, where the structure is of a rare kind
     Object gradients;  // (leaf, .grad that is read or None, .grad that is left or None)
+    Object found;      // (leaf, whether it had a .grad at the start)
   };
   explicit Replay(const Parts& parts);
   Replay(const Replay&) = delete;
@@ -35,11 +36,19 @@ class Replay {
 
   /// Whether Python would decide again as it did and every tensor is where it was.
   bool holds();
+  /// Whether the same leaves have a gradient as did when it was recorded.
+  bool gradients_as_found() const;
   /// Whether the gradients that the step reads are the tensors it is bound to.
   bool gradients_in_place() const;
   Object run(const Arguments& arguments);
+  /// Of a block without arguments and results, replayed where everything lies: false, and nothing
+  /// is done, where something is not as it was.
+  bool run_in_place();
 
   int64_t count() const { return count_; }
+  /// Grows with each use of any of them: tells which was used longest ago.
+  uint64_t last_used() const { return last_used_; }
+  void touch();
   int traverse(visitproc visit, void* arg) const;
 
  private:
@@ -58,6 +67,7 @@ class Replay {
     Tensor leaf, start, end;
   };
 
+  void launch();
   void stage(const Argument& argument, const Tensor& target, int64_t transfer) const;
   void perform(const Act& act) const;
   Object results() const;
@@ -74,8 +84,14 @@ class Replay {
   std::vector<graphs::Loan*> loans_;
   bool copies_after_ = false;  // results that the program does not copy itself
   std::vector<Gradient> gradients_;
+  struct Found {
+    Ref<TensorImpl> leaf;
+    bool has_grad;
+  };
+  std::vector<Found> found_;
   std::optional<Structure> structure_;
   int64_t count_ = 0;
+  uint64_t last_used_ = 0;
 };
 
 /// All courses of a captured function by the calls they belong to; those used last come first.
@@ -85,7 +101,7 @@ class Replays {
   Replays(const Replays&) = delete;
   Replays& operator=(const Replays&) = delete;
   /// In the order in which they are to be tried. False where only Python can tell the calls apart.
-  bool add(PyObject* spec, PyObject* leaves, PyObject* watched, std::vector<Object> replays);
+  bool add(PyObject* spec, PyObject* leaves, std::vector<Object> replays);
   void clear();
   /// The result, or null where the call is not one of those.
   Object run(PyObject* args, PyObject* kwargs);

@@ -115,6 +115,16 @@ def test_inputs_that_the_step_changes_are_as_they_were() -> None:
         assert step(vt.ones(3)).item() == 6
 
 
+def test_arrays_of_every_kind_are_staged() -> None:
+    step = capture(lambda x, y: (vt.as_tensor(x) * vt.as_tensor(y)).sum())
+    for x, y in ((np.arange(3.0)[::-1], np.arange(3.0)), (np.arange(3.0), np.float64(2.0))):
+        for _ in range(3):
+            expected = step(x, y).item()
+        assert expected == float((x * y).sum())
+        assert step.profile(x, y).ops
+        assert step(x, y).item() == expected
+
+
 def test_an_op_that_raises_leaves_state_as_it_was() -> None:
     table = vt.arange(12.0).reshape(4, 3)
     total = vt.zeros(3)
