@@ -39,6 +39,7 @@ GOALS = {
     "without staging": 8.0,
     "with staging": 25.0,
     "with staging of arrays": 25.0,
+    "Graph.replay without kernels": 8.0,
 }
 
 
@@ -165,6 +166,23 @@ def measure(make: Callable[[], tuple[Callable[..., Any], list[Any]]]) -> dict[st
     found["without staging"] = microseconds(lambda: step(*tensors), 5000)
     step._replays.clear()
     found["in Python, without staging"] = microseconds(lambda: in_python(step, tensors), 200)
+    return found | measure_graph(make)
+
+
+def measure_graph(make: Callable[[], tuple[Callable[..., Any], list[Any]]]) -> dict[str, float]:
+    """The same of a Graph in torch's manner."""
+    function, tensors = make()
+    for _ in range(2):
+        function(*tensors)
+    g = vt.Graph()
+    with vt.graph(g):
+        function(*tensors)
+    found = {"Graph.replay": microseconds(g.replay, 200)}
+    captured = g._captured
+    assert captured is not None
+    captured.lowered.program = _C.graphs.Program()
+    captured.__post_init__()
+    found["Graph.replay without kernels"] = microseconds(g.replay, 5000)
     return found
 
 

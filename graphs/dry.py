@@ -19,6 +19,7 @@ from vibetensor.graphs.course import Course
 from vibetensor.graphs.lower import Lowered, lower
 from vibetensor.graphs.record import PACKAGE, Recording, recording_of, shared_memory
 from vibetensor.graphs.session import Session
+from vibetensor.graphs.structure import LEAF
 from vibetensor.graphs.tape import Tape
 from vibetensor.torch._recording import outside
 from vibetensor.torch.optim.lr_scheduler import base as schedules
@@ -50,12 +51,37 @@ class Captured:
     places: list[Place]
     gradients: list[Gradient]
     states: list[tuple[Any, Any]]  # optimizers, and the state each works on
-    replays: int = 0
+    slow_replays: int = 0  # of those that are not `native` ones
     # What reports and profiles ask of a capture.
     course: Course = field(default_factory=lambda: Course(1, {}))
     profile: Any = None
     inputs: list[Any] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        session = self.session
+        for optimizer, state in self.states:
+            session.tensors.add_attribute(optimizer, "state", state)
+            session.tensors.add_attribute(optimizer, "param_groups", optimizer.param_groups)
+        self.native = _C.graphs.Replay(
+            program=self.lowered.program,
+            guard=self.guard,
+            course=session.course,
+            tensors=session.tensors,
+            inputs=[],
+            transfers=[],
+            acts=session.acts(),
+            outputs=[],
+            structure=LEAF,
+            build=list,
+            gradients=[(g.leaf, g.start, g.end) for g in self.gradients],
+            found=[],
+        )
+
+    @property
+    def replays(self) -> int:
+        """How often it has been replayed."""
+        return self.slow_replays + self.native.count
 
 
 class Place:

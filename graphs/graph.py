@@ -67,7 +67,7 @@ class Graph:
                 "Unknown capture error mode. Expected `global`, `thread_local`, or `relaxed`, got "
                 f"{capture_error_mode}"
             )
-        pool = _handle(pool)
+        pool = pool_handle(pool)
         opened = DryCapture()
         opened.begin()
         self._open, self._pool = opened, pool
@@ -109,19 +109,15 @@ class Graph:
         captured = self._captured
         if captured is None:
             raise RuntimeError("Called CUDAGraph::replay without a preceding successful capture.")
-        if _C.graphs.recording() is not None:
-            raise RuntimeError(
-                "a graph cannot be replayed inside a recording: captured steps do not nest"
-            )
         with self._lock:
+            if captured.native.run_in_place():
+                return
+            if _C.graphs.recording() is not None:
+                raise RuntimeError(
+                    "a graph cannot be replayed inside a recording: captured steps do not nest"
+                )
             check_unmoved(captured)
-            for act in captured.session.host:
-                act()
-            captured.lowered.program.run()
-            captured.replays += 1
-            for gradient in captured.gradients:
-                if gradient.leaf.grad is not gradient.end:
-                    gradient.leaf.grad = gradient.end
+            raise RuntimeError("a tensor of the graph is another one by now: capture again")
 
     def reset(self) -> None:
         """Forgets the capture and gives its memory back; tensors that are still referred to live
@@ -239,7 +235,8 @@ def graph_pool_handle() -> tuple[int, int]:
     return (0, next(_pool_numbers))
 
 
-def _handle(pool: Any) -> tuple[int, int] | None:
+def pool_handle(pool: Any) -> tuple[int, int] | None:
+    """The handle of a pool given as one, or as a graph that has one; None for None."""
     if pool is None:
         return None
     if isinstance(pool, Graph):

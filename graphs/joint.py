@@ -200,7 +200,7 @@ class Joint:
         program.join()  # earlier runs read their inputs before others are written
         _C.graphs.copy_into(self._places, [inputs[at] for at in self._copied])
         program.run()
-        self._forward.replays += 1
+        self._forward.slow_replays += 1
         self._generation += 1
         self._at_forward = _C.graphs.versions(self._state)
         for program in self._backwards.values():
@@ -445,7 +445,7 @@ class _Backward:
         program.join()
         _C.graphs.copy_into(self._static, [g for g in given if g is not None])
         program.run()
-        self.captured.replays += 1
+        self.captured.slow_replays += 1
         found = _C.graphs.copies(self._found)
         program.extend()
         if len(found) == len(self._wanted):

@@ -256,14 +256,19 @@ def test_steps_may_be_dropped_at_any_time() -> None:
 # --- a device that refuses
 
 
-@pytest.fixture
-def refuse() -> Iterator[Any]:
-    """refuse(n): the simulated device does not take over the n-th call of the next steps."""
+def simulated() -> Any:
+    """The simulated device's library."""
     maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     library = next((line.split()[-1] for line in maps if "libvt_simulated_cuda" in line), None)
     if library is None:
         pytest.skip("needs --device simulated")
-    native = ctypes.CDLL(library)
+    return ctypes.CDLL(library)
+
+
+@pytest.fixture
+def refuse() -> Iterator[Any]:
+    """refuse(n): the simulated device does not take over the n-th call of the next steps."""
+    native = simulated()
     yield native.vt_simulated_refuse
     native.vt_simulated_refuse(-1)
 

@@ -52,6 +52,7 @@ void for_each_tensor(Instruction& call, const F& f) {
 }
 
 std::atomic<int> refused{-1};  // the call that is not taken over
+std::atomic<int> joins{0};
 
 /// Keeps the ops that run on a stream which is captured: what they do is done in each run.
 class StreamCapture final : public Consumer {
@@ -139,7 +140,7 @@ class Graph final : public DeviceProgram {
     }
   }
 
-  void join() override {}
+  void join() override { ++joins; }
   std::byte* control() override {
     for (const auto& [storage, data] : addresses_)
       check(storage->data() == data, "memory of a captured step has moved");
@@ -213,6 +214,8 @@ class HostLowering final : public graphs::Lowering {
 
 /// For tests: the call of that number is refused from now on; -1 for none.
 extern "C" void vt_simulated_refuse(int call) { refused = call; }
+/// How often the current stream was made to wait for earlier runs.
+extern "C" int vt_simulated_joins() { return joins; }
 
 void install_lowering() {
   static HostLowering lowering;
