@@ -10,7 +10,8 @@ from typing import Any
 import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs.capture import CaptureError
-from vibetensor.graphs.joint import Joint, Refused, Trains
+from vibetensor.graphs.graph import pool_handle
+from vibetensor.graphs.joint import Joint, Pools, Refused, Trains
 from vibetensor.graphs.structure import flatten, unflatten
 
 
@@ -30,8 +31,11 @@ def make_graphed_callables(
     tuples for several. Later calls must have the same shapes, dtypes and requires_grad; their values
     are copied.
 
-    num_warmup_iters, pool: accepted for torch's sake; nothing needs to be warm, and the recording
-    runs nothing: parameters, buffers and random numbers are as before.
+    num_warmup_iters: accepted for torch's sake; nothing needs to be warm, and the recording runs
+    nothing: parameters, buffers and random numbers are as before.
+
+    pool: a handle of a memory pool on the device (``graph_pool_handle()``, another graph's
+    ``pool()``), for intermediates; without one the callables share a new one. Not used on the CPU.
 
     allow_unused_input: False raises if an input or parameter that requires grad has no part in the
     results.
@@ -40,7 +44,7 @@ def make_graphed_callables(
     before its backward runs as it is. Raises CaptureError for a callable that cannot be captured,
     with the reason, RuntimeError for modules with hooks or buffers that require grad.
     """
-    del num_warmup_iters, pool
+    del num_warmup_iters
     if _C.graphs.recording() is not None:
         raise RuntimeError("make_graphed_callables inside a recording: captured steps do not nest")
     single = not isinstance(callables, tuple)
@@ -50,7 +54,10 @@ def make_graphed_callables(
         raise ValueError(
             f"make_graphed_callables: {len(functions)} callables and {len(samples)} sample_args"
         )
-    made = [_graphed(f, s, allow_unused_input) for f, s in zip(functions, samples, strict=True)]
+    pools = Pools(pool_handle(pool) or (0, 0))
+    made = [
+        _graphed(f, s, allow_unused_input, pools) for f, s in zip(functions, samples, strict=True)
+    ]
     return made[0] if single else tuple(made)
 
 
@@ -68,13 +75,13 @@ def _check_module(module: vt.nn.Module) -> None:
         )
 
 
-def _graphed(function: Callable[..., Any], sample: Any, allow_unused: bool) -> Any:
+def _graphed(function: Callable[..., Any], sample: Any, allow_unused: bool, pools: Pools) -> Any:
     if not isinstance(sample, tuple):
         raise TypeError(f"sample_args holds a tuple for each callable, got {type(sample).__name__}")
     if isinstance(function, vt.nn.Module):
         _check_module(function)
         forward = function.forward
-        graphed = _Graphed(forward, sample, allow_unused, function)
+        graphed = _Graphed(forward, sample, allow_unused, function, pools)
         training = function.training
 
         @functools.wraps(forward)
@@ -85,7 +92,7 @@ def _graphed(function: Callable[..., Any], sample: Any, allow_unused: bool) -> A
 
         function.forward = new_forward  # type: ignore[method-assign]
         return function
-    graphed = _Graphed(function, sample, allow_unused, None)
+    graphed = _Graphed(function, sample, allow_unused, None, pools)
     if not hasattr(function, "__name__"):
         return graphed
     return functools.wraps(function)(lambda *args, **kwargs: graphed(*args, **kwargs))
@@ -95,8 +102,14 @@ class _Graphed:
     """One callable with its programs."""
 
     def __init__(
-        self, function: Callable[..., Any], sample: tuple[Any, ...], allow_unused: bool, module: Any
+        self,
+        function: Callable[..., Any],
+        sample: tuple[Any, ...],
+        allow_unused: bool,
+        module: Any,
+        pools: Pools,
     ) -> None:
+        self._pools = pools
         self._function = function
         self._name = type(module).__name__ if module else getattr(function, "__name__", "callable")
         self._lock = threading.RLock()
@@ -125,7 +138,12 @@ class _Graphed:
         try:
             with vt.enable_grad():
                 joint = Joint(
-                    run, inputs, optimize=True, names_of=self._function, outer=self._module
+                    run,
+                    inputs,
+                    optimize=True,
+                    names_of=self._function,
+                    outer=self._module,
+                    pools=self._pools,
                 )
         except (Refused, Trains) as error:
             reason = str(error) or "it runs backward or an optimizer itself: capture the whole step"

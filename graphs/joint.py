@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import vibetensor.torch as vt
@@ -37,13 +38,31 @@ class Trains(Exception):
     """The function runs backward or an optimizer itself."""
 
 
+@dataclass
+class Pools:
+    """The memory for intermediates that forwards and backwards share on accelerators: they run one
+    after another, on whatever streams.
+
+    handle: the name of a pool; (0, 0) makes a new one.
+    """
+
+    handle: tuple[int, int] = (0, 0)
+    by_device: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, device: str) -> Any:
+        """The pool there."""
+        if device not in self.by_device:
+            self.by_device[device] = _C.graphs.Pool(device, self.handle)
+        return self.by_device[device]
+
+
 class Joint:
     """One captured course of ``function(inputs) -> results``, a flat list of each.
 
     inputs: as a call brings them. Tensors are copied into static ones. names_of: the callable whose
     globals and closure are watched. outer: a module whose forward the function is; its own hooks are
-    the caller's. Raises Refused with the reason, Trains, or what the function raises; nothing has
-    happened then.
+    the caller's. pools: where intermediates lie; None for memory that no other shares. Raises Refused
+    with the reason, Trains, or what the function raises; nothing has happened then.
     """
 
     def __init__(
@@ -54,6 +73,7 @@ class Joint:
         optimize: bool,
         names_of: Any = None,
         outer: Any = None,
+        pools: Pools | None = None,
     ) -> None:
         self._outer = outer
         self._function = function
@@ -61,7 +81,7 @@ class Joint:
         self._optimize = optimize
         self._static = static_inputs(inputs)
         self._names = surroundings(names_of)
-        self._pools: dict[str, Any] = {}
+        self._pools = Pools() if pools is None else pools
         first, facts, trains = probe(lambda: function(self._static), inputs, self._static, outer)
         if trains:
             raise Trains
@@ -84,7 +104,7 @@ class Joint:
                 dry.session._on_module(self._outer)
             results = self._function(self._static)
             dry.stop()
-            self._forward = dry.compile(self._optimize, collect=False, pool_of=self._pool_of)
+            self._forward = dry.compile(self._optimize, collect=False, pool_of=self._pools.of)
         except BaseException:
             if _C.graphs.recording() is not None:
                 dry.stop()
@@ -132,13 +152,6 @@ class Joint:
         self._generation = 0
         self.broken = ""  # why its backward cannot be recorded
         self._context: Any = None
-
-    def _pool_of(self, device: str) -> Any:
-        """The memory that forward and backwards share on an accelerator: they run one after another,
-        on whatever streams."""
-        if device not in self._pools:
-            self._pools[device] = _C.graphs.Pool(device)
-        return self._pools[device]
 
     # --- which calls it serves
 
@@ -241,6 +254,7 @@ class Joint:
             wanted,
             _C._get_autocast("cpu"),
             _C._get_autocast("cuda"),
+            _C._kernel_switches(),
         )
         program = self._backwards.get(key)
         if program is None:
@@ -254,7 +268,6 @@ class Joint:
             self._backwards[key] = program
         elif not program.state.same():
             raise RuntimeError(_MODIFIED)
-            _C._kernel_switches(),
         elif not program.captured.guard.holds():
             return self._recompute(ctx, given)
         return program(given)
@@ -276,7 +289,7 @@ class Joint:
                     wanted,
                     self._forward,
                     self._optimize,
-                    self._pool_of,
+                    self._pools.of,
                 )
         except RuntimeError as error:
             self.broken = str(error)

@@ -17,7 +17,7 @@ import pytest
 
 import vibetensor.torch as vt
 from vibetensor import _C
-from vibetensor.graphs import capture
+from vibetensor.graphs import capture, make_graphed_callables
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("VT_TEST_DEVICE", "cpu") == "cpu", reason="needs --device: a GPU or simulated"
