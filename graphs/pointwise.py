@@ -71,7 +71,7 @@ _MOST_INPUTS = 7  # of one op
 # The runtime's numbers of dtypes.
 _DTYPES = [
     vt.bool, vt.uint8, vt.int8, vt.int16, vt.int32, vt.int64,
-    vt.float16, vt.bfloat16, vt.float32, vt.float64,
+    vt.float16, vt.bfloat16, vt.float32, vt.float64, vt.float8_e4m3fn, vt.float8_e5m2,
 ]  # fmt: skip
 
 Strides = tuple[int, ...]
@@ -159,7 +159,7 @@ def _problem_on_gpu(op: Op, out: View, views: Sequence[View]) -> str:
     if op.name not in _BY_ROWS and name not in _ON_GPU:
         return f"{op.name} is no part of chains on {out.buffer.device}"
     if any(view.dtype not in _GPU_DTYPES for view in (out, *views) if not view.number):
-        return f"{op.name} has operands that are integers"
+        return f"{op.name} has operands that are integers or 8-bit floats"
     if any(
         view.buffer.device != out.buffer.device and math.prod(view.sizes) != 1 for view in views
     ):

@@ -25,7 +25,7 @@ __all__ = [*_names, "torch"]
 
 def __getattr__(name: str) -> object:
     """Names that torch's namespace resolves lazily, and the runtime's own submodules."""
-    if name in ("graphs", "io", "train", "viz", "examples", "cute_kernels"):
+    if name in ("graphs", "io", "train", "viz", "examples", "cute_kernels", "float8"):
         import importlib
 
         return importlib.import_module(f"vibetensor.{name}")

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "core/error.h"
+
 namespace vt {
 
 float to_float(Half value) {
@@ -41,12 +43,24 @@ Half to_half(float value) {
 std::string_view dtype_name(DType dtype) {
   constexpr std::string_view names[kNumDTypes] = {"bool",    "uint8",  "int8",    "int16",
                                                   "int32",   "int64",  "float16", "bfloat16",
-                                                  "float32", "float64"};
+                                                  "float32", "float64", "float8_e4m3fn",
+                                                  "float8_e5m2"};
+  return names[static_cast<int>(dtype)];
+}
+
+std::string_view scalar_type_name(DType dtype) {
+  constexpr std::string_view names[kNumDTypes] = {
+      "Bool", "Byte",     "Char",  "Short",  "Int",           "Long",
+      "Half", "BFloat16", "Float", "Double", "Float8_e4m3fn", "Float8_e5m2"};
   return names[static_cast<int>(dtype)];
 }
 
 DType promote_types(DType a, DType b) {
   if (a == b) return a;
+  if (is_float8(a) || is_float8(b)) {
+    fail("Promotion for Float8 Types is not supported, attempted to promote ", scalar_type_name(a),
+         " and ", scalar_type_name(b), "; convert with .to(dtype) first");
+  }
   if (a > b) {
     const DType t = a;
     a = b;

@@ -18,8 +18,10 @@ enum class DType : uint8_t {
   BFloat16,
   Float32,
   Float64,
+  Float8_e4m3fn,
+  Float8_e5m2,
 };
-inline constexpr int kNumDTypes = 10;
+inline constexpr int kNumDTypes = 12;
 
 /// 16-bit floats are storage types: kernels widen them to float, compute, and round once on store.
 struct Half {
@@ -41,13 +43,16 @@ inline BFloat16 to_bfloat16(float value) {
 }
 
 constexpr int64_t item_size(DType dtype) {
-  constexpr int8_t sizes[kNumDTypes] = {1, 1, 1, 2, 4, 8, 2, 2, 4, 8};
+  constexpr int8_t sizes[kNumDTypes] = {1, 1, 1, 2, 4, 8, 2, 2, 4, 8, 1, 1};
   return sizes[static_cast<int>(dtype)];
 }
 constexpr bool is_floating(DType dtype) { return dtype >= DType::Float16; }
 constexpr bool is_reduced_float(DType dtype) {
   return dtype == DType::Float16 || dtype == DType::BFloat16;
 }
+/// 8-bit floats are for storage and scaled products: elements are moved, filled, compared and
+/// converted, and every other op refuses them.
+constexpr bool is_float8(DType dtype) { return dtype >= DType::Float8_e4m3fn; }
 /// True for the integer types, with or without bool.
 constexpr bool is_integral(DType dtype, bool include_bool = false) {
   return !is_floating(dtype) && (include_bool || dtype != DType::Bool);
@@ -56,8 +61,11 @@ constexpr bool is_signed(DType dtype) { return dtype >= DType::Int8; }
 
 /// "float32", "int64", … (torch prints them as "torch.float32").
 std::string_view dtype_name(DType dtype);
+/// "Float", "Long", …, as torch's errors name them.
+std::string_view scalar_type_name(DType dtype);
 
-/// torch.promote_types: the smallest type to which both convert safely.
+/// torch.promote_types: the smallest type to which both convert safely. 8-bit floats have none with
+/// another dtype: that raises, naming both.
 DType promote_types(DType a, DType b);
 
 /// torch.can_cast: false only for float→integer, anything→bool and signed→uint8 conversions.

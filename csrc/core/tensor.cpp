@@ -5,6 +5,7 @@
 #include "autograd/meta.h"
 #include "core/block_cache.h"
 #include "core/device_backend.h"
+#include "core/float8.h"
 
 namespace vt {
 namespace {
@@ -246,7 +247,9 @@ Tensor wrapped_scalar(const Scalar& value) {
 DType default_dtype() { return default_float.load(std::memory_order_relaxed); }
 
 void set_default_dtype(DType dtype) {
-  check_type(is_floating(dtype), "only floating-point types are supported as the default type");
+  check_type(is_floating(dtype) && !is_float8(dtype),
+             "only floating-point types of 16 bits and more are supported as the default type, got ",
+             dtype);
   default_float.store(dtype, std::memory_order_relaxed);
 }
 
@@ -272,6 +275,10 @@ Scalar load_scalar(const void* data, DType dtype) {
       return *static_cast<const float*>(data);
     case DType::Float64:
       return *static_cast<const double*>(data);
+    case DType::Float8_e4m3fn:
+      return to_float(*static_cast<const Float8_e4m3fn*>(data));
+    case DType::Float8_e5m2:
+      return to_float(*static_cast<const Float8_e5m2*>(data));
   }
   __builtin_unreachable();
 }

@@ -42,7 +42,20 @@ struct ResultTypeState {
   }
 };
 
+/// What computes has no loops for 8-bit floats.
+void refuse_float8(DType dtype, std::string_view op) {
+  if (is_float8(dtype)) [[unlikely]]
+    dtype_not_supported(dtype, op);
+}
+
 }  // namespace
+
+void dtype_not_supported(DType dtype, std::string_view op) {
+  fail(ErrorKind::NotImplemented, "\"", op, "\" not implemented for '", scalar_type_name(dtype), "'",
+       is_float8(dtype) ? ": 8-bit floats are stored, converted and multiplied by "
+                          "torch._scaled_mm; for other ops convert with .to(torch.float32) first"
+                        : "");
+}
 
 DType result_type(std::span<const Tensor* const> inputs) {
   ResultTypeState state;
@@ -126,12 +139,14 @@ void TensorIterator::compute_dtypes(std::span<Tensor* const> outputs,
   bool simple = !inputs[0]->impl()->wrapped_number;
   for (size_t i = 1; i < inputs.size(); ++i) simple &= inputs[i]->dtype() == common;
   if (!simple) common = result_type(inputs);
+  for (const Tensor* t : inputs) refuse_float8(t->dtype(), config.op);
   if (config.promote == Promote::Float && !is_floating(common)) common = default_dtype();
   for (size_t i = 0; i < inputs.size(); ++i) operands_[outputs.size() + i].compute_dtype = common;
   output_dtype_ = config.output_dtype.value_or(common);
   if (!config.check_output_cast) return;
   for (const Tensor* out : outputs) {
     if (out->defined() && out->dtype() != output_dtype_) {
+      refuse_float8(out->dtype(), config.op);
       check(can_cast(output_dtype_, out->dtype()), config.op, ": result type ", output_dtype_,
             " can't be cast to the desired output type ", out->dtype());
     }

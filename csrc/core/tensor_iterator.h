@@ -121,6 +121,8 @@ class TensorIterator {
   Device device_;
 };
 
+/// Throws torch's `"op" not implemented for 'Bool'`.
+[[noreturn]] void dtype_not_supported(DType dtype, std::string_view op);
 /// Result dtype of an op over these inputs, by torch's categories (dimensioned tensors, then 0-d
 /// tensors, then Python numbers; a lower group only counts where its category is higher).
 DType result_type(std::span<const Tensor* const> inputs);

@@ -36,6 +36,7 @@ struct Heuristic {
 enum : int { kLayoutBatchCount = 5, kLayoutBatchStep = 6 };
 enum : int { kDescTransposeA = 3, kDescTransposeB = 4, kDescEpilogue = 7, kDescBias = 8 };
 enum : int { kDescAux = 11, kDescAuxStep = 12 };
+enum : int { kDescScaleA = 17, kDescScaleB = 18, kDescFastAccumulate = 25 };
 enum : int { kPreferWorkspace = 1, kPreferAlignmentA = 5 };
 enum : int { kCompute32F = 68, kCompute64F = 70, kCompute32I = 72, kCompute32FTf32 = 77 };
 enum : uint32_t {
@@ -138,7 +139,8 @@ struct Key {
   int32_t dtype, device;
   int32_t flags;      // transposes, bias, TF32
   int32_t alignment;  // of the operands, bytes, a power of two
-  int32_t epilogue, unused;
+  int32_t epilogue;
+  int32_t float8;  // the dtypes of b and c, and how sums are made; 0 for other products
   bool operator==(const Key& other) const { return std::memcmp(this, &other, sizeof *this) == 0; }
 };
 static_assert(std::has_unique_object_representations_v<Key>);
@@ -168,6 +170,12 @@ struct Plan {
   }
 };
 
+/// Key::float8.
+int32_t pack(const Float8Operands& f) {
+  return static_cast<int32_t>(f.b) | static_cast<int32_t>(f.c) << 8 |
+         (f.fast_accumulate ? 1 << 16 : 0) | (f.scale_a ? 1 << 17 : 0) | (f.scale_b ? 1 << 18 : 0);
+}
+
 enum Flag : int32_t { kTransposeA = 1, kTransposeB = 2, kBias = 4, kTf32 = 8 };
 
 int cuda_type(DType dtype) {
@@ -180,6 +188,10 @@ int cuda_type(DType dtype) {
       return CUDA_R_64F;
     case DType::Int8:
       return CUDA_R_8I;
+    case DType::Float8_e4m3fn:
+      return CUDA_R_8F_E4M3;
+    case DType::Float8_e5m2:
+      return CUDA_R_8F_E5M2;
     default:
       return CUDA_R_32F;
   }
@@ -230,7 +242,17 @@ constexpr size_t kMostPlans = 4096;
 // What an algorithm asks for that only wants a counter of tiles.
 constexpr size_t kCounterBytes = 16;
 
-void make_plan(Plan& plan, const Key& key) {
+/// The library's a is our b.
+void set_scales(const Plan& plan, const Float8Operands& f) {
+  if (f.scale_b)
+    check_status(api().desc_set(plan.op, kDescScaleA, &f.scale_b, sizeof f.scale_b),
+                 "setting a scale");
+  if (f.scale_a)
+    check_status(api().desc_set(plan.op, kDescScaleB, &f.scale_a, sizeof f.scale_a),
+                 "setting a scale");
+}
+
+void make_plan(Plan& plan, const Key& key, const Float8Operands& float8) {
   const auto dtype = static_cast<DType>(key.dtype);
   const int type = cuda_type(dtype);
   const bool f64 = dtype == DType::Float64, int8 = dtype == DType::Int8;
@@ -260,9 +282,18 @@ void make_plan(Plan& plan, const Key& key) {
   }
   const auto m = static_cast<uint64_t>(key.m), n = static_cast<uint64_t>(key.n),
              k = static_cast<uint64_t>(key.k);
-  make_layout(plan.b, type, first ? k : n, first ? n : k, key.ldb, key.batch, key.step_b);
+  const bool narrow = is_float8(dtype);
+  const int type_b = narrow ? cuda_type(float8.b) : type;
+  if (narrow) {
+    const int8_t fast = float8.fast_accumulate;
+    check_status(api().desc_set(plan.op, kDescFastAccumulate, &fast, sizeof fast),
+                 "describing the sums");
+    set_scales(plan, float8);
+  }
+  make_layout(plan.b, type_b, first ? k : n, first ? n : k, key.ldb, key.batch, key.step_b);
   make_layout(plan.a, type, second ? m : k, second ? k : m, key.lda, key.batch, key.step_a);
-  make_layout(plan.c, int8 ? CUDA_R_32I : type, n, m, key.ldc, key.batch, key.step_c);
+  const int type_c = narrow ? cuda_type(float8.c) : int8 ? CUDA_R_32I : type;
+  make_layout(plan.c, type_c, n, m, key.ldc, key.batch, key.step_c);
   Heuristic chosen = propose(plan, key, kWorkspaceBytes);
   // Persistent kernels may take their tiles from a counter, which a memset before each launch has
   // to clear: 2 us in a stream, 4 us in a graph. Without memory for it they divide the tiles
@@ -304,18 +335,19 @@ bool cublaslt_gemm(const GemmProblem& p, Stream stream) {
                     (p.bias ? kBias : 0) | (use_tf32 ? kTf32 : 0),
                 alignment_of({p.a.data, p.b.data, p.c, p.bias ? p.bias : p.c, p.aux ? p.aux : p.c}),
                 static_cast<int32_t>(p.epilogue),
-                0};
+                is_float8(p.dtype) ? pack(p.float8) : 0};
   // Per thread, so that no lock is taken and the bias pointer of a descriptor is not shared.
   thread_local std::unordered_map<Key, std::unique_ptr<Plan>, KeyHash> plans;
   auto found = plans.find(key);
   if (found == plans.end()) [[unlikely]] {
     auto made = std::make_unique<Plan>();
-    make_plan(*made, key);
+    make_plan(*made, key, p.float8);
     if (plans.size() >= kMostPlans) plans.clear();  // of shapes that change without end
     found = plans.emplace(key, std::move(made)).first;
   }
   Plan& plan = *found->second;
   if (!plan.usable) return false;
+  if (is_float8(p.dtype)) set_scales(plan, p.float8);
   if (p.aux)
     check_status(api().desc_set(plan.op, kDescAux, &p.aux, sizeof p.aux), "setting an epilogue");
   if (p.bias)

@@ -25,6 +25,16 @@ enum class GemmEpilogue : int32_t {
   GeluTanhBackward,  // times the derivative at `aux`
 };
 
+/// What a product of 8-bit floats has beside: a is row-major and b transposed, rows of both are
+/// multiples of 16 elements, alpha is 1 and beta 0. Needs compute capability 8.9.
+struct Float8Operands {
+  DType b = DType::Float8_e4m3fn;  // not e5m2 if a is that
+  DType c = DType::Float32;        // or a 16-bit float, which a bias then is too
+  const float* scale_a = nullptr;  // factors in device memory; null for 1
+  const float* scale_b = nullptr;
+  bool fast_accumulate = false;  // adds with fewer bits
+};
+
 struct GemmProblem {
   DType dtype = DType::Float32;  // a floating dtype; 16-bit ones accumulate in float. Or Int8: then
                                  // c is int32, a row-major, b transposed, alpha 1 and beta 0
@@ -36,6 +46,7 @@ struct GemmProblem {
   const void* bias = nullptr;  // n elements added to every row, or null
   GemmEpilogue epilogue = GemmEpilogue::None;
   void* aux = nullptr;  // m x n like c; its rows, `ldc` apart, must be multiples of 8 elements
+  Float8Operands float8 = {};  // where dtype, which is a's, is an 8-bit float
 };
 
 /// c = alpha * a @ b + beta * c + bias. False if the library has no algorithm for the problem.

@@ -4,23 +4,28 @@
 
 namespace vt {
 
-void dtype_not_supported(DType dtype, std::string_view op) {
-  constexpr std::string_view names[kNumDTypes] = {"Bool", "Byte", "Char",     "Short", "Int",
-                                                  "Long", "Half", "BFloat16", "Float", "Double"};
-  fail(ErrorKind::NotImplemented, "\"", op, "\" not implemented for '",
-       names[static_cast<int>(dtype)], "'");
-}
-
 void no_kernel(OpId id, Device device) {
   fail(ErrorKind::NotImplemented, op_name(id), ": no kernel for device '", device,
        "' in this build; move the tensor with .to('cpu'), or see `vibetensor info` for the "
        "backends");
 }
 
+void wrong_operand(Device device, const Tensor& tensor, std::string_view op,
+                   std::string_view name) {
+  if (tensor.device() == device) dtype_not_supported(tensor.dtype(), op);
+  wrong_device(device, tensor, op, name);
+}
+
 void wrong_device(Device device, const Tensor& tensor, std::string_view op, std::string_view name) {
   fail(op, ": Expected all tensors to be on the same device, but found at least two devices, ",
        device, " and ", tensor.device(), "! Argument '", name, "' has shape ", tensor.sizes(),
        "; move it with .to('", device, "').");
+}
+
+Tensor WidenedFloat8::operator()(const Tensor& t) const {
+  if (!is_float8(common)) return t.dtype() == common ? t : ops::_to_dtype(t, common);
+  const Tensor narrow = t.dtype() == common ? t : ops::_to_dtype(t, common);
+  return ops::_to_dtype(narrow, DType::Float16);
 }
 
 namespace autograd {

@@ -12,7 +12,6 @@
 namespace vt {
 
 enum class DTypeClass : uint8_t { numeric, float_, integral, bits, float_or_int };
-[[noreturn]] void dtype_not_supported(DType dtype, std::string_view op);
 [[noreturn]] void no_kernel(OpId id, Device device);
 
 /// Throws torch's `"op" not implemented for 'Bool'` unless `dtype` is of the class.
@@ -35,6 +34,7 @@ inline Device first_device(TensorSpan tensors) {
 
 [[noreturn]] void wrong_device(Device device, const Tensor& tensor, std::string_view op,
                                std::string_view name);
+/// For ops that take 8-bit floats.
 inline void check_on_device(Device device, const Tensor& t, std::string_view op,
                             std::string_view name) {
   if (t.defined() && !(t.device() == device)) [[unlikely]]
@@ -43,6 +43,44 @@ inline void check_on_device(Device device, const Tensor& t, std::string_view op,
 inline void check_on_device(Device device, TensorSpan ts, std::string_view op,
                             std::string_view name) {
   for (const Tensor& t : ts) check_on_device(device, t, op, name);
+}
+/// Throws for a tensor of another device, or of 8-bit floats.
+[[noreturn]] void wrong_operand(Device device, const Tensor& tensor, std::string_view op,
+                                std::string_view name);
+inline void check_operand(Device device, const Tensor& t, std::string_view op,
+                          std::string_view name) {
+  if (t.defined() && (!(t.device() == device) || is_float8(t.dtype()))) [[unlikely]]
+    wrong_operand(device, t, op, name);
+}
+inline void check_operand(Device device, TensorSpan ts, std::string_view op,
+                          std::string_view name) {
+  for (const Tensor& t : ts) check_operand(device, t, op, name);
+}
+inline void check_host_operand(Device device, const Tensor& t, std::string_view op,
+                               std::string_view name) {
+  if (t.defined() && t.dim() == 0 && t.device().is_cpu()) return;
+  check_operand(device, t, op, name);
+}
+inline void check_host_operand(Device device, TensorSpan ts, std::string_view op,
+                               std::string_view name) {
+  for (const Tensor& t : ts) check_host_operand(device, t, op, name);
+}
+/// 8-bit floats have a result of their own only from ops that take them.
+inline void check_result(const Tensor& t, std::string_view op) {
+  if (is_float8(t.dtype())) [[unlikely]]
+    dtype_not_supported(t.dtype(), op);
+}
+/// Operands of an op that computes with 8-bit floats as the 16-bit ones that hold them exactly.
+struct WidenedFloat8 {
+  DType common;
+  explicit WidenedFloat8(std::initializer_list<const Tensor*> operands)
+      : common(result_type({operands.begin(), operands.size()})) {}
+  Tensor operator()(const Tensor& t) const;
+};
+inline bool any_float8(std::initializer_list<const Tensor*> operands) {
+  bool any = false;
+  for (const Tensor* t : operands) any |= is_float8(t->dtype());
+  return any;
 }
 /// For arguments that may also be one number in host memory.
 inline void check_host_scalar(Device device, const Tensor& t, std::string_view op,

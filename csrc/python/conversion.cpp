@@ -449,13 +449,14 @@ PyMethodDef functions[] = {
 PyObject* array_interface(PyObject* self, void*) {
   return guarded([&]() -> PyObject* {
     const Tensor& t = tensor_of(self);
-    if (!t.device().is_cpu() || t.dtype() == DType::BFloat16) {
+    if (!t.device().is_cpu() || t.dtype() == DType::BFloat16 || is_float8(t.dtype())) {
       fail(ErrorKind::Attribute, "__array_interface__: no NumPy form for a ", t.dtype(),
            " tensor on ", t.device());
     }
     host_read(t, "numpy()");
     constexpr const char* types[kNumDTypes] = {"|b1", "|u1", "|i1", "<i2", "<i4",
-                                               "<i8", "<f2", "",    "<f4", "<f8"};
+                                               "<i8", "<f2", "",    "<f4", "<f8",
+                                               "",    ""};
     Dims bytes;
     for (const int64_t s : t.strides()) bytes.push_back(s * t.itemsize());
     const Object shape = own(wrap_ints(t.sizes()));

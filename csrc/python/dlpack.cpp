@@ -44,13 +44,23 @@ struct DLManagedTensorVersioned {
 constexpr uint64_t kReadOnly = 1, kCopied = 2;
 // Device types of the specification: memory of the host, of CUDA, page-locked, and managed.
 enum DeviceKind : int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3, kCudaManaged = 13 };
-enum Code : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kBool = 6 };
+enum Code : uint8_t {
+  kInt = 0,
+  kUInt = 1,
+  kFloat = 2,
+  kBfloat = 4,
+  kBool = 6,
+  kFloat8_e4m3fn = 10,
+  kFloat8_e5m2 = 12,
+};
 
 DLDataType to_dl(DType dtype) {
   const auto bits = static_cast<uint8_t>(item_size(dtype) * 8);
   if (dtype == DType::Bool) return {kBool, 8, 1};
   if (dtype == DType::UInt8) return {kUInt, 8, 1};
   if (dtype == DType::BFloat16) return {kBfloat, 16, 1};
+  if (dtype == DType::Float8_e4m3fn) return {kFloat8_e4m3fn, 8, 1};
+  if (dtype == DType::Float8_e5m2) return {kFloat8_e5m2, 8, 1};
   return {is_floating(dtype) ? kFloat : kInt, bits, 1};
 }
 
@@ -59,6 +69,8 @@ DType from_dl(DLDataType t) {
     if (t.code == kBool && t.bits == 8) return DType::Bool;
     if (t.code == kUInt && t.bits == 8) return DType::UInt8;
     if (t.code == kBfloat && t.bits == 16) return DType::BFloat16;
+    if (t.code == kFloat8_e4m3fn && t.bits == 8) return DType::Float8_e4m3fn;
+    if (t.code == kFloat8_e5m2 && t.bits == 8) return DType::Float8_e5m2;
     if (t.code == kInt && t.bits == 8) return DType::Int8;
     if (t.code == kInt && t.bits == 16) return DType::Int16;
     if (t.code == kInt && t.bits == 32) return DType::Int32;

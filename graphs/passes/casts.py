@@ -18,7 +18,10 @@ from vibetensor.graphs.tape import Buffer, Decision, Op, Tape, View
 
 BITWISE = True
 
-_FLOATS = {vt.float16: (11, 5), vt.bfloat16: (8, 8), vt.float32: (24, 8), vt.float64: (53, 11)}
+_FLOATS = {  # bits of the mantissa and of the exponent
+    vt.float8_e4m3fn: (4, 4), vt.float8_e5m2: (3, 5), vt.float16: (11, 5), vt.bfloat16: (8, 8),
+    vt.float32: (24, 8), vt.float64: (53, 11),
+}  # fmt: skip
 _INTEGERS = {  # bits of a value, whether negative ones are among them
     vt.bool: (1, False), vt.uint8: (8, False), vt.int8: (7, True), vt.int16: (15, True),
     vt.int32: (31, True), vt.int64: (63, True),

@@ -11,7 +11,7 @@ import vibetensor.torch as vt
 from vibetensor import _C
 
 DTYPES = ["bool", "uint8", "int8", "int16", "int32", "int64"]
-DTYPES += ["float16", "bfloat16", "float32", "float64"]
+DTYPES += ["float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"]
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ def sample_tensors():
         for name in DTYPES
     }
     tensors["half"] = torch.tensor([1.5, -2.25, 3e38]).to(torch.bfloat16)
+    tensors["e4m3"] = torch.tensor([1.5, -2.25, 448.0]).to(torch.float8_e4m3fn)
+    tensors["e5m2"] = torch.tensor([[1.5], [-57344.0]]).to(torch.float8_e5m2)
     tensors["scalar é\n"] = torch.tensor(3.5)
     tensors["empty"] = torch.zeros(0, 3)
     return tensors
@@ -71,6 +73,21 @@ def test_bytes_equal_the_reference_package(metadata):
         np.testing.assert_array_equal(tensor.numpy(), arrays[name])
     for name, array in reference.load(st.save(tensors, metadata)).items():
         np.testing.assert_array_equal(array, arrays[name])
+
+
+@pytest.mark.torch
+def test_8_bit_floats_with_torch():
+    theirs = pytest.importorskip("torch")
+    package = pytest.importorskip("safetensors.torch")
+    bits = torch.arange(256, dtype=torch.uint8)
+    ours = {name: bits.view(getattr(torch, name)) for name in ("float8_e4m3fn", "float8_e5m2")}
+    loaded = package.load(st.save(ours))
+    assert {str(t.dtype) for t in loaded.values()} == {str(t.dtype) for t in ours.values()}
+    for tensor in loaded.values():
+        assert tensor.view(theirs.uint8).tolist() == list(range(256))
+    for name, tensor in st.load(package.save(loaded)).items():
+        assert tensor.dtype is getattr(torch, name)
+        assert tensor.view(torch.uint8).tolist() == list(range(256))
 
 
 def test_loaded_tensors_are_private_windows_that_outlive_the_file(tmp_path):

@@ -60,6 +60,8 @@ _DTYPE_NAMES = {
     "BF16": "bfloat16",
     "F32": "float32",
     "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
 }
 _CODES = {name: code for code, name in _DTYPE_NAMES.items()}
 

@@ -48,6 +48,8 @@ _CONSTANTS = (
     "bfloat16",
     "float32",
     "float64",
+    "float8_e4m3fn",
+    "float8_e5m2",
     "half",
     "float",
     "double",

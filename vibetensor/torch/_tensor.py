@@ -181,6 +181,8 @@ def type(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
         "bfloat16": "BFloat16",
         "float32": "Float",
         "float64": "Double",
+        "float8_e4m3fn": "Float8_e4m3fn",
+        "float8_e5m2": "Float8_e5m2",
     }
     if dtype is None:
         prefix = "torch.cuda." if self.is_cuda else "torch."
@@ -199,19 +201,26 @@ def type_as(self: Tensor, other: Tensor) -> Tensor:
     return self.to(other.dtype)
 
 
+_NOT_IN_NUMPY = {
+    _C.bfloat16: "BFloat16",
+    _C.float8_e4m3fn: "Float8_e4m3fn",
+    _C.float8_e5m2: "Float8_e5m2",
+}
+
+
 @_method
 def numpy(self: Tensor, *, force: bool = False) -> Any:
     """A NumPy array that shares this tensor's memory.
 
-    Raises RuntimeError for tensors that require grad and TypeError for CUDA or bfloat16 tensors,
-    unless `force` (which detaches, copies to the CPU and widens bfloat16 to float32).
+    Raises RuntimeError for tensors that require grad and TypeError for CUDA, bfloat16 or 8-bit float
+    tensors, unless `force` (which detaches, copies to the CPU and widens these dtypes to float32).
     """
     import numpy as np
 
     source = self
     if force:
         source = source.detach().cpu()
-        if source.dtype is _C.bfloat16:
+        if source.dtype in _NOT_IN_NUMPY:
             source = source.float()
     if (
         source.requires_grad
@@ -226,9 +235,12 @@ def numpy(self: Tensor, *, force: bool = False) -> Any:
         raise TypeError(
             f"can't convert {source.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
         )
-    if source.dtype is _C.bfloat16:
+    if source.dtype in _NOT_IN_NUMPY:
+        name = str(source.dtype).removeprefix("torch.")
+        bits = "" if source.dtype is _C.bfloat16 else ", or .view(torch.uint8) for the bits"
         raise TypeError(
-            "Got unsupported ScalarType BFloat16: NumPy has no bfloat16; use .float() first"
+            f"Got unsupported ScalarType {_NOT_IN_NUMPY[source.dtype]}: NumPy has no {name}; "
+            f"use .float() first{bits}"
         )
     if source.numel() == 0:
         return np.empty(tuple(source.shape), dtype=_numpy_dtype(source.dtype))

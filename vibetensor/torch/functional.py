@@ -12,6 +12,8 @@ _FLOATS = {
     "float32": (32, 2.0**-23, (2 - 2.0**-23) * 2.0**127, 2.0**-126, 2.0**-149, 1e-6),
     "float16": (16, 2.0**-10, 65504.0, 2.0**-14, 2.0**-24, 1e-3),
     "bfloat16": (16, 2.0**-7, (2 - 2.0**-7) * 2.0**127, 2.0**-126, 2.0**-133, 1e-2),
+    "float8_e4m3fn": (8, 2.0**-3, 448.0, 2.0**-6, 2.0**-9, 1.0),
+    "float8_e5m2": (8, 2.0**-2, 57344.0, 2.0**-14, 2.0**-16, 1.0),
 }
 _BITS = {
     "uint8": (8, False),
@@ -20,6 +22,7 @@ _BITS = {
     "int32": (32, True),
     "int64": (64, True),
 }
+_FLOAT8 = (_C.float8_e4m3fn, _C.float8_e5m2)
 
 
 def _name(dtype: Any) -> str:
@@ -74,7 +77,12 @@ def promote_types(type1: Any, type2: Any) -> Any:
 
 def result_type(tensor1: Any, tensor2: Any) -> Any:
     """The dtype an op over these two (tensors or Python numbers) would give."""
-    return (_probe(tensor1) + _probe(tensor2)).dtype
+    first, second = _probe(tensor1), _probe(tensor2)
+    narrow = [t for t in (first, second) if isinstance(t, _C.Tensor) and t.dtype in _FLOAT8]
+    if narrow:  # they have no sums
+        chosen = _C.tensor(True, device=narrow[0].device)
+        return _C._ops.where(chosen, first, second).dtype
+    return (first + second).dtype
 
 
 def _probe(value: Any) -> Any:

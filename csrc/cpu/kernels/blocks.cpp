@@ -35,8 +35,27 @@ void store_as(char* data, int64_t stride, const T* in, int64_t n) {
   for (int64_t i = 0; i < n; ++i) *reinterpret_cast<To*>(data + i * stride) = convert<To>(in[i]);
 }
 
-/// `n` <= kBlock 16-bit values as floats.
+void widen8(float* out, const char* data, int64_t stride, int64_t n, DType from) {
+  uint8_t gathered[kBlock];
+  const auto* bits = reinterpret_cast<const uint8_t*>(data);
+  if (stride != 1) {
+    for (int64_t i = 0; i < n; ++i) gathered[i] = bits[i * stride];
+    bits = gathered;
+  }
+  f32_from_float8(out, bits, n, from);
+}
+
+void narrow8(char* data, int64_t stride, const float* in, int64_t n, DType to) {
+  uint8_t bits[kBlock];
+  auto* target = reinterpret_cast<uint8_t*>(data);
+  float8_from_f32(stride == 1 ? target : bits, in, n, to);
+  if (stride == 1) return;
+  for (int64_t i = 0; i < n; ++i) target[i * stride] = bits[i];
+}
+
+/// `n` <= kBlock 16-bit or 8-bit values as floats.
 void widen(float* out, const char* data, int64_t stride, int64_t n, DType from) {
+  if (is_float8(from)) return widen8(out, data, stride, n, from);
   uint16_t gathered[kBlock];
   const auto* bits = reinterpret_cast<const uint16_t*>(data);
   if (stride != 2) {
@@ -51,6 +70,7 @@ void widen(float* out, const char* data, int64_t stride, int64_t n, DType from) 
 }
 
 void narrow(char* data, int64_t stride, const float* in, int64_t n, DType to) {
+  if (is_float8(to)) return narrow8(data, stride, in, n, to);
   uint16_t bits[kBlock];
   auto* target = stride == 2 ? reinterpret_cast<uint16_t*>(data) : bits;
   if (to == DType::BFloat16)
@@ -97,6 +117,8 @@ void load_block(T* out, const char* data, int64_t stride, int64_t n, DType from,
       break;
     case DType::Float16:
     case DType::BFloat16:
+    case DType::Float8_e4m3fn:
+    case DType::Float8_e5m2:
       if constexpr (std::is_same_v<T, float>) {
         widen(out, data, stride, n, from);
       } else {
@@ -153,6 +175,8 @@ void store_block(char* data, int64_t stride, const T* in, int64_t n, DType to) {
       break;
     case DType::Float16:
     case DType::BFloat16:
+    case DType::Float8_e4m3fn:
+    case DType::Float8_e5m2:
       if constexpr (std::is_same_v<T, float>) {
         narrow(data, stride, in, n, to);
       } else {

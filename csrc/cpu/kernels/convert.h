@@ -1,4 +1,5 @@
-// Arrays of bfloat16 and float16, stored as uint16_t, to and from float. Rounding is to nearest
+// Arrays of bfloat16 and float16, stored as uint16_t, and of 8-bit floats (core/float8.h), to and from
+// float. Rounding is to nearest
 // even; a NaN stays a NaN (its quiet bit set), overflow gives infinity. `out` and `in` do not
 // overlap.
 #pragma once
@@ -9,6 +10,8 @@
 #if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
+
+#include "core/float8.h"
 
 namespace vt::cpu::VT_ISA {
 
@@ -56,6 +59,22 @@ inline void f32_from_bf16(float* __restrict out, const uint16_t* __restrict in, 
 
 inline void bf16_from_f32(uint16_t* __restrict out, const float* __restrict in, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = bf16_of_f32(in[i]);
+}
+
+inline void f32_from_float8(float* __restrict out, const uint8_t* __restrict in, int64_t n,
+                            DType from) {
+  if (from == DType::Float8_e4m3fn)
+    for (int64_t i = 0; i < n; ++i) out[i] = float_of_e4m3(in[i]);
+  else
+    for (int64_t i = 0; i < n; ++i) out[i] = float_of_e5m2(in[i]);
+}
+
+inline void float8_from_f32(uint8_t* __restrict out, const float* __restrict in, int64_t n,
+                            DType to) {
+  if (to == DType::Float8_e4m3fn)
+    for (int64_t i = 0; i < n; ++i) out[i] = e4m3_of_float(in[i]);
+  else
+    for (int64_t i = 0; i < n; ++i) out[i] = e5m2_of_float(in[i]);
 }
 
 inline void f32_from_f16(float* __restrict out, const uint16_t* __restrict in, int64_t n) {

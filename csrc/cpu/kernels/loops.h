@@ -24,7 +24,8 @@ void load_block(T* out, const char* data, int64_t stride, int64_t n, DType from,
 template <class T>
 void store_block(char* data, int64_t stride, const T* in, int64_t n, DType to);
 
-/// Calls `f.template operator()<T>()` with the compute type of `dtype`: float for 16-bit floats.
+/// Calls `f.template operator()<T>()` with the compute type of `dtype`: float for 16-bit
+/// and 8-bit floats. Ops that do not take 8-bit floats are refused before their kernel.
 template <class F>
 void visit_all(DType dtype, F&& f) {
   switch (dtype) {
@@ -43,6 +44,8 @@ void visit_all(DType dtype, F&& f) {
     case DType::Float16:
     case DType::BFloat16:
     case DType::Float32:
+    case DType::Float8_e4m3fn:
+    case DType::Float8_e5m2:
       return f.template operator()<float>();
     case DType::Float64:
       return f.template operator()<double>();

@@ -13,6 +13,9 @@ void copy(const Tensor& self, const Tensor& source, bool non_blocking);
 /// Operand 0 = operand 1, converted (to_dtype.cu).
 void convert_elements(TensorIterator& it);
 
+/// The same for tensors of one shape on one device of which one is of 8-bit floats (float8.cu).
+void convert_float8(const Tensor& to, const Tensor& from);
+
 /// Operand 0 = operand 1, of one dtype: bytes move, in tiles where one is a transpose of the other
 /// (move.cu).
 void move_elements(const Launch& launch, const TensorIterator& it);

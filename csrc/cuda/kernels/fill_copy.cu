@@ -2,6 +2,7 @@
 #include <cmath>
 #include <optional>
 
+#include "core/float8.h"
 #include "core/host_wait.h"
 #include "core/overlap.h"
 #include "core/view_geometry.h"
@@ -36,6 +37,7 @@ void fill(const Tensor& self, const Tensor& value) {
     const bool zero = v == 0 && !std::signbit(v);
     if (zero || self.itemsize() == 1) {
       const int byte = zero                          ? 0
+                       : is_float8(self.dtype())     ? float8_bits(static_cast<float>(v), self.dtype())
                        : self.dtype() == DType::Bool ? number.to_bool()
                                                      : static_cast<uint8_t>(number.to_int());
       const Launch launch(self.device());
@@ -47,6 +49,11 @@ void fill(const Tensor& self, const Tensor& value) {
     }
     // Any order of the elements is the same fill.
     target = make_view(self, Dims{self.numel()}, Dims{1}, self.storage_offset());
+  }
+  if (is_float8(self.dtype())) {  // one converted element, repeated
+    const Tensor element = empty({}, self.dtype(), self.device());
+    fill(element, value);
+    return fill(self, element);
   }
   TensorIterator it;
   Tensor* outs[] = {&target};
@@ -77,6 +84,8 @@ void copy_on_device(const Tensor& self, const Tensor& src) {
     }
     return;
   }
+  if (self.dtype() != src.dtype() && (is_float8(self.dtype()) || is_float8(src.dtype())))
+    return convert_float8(self, src);
   Tensor target = self;
   TensorIterator it;
   it.unary(target, src,

@@ -46,6 +46,7 @@ void convert_elements(TensorIterator& it) {
 namespace {
 
 void to_dtype(const Tensor& out, const Tensor& self, DType) {
+  if (is_float8(out.dtype()) || is_float8(self.dtype())) return convert_float8(out, self);
   Tensor target = out;
   TensorIterator it;
   it.unary(target, self,

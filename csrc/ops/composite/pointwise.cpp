@@ -38,6 +38,10 @@ Tensor where(const Tensor& condition, const Tensor& self, const Tensor& other) {
   const Tensor* values[] = {&self, &other};
   const DType type = result_type(values);
   auto as = [type](const Tensor& t) { return t.dtype() == type ? t : ops::_to_dtype(t, type); };
+  if (is_float8(type)) {  // half holds them exactly
+    const auto half = [&](const Tensor& t) { return ops::_to_dtype(as(t), DType::Float16); };
+    return ops::_to_dtype(ops::_where(condition, half(self), half(other)), type);
+  }
   return ops::_where(condition, as(self), as(other));
 }
 

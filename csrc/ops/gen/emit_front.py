@@ -222,13 +222,18 @@ def _device_check(op: Op) -> str:
         return ""
     free = op.row.get("host_scalars", [])
     code = ""
+    check, check_free = (
+        ("check_on_device", "check_host_scalar")
+        if op.row.get("float8")
+        else ("check_operand", "check_host_operand")
+    )
     for a in op.schema.args:
         if (a.is_tensor or a.is_list) and a.name not in free:
             code += (
-                f'  check_on_device(device, {a.name}, "{op.python_name or op.name}", "{a.name}");\n'
+                f'  {check}(device, {a.name}, "{op.python_name or op.name}", "{a.name}");\n'
             )
     for name in free:
-        code += f'  check_host_scalar(device, {name}, "{op.python_name or op.name}", "{name}");\n'
+        code += f'  {check_free}(device, {name}, "{op.python_name or op.name}", "{name}");\n'
     return code
 
 
@@ -253,6 +258,8 @@ def _native_raw(op: Op) -> str:
     device = op.row.get("device", device)
     code += bind
     code += f"  const Device device = {device};\n" + _device_check(op)
+    if not op.row.get("float8") and any(a.type.startswith("dtype") for a in op.schema.args):
+        code += "".join(f'  check_result({out}, "{op.python_name or op.name}");\n' for out in outs)
     if op.random:
         count = op.row.get("random_numel", numel)
         code += f"  const PhiloxArgs rng = reserve_counters(generator, device, static_cast<uint64_t>({count}));\n"
@@ -339,6 +346,18 @@ def _slow_branch(op: Op, name: str, ret: str) -> str:
     )
 
 
+def _widened(op: Op) -> str:
+    """Computes with 8-bit floats by converting them first, which loses nothing."""
+    if op.row.get("float8") != "widened":
+        return ""
+    tensors = ", ".join(f"&{a.name}" for a in op.schema.args if a.is_tensor)
+    args = ", ".join(f"widened({a.name})" if a.is_tensor else a.name for a in op.schema.args)
+    return (
+        f"  if (any_float8({{{tensors}}})) [[unlikely]] {{\n"
+        f"    const WidenedFloat8 widened{{{tensors}}};\n    return {op.id}({args});\n  }}\n"
+    )
+
+
 def _save_inputs(op: Op) -> str:
     return f"    save_inputs_{op.id}(*node{''.join(', ' + a.name for a in op.schema.args)});\n"
 
@@ -422,7 +441,7 @@ def front(op: Op) -> str:
         return code
 
     # pointwise and native with fresh outputs
-    code += f"{ret} {op.id}({params}) {{\n{_slow_branch(op, op.id, ret)}"
+    code += f"{ret} {op.id}({params}) {{\n{_widened(op)}{_slow_branch(op, op.id, ret)}"
     names = op.output_names
     multi = len(op.schema.returns) > 1
     bind = (

@@ -53,9 +53,11 @@ FIELDS = {
     "skip_grad",
     "device",
     "host_scalars",
+    "float8",
 }
 VARIANTS = {"function", "method", "inplace"}
 AUTOCAST = {"lower", "float32", "promote"}
+FLOAT8 = {"kernel": "native", "widened": "pointwise"}
 SAMPLE_SETS = {
     "unary",
     "unary_positive",
@@ -178,6 +180,8 @@ def make_op(row: dict, file: str) -> Op:
             _fail(name, f"{key} must be a list of names, got {items!r}")
         if known and not set(items) <= known:
             _fail(name, f"{key} must be of {sorted(known)}, got {items}")
+    if "float8" in row and row["kind"] != FLOAT8.get(row["float8"]):
+        _fail(name, "float8 is 'kernel' on a native op or 'widened' on a pointwise one")
     samples = row.get("samples", [])
     if not isinstance(samples, list) and samples not in SAMPLE_SETS:
         _fail(name, f"samples must be a list or one of {sorted(SAMPLE_SETS)}, got {samples!r}")

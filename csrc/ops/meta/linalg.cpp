@@ -52,6 +52,44 @@ Tensor _int_mm(const Tensor& self, const Tensor& mat2) {
                device_of(self, mat2, "_int_mm"));
 }
 
+Tensor _scaled_mm(const Tensor& self, const Tensor& mat2, const Tensor& scale_a,
+                  const Tensor& scale_b, const Tensor& bias, const Tensor& scale_result,
+                  std::optional<DType> out_dtype, bool) {
+  check(self.dim() == 2, "_scaled_mm: mat1 must be a matrix, got ", self.dim(), "-D tensor");
+  check(mat2.dim() == 2, "_scaled_mm: mat2 must be a matrix, got ", mat2.dim(), "-D tensor");
+  const int64_t m = self.sizes()[0], k = self.sizes()[1], n = mat2.sizes()[1];
+  check(k == mat2.sizes()[0], "_scaled_mm: mat_a and mat_b shapes cannot be multiplied (", m, "x",
+        k, " and ", mat2.sizes()[0], "x", n, ")");
+  const auto single = [](const Tensor& t) { return t.numel() == 1; };
+  const auto is_shape = [](const Tensor& t, int64_t rows, int64_t columns) {
+    return t.dim() == 2 && t.sizes()[0] == rows && t.sizes()[1] == columns && t.is_contiguous();
+  };
+  const bool scaled = scale_a.dtype() == DType::Float32 && scale_b.dtype() == DType::Float32 &&
+                      ((single(scale_a) && single(scale_b)) ||
+                       (is_shape(scale_a, m, 1) && is_shape(scale_b, 1, n)));
+  check_value(is_float8(self.dtype()) && is_float8(mat2.dtype()) && scaled,
+              "_scaled_mm: Invalid scaling configuration. self and mat2 are float8_e4m3fn or "
+              "float8_e5m2, and the scales float32 and contiguous: one number each, or of shapes [",
+              m, ", 1] and [1, ", n, "]. Got self ", self.dtype(), " ", self.sizes(), ", mat2 ",
+              mat2.dtype(), " ", mat2.sizes(), ", scale_a ", scale_a.dtype(), " ", scale_a.sizes(),
+              ", scale_b ", scale_b.dtype(), " ", scale_b.sizes());
+  check(!bias.defined() || bias.numel() == n, "_scaled_mm: Bias must be size ", n, " but got ",
+        bias.defined() ? bias.numel() : 0);
+  check(!bias.defined() || (is_floating(bias.dtype()) && !is_float8(bias.dtype())),
+        "_scaled_mm: bias must be of 16-bit floats or wider, got ",
+        bias.defined() ? bias.dtype() : DType::Float32);
+  check(!scale_result.defined() ||
+            (scale_result.dtype() == DType::Float32 && scale_result.numel() == 1),
+        "_scaled_mm: scale_result must be one float32 number, got ",
+        scale_result.defined() ? scale_result.sizes() : IntSpan());
+  const DType type = out_dtype.value_or(self.dtype());
+  check_value(is_floating(type) && type != DType::Float64,
+              "_scaled_mm: out_dtype must be float32, bfloat16, float16, float8_e4m3fn or "
+              "float8_e5m2, got ",
+              type);
+  return empty(Dims{m, n}, type, device_of(self, mat2, "_scaled_mm"));
+}
+
 Tensor addmm(const Tensor& self, const Tensor& mat1, const Tensor& mat2, const Scalar&,
              const Scalar&) {
   check(mat1.dim() == 2, "mat1 must be a matrix, got ", mat1.dim(), "-D tensor");

@@ -16,6 +16,33 @@ Tensor view(const Tensor& self, IntSpan size) {
   return make_view(self, shape, *strides, self.storage_offset());
 }
 
+Tensor view_dtype(const Tensor& self, DType dtype) {
+  Dims sizes(self.sizes()), strides(self.strides());
+  int64_t offset = self.storage_offset();
+  const int64_t from = self.itemsize(), to = item_size(dtype);
+  if (from != to) {
+    const auto need = [&](bool holds, const auto&... what) {
+      check(holds, what..., " to view ", self.dtype(), " as ", dtype,
+            " (different element sizes), but got shape ", self.sizes(), ", strides ",
+            self.strides(), " and storage offset ", self.storage_offset());
+    };
+    need(self.dim() > 0, "self.dim() cannot be 0");
+    need(strides.back() == 1 || sizes.back() == 1, "self.stride(-1) must be 1");
+    const int64_t ratio = std::max(from, to) / std::min(from, to);
+    const auto scale = [&](int64_t& n, std::string_view name) {
+      need(from > to || n % ratio == 0, name, " must be divisible by ", ratio);
+      n = from > to ? n * ratio : n / ratio;
+    };
+    scale(sizes.back(), "self.size(-1)");
+    scale(offset, "self.storage_offset()");
+    for (size_t d = 0; d + 1 < strides.size(); ++d) scale(strides[d], "self.stride(d)");
+    strides.back() = 1;
+  }
+  Tensor out = make_view(self, sizes, strides, offset);
+  out.impl()->dtype = dtype;
+  return out;
+}
+
 Tensor as_strided(const Tensor& self, IntSpan size, IntSpan stride,
                   std::optional<int64_t> storage_offset) {
   check(size.size() == stride.size(), "as_strided: mismatch in length of strides and shape: ", size,

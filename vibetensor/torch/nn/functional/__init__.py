@@ -82,8 +82,11 @@ from vibetensor.torch.nn.functional.pooling import (
     max_pool1d,
     max_pool2d,
 )
+from vibetensor.torch.nn.functional.scaled_mm import ScalingType, SwizzleType, scaled_mm
 
 __all__ = [
+    "ScalingType",
+    "SwizzleType",
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
     "avg_pool1d",
@@ -146,6 +149,7 @@ __all__ = [
     "rms_norm",
     "rrelu",
     "scaled_dot_product_attention",
+    "scaled_mm",
     "selu",
     "sigmoid",
     "silu",
