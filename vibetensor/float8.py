@@ -74,7 +74,7 @@ class Float8Linear(nn.Linear):
     """
 
     @classmethod
-    def from_float(cls, module: nn.Linear) -> Float8Linear:
+    def from_float(cls, module: nn.Module) -> Float8Linear:
         """A layer with the parameters, hooks and attributes of `module`, which are shared."""
         made = cls.__new__(cls)
         for name, value in module.__dict__.items():

@@ -41,10 +41,9 @@ Half to_half(float value) {
 }
 
 std::string_view dtype_name(DType dtype) {
-  constexpr std::string_view names[kNumDTypes] = {"bool",    "uint8",  "int8",    "int16",
-                                                  "int32",   "int64",  "float16", "bfloat16",
-                                                  "float32", "float64", "float8_e4m3fn",
-                                                  "float8_e5m2"};
+  constexpr std::string_view names[kNumDTypes] = {
+      "bool",    "uint8",    "int8",    "int16",   "int32",         "int64",
+      "float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"};
   return names[static_cast<int>(dtype)];
 }
 

@@ -2,8 +2,9 @@
 // a sign (0x7f), largest value 448. e5m2: the upper byte of a half, largest value 57344.
 //
 // Rounding is to nearest even from float. As in torch, what is too large becomes 448 in e4m3fn,
-// infinity too, and infinity in e5m2 from 61440 on; a NaN stays one and keeps its sign. The functions
-// take the bits in both forms, so that loops over them vectorise and CUDA kernels share them.
+// infinity too, and infinity in e5m2 from 61440 on; a NaN stays one and keeps its sign. The
+// functions take the bits in both forms, so that loops over them vectorise and CUDA kernels share
+// them.
 #pragma once
 
 #include <cstdint>

@@ -247,9 +247,10 @@ Tensor wrapped_scalar(const Scalar& value) {
 DType default_dtype() { return default_float.load(std::memory_order_relaxed); }
 
 void set_default_dtype(DType dtype) {
-  check_type(is_floating(dtype) && !is_float8(dtype),
-             "only floating-point types of 16 bits and more are supported as the default type, got ",
-             dtype);
+  check_type(
+      is_floating(dtype) && !is_float8(dtype),
+      "only floating-point types of 16 bits and more are supported as the default type, got ",
+      dtype);
   default_float.store(dtype, std::memory_order_relaxed);
 }
 

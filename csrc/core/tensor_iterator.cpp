@@ -51,7 +51,8 @@ void refuse_float8(DType dtype, std::string_view op) {
 }  // namespace
 
 void dtype_not_supported(DType dtype, std::string_view op) {
-  fail(ErrorKind::NotImplemented, "\"", op, "\" not implemented for '", scalar_type_name(dtype), "'",
+  fail(ErrorKind::NotImplemented, "\"", op, "\" not implemented for '", scalar_type_name(dtype),
+       "'",
        is_float8(dtype) ? ": 8-bit floats are stored, converted and multiplied by "
                           "torch._scaled_mm; for other ops convert with .to(torch.float32) first"
                         : "");

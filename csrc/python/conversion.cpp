@@ -454,9 +454,8 @@ PyObject* array_interface(PyObject* self, void*) {
            " tensor on ", t.device());
     }
     host_read(t, "numpy()");
-    constexpr const char* types[kNumDTypes] = {"|b1", "|u1", "|i1", "<i2", "<i4",
-                                               "<i8", "<f2", "",    "<f4", "<f8",
-                                               "",    ""};
+    constexpr const char* types[kNumDTypes] = {"|b1", "|u1", "|i1", "<i2", "<i4", "<i8",
+                                               "<f2", "",    "<f4", "<f8", "",    ""};
     Dims bytes;
     for (const int64_t s : t.strides()) bytes.push_back(s * t.itemsize());
     const Object shape = own(wrap_ints(t.sizes()));

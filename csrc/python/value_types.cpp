@@ -71,8 +71,8 @@ PyObject* dtype_same(PyObject* self, PyObject*) { return new_reference(self); }
 
 PyGetSetDef dtype_properties[] = {
     {"itemsize", dtype_itemsize, nullptr, "Bytes per element.", nullptr},
-    {"is_floating_point", dtype_is_float, nullptr, "True for float16, bfloat16, float32, float64, float8_e4m3fn and float8_e5m2.",
-     nullptr},
+    {"is_floating_point", dtype_is_float, nullptr,
+     "True for float16, bfloat16, float32, float64, float8_e4m3fn and float8_e5m2.", nullptr},
     {"is_signed", dtype_is_signed, nullptr, "True if negative values can be represented.", nullptr},
     {"is_complex", dtype_is_complex, nullptr, "Always False: there are no complex dtypes.",
      nullptr},

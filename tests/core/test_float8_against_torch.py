@@ -85,11 +85,15 @@ def test_limits_and_kinds(name: str) -> None:
 def test_scaled_mm(out: str, by_row: bool) -> None:
     rng = np.random.default_rng(5)
     left, right = (rng.standard_normal(s).astype(np.float32) for s in ((48, 64), (32, 64)))
-    scales = [rng.uniform(0.5, 2, s if by_row else ()).astype(np.float32) for s in ((48, 1), (1, 32))]
+    scales = [
+        rng.uniform(0.5, 2, s if by_row else ()).astype(np.float32) for s in ((48, 1), (1, 32))
+    ]
     bias, last = rng.standard_normal(32).astype(np.float32), np.float32(2)
     results = []
     for module in (vt, torch):
-        a, b, x, y, c, s = (module.as_tensor(np.array(v)) for v in (left, right, *scales, bias, last))
+        a, b, x, y, c, s = (
+            module.as_tensor(np.array(v)) for v in (left, right, *scales, bias, last)
+        )
         a, b = a.to(module.float8_e4m3fn), b.to(module.float8_e4m3fn).t()
         got = module._scaled_mm(a, b, x, y, c, s, getattr(module, out))
         assert str(got.dtype) == f"torch.{out}"

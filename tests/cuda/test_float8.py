@@ -41,7 +41,9 @@ def test_conversions_equal_the_cpu(dtype: torch.dtype) -> None:
         np.testing.assert_array_equal(bits(device[1::3].to(dtype)), expected[1::3])
         into = torch.empty(len(x), dtype=dtype, device="cuda").copy_(device)
         np.testing.assert_array_equal(bits(into), expected)
-        np.testing.assert_array_equal(bits(host.cuda().copy_(into)), bits(host.to(dtype).to(source)))
+        np.testing.assert_array_equal(
+            bits(host.cuda().copy_(into)), bits(host.to(dtype).to(source))
+        )
     matrix = x[:65536].reshape(256, 256)
     turned = torch.empty(256, 256, dtype=dtype, device="cuda").copy_(matrix.cuda().t())
     np.testing.assert_array_equal(bits(turned), bits(matrix.to(dtype)).T)
@@ -63,7 +65,9 @@ def test_making_moving_and_comparing(dtype: torch.dtype) -> None:
     for value in (0, 1, -2.5, 0.3, 1e9, float("nan")):
         for shape in ((7,), (3, 5), ()):
             expected = bits(torch.full(shape, value, dtype=dtype))
-            np.testing.assert_array_equal(bits(torch.full(shape, value, dtype=dtype, device="cuda")), expected)
+            np.testing.assert_array_equal(
+                bits(torch.full(shape, value, dtype=dtype, device="cuda")), expected
+            )
     x = torch.zeros(4, 6, dtype=dtype, device="cuda")
     x[1:3, ::2].fill_(-0.3)
     x[0] = 1.0
@@ -82,7 +86,9 @@ def test_making_moving_and_comparing(dtype: torch.dtype) -> None:
     ]  # fmt: skip
     for move in moves:
         np.testing.assert_array_equal(bits(move(device, index.cuda())), bits(move(host, index)))
-    np.testing.assert_array_equal((device != device.flip(0)).cpu().numpy(), (host != host.flip(0)).numpy())
+    np.testing.assert_array_equal(
+        (device != device.flip(0)).cpu().numpy(), (host != host.flip(0)).numpy()
+    )
     assert repr(device).split(", device")[0] in repr(host).replace(", dtype", ", device=, dtype")
     with pytest.raises(NotImplementedError, match="not implemented for 'Float8"):
         device + device
@@ -105,7 +111,9 @@ def test_products(size: tuple[int, int, int], pair: tuple[torch.dtype, torch.dty
         for out in (torch.float32, torch.bfloat16, torch.float16, E4M3, E5M2):
             for added in (None, bias, bias.to(torch.bfloat16)):
                 last = torch.tensor(2.0)
-                expected = torch._scaled_mm(a, b, *scales, added, last, torch.float32).double().numpy()
+                expected = (
+                    torch._scaled_mm(a, b, *scales, added, last, torch.float32).double().numpy()
+                )
                 if out in (E4M3, E5M2):
                     expected = np.clip(expected / 2, torch.finfo(out).min, torch.finfo(out).max)
                 for left in (a.cuda(), a.cuda().t().contiguous().t()):
@@ -117,8 +125,19 @@ def test_products(size: tuple[int, int, int], pair: tuple[torch.dtype, torch.dty
                         assert got.dtype is out and got.is_cuda and tuple(got.shape) == (m, n)
                         # The sums of tensor cores keep about 13 bits of the largest term.
                         terms = np.abs(a.double().numpy()) @ np.abs(b.double().numpy())
-                        step = {torch.float32: 0, torch.bfloat16: 2**-8, torch.float16: 2**-11, E4M3: 2**-4, E5M2: 2**-3}
-                        bound = step[out] * np.abs(expected) + 2e-3 * terms + 2**-10 + (bias.abs().max().item() * 2**-8 if n else 0)
+                        step = {
+                            torch.float32: 0,
+                            torch.bfloat16: 2**-8,
+                            torch.float16: 2**-11,
+                            E4M3: 2**-4,
+                            E5M2: 2**-3,
+                        }
+                        bound = (
+                            step[out] * np.abs(expected)
+                            + 2e-3 * terms
+                            + 2**-10
+                            + (bias.abs().max().item() * 2**-8 if n else 0)
+                        )
                         assert (np.abs(got.double().cpu().numpy() - expected) <= bound).all()
 
 
@@ -146,7 +165,9 @@ def test_older_devices_say_so() -> None:
 def test_training_captured_equals_eager() -> None:
     def training():
         torch.manual_seed(4)
-        model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 16)).cuda()
+        model = torch.nn.Sequential(
+            torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 16)
+        ).cuda()
         convert_to_float8_training(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 

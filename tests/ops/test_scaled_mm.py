@@ -32,7 +32,15 @@ def close(got, expected: np.ndarray, dtype, terms: np.ndarray) -> None:
     assert (np.abs(wide(got) - expected) <= bound).all()
 
 
-SIZES = [(32, 64, 48), (7, 13, 5), (1, 16, 16), (129, 257, 65), (3, 0, 4), (0, 8, 8), (300, 96, 520)]
+SIZES = [
+    (32, 64, 48),
+    (7, 13, 5),
+    (1, 16, 16),
+    (129, 257, 65),
+    (3, 0, 4),
+    (0, 8, 8),
+    (300, 96, 520),
+]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

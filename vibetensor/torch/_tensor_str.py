@@ -175,7 +175,7 @@ def tensor_str(tensor: Any, contents: str | None = None) -> str:
     elif tensor.requires_grad:
         suffixes.append("requires_grad=True")
     out = prefix + body
-    line = len(out) - out.rfind("\n") - 1
+    line = len(out) - out.rfind("\n") + 1  # torch leaves these two columns free
     for suffix in suffixes:
         if line + len(suffix) + 2 > _options.linewidth:
             out += ",\n" + " " * len(prefix) + suffix

@@ -1,7 +1,6 @@
-// Arrays of bfloat16 and float16, stored as uint16_t, and of 8-bit floats (core/float8.h), to and from
-// float. Rounding is to nearest
-// even; a NaN stays a NaN (its quiet bit set), overflow gives infinity. `out` and `in` do not
-// overlap.
+// Arrays of bfloat16 and float16, stored as uint16_t, and of 8-bit floats (core/float8.h), to and
+// from float. Rounding is to nearest even; a NaN stays a NaN (its quiet bit set), overflow gives
+// infinity. `out` and `in` do not overlap.
 #pragma once
 
 #include <bit>

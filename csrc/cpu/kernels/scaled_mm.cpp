@@ -46,9 +46,8 @@ void scaled_mm(const Tensor& out, const Tensor& self, const Tensor& mat2, const 
         row[j] = x * last;
       }
       if (type != DType::Float32)
-        store_block<float>(
-            static_cast<char*>(out.data()) + (i * n + block.column) * out.itemsize(),
-            out.itemsize(), row, block.columns, type);
+        store_block<float>(static_cast<char*>(out.data()) + (i * n + block.column) * out.itemsize(),
+                           out.itemsize(), row, block.columns, type);
     }
   };
   if (k == 0) {

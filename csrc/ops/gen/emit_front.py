@@ -229,9 +229,7 @@ def _device_check(op: Op) -> str:
     )
     for a in op.schema.args:
         if (a.is_tensor or a.is_list) and a.name not in free:
-            code += (
-                f'  {check}(device, {a.name}, "{op.python_name or op.name}", "{a.name}");\n'
-            )
+            code += f'  {check}(device, {a.name}, "{op.python_name or op.name}", "{a.name}");\n'
     for name in free:
         code += f'  {check_free}(device, {name}, "{op.python_name or op.name}", "{name}");\n'
     return code

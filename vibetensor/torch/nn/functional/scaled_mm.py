@@ -49,7 +49,10 @@ def scaled_mm(
     Raises NotImplementedError for scales of blocks, swizzles and other contracted dimensions, and
     ValueError for scales that are not what their recipe says.
     """
-    recipe_a, recipe_b = _one(scale_recipe_a, "scale_recipe_a"), _one(scale_recipe_b, "scale_recipe_b")
+    recipe_a, recipe_b = (
+        _one(scale_recipe_a, "scale_recipe_a"),
+        _one(scale_recipe_b, "scale_recipe_b"),
+    )
     a, b = _one(scale_a, "scale_a"), _one(scale_b, "scale_b")
     if recipe_a is not recipe_b or recipe_a not in (ScalingType.TensorWise, ScalingType.RowWise):
         raise NotImplementedError(
@@ -69,12 +72,12 @@ def scaled_mm(
             "scaled_mm: ScalingType.TensorWise wants scales of one number, got shapes "
             f"{list(a.shape)} and {list(b.shape)}"
         )
-    if recipe_a is ScalingType.RowWise and a.numel() == 1 and b.numel() == 1:
-        if mat_a.shape[0] != 1 or mat_b.shape[1] != 1:
-            raise ValueError(
-                f"scaled_mm: ScalingType.RowWise wants scales of shapes [{mat_a.shape[0]}, 1] and "
-                f"[1, {mat_b.shape[1]}], got {list(a.shape)} and {list(b.shape)}"
-            )
+    m, n = mat_a.shape[0], mat_b.shape[-1]
+    if recipe_a is ScalingType.RowWise and (a.numel(), b.numel()) != (m, n):
+        raise ValueError(
+            f"scaled_mm: ScalingType.RowWise wants scales of shapes [{m}, 1] and [1, {n}], got "
+            f"{list(a.shape)} and {list(b.shape)}"
+        )
     return _C._ops._scaled_mm(
         mat_a, mat_b, a, b, bias=bias, out_dtype=output_dtype, use_fast_accum=use_fast_accum
     )
