@@ -53,10 +53,10 @@ def test_check_fails_on_a_missing_instruction(
     kernel = registry.load(("dropout",))["dropout_forward"]
     wanting = replace(kernel, instructions=("HGMMA", "LDG"))
     monkeypatch.setattr(check, "load", lambda: {kernel.name: wanting})
-    monkeypatch.setattr(check, "disassembler", lambda: None)
+    monkeypatch.setattr(check, "find_tool", lambda name: None)
     assert len(check.problems(tmp_path, made)) == 3  # a check that cannot be made is a failure
     monkeypatch.undo()
-    if check.disassembler() is None:
+    if check.find_tool("nvdisasm") is None:
         pytest.skip("needs nvdisasm")
     monkeypatch.setattr(check, "load", lambda: {kernel.name: wanting})
     assert check.problems(tmp_path, made) == [
