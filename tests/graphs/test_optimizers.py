@@ -34,6 +34,13 @@ SGD: dict[str, dict[str, Any]] = {
     "tensor decay": {"tensor_decay": 0.1, "momentum": 0.9},
     "one": {"lr": 1.0, "no_schedule": True},
 }
+MUON: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "momentum alone": {"nesterov": False, "weight_decay": 0.0},
+    "rms": {"adjust_lr_fn": "match_rms_adamw", "ns_steps": 3},
+    "tensor rate": {"tensor_rate": vt.float32},
+    "wide tensor rate": {"tensor_rate": vt.float64, "momentum": 0.5},
+}
 FORMS: dict[str, dict[str, Any]] = {
     "foreach off": {"foreach": False},
     "fused off": {"fused": False},
@@ -48,11 +55,12 @@ class Run:
     """Parameters of one dtype, their optimizer with a schedule, and a step."""
 
     def __init__(self, name: str, options: dict[str, Any], form: str, dtype: Any) -> None:
-        options = {"lr": 0.03, **options, **FORMS[form]}
+        matrices = name == "Muon"
+        options = {"lr": 0.03, **options, **({} if matrices else FORMS[form])}
         rng = np.random.default_rng(2)
+        shapes = ((5, 3), (5, 3), (2, 4)) if matrices else ((5, 3), (7,), ())
         self.params = [
-            vt.nn.Parameter(vt.tensor(rng.standard_normal(shape)).to(dtype))
-            for shape in ((5, 3), (7,), ())
+            vt.nn.Parameter(vt.tensor(rng.standard_normal(shape)).to(dtype)) for shape in shapes
         ]
         rate = options.pop("tensor_rate", None)
         if rate is not None:
@@ -82,7 +90,7 @@ class Run:
 
 
 def make(name: str, option: str, form: str, dtype: Any = vt.float32) -> Run:
-    options = (SGD if name == "SGD" else ADAM)[option]
+    options = {"SGD": SGD, "Muon": MUON}.get(name, ADAM)[option]
     return Run(name, options, form, dtype)
 
 
@@ -137,6 +145,19 @@ def test_six_replays_of_a_graph(name: str, option: str, form: str) -> None:
         static.copy_(x)
         g.replay()
         assert captured.state() == eager.state()
+
+
+@pytest.mark.parametrize("dtype", [vt.float32, vt.float64, vt.bfloat16], ids=str)
+@pytest.mark.parametrize("option", MUON)
+def test_muon(option: str, dtype: Any) -> None:
+    test_six_replays_of_a_graph("Muon", option, "default")
+    eager, captured = (make("Muon", option, "default", dtype) for _ in range(2))
+    step = capture(captured.step)
+    for x in inputs(dtype):
+        eager.step(x)
+        step(x)
+        assert captured.state() == eager.state()
+    assert len(step.variants) == 1 and step.variants[0].replays >= 2
 
 
 def test_a_plain_rate_set_by_hand_reaches_replays() -> None:
