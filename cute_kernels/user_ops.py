@@ -139,7 +139,7 @@ class CuteOp:
         if recording and not _has_opaque():
             return self._by_reference(values, "a captured step has its ops")
         results = _tuple(self.fake(*args, **kwargs))
-        named = [values[n] if n in values else None for n in self._tensors]
+        named = [values.get(n) for n in self._tensors]
         for at, result in zip(self._results, results):
             named[at] = result
         fit = self.fit(named)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from vibetensor import _C
-from vibetensor.torch._custom_op_schema import Argument, Schema, infer, parse
 from vibetensor.torch.autograd.function import Function, FunctionCtx
+
+if TYPE_CHECKING:
+    from vibetensor.torch._custom_op_schema import Schema
 
 Implementation = Callable[..., Any]
 DEVICES = ("cpu", "cuda")
@@ -274,6 +276,8 @@ def custom_op(
 
     Raises ValueError for a name, a schema or annotations that are none.
     """
+    from vibetensor.torch._custom_op_schema import infer, parse
+
     mutated = (mutates_args,) if isinstance(mutates_args, str) else tuple(mutates_args)
 
     def make(function: Implementation) -> CustomOpDef:
@@ -353,7 +357,6 @@ class _Ops:
 ops = _Ops()
 
 __all__ = [
-    "Argument",
     "CustomOpDef",
     "custom_op",
     "ops",
