@@ -117,7 +117,11 @@ void code_that_comes_late() {
   // While calls are handed over to a graph nothing is compiled.
   vt::cuda::detail::capturing = true;
   CHECK(launched(32) == "linked" && asked.empty());
+  CHECK(chosen(kTable[0], Sample(32).call(), "", 9, 0, 132).variant == 2 && asked.empty());
   vt::cuda::detail::capturing = false;
+  // Who asks beforehand has it compiled.
+  CHECK(chosen(kTable[0], Sample(32).call(), "", 9, 0, 132).variant == 1 && asked.size() == 1);
+  CHECK(chosen(kTable[0], Sample(32).call(), "", 8, 0, 132).variant == -1);
   CHECK(launched(32) == "exported" && asked == std::vector<std::string>{"scale small"});
   CHECK(inits == 2 && loads == 2);
   // One that cannot be compiled is asked for once; the next that applies is taken.

@@ -257,6 +257,7 @@ def test_the_command(
         "    reference=lambda x: x + 1, capture='pointwise')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(objects, "cuda_runtime", lambda: tmp_path)  # it does not come to linking
     out = ["--out", str(tmp_path / "out")]
     assert main(["build", "--module", "broken_kernel", *out]) == 1
     assert "test_cute__broken_only does not compile" in capsys.readouterr().err

@@ -70,6 +70,19 @@ std::string explain(const Kernel& kernel, Refusal refusal, size_t variant, const
   return describe(refusal, v.extents, v.tensors, call, kernel.extent_names, kernel.tensor_names);
 }
 
+/// The choice of a variant that has code: compiled now if need be, and in `late` if it is not this
+/// library's. One that cannot be compiled is not usable any more, and another is chosen.
+Choice settled(const Kernel& kernel, const Call& call, const Gpu& gpu, LateCode*& late) {
+  for (;;) {
+    const Choice choice = choose_of(kernel, call, gpu);
+    if (choice.variant < 0) return choice;
+    const auto variant = static_cast<size_t>(choice.variant);
+    if (kernel.variants[variant].enter) return choice;
+    late = late_code(index_of(kernel), variant);
+    if (late) return choice;
+  }
+}
+
 /// Each decision is told once.
 void tell(const Kernel& kernel, const Call& call, const Choice& choice,
           std::string_view otherwise) {
@@ -190,7 +203,8 @@ bool considered(int kernel) {
 Choice chosen(const Kernel& kernel, const Call& call, std::string_view gpu, int major, int minor,
               int multiprocessors) {
   if (!runs_on(major, minor)) return {};
-  return choose_of(kernel, call, {gpu_index(gpu), multiprocessors});
+  LateCode* late = nullptr;
+  return settled(kernel, call, {gpu_index(gpu), multiprocessors}, late);
 }
 
 bool launch(int index, const Call& call, const Launch& on) {
@@ -205,13 +219,7 @@ bool launch(int index, const Call& call, const Launch& on) {
   } else if (!runs_on(gpu.major, gpu.minor)) {
     otherwise = "CuTe kernels are compiled for compute capability 9.0 only";
   } else {
-    // Again where the one that is chosen could not be compiled: it is not usable any more.
-    do {
-      choice = choose_of(kernel, call, {gpu_of(device), gpu.multiprocessors});
-      if (choice.variant < 0) break;
-      const auto chosen = static_cast<size_t>(choice.variant);
-      if (!kernel.variants[chosen].enter) late = late_code(static_cast<size_t>(index), chosen);
-    } while (!late && !kernel.variants[static_cast<size_t>(choice.variant)].enter);
+    choice = settled(kernel, call, {gpu_of(device), gpu.multiprocessors}, late);
     if (choice.variant >= 0) {
       const Code code{kernel.variants[static_cast<size_t>(choice.variant)], late};
       if (!code.ready(device)) {

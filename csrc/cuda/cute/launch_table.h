@@ -76,7 +76,8 @@ void set_mode(Mode mode);
 /// is asked where nothing was measured.
 bool considered(int kernel);
 
-/// What a call gets on a GPU of this name, capability and size, without launching it.
+/// What a call gets on a GPU of this name, capability and size, without launching it. It has code
+/// then: a pass that asks before a step is lowered finds it there.
 Choice chosen(const Kernel& kernel, const Call& call, std::string_view gpu, int major, int minor,
               int multiprocessors);
 
