@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import vibetensor.torch as vt
+from vibetensor import _C
 from vibetensor.graphs.record import Recording
 from vibetensor.graphs.tape import Buffer, Op, View
 
@@ -136,6 +137,7 @@ def _modes() -> Iterator[tuple[str, Fact]]:
         enabled = vt.is_autocast_enabled(device)
         text = f"to {_short(vt.get_autocast_dtype(device))}" if enabled else "off"
         yield f"autocast on {device}", Fact(text)
+    yield "switched on for kernels", Fact(", ".join(_C._kernel_switches_on()) or "nothing")
     yield "the default dtype", Fact(_short(vt.get_default_dtype()))
 
 

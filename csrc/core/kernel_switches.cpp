@@ -41,6 +41,14 @@ void set_kernel_switch(KernelSwitch which, bool on) {
   }
 }
 
+std::vector<std::string> kernel_switches_on() {
+  std::vector<std::string> names;
+  for (const auto& [name, which] : kNames) {
+    if (kernel_switch(which)) names.emplace_back(name);
+  }
+  return names;
+}
+
 KernelSwitch kernel_switch_named(std::string_view name) {
   for (const auto& [known, which] : kNames) {
     if (known == name) return which;

@@ -4,7 +4,9 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
+#include <vector>
 
 namespace vt {
 
@@ -27,6 +29,8 @@ inline bool kernel_switch(KernelSwitch which) {
 }
 /// Sets one for the process. A thread within KernelSwitchesAs sees it when it leaves that.
 void set_kernel_switch(KernelSwitch which, bool on);
+/// The names of those that are on.
+std::vector<std::string> kernel_switches_on();
 /// By name, as "cudnn_enabled". Throws ValueError for others.
 KernelSwitch kernel_switch_named(std::string_view name);
 

@@ -175,9 +175,22 @@ void Program::run() {
     run_lowered();
   } else {
     reserve();
-    for (const Instruction& instruction : instructions_) instruction.execute();
+    run_in_order();
   }
   count_changes();
+}
+
+void Program::run_in_order() {
+  if (instructions_.empty()) return;
+  // Nearly always the same for all: set once.
+  const uint32_t common = instructions_.front().switches;
+  const KernelSwitchesAs as_recorded(common);
+  for (const Instruction& call : instructions_) {
+    if (call.switches == common)
+      execute_kernel(call.id, call.args, call.outputs);
+    else
+      call.execute();
+  }
 }
 
 void Program::count_changes() {

@@ -78,6 +78,7 @@ class Program final : public RefCounted {
   };
 
   size_t add_transfer(const Tensor& place, size_t nbytes, bool before);
+  void run_in_order();
   void run_lowered();
   void count_changes();
   void check_lowerable(const Instruction& instruction, Device device) const;

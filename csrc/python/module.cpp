@@ -2,6 +2,7 @@
 #include <dlfcn.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <vector>
 
@@ -165,6 +166,7 @@ NB_MODULE(_C, m) {
       "get_default_dtype", [] { return nb::steal(wrap_dtype(default_dtype())); },
       "The dtype of new floating tensors.");
   m.def("_kernel_switches", &kernel_switches, "The switches that kernels look at, a bit each.");
+  m.def("_kernel_switches_on", &kernel_switches_on, "The names of those that are on.");
   m.def(
       "_kernel_switch",
       [](const std::string& name) { return kernel_switch(kernel_switch_named(name)); },

@@ -47,6 +47,7 @@ def test_a_capture_belongs_to_the_switches(name: str) -> None:
             for _ in range(3):
                 assert function(x).tolist() == [2, 2]
             assert len(function.variants) == captures
+        assert "captured again: " in function.report() and "for kernels was" in function.report()
     finally:
         change(False)
 
