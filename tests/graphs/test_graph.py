@@ -217,6 +217,25 @@ def test_results_are_static() -> None:
     assert total.item() == 44
 
 
+def test_a_backward_through_results_that_were_overwritten_is_refused() -> None:
+    x, scale = vt.ones(3), vt.ones(3, requires_grad=True)
+    p = vt.nn.Parameter(vt.ones(3))
+    g = Graph()
+    with graph(g):
+        p.grad = None
+        out = x * 2
+        (p * x).sum().backward()
+    g.replay()
+    for held in (lambda: out, lambda: p.grad):
+        loss = (held() * scale).sum()
+        version = held()._version
+        loss.backward(retain_graph=True)
+        g.replay()
+        assert held()._version > version
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
 def test_inputs_live_as_long_as_the_graph() -> None:
     def make() -> tuple[Graph, Any]:
         x = vt.full((1000,), 3.0)

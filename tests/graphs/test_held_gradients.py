@@ -60,6 +60,24 @@ def test_an_error_in_a_replay_gives_the_bound_gradient_back(where: str) -> None:
     assert all(g.users is None for v in step.variants for g in v.gradients)
 
 
+def test_a_backward_through_a_gradient_that_was_overwritten_is_refused() -> None:
+    p, scale = vt.nn.Parameter(vt.ones(2)), vt.ones(2, requires_grad=True)
+
+    @capture
+    def step(x: Any) -> None:
+        p.grad = None
+        (p * x).sum().backward()
+
+    for _ in range(3):
+        step(vt.ones(2))
+    loss = (p.grad * scale).sum()
+    loss.backward(retain_graph=True)
+    step(vt.full((2,), 3.0))
+    assert p.grad.tolist() == [3, 3]  # the tensor that the call before left, too
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_a_mismatch_gives_the_bound_gradient_back() -> None:
     p, counter = vt.nn.Parameter(vt.ones(2)), []
 
