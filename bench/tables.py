@@ -1,4 +1,4 @@
-"""Writes bench/README.md and its charts from the checked-in results.
+"""Writes bench/README.md, its charts and the tables of docs from the checked-in results.
 
 python bench/tables.py
 """
@@ -30,6 +30,8 @@ def page() -> str:
         lines += ["", f"## {path.stem}", "", *how(record), ""]
         if "convergence" in record:
             lines += convergence(record)
+        elif "kernels" in record:
+            lines += kernel_table(record)
         else:
             lines += step_tables(path.stem, record) if "steps" in record else rows(record)
     return "\n".join(lines) + "\n"
@@ -125,6 +127,45 @@ def step_tables(name: str, record: dict[str, Any]) -> list[str]:
     return lines
 
 
+def kernel_table(record: dict[str, Any]) -> list[str]:
+    """Single kernels beside torch's fastest mode."""
+    bandwidth, flops = record["ceilings"]["bandwidth"], record["ceilings"]["flops"]["float16"]
+    lines = [
+        "`of limit`: the least time that the kernel's bytes or flops take at the rates of the same run "
+        f"({bandwidth / 1e12:.2f} TB/s, {flops / 1e12:.0f} TFLOP/s), over the time taken.",
+        "",
+        "| kernel | shape | vibetensor | rate | of limit | torch | speed | goal | |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in record["kernels"]:
+        ours, theirs = row["vibetensor_us"], row["torch_us"]
+        peer = "" if theirs is None else f"{theirs:,.1f} us, {row['torch_mode']}"
+        speed = "" if theirs is None else f"{theirs / ours:.2f}x"
+        goal = row["goal"] + (f" ({row['notes']})" if row["notes"] else "")
+        verdict = {True: "met", False: "**missed**", None: ""}[row["met"]]
+        lines.append(
+            f"| {row['kernel']} | {row['shape']} | {ours:,.1f} us | {row['rate']:.3g} {row['unit']} | "
+            f"{row['of_limit']:.0%} | {peer} | {speed} | {goal} | {verdict} |"
+        )
+    return lines
+
+
+BEGIN, END = "<!-- made by bench/tables.py from kernels.json -->", "<!-- end of kernels.json -->"
+
+
+def with_kernels(text: str, path: Path) -> str:
+    """A page with the table of kernels between its marks; as it is without results."""
+    if not path.exists():
+        return text
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"no place for the table of kernels: {BEGIN} ... {END}")
+    record = json.loads(path.read_text())
+    table = "\n".join([*how(record), "", *kernel_table(record)])
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
 def convergence(record: dict[str, Any]) -> list[str]:
     """Validation losses of both libraries: a table, and a chart for each workload."""
     lines = [
@@ -155,3 +196,5 @@ def convergence(record: dict[str, Any]) -> list[str]:
 
 if __name__ == "__main__":
     (HERE / "README.md").write_text(page())
+    guide = HERE.parent / "docs" / "cute-kernels.md"
+    guide.write_text(with_kernels(guide.read_text(), RESULTS / "kernels.json"))
