@@ -1,0 +1,195 @@
+"""Runs compute-sanitizer's four tools over tests of ops and kernels on a GPU.
+
+python tests/sanitize.py [--tool memcheck] [--subset norms] [--out FOLDER]
+
+Each tool runs each subset (SUBSETS) in a process of its own within the subset's limit, with every
+tensor an allocation of its own (VT_CUDA_ALLOC=backend:async), so that accesses outside of one are seen. A
+run is clean if the tool wrote a summary without errors and the tests passed; one that does not end in
+time, or in which no test ran, is not. Skipped tests are printed with their reasons, and what a tool is
+not run on stands in LEFT_OUT and is printed too. Exits with 1 unless all runs are clean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from on_device import NO_DEVICE, ROOT, Report, print_skipped, pytest_command, read_report
+
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Tests to run under a tool, and for how many seconds at most. options: of pytest."""
+
+    paths: tuple[str, ...]
+    limit: float
+    options: tuple[str, ...] = ()
+
+
+SUBSETS = {
+    "ops": Subset(("ops/test_cuda_against_cpu.py",), 1800),
+    "indexing": Subset(("cuda/test_indexing.py", "cuda/test_embedding.py"), 600),
+    "reductions": Subset(("cuda/test_reductions.py", "cuda/test_random.py"), 600),
+    "norms": Subset(("cuda/test_norms.py", "cuda/test_cross_entropy.py"), 900),
+    "attention": Subset(("cuda/test_attention.py", "cuda/test_attention_long.py"), 1200),
+    "products": Subset(
+        (
+            "cuda/test_small_products.py",
+            "cuda/test_padded_products.py",
+            "cuda/test_float32_products.py",
+            "cuda/test_int_mm.py",
+        ),
+        900,
+    ),
+    "cute": Subset(("cute/test_on_gpu.py", "cute/test_gemm_on_gpu.py"), 1200),
+    "captured": Subset(("cuda/test_graphs.py",), 900),
+    "training": Subset(("optim", "nn/test_module.py"), 1200, ("--device", "cuda")),
+}
+
+# (tool, subset): why it is not run.
+LEFT_OUT: dict[tuple[str, str], str] = {}
+
+_SUMMARY = re.compile(
+    r"=+ (?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) error)"
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run. errors: that the tool counted, None without a summary of it."""
+
+    tool: str
+    subset: str
+    seconds: float
+    status: int | None  # of pytest; None when it was ended at the limit
+    errors: int | None
+    report: Report
+
+    @property
+    def problem(self) -> str:
+        """What is wrong; empty for a clean run."""
+        if self.status is None:
+            return "did not end in time"
+        if self.errors is None:
+            return "the tool wrote no summary"
+        if self.errors:
+            return f"{self.errors} errors"
+        if self.report.failed:
+            return f"{len(self.report.failed)} tests failed"
+        if self.status:
+            return f"status {self.status}"
+        return "" if self.report.passed else "no test ran"
+
+
+def errors_in(text: str) -> int | None:
+    """The sum of the errors in a tool's summaries, one for each process; None without any."""
+    found = [int(a or b) for a, b in _SUMMARY.findall(text)]
+    return sum(found) if found else None
+
+
+def find_sanitizer() -> str | None:
+    """compute-sanitizer on the PATH or of a toolkit."""
+    places = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
+    return shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path=os.pathsep.join(places)
+    )
+
+
+def run(sanitizer: str, tool: str, name: str, subset: Subset, out: Path) -> Result:
+    """Runs a tool over a subset and ends it at its limit."""
+    report, logs = out / f"{tool}-{name}.xml", out / f"{tool}-{name}-logs"
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir()
+    report.unlink(missing_ok=True)
+    command = [
+        sanitizer, "--tool", tool, "--target-processes", "all", "--error-exitcode", "99",
+        "--log-file", str(logs / "%p.log"), *pytest_command(subset.paths, report, *subset.options),
+    ]  # fmt: skip
+    environment = {**os.environ, "VT_CUDA_ALLOC": "backend:async"}
+    start = time.perf_counter()
+    child = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    status: int | None
+    try:
+        status = child.wait(subset.limit)
+    except subprocess.TimeoutExpired:
+        status = None
+    finally:
+        if child.poll() is None:  # its group is its own: the tests' processes end with it
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    written = "\n".join(path.read_text(errors="replace") for path in sorted(logs.iterdir()))
+    found = read_report(report) if report.exists() else Report()
+    return Result(tool, name, time.perf_counter() - start, status, errors_in(written), found)
+
+
+def main(
+    arguments: list[str] | None = None,
+    subsets: Mapping[str, Subset] = SUBSETS,
+    left_out: Mapping[tuple[str, str], str] = LEFT_OUT,
+) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tool", action="append", choices=TOOLS)
+    parser.add_argument("--subset", action="append", choices=list(subsets))
+    parser.add_argument("--sanitizer", help="the program; default: of the PATH or the toolkit")
+    parser.add_argument("--out", type=Path, help="keeps the tools' logs and the reports there")
+    options = parser.parse_args(arguments)
+    sanitizer = options.sanitizer or find_sanitizer()
+    if sanitizer is None:
+        parser.error("compute-sanitizer was not found: it is part of the CUDA toolkit")
+    out = options.out or Path(tempfile.mkdtemp(prefix="sanitize-"))
+    out.mkdir(parents=True, exist_ok=True)
+    results: list[Result] = []
+    for tool in options.tool or TOOLS:
+        for name in options.subset or subsets:
+            if (tool, name) not in left_out:
+                print(f"=== {tool}, {name}: at most {subsets[name].limit:.0f} s", flush=True)
+                results.append(run(sanitizer, tool, name, subsets[name], out))
+    return summary(results, subsets, left_out, options, out)
+
+
+def summary(
+    results: Sequence[Result],
+    subsets: Mapping[str, Subset],
+    left_out: Mapping[tuple[str, str], str],
+    options: argparse.Namespace,
+    out: Path,
+) -> int:
+    """Prints what ran, what did not, and why. 1 unless all is clean."""
+    print(f"\n=== summary; logs in {out}")
+    skipped = {skip for result in results for skip in result.report.skipped}
+    print_skipped(sorted(skipped))
+    for (tool, name), reason in left_out.items():
+        print(f"left out: {tool}, {name}: {reason}")
+    asked = [(t, n) for t in options.tool or TOOLS for n in options.subset or subsets]
+    if len(asked) < len(TOOLS) * len(subsets):
+        print(f"asked for {len(asked)} of {len(TOOLS) * len(subsets)} runs")
+    for result in results:
+        for name, reason in result.report.failed:
+            print(f"failed: {result.tool}: {name}: {reason}")
+    for r in results:
+        print(
+            f"{r.tool:<10} {r.subset:<12} {r.report.passed:>6} passed {len(r.report.skipped):>4} skipped "
+            f"{r.seconds:>6.0f} s  {r.problem or 'clean'}"
+        )
+    bad = [r for r in results if r.problem] or not results
+    if any(NO_DEVICE in reason for _, reason in skipped):
+        print(f"tests were skipped for want of a device: '{NO_DEVICE}'")
+        return 1
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
