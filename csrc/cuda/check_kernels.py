@@ -1,10 +1,11 @@
 """What must hold of the hot CUDA C++ kernels without running them: no more local memory than is
 stated here with the reason, and the tensor cores' instruction in the code of those made for them.
 
-python csrc/cuda/check_kernels.py build/dev/csrc/cuda/CMakeFiles/vt_cuda.dir/kernels
+python csrc/cuda/check_kernels.py build/dev
 
-The folder has the objects that libvt_cuda.so is linked from. Needs cuobjdump and nvdisasm, of a
-toolkit or from PyPI (nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm), and no GPU.
+The folder is a build's: the objects that libvt_cuda.so is linked from lie below it. Looks at their code
+for Hopper, sm_90a or sm_90. Needs cuobjdump and nvdisasm, of a toolkit or from PyPI
+(nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm), and no GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -142,11 +143,26 @@ def _names(mangled: Iterable[str]) -> dict[str, str]:
     return {name: shown(line) for name, line in zip(names, lines, strict=True)}
 
 
-def check(objects: Path, source: str, arch: str, cuobjdump: str) -> tuple[list[str], int]:
+def object_of(build: Path, source: str) -> Path | None:
+    """The source's object, in whichever target: the newest, as one may be left of another target."""
+    found = build.glob(f"csrc/cuda/CMakeFiles/*.dir/kernels/{source}.cu.o")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def code_for(listing: str, archs: Sequence[str]) -> str | None:
+    """The first of these that `cuobjdump --list-elf` names."""
+    there = set(re.findall(r"\.(sm_\w+)\.cubin", listing))
+    return next((arch for arch in archs if arch in there), None)
+
+
+def check(build: Path, source: str, archs: Sequence[str], cuobjdump: str) -> tuple[list[str], int]:
     """What is wrong with a source's kernels, and how many there are."""
-    path = objects / f"{source}.cu.o"
-    if not path.exists():
-        return [f"{source}: {path} is not there"], 0
+    path = object_of(build, source)
+    if path is None:
+        return [f"{source}: {build} has no object of it"], 0
+    arch = code_for(_output([cuobjdump, "--list-elf", str(path)]), archs)
+    if arch is None:
+        return [f"{source}: no code for {' or '.join(archs)} in {path}"], 0
     expected = EXPECTED[source]
     memory = function_memory(
         _output([cuobjdump, "--dump-resource-usage", "-arch", arch, str(path)])
@@ -168,8 +184,10 @@ def main(arguments: list[str] | None = None, find: Callable[[str], str | None] =
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("objects", type=Path, help="the folder of the kernels' objects")
-    parser.add_argument("--arch", default="sm_90a")
+    parser.add_argument("build", type=Path, help="the build's folder")
+    parser.add_argument(
+        "--arch", nargs="+", default=["sm_90a", "sm_90"], help="the first that an object has counts"
+    )
     options = parser.parse_args(arguments)
     cuobjdump, nvdisasm = find("cuobjdump"), find("nvdisasm")
     if cuobjdump is None or nvdisasm is None:
@@ -184,13 +202,13 @@ def main(arguments: list[str] | None = None, find: Callable[[str], str | None] =
     found, kernels = [], 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for lines, count in pool.map(
-            lambda source: check(options.objects, source, options.arch, cuobjdump), EXPECTED
+            lambda source: check(options.build, source, options.arch, cuobjdump), EXPECTED
         ):
             found += lines
             kernels += count
     for line in found:
         print(line, file=sys.stderr)
-    print(f"{kernels} kernels of {len(EXPECTED)} sources for {options.arch}: {len(found)} problems")
+    print(f"{kernels} kernels of {len(EXPECTED)} sources: {len(found)} problems")
     return 1 if found else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -78,6 +79,22 @@ def test_what_is_read(script: ModuleType) -> None:
 )
 def test_names(script: ModuleType, demangled: str, name: str) -> None:
     assert script.shown(demangled) == name
+
+
+def test_objects_and_their_code_are_found(script: ModuleType, tmp_path: Path) -> None:
+    """In whichever target, and the newest; code for Hopper with its own instructions or without."""
+    assert script.object_of(tmp_path, "x") is None
+    for at, target in enumerate(("old", "new", "older")):
+        path = tmp_path / f"csrc/cuda/CMakeFiles/{target}.dir/kernels/x.cu.o"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (at % 2, at % 2))
+    found = script.object_of(tmp_path, "x")
+    assert found is not None and found.parts[-3] == "new.dir"
+    listing = "ELF file    1: x.cu.1.sm_80.cubin\nELF file    2: x.cu.2.sm_90.cubin\n"
+    assert script.code_for(listing, ["sm_90a", "sm_90"]) == "sm_90"
+    assert script.code_for(listing.replace("sm_90", "sm_90a"), ["sm_90a", "sm_90"]) == "sm_90a"
+    assert script.code_for(listing, ["sm_90a"]) is None
 
 
 def test_problems(script: ModuleType) -> None:
