@@ -1,5 +1,6 @@
 #include "ops/front_support.h"
 
+#include "core/random_rounding.h"
 #include "vt/ops.h"
 
 namespace vt {
@@ -26,6 +27,12 @@ Tensor WidenedFloat8::operator()(const Tensor& t) const {
   if (!is_float8(common)) return t.dtype() == common ? t : ops::_to_dtype(t, common);
   const Tensor narrow = t.dtype() == common ? t : ops::_to_dtype(t, common);
   return ops::_to_dtype(narrow, DType::Float16);
+}
+
+uint64_t rounding_counters(TensorSpan tensors) {
+  int64_t chunks = 0;
+  for (const Tensor& t : tensors) chunks += (t.numel() + kRoundedChunk - 1) / kRoundedChunk;
+  return static_cast<uint64_t>(chunks * (kRoundedChunk / 2));
 }
 
 namespace autograd {

@@ -121,6 +121,9 @@ inline PhiloxArgs reserve_counters(const Generator& generator, Device device, ui
   return source->reserve(counters);
 }
 
+/// The counters that round elements of these tensors at random.
+uint64_t rounding_counters(TensorSpan tensors);
+
 namespace autograd {
 /// The old value of a tensor about to be overwritten, for backward formulas that read it.
 Tensor saved_before_write(const Tensor& self);

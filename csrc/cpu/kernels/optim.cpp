@@ -1,6 +1,9 @@
 // Fused optimizer steps and the multi-tensor ops around them: one pass over all tensors, cut into
 // fixed chunks that the threads share. Each tensor keeps its own dtype; arithmetic is in float, or
 // double where the parameter is double.
+#include <bit>
+
+#include "core/random_rounding.h"
 #include "cpu/kernels/dense_rows.h"
 #include "cpu/kernels/row_math.h"
 
@@ -187,6 +190,86 @@ void fused_adamw(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorS
   adam("_fused_adamw_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
        {number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, true}, grad_scale,
        found_inf);
+}
+
+/// Stores floats as bfloat16, each up or down at random; `half` says which 16 of the bits drawn for
+/// an element decide.
+void close_part_at_random(const Tensor& t, int64_t at, int64_t n, const float* row,
+                          const RoundingBits* bits, int half) {
+  auto* out = static_cast<uint16_t*>(t.data()) + at;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t value = std::bit_cast<uint32_t>(row[i]);
+    const uint32_t random = bits[i].word[half / 2] >> (half % 2 * 16);
+    // A quiet NaN stays one when its lower bits go.
+    out[i] = is_not_finite(value)
+                 ? static_cast<uint16_t>(value >> 16 | (row[i] != row[i] ? 0x40u : 0u))
+                 : round_at_random(value, random);
+  }
+}
+
+void fused_adamw_stochastic(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs,
+                            TensorSpan exp_avg_sqs, TensorSpan max_exp_avg_sqs,
+                            TensorSpan state_steps, const Tensor& lr, double beta1, double beta2,
+                            double weight_decay, double eps, bool amsgrad, bool maximize,
+                            const Tensor& grad_scale, const Tensor& found_inf,
+                            const PhiloxArgs& rng) {
+  constexpr std::string_view op = "_fused_adamw_stochastic_";
+  check_lists(op, self.size(), {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps});
+  for (const TensorSpan list : {self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs}) {
+    for (const Tensor& t : list) {
+      check(t.dtype() == DType::BFloat16, op,
+            ": parameters, gradients and moments are all bfloat16, but one of shape ", t.sizes(),
+            " is ", t.dtype());
+    }
+  }
+  if (skipped(found_inf)) return;
+  const AdamSettings o{number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, true};
+  const float unscale =
+      static_cast<float>(grad_scale.defined() ? 1 / number(grad_scale) : double{1});
+  std::vector<double> steps;
+  for (const Tensor& t : state_steps) steps.push_back(number(t));
+  const DenseList p(self, true), g(grads, grad_scale.defined()), m(exp_avgs, true),
+      v(exp_avg_sqs, true), top(max_exp_avg_sqs, true);
+  std::vector<int64_t> first_chunk(self.size());
+  int64_t chunks = 0;
+  for (size_t i = 0; i < self.size(); ++i) {
+    first_chunk[i] = chunks;
+    chunks += (self[i].numel() + kRoundedChunk - 1) / kRoundedChunk;
+  }
+  static_assert(kRoundedChunk % kPart == 0 && kChunk % kRoundedChunk == 0 && kPart % 2 == 0);
+  const std::vector<Part> parts = parts_of(self);
+  parallel_chunks(static_cast<int64_t>(parts.size()), [&](int64_t index) {
+    const Part& part = parts[static_cast<size_t>(index)];
+    const int64_t k = part.tensor;
+    float buffers[5][kPart];
+    RoundingBits bits[kPart];
+    for (int64_t at = part.begin; at < part.end; at += kPart) {
+      const int64_t n = std::min(kPart, part.end - at);
+      float* pp = open_part(p[k], at, n, buffers[0]);
+      float* pg = open_part(g[k], at, n, buffers[1]);
+      float* pm = open_part(m[k], at, n, buffers[2]);
+      float* pv = open_part(v[k], at, n, buffers[3]);
+      float* pt = amsgrad ? open_part(top[k], at, n, buffers[4]) : nullptr;
+      adam_part<float>(o, steps[static_cast<size_t>(k)], unscale, n, pp, pg, pm, pv, pt);
+      const uint64_t first =
+          rng.offset +
+          static_cast<uint64_t>((first_chunk[static_cast<size_t>(k)] * kRoundedChunk + at) / 2);
+      for (int64_t i = 0; i < n; i += 2) {
+        const Philox4 drawn = philox(rng.seed, first + static_cast<uint64_t>(i / 2));
+        bits[i] = rounding_bits(drawn, 0);
+        if (i + 1 < n) bits[i + 1] = rounding_bits(drawn, 1);
+      }
+      close_part_at_random(p[k], at, n, pp, bits, 0);
+      close_part_at_random(m[k], at, n, pm, bits, 1);
+      close_part_at_random(v[k], at, n, pv, bits, 2);
+      if (pt) close_part_at_random(top[k], at, n, pt, bits, 3);
+      if (grad_scale.defined()) {
+        for (int64_t i = 0; i < n; ++i) pg[i] *= unscale;
+        close_part(g[k], at, n, pg);
+      }
+    }
+  });
+  for (const DenseList* list : {&p, &g, &m, &v, &top}) list->write_back();
 }
 
 void scaled_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
@@ -423,6 +506,7 @@ void amp_update_scale(const Tensor& self, const Tensor& growth_tracker, const Te
 const RegisterCpu register_optim([](KernelTable& t) {
   t._fused_adam_ = fused_adam;
   t._fused_adamw_ = fused_adamw;
+  t._fused_adamw_stochastic_ = fused_adamw_stochastic;
   t._fused_sgd_ = fused_sgd;
   t._scaled_adam_ = scaled_adam;
   t._scaled_sgd_ = scaled_sgd;

@@ -2,7 +2,9 @@
 // arithmetic is in float, or double where the parameter is double. Learning rate, step counts,
 // gradient scale and found_inf are read by the kernels where they are on the device: no number
 // comes back to the host.
+#include "core/random_rounding.h"
 #include "cuda/kernels/multi_tensor.cuh"
+#include "cuda/kernels/philox.cuh"
 
 namespace vt::cuda {
 namespace {
@@ -119,6 +121,138 @@ void fused_adamw(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorS
   adam("_fused_adamw_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
        adam_settings(beta1, beta2, weight_decay, eps, amsgrad, maximize, true), lr, grad_scale,
        found_inf);
+}
+
+/// A float as bfloat16, up or down at random; inf and NaN as they are.
+__device__ inline __nv_bfloat16 rounded_at_random(float x, uint32_t random) {
+  const uint32_t bits = __float_as_uint(x);
+  if (is_not_finite(bits)) return __float2bfloat16(x);
+  return __ushort_as_bfloat16(round_at_random(bits, random));
+}
+
+/// Adam's update of the bfloat16 elements at, at + 1, … of a tensor: W of them from an even one on,
+/// which the counters from `counter` on round. `data`: of the table's lists.
+template <int W>
+__device__ inline void adam_at_random(const Adam& f, const Adam::State<float>& s,
+                                      char* const (&data)[5], int64_t at,
+                                      const PhiloxStream& draw, uint64_t counter) {
+  float values[5][W];
+#pragma unroll
+  for (int l = 0; l < 5; ++l) {
+    if (f.reads >> l & 1)
+      load_piece(reinterpret_cast<const __nv_bfloat16*>(data[l]) + at, values[l]);
+  }
+  Vector<__nv_bfloat16, W> stored[5];
+  Philox4 drawn;
+#pragma unroll
+  for (int w = 0; w < W; ++w) {
+    float one[6] = {values[0][w], values[1][w], values[2][w], values[3][w], values[4][w], 0};
+    f(s, one);
+    if (w % 2 == 0) drawn = draw(counter + static_cast<uint64_t>(w / 2));
+    const RoundingBits bits = rounding_bits(drawn, w);
+    stored[0].value[w] = rounded_at_random(one[0], bits.word[0]);
+    stored[1].value[w] = __float2bfloat16(one[1]);
+    stored[2].value[w] = rounded_at_random(one[2], bits.word[0] >> 16);
+    stored[3].value[w] = rounded_at_random(one[3], bits.word[1]);
+    stored[4].value[w] = rounded_at_random(one[4], bits.word[1] >> 16);
+  }
+#pragma unroll
+  for (int l = 0; l < 5; ++l) {
+    if (f.writes >> l & 1)
+      *reinterpret_cast<Vector<__nv_bfloat16, W>*>(reinterpret_cast<__nv_bfloat16*>(data[l]) + at) =
+          stored[l];
+  }
+}
+
+/// A block updates one chunk of a tensor; chunks of all tables are counted on from first_chunk.
+__global__ void __launch_bounds__(kMultiThreads)
+    adam_at_random_kernel(const __grid_constant__ TensorTable<5> table, const Adam f,
+                          const PhiloxState random, int64_t first_chunk) {
+  static_assert(kChunkElements == kRoundedChunk);
+  __shared__ Adam::State<float> shared;
+  if (f.skip()) return;
+  const int k = table.find(static_cast<int>(blockIdx.x));
+  if (threadIdx.x == 0) shared = f.prepare<float>(table.number[k]);
+  __syncthreads();
+  const Adam::State<float> s = shared;
+  const int64_t begin = (blockIdx.x - table.first_block[k]) * kChunkElements;
+  const int64_t n =
+      table.numel[k] - begin < kChunkElements ? table.numel[k] - begin : kChunkElements;
+  char* data[5];
+#pragma unroll
+  for (int l = 0; l < 5; ++l) data[l] = table.data[l][k];
+  const PhiloxStream draw(random);
+  const uint64_t counters =
+      static_cast<uint64_t>(first_chunk + blockIdx.x) * (kChunkElements / 2);
+  constexpr int W = kWidthOf<__nv_bfloat16>;
+  const int64_t body = table.aligned[k] ? n / W * W : 0;
+  for (int64_t i = threadIdx.x * W; i < body; i += kMultiThreads * W)
+    adam_at_random<W>(f, s, data, begin + i, draw, counters + static_cast<uint64_t>(i / 2));
+  // One thread takes two elements, which share a counter; the last one may be alone.
+  for (int64_t i = body + 2 * threadIdx.x; i < n; i += 2 * kMultiThreads) {
+    const uint64_t counter = counters + static_cast<uint64_t>(i / 2);
+    for (int64_t j = i; j < n && j < i + 2; ++j) {
+      float one[6] = {};
+#pragma unroll
+      for (int l = 0; l < 5; ++l) {
+        if (f.reads >> l & 1)
+          one[l] = __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(data[l])[begin + j]);
+      }
+      f(s, one);
+      const RoundingBits bits = rounding_bits(draw(counter), j - i);
+      const __nv_bfloat16 stored[5] = {rounded_at_random(one[0], bits.word[0]),
+                                       __float2bfloat16(one[1]),
+                                       rounded_at_random(one[2], bits.word[0] >> 16),
+                                       rounded_at_random(one[3], bits.word[1]),
+                                       rounded_at_random(one[4], bits.word[1] >> 16)};
+#pragma unroll
+      for (int l = 0; l < 5; ++l) {
+        if (f.writes >> l & 1)
+          reinterpret_cast<__nv_bfloat16*>(data[l])[begin + j] = stored[l];
+      }
+    }
+  }
+}
+
+void fused_adamw_stochastic(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs,
+                            TensorSpan exp_avg_sqs, TensorSpan max_exp_avg_sqs,
+                            TensorSpan state_steps, const Tensor& lr, double beta1, double beta2,
+                            double weight_decay, double eps, bool amsgrad, bool maximize,
+                            const Tensor& grad_scale, const Tensor& found_inf,
+                            const PhiloxArgs& rng) {
+  constexpr std::string_view op = "_fused_adamw_stochastic_";
+  check_lists(op, self.size(), {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps});
+  for (const TensorSpan list : {self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs}) {
+    for (const Tensor& t : list) {
+      check(t.dtype() == DType::BFloat16, op,
+            ": parameters, gradients and moments are all bfloat16, but one of shape ", t.sizes(),
+            " is ", t.dtype());
+    }
+  }
+  if (self.empty()) return;
+  check(!grads.empty() && !exp_avgs.empty() && !exp_avg_sqs.empty() && !state_steps.empty() &&
+            (!amsgrad || !max_exp_avg_sqs.empty()),
+        op, ": gradients, moments and step counts are needed for all ", self.size(),
+        " parameters, and max_exp_avg_sqs with amsgrad");
+  Adam f = adam_settings(beta1, beta2, weight_decay, eps, amsgrad, maximize, true);
+  f.lr = Number(lr);
+  f.grad_scale = Number(grad_scale, 1);
+  f.found_inf = Number(found_inf);
+  f.apart = false;
+  f.reads = amsgrad ? 0b11111 : 0b01111;
+  f.writes = (amsgrad ? 0b11101 : 0b01101) | (grad_scale.defined() ? 0b00010 : 0);
+  std::vector<Number> steps;
+  for (const Tensor& t : state_steps) steps.emplace_back(t);
+  const Launch launch(self[0].device());
+  const DenseLists<5> lists(
+      {self, grads, exp_avgs, exp_avg_sqs, amsgrad ? max_exp_avg_sqs : TensorSpan()}, f.writes);
+  int64_t first_chunk = 0;
+  for_each_table(lists, &steps, 0, [&](Stored, const TensorTable<5>& table, int32_t blocks) {
+    launch(adam_at_random_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kMultiThreads), 0,
+           table, f, PhiloxState(rng), first_chunk);
+    first_chunk += blocks;
+  });
+  lists.write_back();
 }
 
 /// Lists: parameter, gradient, momentum, and what the gradient is read from if that is another tensor.
@@ -333,6 +467,7 @@ void amp_update_scale(const Tensor& self, const Tensor& growth_tracker, const Te
 const RegisterCuda registered([](KernelTable& t) {
   t._fused_adam_ = fused_adam;
   t._fused_adamw_ = fused_adamw;
+  t._fused_adamw_stochastic_ = fused_adamw_stochastic;
   t._fused_sgd_ = fused_sgd;
   t._scaled_adam_ = scaled_adam;
   t._scaled_sgd_ = scaled_sgd;

@@ -142,6 +142,11 @@ class Adam(Optimizer):
         steps = bucket.column("step")
         lr = group["lr"]
         beta1, beta2 = group["betas"]
+        rounded = (
+            group.get("stochastic_rounding", False)
+            and group["decoupled_weight_decay"]
+            and bucket.params[0].dtype == torch.bfloat16
+        )
         if (
             group["fused"] is False
             or group["foreach"] is False
@@ -149,6 +154,12 @@ class Adam(Optimizer):
             or not bucket.uniform
             or isinstance(beta1, torch.Tensor)
         ):
+            if rounded:
+                raise ValueError(
+                    "stochastic_rounding is part of the fused step, which takes neither "
+                    "foreach=False, fused=False, differentiable=True nor tensor betas, and wants "
+                    "gradients in the dtype of their parameters"
+                )
             self._run_plain(
                 grads,
                 [*bucket.params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *steps],
@@ -160,6 +171,8 @@ class Adam(Optimizer):
             return
         found_inf = getattr(self, "found_inf", None)
         update = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+        if rounded:
+            update = torch._fused_adamw_stochastic_
         torch._foreach_add_(steps, 1)
         update(
             bucket.params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps,
