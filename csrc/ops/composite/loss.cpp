@@ -53,21 +53,59 @@ Tensor with_probabilities(const Tensor& self, const Tensor& target, const Tensor
   return reduction == 1 ? -sum(terms) / rows : -sum(terms);
 }
 
+/// `loss`, reduced, plus z_loss times the squares of `lse`, a number a row, each times its factor:
+/// in lse's dtype until the sum is rounded.
+Tensor with_z_loss(const Tensor& loss, const Tensor& lse, const Tensor& factors, double z_loss,
+                   int64_t reduction) {
+  Tensor terms = lse * lse * z_loss;
+  if (factors.defined()) terms = terms * factors;
+  if (reduction != 0) terms = sum(terms);
+  return ops::_to_dtype(ops::_to_dtype(loss, lse.dtype()) + terms, loss.dtype());
+}
+
+/// What each row counts in the reduced loss: its class weight, over their sum for the mean.
+Tensor row_factors(const Tensor& target, const Tensor& weight, int64_t reduction,
+                   int64_t ignore_index, const Tensor& total_weight) {
+  const Tensor valid = ops::ne(target, wrapped_scalar(Scalar(ignore_index)));
+  Tensor factors = ops::_to_dtype(valid, total_weight.dtype());
+  if (weight.defined()) {
+    const Tensor safe =
+        ops::_to_dtype(ops::mul(target, ops::_to_dtype(valid, target.dtype())), DType::Int64);
+    factors = factors *
+              ops::_to_dtype(ops::index_select(ops::detach(weight), 0, safe), total_weight.dtype());
+  }
+  // Where every row is ignored the mean is NaN, but no row has a gradient.
+  if (reduction == 1) factors = ops::where(valid, factors / total_weight, number(0.0));
+  return factors;
+}
+
 }  // namespace
 
 Tensor cross_entropy_loss(const Tensor& self, const Tensor& target, const Tensor& weight,
-                          int64_t reduction, int64_t ignore_index, double label_smoothing) {
+                          int64_t reduction, int64_t ignore_index, double label_smoothing,
+                          double z_loss) {
   check(self.dim() >= 1,
         "cross_entropy: expected logits of at least one dimension, got a 0-d tensor");
   if (is_floating(target.dtype()) && std::ranges::equal(self.sizes(), target.sizes())) {
     check(label_smoothing >= 0 && label_smoothing <= 1,
           "label_smoothing must be between 0.0 and 1.0. Got: ", label_smoothing);
-    return with_probabilities(self, target, weight, reduction, label_smoothing);
+    const Tensor loss = with_probabilities(self, target, weight, reduction, label_smoothing);
+    if (z_loss == 0) return loss;
+    const DType wide = self.dtype() == DType::Float64 ? DType::Float64 : DType::Float32;
+    const int64_t dim = self.dim() == 1 ? 0 : 1;
+    const Tensor lse = ops::logsumexp(ops::_to_dtype(self, wide), Dims{dim}, false);
+    const double rows = static_cast<double>(std::max<int64_t>(lse.numel(), 1));
+    return with_z_loss(loss, lse, Tensor(), reduction == 1 ? z_loss / rows : z_loss, reduction);
   }
   check_targets(self, target, "cross_entropy");
   const Tensor indices = self.dim() == 2 ? target : ops::reshape(target, Dims{-1});
-  const Tensor loss = std::get<0>(ops::_cross_entropy_index(
-      class_rows(self), indices, weight, reduction, ignore_index, label_smoothing));
+  auto [loss, lse, total_weight] = ops::_cross_entropy_index(
+      class_rows(self), indices, weight, reduction, ignore_index, label_smoothing);
+  if (z_loss != 0) {
+    loss =
+        with_z_loss(loss, lse, row_factors(indices, weight, reduction, ignore_index, total_weight),
+                    z_loss, reduction);
+  }
   return reduction != 0 || self.dim() == 2 ? loss : ops::view(loss, target.sizes());
 }
 
@@ -89,10 +127,13 @@ std::tuple<Tensor, Tensor, Tensor> _cross_entropy_index_composite(
                       (label_smoothing / static_cast<double>(self.sizes()[1]));
   }
   const Tensor total = sum(weights);
+  const DType wide = self.dtype() == DType::Float64 ? DType::Float64 : DType::Float32;
+  const Tensor lse =
+      ops::where(valid, ops::logsumexp(ops::_to_dtype(self, wide), Dims{1}, false), number(0.0));
   return {reduction == 0   ? loss
           : reduction == 1 ? sum(loss) / total
                            : sum(loss),
-          ops::detach(total), ops::detach(total)};
+          lse, ops::detach(total)};
 }
 
 Tensor nll_loss(const Tensor& self, const Tensor& target, const Tensor& weight, int64_t reduction,

@@ -50,6 +50,7 @@ from vibetensor.torch.nn.functional.convolution import (
 )
 from vibetensor.torch.nn.functional.dropout import dropout, dropout1d, dropout2d
 from vibetensor.torch.nn.functional.linear import bilinear, embedding, linear, one_hot
+from vibetensor.torch.nn.functional.linear_cross_entropy import linear_cross_entropy
 from vibetensor.torch.nn.functional.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -129,6 +130,7 @@ __all__ = [
     "leaky_relu",
     "leaky_relu_",
     "linear",
+    "linear_cross_entropy",
     "log_softmax",
     "logsigmoid",
     "margin_ranking_loss",

@@ -46,15 +46,23 @@ def cross_entropy(
     reduce: bool | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """-log softmax(input)[target], fused.
 
     input (N, C), (C,) or (N, C, d1, …); target int64 class indices (N,), () or (N, d1, …), or
     class probabilities of input's shape. ``weight`` (C,). "mean" divides by the total weight of
     the targets that are not ``ignore_index``.
+
+    ``z_loss``, which torch does not have, keeps the logits from drifting: it adds ``z_loss *
+    logsumexp(input)**2`` to the loss of each row, before its class weight and the reduction; rows
+    that are ignored have none. Class probabilities have no class weight of a row.
     """
     code = reduction_code(reduction, size_average, reduce)
-    return _ops.cross_entropy_loss(input, target, weight, code, ignore_index, label_smoothing)
+    return _ops.cross_entropy_loss(
+        input, target, weight, code, ignore_index, label_smoothing, z_loss=z_loss
+    )
 
 
 def nll_loss(
