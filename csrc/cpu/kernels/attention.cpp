@@ -3,7 +3,7 @@
 // NeurIPS 2022, and its second part. Blocks are products on one thread, a few rows at a time, so
 // that causal attention computes little beyond its diagonal; (batch, head) pairs and blocks of
 // queries are spread over the pool.
-#include "cpu/kernels/attention_blocks.h"
+#include "cpu/kernels/attention_sequences.h"
 
 namespace vt::cpu::VT_ISA {
 namespace {
@@ -11,7 +11,7 @@ namespace {
 using namespace attention;
 
 template <class T>
-void forward_block(const Problem& p, const Tensor& out, const Tensor& lse, const Head<T>& q,
+void forward_block(const Problem& p, const Tensor& out, T* lses, const Head<T>& q,
                    const RightOperand<T>& keys_t, const RightOperand<T>& values, int64_t b,
                    int64_t h, int64_t q0, int64_t qn) {
   using Right = RightOperand<T>;
@@ -23,7 +23,7 @@ void forward_block(const Problem& p, const Tensor& out, const Tensor& lse, const
   std::fill(total, total + qn, T(0));
   std::fill(acc, acc + qn * acc_ld, T(0));
   const int64_t limit = p.visible(q0 + qn);
-  for (int64_t k0 = 0; k0 < limit; k0 += kKeyBlock) {
+  for (int64_t k0 = p.first_block(q0); k0 < limit; k0 += kKeyBlock) {
     const int64_t kn = std::min(kKeyBlock, limit - k0), ld = Right::row_length(kn);
     if (p.width > 0) {
       by_rows<T>(p, q0, qn, k0, kn, [&](int64_t i, int64_t rows, int64_t seen) {
@@ -68,7 +68,6 @@ void forward_block(const Problem& p, const Tensor& out, const Tensor& lse, const
       });
     }
   }
-  T* lses = lse.data_as<T>() + (b * p.heads + h) * p.queries + q0;
   for (int64_t i = 0; i < qn; ++i) {
     const T inverse = total[i] > 0 || total[i] != total[i] ? T(1) / total[i] : T(0);
     for (int64_t c = 0; c < p.value_width; ++c) acc[i * acc_ld + c] *= inverse;
@@ -97,7 +96,41 @@ void forward(const Tensor& out, const Tensor& lse, const Tensor& rng_state, cons
         const RightOperand<T> values(Scratch::ValuePanels, v.data, v.ld, 1, p.keys, p.value_width);
         for (; at < end && at / per_head == pair; ++at) {
           const int64_t q0 = at % per_head * kQueryBlock;
-          forward_block(p, out, lse, q, keys_t, values, b, h, q0,
+          forward_block(p, out, lse.data_as<T>() + pair * p.queries + q0, q, keys_t, values, b, h,
+                        q0, std::min(kQueryBlock, p.queries - q0));
+        }
+      }
+    });
+  });
+}
+
+void forward_varlen(const Tensor& out, const Tensor& lse, const Tensor& query, const Tensor& key,
+                    const Tensor& value, const Tensor& cu_seq_q, const Tensor& cu_seq_k,
+                    int64_t left, int64_t right, double scale) {
+  const Sequences sequences(query, key, value, cu_seq_q, cu_seq_k, left, right, scale);
+  sequences.clear_uncovered(sequences.query_starts, out, 0, 0.0);
+  sequences.clear_uncovered(sequences.query_starts, lse, 1,
+                            -std::numeric_limits<double>::infinity());
+  visit_float(compute_type(query), [&]<class T>() {
+    parallel_for(0, sequences.blocks(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end;) {
+        const size_t index = sequences.of_block(at);
+        const Problem& p = sequences.problems[index];
+        const int64_t start = sequences.first_block[index],
+                      per_head = (p.queries + kQueryBlock - 1) / kQueryBlock,
+                      h = (at - start) / per_head, kv = h / (p.heads / p.key_heads);
+        const Tensor target = sequences.queries_of(out, index);
+        const Tensor q_rows = sequences.queries_of(query, index),
+                     k_rows = sequences.keys_of(key, index),
+                     v_rows = sequences.keys_of(value, index);
+        const Head<T> q(q_rows, 0, h, Scratch::Query), k(k_rows, 0, kv, Scratch::Key),
+            v(v_rows, 0, kv, Scratch::Value);
+        const RightOperand<T> keys_t(Scratch::KeyPanels, k.data, 1, k.ld, p.width, p.keys);
+        const RightOperand<T> values(Scratch::ValuePanels, v.data, v.ld, 1, p.keys, p.value_width);
+        T* lses = lse.data_as<T>() + h * query.sizes()[0] + sequences.query_starts[index];
+        for (; at < end && at < start + (h + 1) * per_head; ++at) {
+          const int64_t q0 = (at - start) % per_head * kQueryBlock;
+          forward_block(p, target, lses + q0, q, keys_t, values, 0, h, q0,
                         std::min(kQueryBlock, p.queries - q0));
         }
       }
@@ -127,6 +160,7 @@ void dropout_factors(const Tensor& out, const Tensor& rng_state, const Tensor& q
 const RegisterCpu register_attention([](KernelTable& t) {
   t._attention = forward;
   t._attention_dropout_factors = dropout_factors;
+  t._attention_varlen = forward_varlen;
 });
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Gradients of attention: each block of probabilities is computed again from the log-sum-exp that
 // the forward pass saved. (Batch, key head) pairs are spread over the pool.
-#include "cpu/kernels/attention_blocks.h"
+#include "cpu/kernels/attention_sequences.h"
 
 namespace vt::cpu::VT_ISA {
 namespace {
@@ -30,8 +30,8 @@ struct KeyHead {
 /// Gradients of one query head. dk and dv are added to: a key head serves several query heads.
 template <class T>
 void backward_head(const Problem& p, const Tensor& grad_query, const Tensor& grad,
-                   const Tensor& output, const Tensor& lse, const Tensor& query,
-                   const KeyHead<T>& kv, int64_t b, int64_t h) {
+                   const Tensor& output, const T* lses, const Tensor& query, const KeyHead<T>& kv,
+                   int64_t b, int64_t h) {
   using Right = RightOperand<T>;
   const Head<T> q(query, b, h, Scratch::Query), g(grad, b, h, Scratch::Output),
       o(output, b, h, Scratch::Extra);
@@ -40,7 +40,6 @@ void backward_head(const Problem& p, const Tensor& grad_query, const Tensor& gra
   const int64_t dq_ld = Right::row_length(p.width);
   T* dq = scratch<T>(Scratch::Row0, kQueryBlock * dq_ld);
   T* keep = p.dropout > 0 ? scratch<T>(Scratch::Row1, kKeyBlock) : nullptr;
-  const T* lses = lse.data_as<T>() + (b * p.heads + h) * p.queries;
   const T scale = static_cast<T>(p.scale);
   T along[kQueryBlock];
   for (int64_t q0 = 0; q0 < p.queries; q0 += kQueryBlock) {
@@ -52,7 +51,7 @@ void backward_head(const Problem& p, const Tensor& grad_query, const Tensor& gra
       along[i] = row_dot(g_rows + i * g.ld, o.data + (q0 + i) * o.ld, p.value_width);
     std::fill(dq, dq + qn * dq_ld, T(0));
     const int64_t limit = p.visible(q0 + qn);
-    for (int64_t k0 = 0; k0 < limit; k0 += kKeyBlock) {
+    for (int64_t k0 = p.first_block(q0); k0 < limit; k0 += kKeyBlock) {
       const int64_t kn = std::min(kKeyBlock, limit - k0), ld = Right::row_length(kn);
       // Operands without columns give scores and gradients of zero.
       if (p.width == 0) std::fill(prob, prob + qn * ld, T(0));
@@ -130,7 +129,8 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
         const Head<T> k(key, b, kv, Scratch::Key), v(value, b, kv, Scratch::Value);
         const KeyHead<T> head(p, k, v);
         for (int64_t h = kv * per_key_head; h < (kv + 1) * per_key_head; ++h)
-          backward_head(p, grad_query, grad, output, lse, query, head, b, h);
+          backward_head(p, grad_query, grad, output,
+                        lse.data_as<T>() + (b * p.heads + h) * p.queries, query, head, b, h);
         store_rows(grad_key, b, kv, 0, p.keys, head.dk, head.dk_ld);
         store_rows(grad_value, b, kv, 0, p.keys, head.dv, head.dv_ld);
       }
@@ -138,8 +138,45 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
   });
 }
 
+void backward_varlen(const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
+                     const Tensor& grad, const Tensor& query, const Tensor& key,
+                     const Tensor& value, const Tensor& cu_seq_q, const Tensor& cu_seq_k,
+                     const Tensor& output, const Tensor& lse, int64_t left, int64_t right,
+                     double scale) {
+  const Sequences sequences(query, key, value, cu_seq_q, cu_seq_k, left, right, scale);
+  sequences.clear_uncovered(sequences.query_starts, grad_query, 0, 0.0);
+  sequences.clear_uncovered(sequences.key_starts, grad_key, 0, 0.0);
+  sequences.clear_uncovered(sequences.key_starts, grad_value, 0, 0.0);
+  const int64_t key_heads = key.sizes()[1], per_key_head = query.sizes()[1] / key_heads;
+  const int64_t pairs = static_cast<int64_t>(sequences.problems.size()) * key_heads;
+  visit_float(compute_type(query), [&]<class T>() {
+    parallel_for(0, pairs, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t pair = begin; pair < end; ++pair) {
+        const size_t index = static_cast<size_t>(pair / key_heads);
+        const int64_t kv = pair % key_heads;
+        const Problem& p = sequences.problems[index];
+        const Tensor k_rows = sequences.keys_of(key, index),
+                     v_rows = sequences.keys_of(value, index),
+                     q_rows = sequences.queries_of(query, index),
+                     g_rows = sequences.queries_of(grad, index),
+                     o_rows = sequences.queries_of(output, index),
+                     dq_rows = sequences.queries_of(grad_query, index);
+        const Head<T> k(k_rows, 0, kv, Scratch::Key), v(v_rows, 0, kv, Scratch::Value);
+        const KeyHead<T> head(p, k, v);
+        for (int64_t h = kv * per_key_head; h < (kv + 1) * per_key_head; ++h) {
+          const T* lses = lse.data_as<T>() + h * query.sizes()[0] + sequences.query_starts[index];
+          backward_head(p, dq_rows, g_rows, o_rows, lses, q_rows, head, 0, h);
+        }
+        store_rows(sequences.keys_of(grad_key, index), 0, kv, 0, p.keys, head.dk, head.dk_ld);
+        store_rows(sequences.keys_of(grad_value, index), 0, kv, 0, p.keys, head.dv, head.dv_ld);
+      }
+    });
+  });
+}
+
 const RegisterCpu register_attention_backward([](KernelTable& t) {
   t._attention_backward = backward;
+  t._attention_varlen_backward = backward_varlen;
 });
 
 }  // namespace

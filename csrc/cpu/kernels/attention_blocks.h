@@ -17,7 +17,9 @@ inline DType compute_type(const Tensor& t) {
 
 struct Problem {
   int64_t batch, heads, key_heads, queries, keys, width, value_width;
-  bool causal;
+  bool causal;                    // keys end at a diagonal
+  int64_t ahead = 0;              // keys beyond its own index that a query sees then
+  int64_t behind = 0, left = -1;  // the first key is at query + behind - left; all if left < 0
   double scale, dropout;
   PhiloxArgs rng;
   const Tensor* mask;
@@ -45,13 +47,34 @@ struct Problem {
           at < 0 || (mask->sizes()[at] == 1 && shape[d] != 1) ? 0 : mask->strides()[at];
     }
   }
+  /// A window of keys around each query, from `before` it to `after` it, without end where
+  /// negative. The last query is level with the last key.
+  void set_window(int64_t before, int64_t after) {
+    behind = keys - queries;
+    left = before;
+    causal = after >= 0;
+    // What reaches beyond the keys is without end, too.
+    ahead = causal ? behind + std::min(after, queries + keys) : 0;
+  }
   /// Keys that rows before `last_query` may see.
-  int64_t visible(int64_t last_query) const { return causal ? std::min(keys, last_query) : keys; }
+  int64_t visible(int64_t last_query) const {
+    return causal ? std::clamp<int64_t>(last_query + ahead, 0, keys) : keys;
+  }
   /// How many of the keys [k0, k0 + kn) they see.
   int64_t seen(int64_t last_query, int64_t k0, int64_t kn) const {
-    return causal ? std::clamp<int64_t>(last_query - k0, 0, kn) : kn;
+    return causal ? std::clamp<int64_t>(last_query + ahead - k0, 0, kn) : kn;
   }
+  /// The first key that `query` may see.
+  int64_t first_key(int64_t query) const {
+    return left < 0 || left > query + behind ? 0 : std::min(query + behind - left, keys);
+  }
+  /// The first key of the first block that a query from `query` on may see.
+  int64_t first_block(int64_t query) const;
 };
+
+inline int64_t Problem::first_block(int64_t query) const {
+  return first_key(query) / kKeyBlock * kKeyBlock;
+}
 
 /// One head of a (B, H, T, D) operand as rows with unit stride: in place, or copied to scratch.
 /// Rows that lie 4 KB apart are copied too: they would share one set of the first-level cache.
@@ -94,11 +117,17 @@ void store_rows(const Tensor& t, int64_t b, int64_t h, int64_t first, int64_t ro
   }
 }
 
-/// Applies the mask to a block of scores.
+/// Applies the window and the mask to a block of scores.
 template <class T>
 void mask_scores(const Problem& p, T* scores, int64_t ld, int64_t b, int64_t h, int64_t q0,
                  int64_t qn, int64_t k0, int64_t kn) {
   constexpr T kNever = -std::numeric_limits<T>::infinity();
+  if (p.left >= 0) {
+    for (int64_t i = 0; i < qn; ++i) {
+      const int64_t hidden = std::min(p.first_key(q0 + i) - k0, p.seen(q0 + i + 1, k0, kn));
+      if (hidden > 0) std::fill(scores + i * ld, scores + i * ld + hidden, kNever);
+    }
+  }
   if (!p.mask) return;
   const Tensor& mask = *p.mask;
   const int64_t* s = p.mask_strides;
@@ -163,7 +192,7 @@ void by_rows(const Problem& p, int64_t q0, int64_t qn, int64_t k0, int64_t kn, c
 template <class T, class F>
 void by_keys(const Problem& p, int64_t q0, int64_t qn, int64_t k0, int64_t kn, const F& f) {
   for (int64_t j = 0; j < kn; j += RightOperand<T>::kRows) {
-    const int64_t first = p.causal ? std::max<int64_t>(k0 + j - q0, 0) : 0;
+    const int64_t first = p.causal ? std::max<int64_t>(k0 + j - q0 - p.ahead, 0) : 0;
     if (first < qn) f(j, std::min(RightOperand<T>::kRows, kn - j), first);
   }
 }

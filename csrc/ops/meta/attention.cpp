@@ -40,6 +40,40 @@ Tensor _attention_dropout_factors(const Tensor&, const Tensor& query, const Tens
   return empty(Dims{q[0], q[1], q[2], key.sizes()[2]}, query.dtype(), query.device());
 }
 
+std::tuple<Tensor, Tensor> _attention_varlen(const Tensor& query, const Tensor& key,
+                                             const Tensor& value, const Tensor& cu_seq_q,
+                                             const Tensor& cu_seq_k, int64_t, int64_t, double) {
+  check(query.dim() == 3 && key.dim() == 3 && value.dim() == 3,
+        "varlen_attn: query, key and value must be (tokens, heads, width); got shapes ",
+        query.sizes(), ", ", key.sizes(), ", ", value.sizes());
+  const auto q = query.sizes(), k = key.sizes(), v = value.sizes();
+  check(is_floating(query.dtype()) && query.dtype() == key.dtype() && key.dtype() == value.dtype(),
+        "varlen_attn: query, key and value must have one floating dtype, got ", query.dtype(), ", ",
+        key.dtype(), " and ", value.dtype());
+  check(q[2] == k[2] && k[0] == v[0] && k[1] == v[1], "varlen_attn: shapes ", q, ", ", k, ", ", v,
+        " do not fit (T_q, H_q, D), (T_k, H_kv, D), (T_k, H_kv, D_v)");
+  check(k[1] > 0 && q[1] % k[1] == 0, "varlen_attn: ", q[1],
+        " query heads are not a multiple of the ", k[1], " heads of key and value");
+  const auto is_index = [](const Tensor& t) {
+    return t.dtype() == DType::Int32 || t.dtype() == DType::Int64;
+  };
+  check(cu_seq_q.dim() == 1 && cu_seq_k.dim() == 1 && cu_seq_q.numel() == cu_seq_k.numel() &&
+            cu_seq_q.numel() > 0 && is_index(cu_seq_q) && is_index(cu_seq_k),
+        "varlen_attn: cu_seq_q and cu_seq_k must be int32 or int64 of one shape (N + 1,); got ",
+        cu_seq_q.dtype(), " of shape ", cu_seq_q.sizes(), " and ", cu_seq_k.dtype(), " of shape ",
+        cu_seq_k.sizes());
+  const DType type = query.dtype() == DType::Float64 ? DType::Float64 : DType::Float32;
+  return {empty(Dims{q[0], q[1], v[2]}, query.dtype(), query.device()),
+          empty(Dims{q[1], q[0]}, type, query.device())};
+}
+std::tuple<Tensor, Tensor, Tensor> _attention_varlen_backward(
+    const Tensor&, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor&,
+    const Tensor&, const Tensor&, const Tensor&, int64_t, int64_t, double) {
+  return {empty(query.sizes(), query.dtype(), query.device()),
+          empty(key.sizes(), key.dtype(), key.device()),
+          empty(value.sizes(), value.dtype(), value.device())};
+}
+
 Tensor rotary_embedding(const Tensor& self, const Tensor& cos, const Tensor& sin, bool) {
   check(self.dim() >= 2 && self.size(-1) % 2 == 0,
         "rotary_embedding: expected (..., T, D) with even D, got ", self.sizes());

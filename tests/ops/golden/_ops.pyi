@@ -25,6 +25,15 @@ class _attention_result(NamedTuple):
     lse: Tensor
     rng_state: Tensor
 
+class _attention_varlen_backward_result(NamedTuple):
+    grad_query: Tensor
+    grad_key: Tensor
+    grad_value: Tensor
+
+class _attention_varlen_result(NamedTuple):
+    output: Tensor
+    lse: Tensor
+
 class _clip_coefficient_result(NamedTuple):
     norm: Tensor
     coefficient: Tensor

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from vibetensor import _C
 from vibetensor.torch.backends import cuda
+from vibetensor.torch.nn.attention import varlen as varlen
 
 _SMALL = "cudnn_small_attention"
 
