@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as TF
 from op_work import Work, attended
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -53,7 +54,7 @@ class Case:
     goal: Goal
     tolerance: float = 2e-2
     together: bool = False
-    notes: str = field(default="")
+    notes: str = ""
 
 
 def cases(device: str, tiny: bool = False) -> Iterator[Case]:
@@ -222,6 +223,8 @@ NORMS = [  # kind, rows, columns; goals of forward and backward in us
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    # A backward that is timed again and again may not take the saved tensors' memory for its results.
+    torch._functorch.config.donated_buffer = False
     return torch.compile(function, dynamic=False)
 
 
