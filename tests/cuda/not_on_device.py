@@ -13,6 +13,7 @@ _INTEGERS = "a device has no integer kernel of it, as in torch"
 _TYPE_NAME = "the message names the device's type, which the reference on the CPU does not"
 _EXCHANGE = "PyTorch's tensors are on the CPU here; tests/cuda/test_exchange.py has the device's"
 _REPR = "the text names the device, which the reference on the CPU does not"
+_FLOAT8 = "of NumPy's data on the CPU; tests/cuda/test_float8.py has the device's"
 _REPORT = "reports name the device; the texts that are expected are those of the CPU"
 _OF_THE_CPU = (
     "makes its tensors, or states what it expects, for the CPU; not made ready for devices yet"
@@ -83,4 +84,9 @@ NOT_ON_DEVICE: dict[str, str] = {
     "io/test_exchange_with_frameworks.py::test_*": _EXCHANGE,
     "nn/test_layers_against_torch.py::test_parameter_containers_repr": _REPR,
     "nn/test_layers_against_torch.py::test_parameter_repr": _REPR,
+    "core/test_float8.py::test_comparing*": _FLOAT8,
+    "core/test_float8.py::test_printing": _REPR,
+    "core/test_float8_against_torch.py::*": _FLOAT8,
+    "nn/test_float8_training.py::*": _FLOAT8,
+    "ops/test_scaled_mm.py::*": _FLOAT8,
 }
