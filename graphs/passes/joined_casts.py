@@ -102,6 +102,7 @@ def _is_plain(op: Op) -> bool:
         target.buffer.device.split(":")[0] in DEVICES
         and source.dtype.is_floating_point
         and target.dtype.is_floating_point
+        and min(source.dtype.itemsize, target.dtype.itemsize) > 1  # not of 8-bit floats
         and is_dense(source)
         and is_dense(target)
         and source.buffer is not target.buffer
