@@ -67,7 +67,7 @@ inline void check_host_operand(Device device, TensorSpan ts, std::string_view op
 }
 /// 8-bit floats have a result of their own only from ops that take them.
 inline void check_result(const Tensor& t, std::string_view op) {
-  if (is_float8(t.dtype())) [[unlikely]]
+  if (t.defined() && is_float8(t.dtype())) [[unlikely]]
     dtype_not_supported(t.dtype(), op);
 }
 /// Operands of an op that computes with 8-bit floats as the 16-bit ones that hold them exactly.
