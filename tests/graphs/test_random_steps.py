@@ -1,6 +1,6 @@
 """Generated steps give the same bits eagerly and captured: as test_random_programs.py, with tensors of several
 shapes and dtypes, changes through views that are not contiguous, several backwards, gradients that add up
-and are read, and an optimizer.
+and are read, an optimizer, and functions from outside.
 
 `VT_TEST_PROGRAMS=50` runs 50 times as many, here and there."""
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
-from vibetensor.graphs import capture
+from vibetensor.graphs import capture, foreign
 from vibetensor.graphs.passes import chains
 
 from .default_device import device_type
@@ -28,7 +28,8 @@ INTEGERS = [vt.int64, vt.int32, vt.int8, vt.uint8, vt.bool]
 VIEWED = ["mul_columns", "add_steps", "fill_diagonal_band", "swap_halves", "add_through_two_views"]
 MIXED = [
     "compare", "count", "pick", "gather", "cumsum", "sort", "amax", "add_dtype", "to_int", "var",
-    "logsumexp", "index_add", "stack", "flip", "prod_row", "squeeze", "baddbmm",
+    "logsumexp", "index_add", "stack", "flip", "prod_row", "squeeze", "baddbmm", "foreign",
+    "foreign_part", "foreign_unread",
 ]  # fmt: skip
 CALLS = ["backward", "grad", "accumulate"]
 
@@ -186,6 +187,8 @@ def _mixed(name: str, a: Any, b: Any, r: float) -> Any:
     if name == "to_int":
         clean = a.float().nan_to_num(0.0, 3.0, -3.0).clamp(-50, 50)
         return clean.to([vt.int64, vt.int32, vt.int16][int(r * 3)])
+    if name.startswith("foreign"):
+        return _by_others(name, a, r)
     if not number:
         return None
     if name == "var":
@@ -207,6 +210,20 @@ def _mixed(name: str, a: Any, b: Any, r: float) -> Any:
         return None
     batch = a.unsqueeze(0)
     return vt.baddbmm(batch @ batch.transpose(1, 2), batch, batch.transpose(1, 2)) * 0.01
+
+
+def _by_others(name: str, a: Any, r: float) -> Any:
+    """Ops that a recording does not see, in a declared call."""
+    source = a.detach()
+    if name == "foreign_part":  # in place, in a part of what is there
+        made = (source * 1 if a.requires_grad or 0 in a.stride() else source)[: a.shape[0] // 2 + 1]
+        foreign(lambda t, x: t.copy_(x), made, made.flip(0), writes=[made])
+        return made
+    made = vt.empty_like(source)
+    foreign(lambda x, out: out.copy_(x.flip(0)), source, made, writes=[made])
+    if name == "foreign_unread":
+        return source + source if r < 0.5 else None
+    return made
 
 
 def _run(step: Step, captured: bool, optimize: bool) -> tuple[list[np.ndarray], float]:
