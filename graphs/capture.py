@@ -22,7 +22,7 @@ from vibetensor.graphs.dry import DryCapture
 from vibetensor.graphs.lower import Lowered, lower
 from vibetensor.graphs.put_off import PutOff
 from vibetensor.graphs.record import Recording, record, recording_of, shared_memory
-from vibetensor.graphs.session import Rate, Session
+from vibetensor.graphs.session import Session
 from vibetensor.graphs.structure import flatten, from_array, unflatten
 from vibetensor.graphs.tape import Tape
 
