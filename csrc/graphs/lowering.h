@@ -27,8 +27,13 @@ struct Instruction {
   /// Calls the kernel; `arguments` in place of the call's own.
   void execute() const { execute(args); }
   void execute(const std::vector<Value>& arguments) const {
-    const nvtx::OpRange range(op_name(id));
     const KernelSwitchesAs as_recorded(switches);
+    execute_as_is(arguments);
+  }
+  /// The same where the switches are set already.
+  void execute_as_is() const { execute_as_is(args); }
+  void execute_as_is(const std::vector<Value>& arguments) const {
+    const nvtx::OpRange range(op_name(id));
     execute_kernel(id, arguments, outputs);
   }
 };

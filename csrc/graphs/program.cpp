@@ -187,7 +187,7 @@ void Program::run_in_order() {
   const KernelSwitchesAs as_recorded(common);
   for (const Instruction& call : instructions_) {
     if (call.switches == common)
-      execute_kernel(call.id, call.args, call.outputs);
+      call.execute_as_is();
     else
       call.execute();
   }

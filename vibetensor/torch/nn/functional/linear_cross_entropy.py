@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import vibetensor.torch as torch
 from vibetensor import _C
@@ -17,8 +16,15 @@ _ops = _C._ops
 _POLICIES = ("auto", "accurate", "balanced", "compact")
 
 
-@dataclasses.dataclass(slots=True, frozen=True)
-class LinearCrossEntropyOptions:
+class _Options(NamedTuple):  # the dataclasses module would double the time of an import
+    allow_retain_graph: bool = False
+    batch_chunk_size: int | None = None
+    chunking_method: str | None = "auto"
+    acc_policy: str = "auto"
+    acc_dtype: Any = None
+
+
+class LinearCrossEntropyOptions(_Options):
     """How linear_cross_entropy cuts the batch into chunks, with torch's names.
 
     ``batch_chunk_size``: rows of a chunk. ``chunking_method`` finds it where it is not given:
@@ -32,13 +38,14 @@ class LinearCrossEntropyOptions:
     Raises ValueError for values that are none of these.
     """
 
-    allow_retain_graph: bool = False
-    batch_chunk_size: int | None = None
-    chunking_method: str | None = "auto"
-    acc_policy: str = "auto"
-    acc_dtype: Any = None
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
+    def __new__(cls, *values: Any, **named: Any) -> LinearCrossEntropyOptions:
+        self = super().__new__(cls, *values, **named)
+        self._check()
+        return self
+
+    def _check(self) -> None:
         if self.acc_policy not in _POLICIES:
             raise ValueError(f"invalid acc_policy: {self.acc_policy!r}")
         if self.chunking_method not in (None, "auto"):
@@ -187,8 +194,7 @@ def _chunked(
     return loss.squeeze(0) if single and code == 0 else loss
 
 
-@dataclasses.dataclass(frozen=True)
-class _Problem:
+class _Problem(NamedTuple):
     """Numbers of one call."""
 
     code: int  # of the reduction
