@@ -358,7 +358,7 @@ class CapturedStep:
     def _record(self, key: Any, leaves: list[Any], spec: Any) -> Any:
         staged = _stage(leaves)
         session = Session()
-        known = dict(self._leaves)
+        known = dict(self._leaves.items())  # strong references from here on
         before = {number: leaf.grad for number, leaf in known.items()}
         put_off = PutOff(session)
         with put_off.watching():
@@ -413,11 +413,11 @@ class CapturedStep:
         there = [(leaf, before[number] is not None) for number, leaf in used.items()]
         before.clear()
         arguments = [x for x, place in zip(leaves, staged) if place is None]
-        self._make_room()
-        self._captures += 1
         variant = self._compile(
             recording, session, staged, outputs, out_spec, gradients, there, arguments
         )
+        self._make_room()
+        self._captures += 1
         variant.course = course(self._captures, unflatten(spec, leaves), session, there)
         if recording.native.puts_off:
             put_off.run(recording.native, variant.lowered.program)
@@ -618,10 +618,10 @@ class CapturedStep:
                 gradient.leaf.grad = gradient.end
         return self._results(variant)
 
-    def _put_back(self, variant: Variant) -> set[int]:
+    def _put_back(self, variant: Variant, ran: bool = True) -> set[int]:
         """Ends the work on bound tensors in place of the user's own gradients, also after an error:
-        the user's have what the program did to them, as in eager code, and the bound ones what they
-        held. Returns which gradients (by id) are the user's own tensors still."""
+        the user's have what the program did to them, as in eager code, if it `ran`, and the bound
+        ones what they held. Returns which gradients (by id) are the user's own tensors still."""
         own: set[int] = set()
         with vt.no_grad():
             for gradient in variant.gradients:
@@ -629,7 +629,7 @@ class CapturedStep:
                 if users is None:
                     continue
                 current, kept = users
-                if gradient.end is gradient.start:
+                if ran and gradient.end is gradient.start:
                     current.copy_(gradient.start)
                     own.add(id(gradient))
                 gradient.start.copy_(kept)
@@ -646,13 +646,14 @@ class CapturedStep:
 
     def _verified(self, variant: Variant, leaves: list[Any], spec: Any) -> Any:
         """Runs the function and the program from one state; both must leave the same."""
+        runs: list[Variant] = []
         try:
-            return self._compared(variant, leaves, spec)
+            return self._compared(variant, leaves, spec, runs)
         except BaseException:
-            self._put_back(variant)
+            self._put_back(variant, ran=bool(runs))
             raise
 
-    def _compared(self, variant: Variant, leaves: list[Any], spec: Any) -> Any:
+    def _compared(self, variant: Variant, leaves: list[Any], spec: Any, runs: list[Variant]) -> Any:
         self._enter(variant, leaves)
         grads_before = [(leaf, leaf.grad) for leaf in self._leaves.values()]
         state = checks.state_tensors(variant.recording)
@@ -677,6 +678,7 @@ class CapturedStep:
         random = checks.RandomNumbers(variant.tape)
         snapshot.restore()
         variant.session.read_like(session)
+        runs.append(variant)
         variant.lowered.program.run()
         result = self._leave(variant)
         found = [x for x in flatten(result)[0] if _is_tensor(x)]

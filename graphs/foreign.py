@@ -261,12 +261,13 @@ def _check(name: str, function: Any, changed: _Tensors, read: _Tensors) -> None:
                 f"foreign({name}): it would write into an expanded tensor of {tuple(tensor.shape)}, "
                 "some of whose elements are one memory; clone() it"
             )
-    plain = getattr(function, "func", function)
+    plain, bound = _unbound(function)
     for cell in getattr(plain, "__closure__", None) or ():
         try:
-            contents = cell.cell_contents
+            bound.append(cell.cell_contents)
         except ValueError:  # not bound yet
             continue
+    for contents in bound:
         if isinstance(contents, vt.Tensor):
             raise ValueError(
                 f"foreign({name}): the function refers to a tensor of {tuple(contents.shape)} outside "
@@ -274,8 +275,19 @@ def _check(name: str, function: Any, changed: _Tensors, read: _Tensors) -> None:
             )
 
 
+def _unbound(function: Any) -> tuple[Any, list[Any]]:
+    """The function below its `partial`s, and what they bind to it."""
+    bound: list[Any] = []
+    while isinstance(function, functools.partial):
+        inner = function.args[0] if function.func is _with_keywords else function.func
+        if inner is function.func:
+            bound += [*function.args, *function.keywords.values()]
+        function = inner
+    return function, bound
+
+
 def _name(function: Any) -> str:
-    function = getattr(function, "func", function)
+    function = _unbound(function)[0]
     found = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
     return found if isinstance(found, str) else type(function).__name__
 

@@ -331,7 +331,7 @@ class Session:
                         put(fields, key, fields[key] + 1)
                 if isinstance(last := fields.get("_last_lr"), list):
                     put(fields, "_last_lr", [_another(x) if type(x) is float else x for x in last])
-            vt.manual_seed(vt.initial_seed() + 1)
+            vt.manual_seed(vt.initial_seed() ^ 1)
             yield
         finally:
             for act in reversed(undo):

@@ -6,6 +6,7 @@ A recording has what they were bound to. A `Watch` on them tells whether they st
 
 from __future__ import annotations
 
+import dis
 import types
 from typing import Any
 
@@ -87,7 +88,7 @@ class _Visit:
                 self._function(found)
 
     def _function(self, function: types.FunctionType) -> None:
-        names = set(_names(function.__code__))
+        names = _names(function.__code__, None)
         found = {name: function.__globals__[name] for name in names & function.__globals__.keys()}
         self._watch.add_items(function.__globals__, found, _NOTHING, False)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
@@ -107,16 +108,38 @@ class _Visit:
         fields = getattr(owner, "__dict__", None)
         if type(fields) is not dict or not isinstance(function, types.FunctionType):
             return
-        found = {name: fields[name] for name in {*_names(function.__code__)} & fields.keys()}
+        code = function.__code__
+        if code.co_argcount == 0:
+            return
+        found = {name: fields[name] for name in _names(code, code.co_varnames[0]) & fields.keys()}
         self._watch.add_items(fields, found, _NOTHING, False)
         for value in found.values():
             self.value(value)
 
 
-def _names(code: types.CodeType) -> list[str]:
-    """What code and the functions inside it refer to by name."""
-    names = list(code.co_names)
+def _names(code: types.CodeType, owner: str | None) -> set[str]:
+    """The globals that code and the functions inside it read, or, of `owner`, the attributes.
+
+    Not `co_names`: there the `step` of `optimizer.step()` is one with a global of that name."""
+    names: set[str] = set()
+    before: Any = None
+    for instruction in dis.get_instructions(code):
+        name = instruction.opname
+        if owner is None:
+            if name in ("LOAD_GLOBAL", "LOAD_NAME"):
+                names.add(instruction.argval)
+        elif name in ("LOAD_ATTR", "LOAD_METHOD") and _loads(before, owner):
+            names.add(instruction.argval)
+        before = instruction
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            names += _names(constant)
+            names |= _names(constant, owner)
     return names
+
+
+def _loads(instruction: Any, variable: str) -> bool:
+    """Whether what an instruction leaves on top of the stack is a function's variable."""
+    if instruction is None or not instruction.opname.startswith(("LOAD_FAST", "LOAD_DEREF")):
+        return False
+    found = instruction.argval  # two names where an instruction loads two
+    return found[-1] == variable if isinstance(found, tuple) else found == variable

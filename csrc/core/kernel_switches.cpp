@@ -34,7 +34,10 @@ uint32_t kernel_switches() {
 }
 
 void set_kernel_switch(KernelSwitch which, bool on) {
-  if (on) {
+  if (of_the_thread >= 0) {  // a function that is called as an op changes its own
+    const int64_t rest = of_the_thread & ~int64_t{bit(which)};
+    of_the_thread = on ? rest | bit(which) : rest;
+  } else if (on) {
     of_the_process.fetch_or(bit(which), std::memory_order_relaxed);
   } else {
     of_the_process.fetch_and(~bit(which), std::memory_order_relaxed);

@@ -85,6 +85,8 @@ PinnedAllocator& pinned_allocator() {
 }
 
 void record_stream(const Storage& storage, Stream stream) {
+  check(stream.device >= 0 && stream.device < device_count(), "record_stream: no device ",
+        stream.device, " for the stream");
   const Allocation& allocation = storage.allocation();
   if (CachingAllocator::made(allocation.release)) {
     device_allocator(storage.device().index)

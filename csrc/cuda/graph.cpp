@@ -95,7 +95,10 @@ class GraphPool final : public graphs::Pool {
   Allocation allocate(size_t nbytes) override {
     const int device = this->device().index;
     CachingAllocator& allocator = shared_->allocator;
-    if (nbytes >= kLargeArena) allocator.empty_cache();
+    if (nbytes >= kLargeArena) {
+      const HostWait waiting;
+      allocator.empty_cache();
+    }
     allocator.begin_allocate_to_pool(shared_->id, AllocationRoute::this_thread());
     struct End {
       SharedPool& pool;

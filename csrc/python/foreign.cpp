@@ -1,5 +1,6 @@
 #include "python/foreign.h"
 
+#include "dispatch/autocast.h"
 #include "dispatch/thread_state.h"
 #include "python/arguments.h"
 
@@ -16,6 +17,7 @@ class PyForeign final : public ForeignFunction {
   void call(TensorSpan writes, TensorSpan reads) const override {
     const AcquireGil gil;
     const NoGrad no_grad;
+    const autocast::Off off;  // as in a replay, which is in nobody's region
     const Object function(callable());
     const Object changed = tuple_of(writes), read = tuple_of(reads);
     const Object result(

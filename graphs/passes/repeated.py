@@ -45,7 +45,7 @@ def run(tape: Tape) -> Tape:
                 continue
             known[key] = op
         if not _in_place(op):
-            call = _key(op, {})
+            call = _key(op, {})[:-1]  # under any switches
             if call in earlier:
                 why_not = _why_not(op, key, *earlier[call], writes)
                 text = f"{op.name} once more on the same tensors stays: {why_not}"
@@ -67,6 +67,8 @@ def _why_not(op: Op, key: Any, first: Op, first_key: Any, writes: dict[Buffer, i
     """Why an op is not left out that is called as an earlier one was."""
     if op.is_random:
         return "it draws random numbers"
+    if op.call.switches != first.call.switches:
+        return "it is computed under other switches of kernels (TF32, cuDNN's)"
     if key != first_key:
         return "what it reads has changed in between"
     for one in (first, op):
@@ -98,7 +100,7 @@ def _key(op: Op, version: dict[Buffer, int]) -> Any:
 
     # What an op reads of its output's dtype is no argument: compare it too.
     outputs = tuple((v.dtype, v.sizes, v.strides) if v else None for v in op.outputs)
-    return (op.name, tuple(part(arg) for arg in op.args), outputs)
+    return (op.name, tuple(part(arg) for arg in op.args), outputs, op.call.switches)
 
 
 def _same_geometry(a: Op, b: Op) -> bool:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import vibetensor.torch as vt
+
 ROOT = Path(__file__).resolve().parents[2]
 STUBS = sorted(ROOT.glob("build/*/tests/libvt_stub_nvtx.so"))
 with_stub = pytest.mark.skipif(not STUBS, reason="needs a development build of this tree")
@@ -37,7 +39,7 @@ def run(body: str, *, library: str = "", **environment: str) -> list[object]:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=Path(vt.__file__).parents[2],  # where the package under test is
         timeout=120,
     )
     assert found.returncode == 0, found.stderr

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,35 @@ def test_graphs_in_torch_s_manner_do_not_call_before_a_replay() -> None:
         g.replay()
         np.testing.assert_array_equal(out.numpy(), (x.numpy() + np.float32(1)) * np.float32(2))
     assert scale.calls == (3 if ON_CPU else 1)
+
+
+def test_a_region_of_autocast_is_none_of_the_function_s() -> None:
+    device = vt.ones(1).device.type
+    if device != "cpu":
+        pytest.skip("autocast of the CPU")
+    dtypes: list[Any] = []
+
+    def product(x: Any, out: Any) -> None:
+        found = x @ x
+        dtypes.append(found.dtype)
+        out.copy_(found)
+
+    @capture
+    def step(x: Any) -> Any:
+        out = vt.empty(2, 2)
+        with vt.autocast("cpu"):
+            foreign(product, x, out, writes=[out])
+        return out
+
+    x = draw(2, 2)
+    results = [step(x).tolist() for _ in range(3)]
+    assert set(dtypes) == {vt.float32} and results[0] == results[1] == results[2]
+
+
+def test_tensors_bound_to_the_function_are_refused() -> None:
+    out = vt.empty(2)
+    with pytest.raises(ValueError, match="refers to a tensor"):
+        foreign(partial(Scale(), vt.ones(2)), out, writes=[out])
 
 
 def test_unread_writes_are_left_out_and_orders_are_kept() -> None:

@@ -90,8 +90,10 @@ def test_a_mismatch_gives_the_bound_gradient_back() -> None:
     for _ in range(2):
         step(vt.ones(2))
     held = bound.tolist()
-    p.grad = vt.full((2,), 10.0)
+    p.grad = users = vt.full((2,), 10.0)
     with pytest.raises(CaptureMismatch):
         step(vt.ones(2))
     assert bound.tolist() == held
+    # The function itself has run, and nothing else.
+    assert p.grad is users and users.tolist() == [10.0 + len(counter)] * 2
     assert all(g.users is None for v in step.variants for g in v.gradients)

@@ -94,6 +94,23 @@ def test_ops_keep_the_switches_they_were_called_under() -> None:
     assert len(function.variants) == 1 and not cuda.matmul.allow_tf32
 
 
+def test_products_under_other_switches_are_not_repeated() -> None:
+    w = vt.ones(3, 3)
+
+    def step(x: Any) -> Any:
+        exact = x @ w
+        cuda.matmul.allow_tf32 = True
+        rounded = x @ w
+        cuda.matmul.allow_tf32 = False
+        return exact.exp() + rounded.exp() + (x @ w).exp()
+
+    function = capture(step)
+    for _ in range(3):
+        function(vt.ones(2, 3))
+    assert len(_products(function)) == 2
+    assert "other switches of kernels" in function.report()
+
+
 def test_passes_keep_the_switches_of_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(epilogues, "DEVICES", ("cpu", "cuda"))
     monkeypatch.setattr(epilogues, "FORWARD", ("gelu",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -218,3 +219,33 @@ def test_numbers_outside_of_the_function_are_watched(monkeypatch: pytest.MonkeyP
     nothing, offset, trainer.scale = None, 1.0, 2
     monkeypatch.setitem(globals(), "FACTOR", 2.0)
     expect(6, 5)  # the first one
+
+
+def test_names_of_attributes_are_no_globals() -> None:
+    source = """
+def train(x):
+    optimizer.step(x)
+    return x * 2
+"""
+    optimizer = SimpleNamespace(step=lambda x: None)
+    scope: dict[str, Any] = {"optimizer": optimizer}
+    exec(source, scope)
+    train = capture(scope["train"])
+    for scope["step"] in range(6):  # a loop's variable, of the same name as the method
+        train(vt.ones(2))
+    assert len(train.variants) == 1
+
+    class Trainer:
+        def __init__(self) -> None:
+            self.optimizer, self.step = optimizer, 0
+
+        @capture
+        def train(self, x: Any) -> Any:
+            self.optimizer.step(x)
+            return x * 2
+
+    trainer = Trainer()
+    for _ in range(6):
+        trainer.train(vt.ones(2))
+        trainer.step += 1
+    assert len(trainer.train.variants) == 1

@@ -32,7 +32,7 @@ void scaled_mm(const Tensor& out, const Tensor& self, const Tensor& mat2, const 
   const bool by_row = scale_a.numel() != 1, by_column = scale_b.numel() != 1;
   const auto* added = bias.defined() ? wide_bias.data_as<float>() : nullptr;
   const float last =
-      scale_result.defined() && is_float8(type) ? 1 / *scale_result.data_as<float>() : 1.0f;
+      scale_result.defined() && is_float8(type) ? *scale_result.data_as<float>() : 1.0f;
 
   auto* sums = product.data_as<float>();
   const BlockDone finish = [&](const Block& block) {
@@ -43,7 +43,7 @@ void scaled_mm(const Tensor& out, const Tensor& self, const Tensor& mat2, const 
       for (int64_t j = 0; j < block.columns; ++j) {
         float x = row[j] * by * columns[by_column ? j : 0];
         if (added) x += added[block.column + j];
-        row[j] = x * last;
+        row[j] = x / last;
       }
       if (type != DType::Float32)
         store_block<float>(static_cast<char*>(out.data()) + (i * n + block.column) * out.itemsize(),

@@ -81,7 +81,8 @@ struct AllocatorCore {
     return {&device, stream, capture};
   }
 
-  /// Handles and ranges that the driver refused to take back; tried again at every release.
+  /// Handles and ranges that the driver refused to take back; tried again whenever memory is given
+  /// back to the driver.
   void add_orphan(PhysicalHandle handle) noexcept {
     const std::lock_guard lock(orphans_mutex_);
     try {

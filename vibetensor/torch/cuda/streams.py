@@ -135,7 +135,8 @@ class ExternalStream(Stream):
         """Gives the stream up, before the code that made it destroys it.
 
         Waits for its work and gives back the memory cached for it. Tensors made on it must be gone by
-        then, as their memory is reused in its order; those of other streams that it worked on may live.
+        then, as their memory is reused in its order, and so must those of other streams that were
+        told of it by :meth:`Tensor.record_stream`.
         """
         _backend.required().release_stream(self._device, self._handle)
 

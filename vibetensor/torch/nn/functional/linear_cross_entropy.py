@@ -188,6 +188,7 @@ def _chunked(
     problem = _Problem(
         code, ignore_index, label_smoothing, z_loss, rows,
         options.accumulates_in(linear_weight.dtype), options.allow_retain_graph, loss_dtype,
+        torch.is_grad_enabled(),
     )  # fmt: skip
     with torch.autocast(input.device.type, enabled=False):
         loss = _Chunks.apply(input, linear_weight, bias, target, weight, problem)
@@ -205,6 +206,7 @@ class _Problem(NamedTuple):
     acc_dtype: Any
     retain: bool
     loss_dtype: Any
+    differentiated: bool  # whether gradients may be asked for
 
     def row_weights(self, target: Tensor, weight: Tensor | None, dtype: Any) -> Tensor:
         """(N,): the class weight of each row's target, 0 for rows that are ignored."""
@@ -253,16 +255,19 @@ def _chunk_gradient(
     lse: Tensor,
     row_grad: Tensor,
     row_weights: Tensor,
+    total: Tensor | None,
 ) -> Tensor:
-    """The gradient of a chunk's logits; ``row_grad`` (rows,) is that of its rows' losses."""
-    none = torch.ones((), dtype=lse.dtype, device=lse.device)  # of no mean
+    """The gradient of a chunk's logits; ``row_grad`` (rows,) is that of its rows' losses, for the
+    mean 1 / ``total``: the kernel divides, so that the factor is not rounded to the logits' dtype."""
+    one = torch.ones((), dtype=lse.dtype, device=lse.device)
     grad = _ops._cross_entropy_index_backward(
-        row_grad.to(logits.dtype), logits, target, weight, 0, problem.ignore_index,
-        problem.label_smoothing, lse, none,
+        (row_grad if total is None else one).to(logits.dtype), logits, target, weight,
+        0 if total is None else 1, problem.ignore_index, problem.label_smoothing, lse,
+        one if total is None else total.to(lse.dtype),
     )  # fmt: skip
     if problem.z_loss:
         factors = torch.where(row_weights != 0, row_grad * row_weights, 0.0)
-        slope = (2 * problem.z_loss * factors * lse).unsqueeze(1).to(logits.dtype)
+        slope = (2 * problem.z_loss * factors * lse).unsqueeze(1)
         grad.add_(torch.where(slope != 0, torch.softmax(logits, 1) * slope, 0.0))
     return grad
 
@@ -279,7 +284,7 @@ class _Chunks(Function):
         problem: _Problem,
     ) -> Tensor:
         needed = ctx.needs_input_grad[:3]
-        keeps = any(needed) and problem.code != 0
+        keeps = any(needed) and problem.code != 0 and problem.differentiated
         wide = torch.float64 if input.dtype == torch.float64 else torch.float32
         row_weights = problem.row_weights(target, weight, wide)
         total = row_weights.sum() if problem.code == 1 else None
@@ -299,7 +304,7 @@ class _Chunks(Function):
             losses[at] = loss
             if sums is not None:
                 grad = _chunk_gradient(
-                    problem, logits, t, weight, lse, row_grad[at], row_weights[at]
+                    problem, logits, t, weight, lse, row_grad[at], row_weights[at], total
                 )
                 del logits
                 sums.add(at, grad.to(x.dtype), x, linear_weight)
@@ -353,7 +358,9 @@ def _recomputed(ctx: Any, grad: Tensor) -> list[Tensor | None]:
             _, lse, _ = _ops._cross_entropy_index(
                 logits, t, weight, 0, problem.ignore_index, problem.label_smoothing
             )
-            slope = _chunk_gradient(problem, logits, t, weight, lse, grad[at], row_weights[at])
+            slope = _chunk_gradient(
+                problem, logits, t, weight, lse, grad[at], row_weights[at], None
+            )
             del logits
             sums.add(at, slope.to(x.dtype), x, linear_weight)
             del slope
