@@ -33,19 +33,34 @@ except ImportError as error:
     class _Absent:
         """Any name of the DSL: an annotation, or a decorator that leaves its function alone."""
 
+        __module__ = "cutlass"
+
+        def __init__(self, name: str) -> None:
+            self.__name__ = name
+
         def __getattr__(self, name: str) -> _Absent:
             if name.startswith("__"):
                 raise AttributeError(name)
-            return self
+            return _Absent(name)
 
         def __call__(self, function: Any = None, *_: Any, **__: Any) -> Any:
             return function
 
-    cutlass = cute = CUstream = _Absent()  # type: ignore[assignment]
-    pipeline = hopper = cpasync = warpgroup = warp_copies = OperandMajorMode = SmemAllocator = (
-        LayoutEnum
-    ) = cute  # type: ignore[assignment,misc]
-    BFloat16 = Float16 = Float32 = Int32 = Int64 = Uint8 = Uint32 = Uint64 = const_expr = cute  # type: ignore[assignment,misc]
+    cutlass, cute, CUstream, pipeline, hopper = map(  # type: ignore[assignment]
+        _Absent, ("cutlass", "cute", "CUstream", "pipeline", "hopper")
+    )
+    cpasync, warpgroup, warp_copies, OperandMajorMode = map(  # type: ignore[assignment,misc]
+        _Absent, ("cpasync", "warpgroup", "warp_copies", "OperandMajorMode")
+    )
+    SmemAllocator, LayoutEnum, const_expr = map(  # type: ignore[assignment,misc]
+        _Absent, ("SmemAllocator", "LayoutEnum", "const_expr")
+    )
+    BFloat16, Float16, Float32 = map(  # type: ignore[assignment,misc]
+        _Absent, ("BFloat16", "Float16", "Float32")
+    )
+    Int32, Int64, Uint8, Uint32, Uint64 = map(  # type: ignore[assignment,misc]
+        _Absent, ("Int32", "Int64", "Uint8", "Uint32", "Uint64")
+    )
 
 #: The element types of contracts by their name there.
 DTYPES = {

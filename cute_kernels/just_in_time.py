@@ -37,8 +37,8 @@ def _symbols(kernel: str, variant: str) -> tuple[str, str, str, str]:
             raise BuildError("the CuTe DSL is not installed")
         began = time.perf_counter()
         job = objects.Job(variant, prefix, found.contract(of), lambda: found.make(of))
-        made = objects.compile_objects(prefix, key, [job], folder)
-        if os.environ.get("VT_KERNEL_LOG", "0") not in ("", "0"):
+        made, compiled = objects.find_or_compile(prefix, key, [job], folder)
+        if compiled and os.environ.get("VT_KERNEL_LOG", "0") not in ("", "0"):
             spent = time.perf_counter() - began
             print(f"vibetensor: CuTe {kernel} {variant} compiled in {spent:.1f} s", file=sys.stderr)
     (code,) = made.codes

@@ -27,8 +27,8 @@ from .build import BuildError, default_output, dsl_version, runtime_library
 from .contract import Contract
 
 #: Of the record and of how objects are called.
-FORMAT = 1
-_compiling = threading.Lock()  # the compiler and the process' output are one
+FORMAT = 2
+_compiling = threading.RLock()  # the compiler and the process' output are one
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,16 @@ def cache_folder(create: bool = False) -> Path | None:
     return folder if private and folder.is_dir() else None
 
 
-def key_of(description: Any, sources: Sequence[Path]) -> str:
-    """Of what objects are made from: a description (names, contracts, options) and source files."""
+def key_of(description: Any) -> str:
+    """Of what objects are made from: names, contracts, options, and the digest of their source."""
     from .compile import OPTIONS
 
-    digest = hashlib.sha256(json.dumps([FORMAT, OPTIONS, description]).encode())
-    for path in sources:
-        digest.update(b"\0" + Path(path).read_bytes())
-    return digest.hexdigest()[:24]
+    text = json.dumps([FORMAT, OPTIONS, description])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _hash(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()[:24]
 
 
 def find(stem: str, key: str, folder: Path) -> Objects | None:
@@ -93,7 +95,7 @@ def find(stem: str, key: str, folder: Path) -> Objects | None:
         record = json.loads((folder / f"{stem}-{key}.json").read_text())
         codes = tuple(Code(**code) for code in record["codes"])
         library, dsl = folder / record["library"], record["dsl"]
-        whole = hashlib.sha256(library.read_bytes()).hexdigest().startswith(record["hash"])
+        whole = _hash(library) == record["hash"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     current = dsl_version()
@@ -102,9 +104,33 @@ def find(stem: str, key: str, folder: Path) -> Objects | None:
     return Objects(library, codes, dsl)
 
 
-def compile_objects(stem: str, key: str, jobs: Sequence[Job], folder: Path) -> Objects:
+def find_or_compile(
+    stem: str,
+    key: str,
+    jobs: Sequence[Job],
+    folder: Path,
+    check_source: Callable[[], None] = lambda: None,
+) -> tuple[Objects, bool]:
+    """What `folder` holds for this key, or else what `jobs` make, and whether they were compiled. Of
+    two threads that are here at once, one compiles. Raises as `compile_objects`."""
+    if found := find(stem, key, folder):
+        return found, False
+    with _compiling:
+        if found := find(stem, key, folder):  # made while this one waited
+            return found, False
+        return compile_objects(stem, key, jobs, folder, check_source), True
+
+
+def compile_objects(
+    stem: str,
+    key: str,
+    jobs: Sequence[Job],
+    folder: Path,
+    check_source: Callable[[], None] = lambda: None,
+) -> Objects:
     """Compiles and links `jobs` into `folder`. Raises BuildError where the DSL, a linker or the CUDA
-    runtime is missing, a kernel does not compile, or it does not have its contract's arguments."""
+    runtime is missing, a kernel does not compile, or it does not have its contract's arguments; and
+    what `check_source` raises, which is asked before and after."""
     from . import dsl
 
     if dsl.PROBLEM:
@@ -114,7 +140,9 @@ def compile_objects(stem: str, key: str, jobs: Sequence[Job], folder: Path) -> O
         raise BuildError(f"{stem}: the CuTe DSL has no runtime for CUDA 13: install its libs-cu13")
     with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as made:
         place = Path(made)
+        check_source()
         codes = [_compile(job, place) for job in jobs]
+        check_source()
         library = place / "objects.so"
         command = [
             *linker, "-shared", "-o", str(library), *(str(place / f"{j.prefix}.o") for j in jobs),
@@ -124,7 +152,7 @@ def compile_objects(stem: str, key: str, jobs: Sequence[Job], folder: Path) -> O
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BuildError(f"{stem}: linking its objects failed:\n{done.stderr.strip()}")
-        contents = hashlib.sha256(library.read_bytes()).hexdigest()[:24]
+        contents = _hash(library)
         record = {
             "hash": contents,
             "library": f"{stem}-{contents}.so",

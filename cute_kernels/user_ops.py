@@ -8,20 +8,23 @@ its own ops are what is recorded.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
 import re
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import objects
+from . import kernel_source, objects
 from .build import BuildError, dsl_version
 from .contract import Contract
+from .kernel_source import KernelSource
 from .shapes import Unfit, check_limits, dtype_name, match
 
 CAPTURES = ("pointwise", "reduction", "norm", "gemm", "opaque")
@@ -51,6 +54,8 @@ class Fit:
     device: int
 
 
+#: What kernels are compiled for.
+CAPABILITY = (9, 0)
 #: Geometries that an op remembers.
 MOST_FITS = 1024
 
@@ -68,13 +73,18 @@ class CuteOp:
         fake: Callable[..., Any] | None,
         capture: str,
         folder: Path | None,
-        sources: tuple[Path, ...],
+        source: KernelSource,
         just_in_time: bool,
     ) -> None:
         self.name, self.schema, self.variants, self.make = name, schema, variants, make
         self.reference, self.capture = reference, capture
         self.fake = fake or functools.partial(_like_first, self)
-        self.folder, self.sources, self.just_in_time = folder, sources, just_in_time
+        self.folder, self.source, self.just_in_time = folder, source, just_in_time
+        #: Of what its objects are made from; empty where that is not known: none are kept then.
+        self.key = ""
+        if source.digest:
+            described = [(v.name, repr(v.contract)) for v in variants]
+            self.key = objects.key_of([name, described, source.digest])
         self.op: Any = None
         self._native: Any = None  # the compiled variants
         self._problem = ""  # why there are none
@@ -92,12 +102,6 @@ class CuteOp:
         """What the names of its files begin with."""
         return self.name.replace("::", ".")
 
-    @functools.cached_property
-    def key(self) -> str:
-        """Of what its objects are made from."""
-        described = [(v.name, _options(v.value), repr(v.contract)) for v in self.variants]
-        return objects.key_of([self.name, described], self.sources)
-
     def jobs(self) -> list[objects.Job]:
         """What there is to compile."""
         base = re.sub(r"\W", "_", self.name)
@@ -114,16 +118,22 @@ class CuteOp:
 
     def find(self) -> objects.Objects | None:
         """Its objects on disk."""
-        for folder in self.folders():
+        for folder in self.folders() if self.key else ():
             if found := objects.find(self.stem, self.key, folder):
                 return found
         return None
 
     def build(self, folder: Path) -> tuple[objects.Objects, bool]:
         """Its objects in `folder`, and whether they had to be compiled. Raises BuildError."""
-        if found := objects.find(self.stem, self.key, folder):
-            return found, False
-        return objects.compile_objects(self.stem, self.key, self.jobs(), folder), True
+        if not self.key:
+            raise BuildError(f"{self.name}: its objects cannot be kept: {self.source.problem}")
+        return objects.find_or_compile(self.stem, self.key, self.jobs(), folder, self._check_source)
+
+    def _check_source(self) -> None:
+        if changed := self.source.changed():
+            raise BuildError(
+                f"{self.name}: {changed} has changed since the op was registered: load it again"
+            )
 
     # --- calling
 
@@ -136,8 +146,6 @@ class CuteOp:
             why = self._problem or "it is not compiled while recording"
             return self._by_reference(values, why)
         recording = _recording()
-        if recording and not _has_opaque():
-            return self._by_reference(values, "a captured step has its ops")
         results = _tuple(self.fake(*args, **kwargs))
         named = [values.get(n) for n in self._tensors]
         for at, result in zip(self._results, results):
@@ -175,6 +183,9 @@ class CuteOp:
                 f"{self.name}: expected all tensors on one device, got "
                 + ", ".join(f"{name} on {device}" for name, device in devices.items())
             )
+        device = next(iter(devices.values()))
+        if device.type == "cuda" and (why := _unfit_device(device.index or 0)):
+            return why
         if self.capture == "pointwise":
             shapes = {n: tuple(t.shape) for n, t in named.items() if t is not None}
             if len(set(shapes.values())) > 1:
@@ -191,15 +202,12 @@ class CuteOp:
                 None if (t := named[n]) is None else (dtype_name(t), strides[n])
                 for n in self._tensors
             ]
-            return Fit(extents, passed, next(iter(devices.values())).index or 0)
+            return Fit(extents, passed, device.index or 0)
         return "; ".join(refused)
 
     def _on_tape(self, native: Any, named: list[Any], numbers: list[Any]) -> None:
         """The launch, as one op that reads and writes tensors: now, and in a captured step on the memory
         that they have there."""
-        if not _has_opaque():
-            self._launch(native, named, numbers)
-            return
         from vibetensor.graphs import foreign
 
         given = [(t, x) for t, x in zip(self.variants[0].contract.tensors, named) if x is not None]
@@ -262,7 +270,12 @@ class CuteOp:
                 if self._native is None and not self._problem:
                     if recording:  # asked again outside
                         return None
-                    self._problem = "nothing was compiled"
+                    self._problem = self.source.problem or "nothing was compiled"
+                    if self.folder is not None and not self.key:
+                        print(
+                            f"vibetensor: {self.name}: no objects fit: {self._problem}",
+                            file=sys.stderr,
+                        )
         return self._native
 
     def _load(self, compile_now: bool) -> Any:
@@ -271,27 +284,43 @@ class CuteOp:
         except ImportError:
             self._problem = "this build has no CUDA"
             return None
+        if all(_unfit_device(i) for i in range(_cuda.device_count())):
+            self._problem = "it is compiled for compute capability 9.0 only"
+            return None
         found = self.find()
-        if found is None and compile_now and dsl_version():
-            if (9, 0) not in (
-                (p.major, p.minor) for p in map(_cuda.properties, range(_cuda.device_count()))
-            ):
-                self._problem = "it is compiled for compute capability 9.0 only"
-                return None
+        with contextlib.ExitStack() as kept:
+            if found is None and compile_now and dsl_version():
+                found = self._compile_now(kept)
+            return None if found is None else self._opened(_cuda, found)
+
+    def _compile_now(self, kept: contextlib.ExitStack) -> objects.Objects:
+        """Compiled into the cache folder, or one that lasts as long as `kept`."""
+        if self.key:
             folder = objects.cache_folder(create=True)
             if folder is None:
                 raise BuildError("the cache folder is not this user's alone: nothing is compiled")
-            found, _ = self.build(folder)
-        if found is None:
-            return None
+            return self.build(folder)[0]
+        if _logging():
+            print(
+                f"vibetensor: {self.name}: compiled for this process: {self.source.problem}",
+                file=sys.stderr,
+            )
+        folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="vibetensor-")))
+        return objects.compile_objects(self.stem, "unkept", self.jobs(), folder, self._check_source)
+
+    def _opened(self, library: Any, found: objects.Objects) -> Any:
+        codes = {code.variant: code for code in found.codes}
+        if lacking := [v.name for v in self.variants if v.name not in codes]:
+            raise BuildError(
+                f"{found.library} has no code for {', '.join(lacking)}: remove it, and build it again"
+            )
         contract = self.variants[0].contract
-        native = _cuda.CuteKernel(
+        native = library.CuteKernel(
             self.name,
             [e.name for e in contract.extents],
             [t.name for t in contract.tensors],
             [s.type for s in contract.scalars],
         )
-        codes = {code.variant: code for code in found.codes}
         for v in self.variants:
             code = codes[v.name]
             symbols = (str(found.library), code.entry, code.init, code.load)
@@ -315,13 +344,6 @@ def limits(contract: Contract) -> tuple[list[Any], list[Any]]:
     )  # fmt: skip
 
 
-def _has_opaque() -> bool:
-    """Whether tapes can hold functions of the program's own."""
-    from vibetensor import _C
-
-    return hasattr(_C._ops, "_foreign")
-
-
 def _logging() -> bool:
     return os.environ.get("VT_KERNEL_LOG", "0") not in ("", "0")
 
@@ -332,8 +354,17 @@ def _recording() -> bool:
     return _C.graphs.recording() is not None
 
 
-def _options(value: Any) -> Any:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else repr(value)
+def _unfit_device(index: int) -> str:
+    """Why compiled kernels do not run on a GPU; empty where they do."""
+    from vibetensor import _cuda
+
+    gpu = _cuda.properties(index)
+    if (gpu.major, gpu.minor) == CAPABILITY:
+        return ""
+    return (
+        f"it is compiled for compute capability 9.0 only, and device {index} has "
+        f"{gpu.major}.{gpu.minor}"
+    )
 
 
 def _tuple(results: Any) -> tuple[Any, ...]:
@@ -342,13 +373,17 @@ def _tuple(results: Any) -> tuple[Any, ...]:
     return tuple(results) if isinstance(results, tuple | list) else (results,)
 
 
-def _like_first(op: CuteOp, *args: Any, **_: Any) -> Any:
+def _like_first(op: CuteOp, *args: Any, **kwargs: Any) -> Any:
     """The shape rule of pointwise ops and norms: results are like the first tensor, with the dtype
     that the contract of a variant for that tensor's says."""
     import vibetensor.torch as torch
 
-    at, first = next((i, a) for i, a in enumerate(args) if isinstance(a, torch.Tensor))
-    name, dtypes = op.schema.arguments[at].name, {}
+    values = {**dict(zip(op._positional, args)), **kwargs}
+    given = [a.name for a in op.schema.arguments if isinstance(values.get(a.name), torch.Tensor)]
+    if not given:
+        raise RuntimeError(f"{op.name}: its results are like its first tensor, and none was given")
+    name, first = given[0], values[given[0]]
+    dtypes: dict[str, str] = {}
     for v in op.variants:
         found = {t.name: t.dtype for t in v.contract.tensors}
         if found[name] == dtype_name(first):
@@ -412,8 +447,13 @@ def register(
     capture: pointwise, reduction, norm, gemm or opaque. Pointwise kernels get tensors of one shape.
 
     objects_in: a folder with objects that `python -m vibetensor.cute_kernels build --module ... --out`
-    made; the user's cache folder is looked at in any case. sources: files that the kernel's code also
-    depends on. just_in_time: compile at the first call on a GPU where nothing was compiled.
+    made, whose code is loaded into the process: a folder that is trusted like a module's. The user's
+    cache folder is looked at in any case. sources: files that the kernel's code also depends on.
+    just_in_time: compile at the first call on a GPU where nothing was compiled.
+
+    Kept objects are found by what the kernel is made from as this is called: the files of its functions
+    or, in a notebook, their text and what it names; the attributes of an object, the arguments of a
+    partial; the variants and contracts. Where that cannot be told they are compiled for this process.
 
     Raises ValueError or TypeError for what does not fit together.
     """
@@ -436,12 +476,10 @@ def register(
     files = [Path(s) for s in sources]
     if missing := [str(f) for f in files if not f.is_file()]:
         raise ValueError(f"{where}: sources: no such file: {', '.join(missing)}")
-    module = sys.modules.get(getattr(kernel, "__module__", None) or type(kernel).__module__)
-    if file := getattr(module, "__file__", None):
-        files.insert(0, Path(file))
+    source = kernel_source.read(kernel, [v.value for v in made], files)
     op = CuteOp(
         name, parsed, made, kernel_of, reference, fake, capture,
-        None if objects_in is None else Path(objects_in), tuple(files), just_in_time,
+        None if objects_in is None else Path(objects_in), source, just_in_time,
     )  # fmt: skip
     formula = _formula(where, parsed, backward, setup_context)
     op.op = _custom_op.define(name, parsed, reference, ("cpu",))

@@ -4,17 +4,23 @@ nor a GPU: what stands for the compiled code gets addresses and computes on the 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import itertools
+import json
 import math
 import sys
+import threading
+import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
+import vibetensor
 import vibetensor.torch as torch
-from vibetensor.cute_kernels import Contract, Extent, Scalar, Tensor, register, user_ops
+from vibetensor.cute_kernels import Contract, Extent, Scalar, Tensor, objects, register, user_ops
 from vibetensor.cute_kernels.shapes import Unfit, match
 from vibetensor.graphs import capture
 
@@ -173,8 +179,120 @@ def test_launch_in_a_captured_step(launched: Any) -> None:
     losses = train(op, 6, captured=True)
     before = len(code.calls)
     np.testing.assert_allclose(losses, train(op, 6, captured=False), rtol=1e-6)
-    # Tapes without functions of the program's own have the reference's ops.
-    assert (before > 0) == user_ops._has_opaque() and len(code.calls) > before
+    assert before >= 6 and len(code.calls) == before + 6
+
+
+# --- the GPU, and what is on disk
+
+
+class Machine:
+    """GPUs of these compute capabilities, in the place of the CUDA library."""
+
+    def __init__(self, *capabilities: tuple[int, int]) -> None:
+        self.capabilities = capabilities
+        self.added: list[str] = []
+
+    def device_count(self) -> int:
+        return len(self.capabilities)
+
+    def properties(self, device: int) -> Any:
+        major, minor = self.capabilities[device]
+        return types.SimpleNamespace(major=major, minor=minor)
+
+    def CuteKernel(self, *_: Any) -> Any:
+        return types.SimpleNamespace(add=lambda name, *_: self.added.append(name))
+
+
+class Device(NamedTuple):
+    """A device that this machine need not have."""
+
+    type: str
+    index: int
+
+
+def on_disk(op: Any, folder: Path, *variants: str) -> None:
+    """A record with these variants, as another machine would have left it."""
+    library = folder / f"{op.stem}-0.so"
+    library.write_bytes(b"code")
+    codes = [{"variant": v, "entry": "e", "init": "i", "load": "l", "registers": 1,
+              "spilled_bytes": 0} for v in variants]  # fmt: skip
+    record = {
+        "hash": hashlib.sha256(b"code").hexdigest()[:24],
+        "library": library.name,
+        "dsl": "",
+        "codes": codes,
+    }
+    (folder / f"{op.stem}-{op.key}.json").write_text(json.dumps(record))
+
+
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine) -> Any:
+    monkeypatch.setattr(vibetensor, "_cuda", machine, raising=False)
+    monkeypatch.setattr(objects, "dsl_version", lambda: "")
+    made = simple(objects_in=tmp_path)
+    return user_ops.registered()[made._qualified]
+
+
+def test_other_gpus_have_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    op = compiled(tmp_path, monkeypatch, other := Machine((8, 0), (10, 0)))
+    on_disk(op, tmp_path, "only")
+    assert op.native() is None and not other.added
+    assert "compute capability 9.0 only" in op._problem
+    assert not capsys.readouterr().err
+    # A call on one of several is refused before anything is launched or put on a tape.
+    mixed = compiled(tmp_path, monkeypatch, both := Machine((8, 0), (9, 0)))
+    on_disk(mixed, tmp_path, "only")
+    assert mixed.native() is not None and both.added == ["only"]
+    place = types.SimpleNamespace(
+        device=Device("cuda", 0), shape=(8,), stride=lambda: (1,), dtype=torch.float32
+    )
+    why = mixed.fit([place, place])
+    assert isinstance(why, str) and "device 0 has 8.0" in why
+    assert user_ops._unfit_device(1) == ""
+
+
+def test_a_record_without_a_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    op = compiled(tmp_path, monkeypatch, Machine((9, 0)))
+    on_disk(op, tmp_path, "another")
+    assert op.native() is None
+    assert "has no code for only: remove it, and build it again" in capsys.readouterr().err
+
+
+def test_a_record_without_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    op = compiled(tmp_path, monkeypatch, Machine((9, 0)))
+    on_disk(op, tmp_path, "only")
+    assert op.find() is not None
+    (record,) = tmp_path.glob("*.json")
+    for wrong in ("", "0", None, 3):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"hash": wrong}))
+        assert op.find() is None
+
+
+def test_two_threads_compile_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    op = compiled(tmp_path, monkeypatch, Machine((9, 0)))
+    made: list[str] = []
+    find, both, looks = objects.find, threading.Barrier(2), itertools.count()
+
+    def looked(*of: Any) -> Any:
+        found = find(*of)
+        if next(looks) < 2:
+            both.wait(10)  # neither has found anything
+        return found
+
+    def compile_objects(stem: str, key: str, jobs: Any, folder: Path, *_: Any) -> Any:
+        made.append(stem)
+        on_disk(op, folder, "only")
+        return find(stem, key, folder)
+
+    monkeypatch.setattr(objects, "find", looked)
+    monkeypatch.setattr(objects, "compile_objects", compile_objects)
+    with ThreadPoolExecutor(2) as pool:
+        got = list(pool.map(lambda _: op.build(tmp_path), range(2)))
+    assert len(made) == 1 and sorted(compiled for _, compiled in got) == [False, True]
+    assert got[0][0] == got[1][0]
 
 
 # --- shapes
@@ -251,6 +369,16 @@ def test_backward_is_a_function_or_an_op_by_names() -> None:
     no_gradient = simple()
     with pytest.raises(RuntimeError, match="no autograd formula was registered"):
         no_gradient(x, 2.0).sum().backward()
+
+
+def test_results_are_like_a_keyword_tensor() -> None:
+    op = simple(schema="(*, Tensor x, float scale) -> Tensor y")
+    known = user_ops.registered()[op._qualified]
+    x = torch.ones(3)
+    made = known.fake(x=x, scale=2.0)
+    assert made.shape == x.shape and made.dtype == x.dtype
+    with pytest.raises(RuntimeError, match="like its first tensor, and none was given"):
+        known.fake(scale=2.0)
 
 
 def test_changed_arguments() -> None:

@@ -126,8 +126,27 @@ def test_what_an_implementation_may_not_return() -> None:
 
     with pytest.raises(RuntimeError, match="result 0 is the argument 'x' itself"):
         make(lambda x: x)(torch.ones(1))
+    for view in (lambda x: x.view(2, 1), lambda x: x[1:], lambda x: x.detach(), lambda x: x[:0]):
+        with pytest.raises(RuntimeError, match="result 0 is a view of the argument 'x'"):
+            make(view)(torch.ones(2))
+    assert make(lambda x: x[:0].clone())(torch.ones(2)).numel() == 0
+    split = torch.library.custom_op(
+        fresh(),
+        lambda x: (x * 2).unbind(),
+        mutates_args=(),
+        schema="(Tensor x) -> (Tensor, Tensor)",
+    )
+    assert [r.item() for r in split(torch.ones(2))] == [2, 2]  # views of what is new are results
     with pytest.raises(TypeError, match="must return a tensor, .* and returned tuple"):
         make(lambda x: (x + 1, x))(torch.ones(1))
+
+
+def test_without_any_tensor() -> None:
+    op = torch.library.custom_op(
+        fresh(), lambda x: torch.ones(1), mutates_args=(), schema="(Tensor? x) -> Tensor"
+    )
+    with pytest.raises(RuntimeError, match="every tensor is None"):
+        op(None)
 
 
 def test_implementations_by_device() -> None:

@@ -67,7 +67,12 @@ class CustomOpDef:
 
     def _run(self, values: list[Any]) -> Any:
         """The op below autograd, with its results checked."""
-        device = next(v.device for v in values if isinstance(v, _C.Tensor))
+        given = [
+            (a.name, v) for a, v in zip(self._schema.arguments, values) if isinstance(v, _C.Tensor)
+        ]
+        if not given:
+            raise RuntimeError(f"{self._qualified}: every tensor is None: one must be given")
+        device = given[0][1].device
         function = self._implementations.get(device.type)
         if function is None:
             raise NotImplementedError(
@@ -75,13 +80,14 @@ class CustomOpDef:
                 f"register one with register_kernel('{device.type}')"
             )
         results = self._as_tuple(_by_schema(function, self._schema, values))
-        given = {id(v): a.name for a, v in zip(self._schema.arguments, values)
-                 if isinstance(v, _C.Tensor)}  # fmt: skip
+        storages = {v._storage_key(): name for name, v in reversed(given)}
         for at, r in enumerate(results):
-            if name := given.get(id(r)):
+            if name := storages.get(r._storage_key()):
+                itself = any(r is v for _, v in given)
                 raise RuntimeError(
-                    f"{self._qualified}: result {at} is the argument '{name}' itself. A custom op "
-                    "returns new tensors: return a clone, or declare that it changes the argument"
+                    f"{self._qualified}: result {at} is {'' if itself else 'a view of '}the argument "
+                    f"'{name}'{' itself' if itself else ''}. A custom op returns new tensors: return a "
+                    "clone, or declare that it changes the argument"
                 )
         return self._unpacked(results)
 
@@ -119,8 +125,11 @@ class CustomOpDef:
         return add if func is None else add(func)
 
     def register_fake(self, fn: Implementation, /) -> Implementation:
-        """Adds the shape rule: a function of the op's arguments that returns tensors like its results,
-        made with `empty` and the like. It must not read elements."""
+        """Keeps a shape rule: a function of the op's arguments that returns tensors like its results,
+        made with `empty` and the like.
+
+        It is taken for programs written for torch and is not called: captured steps are recorded by
+        running the op, so nothing here has to know results without their values."""
         self._fake = fn
         return fn
 

@@ -51,8 +51,8 @@ LateCode* late_code(size_t kernel, size_t variant) {
   const Compiler* const compile = compiler.load(std::memory_order_acquire);
   if (!compile || capturing() || p.failed.load(std::memory_order_relaxed)) return nullptr;
   const Kernel& k = kernels()[kernel];
-  // Not under the lock: the compiler takes Python's, whose holder may come here. Two threads that
-  // are here at once both compile, and the second finds the first's objects on disk.
+  // Not under the lock: the compiler takes Python's, whose holder may come here. Of two threads
+  // that are here at once the second waits in the compiler, and gets what the first left on disk.
   const std::optional<OpenedCode> made = (*compile)(k.name, k.variants[variant].name);
   const std::lock_guard lock(compiling);
   if (LateCode* known = p.code.load(std::memory_order_acquire)) return known;
