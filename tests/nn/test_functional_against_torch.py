@@ -103,7 +103,8 @@ def test_signature(against_torch, name):
     mine = {n: p for n, p in mine.items() if n not in ADDED.get(name, ())}
     assert list(mine) == list(expected.parameters)
     for parameter, other in zip(mine.values(), expected.parameters.values()):
-        assert parameter.default == other.default
+        # Dtypes are others of the same name.
+        assert parameter.default == other.default or repr(parameter.default) == repr(other.default)
         assert parameter.kind == other.kind
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import random
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class Untranslatable(Exception):
     """A sample uses something that vibetensor does not have: a dtype, a layout, a Python callable."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Case:
     """One operator of op_db and the same callable in both libraries."""
 
@@ -222,6 +222,9 @@ class Translator:
             return value, getattr(vt, name)
         if isinstance(value, torch.device):
             return value, vt.get_default_device() if str(value) == "cpu" else vt.device(str(value))
+        if dataclasses.is_dataclass(value) and hasattr(vt.nn, type(value).__name__):
+            fields = {f.name: self(getattr(value, f.name))[1] for f in dataclasses.fields(value)}
+            return value, getattr(vt.nn, type(value).__name__)(**fields)
         if isinstance(value, (complex, torch.Generator)) or callable(value):
             raise Untranslatable(type(value).__name__)
         return value, value

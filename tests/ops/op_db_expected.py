@@ -15,6 +15,7 @@ TOLERANCE_SCALE: dict[str, float] = {
 
 _OVERLAP = "out= may overlap an input here: the result is computed before it is written"
 _OUT_DTYPE = "out= may have any dtype that the result can be cast to"
+_ONCE = "the loss in chunks has no second derivative: it says so, and what to do"
 _NUCLEAR = "the nuclear norm needs singular values, which are not here"
 
 # (operator of op_db, what is checked) -> (numbers of the samples that differ, reason)
@@ -30,6 +31,8 @@ EXPECTED: dict[tuple[str, str], tuple[tuple[int, ...] | str, str]] = {
     ("normal", "out"): ((3,), "torch does not resize out= when the deviation is a number"),
     ("addbmm", "inplace"): ((3, 5), "addbmm_ does not change the shape of its tensor"),
     ("addbmm", "inplace gradients"): ((1, 3, 4, 5), "addbmm_ does not change its tensor's shape"),
+    ("nn.functional.linear_cross_entropy.chunked", "gradients"): ((0,), _ONCE),
+    ("nn.functional.linear_cross_entropy.chunked_none", "gradients"): ((0, 18), _ONCE),
     ("as_strided_scatter", "gradients"): (
         (0, 1, 2, 4, 6),
         "torch gives self a gradient where src replaced it, and none elsewhere",
