@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 from op_work import Work, work_of
+from plans import steady_step
 from side_by_side import processor
-from train_process import Clock, build, make_step
+from train_process import Clock, build
 from workloads import SCALES, WORKLOADS
 
 import vibetensor.torch as vt
-from vibetensor.graphs import passes, record
+from vibetensor.graphs import passes
 from vibetensor.graphs.profile import count_text, profile, seconds_text
 from vibetensor.graphs.tape import Tape
 
@@ -125,21 +126,6 @@ def _operands(op: Any) -> str:
     return f"{op.name}({shown(op.reads())}) -> {shown(op.writes())}"
 
 
-def recorded(name: str, scale: str, dtype: str | None = None) -> Tape:
-    """The step's tape after the passes, without running anything: of the second step, which finds
-    the optimizer's moments made."""
-    workload = WORKLOADS[name]
-    config = workload.config(scale)
-    made: list[Any] = []
-    record(lambda: made.append(workload.make(vt, config)), dry=True)
-    (model,) = made
-    optimizer = workload.make_optimizer(vt, model.parameters(), fused=True)
-    step = make_step(vt, model, model, optimizer, "cpu", dtype or workload.dtype)
-    x, y = (vt.from_numpy(a) for a in workload.batch(config, np.random.default_rng(0)))
-    record(lambda: step(x, y), dry=True)
-    return passes.run(record(lambda: step(x, y), dry=True).tape)
-
-
 def measured(
     name: str,
     scale: str,
@@ -172,7 +158,8 @@ def planned(
     name: str, scale: str, ceilings: Ceilings = CEILINGS, dtype: str | None = None
 ) -> StepFloor:
     """The step's floors without running it."""
-    rows = rows_of(recorded(name, scale, dtype), ceilings)
+    tape = passes.run(steady_step(name, scale, dtype)().tape)
+    rows = rows_of(tape, ceilings)
     floor = sum(row.floor for row in rows)
     return StepFloor(name, scale, "none", ceilings, rows, floor, None, None)
 

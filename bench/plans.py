@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from workloads import SCALES, WORKLOADS
 import vibetensor.torch as vt
 from vibetensor.graphs import passes, record
 from vibetensor.graphs.plan import plan
+from vibetensor.graphs.record import Recording
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class StepPlan:
     seconds: tuple[float, float, float]  # recording, passes, planning
 
 
-def plan_of(name: str, scale: str, dtype: str | None = None) -> StepPlan:
-    """Records the workload's second step, which finds the optimizer's moments made, and plans it."""
+def steady_step(name: str, scale: str, dtype: str | None = None) -> Callable[[], Recording]:
+    """Records the workload's step without running anything; its first step is behind it, so that the
+    optimizer's moments are made."""
     workload = WORKLOADS[name]
     config = workload.config(scale)
     made: list[Any] = []
@@ -47,8 +50,14 @@ def plan_of(name: str, scale: str, dtype: str | None = None) -> StepPlan:
     step = make_step(vt, model, model, optimizer, "cpu", dtype or workload.dtype)
     x, y = (vt.from_numpy(a) for a in workload.batch(config, np.random.default_rng(0)))
     record(lambda: step(x, y), dry=True)
+    return lambda: record(lambda: step(x, y), dry=True)
+
+
+def plan_of(name: str, scale: str, dtype: str | None = None) -> StepPlan:
+    """Records and plans the workload's steady step."""
+    record_step = steady_step(name, scale, dtype)
     marks = [time.perf_counter()]
-    recording = record(lambda: step(x, y), dry=True)
+    recording = record_step()
     marks.append(time.perf_counter())
     tape = passes.run(recording.tape)
     marks.append(time.perf_counter())

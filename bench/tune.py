@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import tune_cases
-from tune_cases import DTYPES, ROWS, Case
+from tune_cases import DTYPES, ROWS, VOCABULARIES, Case
 
 import vibetensor.torch as torch
 import vibetensor.torch.nn.functional as F
@@ -147,13 +147,7 @@ def _softmax(backward: bool) -> Iterator[tuple[str, Case]]:
 
 def _cross_entropy(backward: bool) -> Iterator[tuple[str, Case]]:
     for code, dtype in DTYPES.items():
-        for n, rows in (
-            (65, ROWS),
-            (4096, ROWS),
-            (32000, ROWS[:3]),
-            (50304, ROWS),
-            (131072, (4096,)),
-        ):
+        for n, rows in VOCABULARIES:
             for m in rows:
                 x = torch.randn(m, n, device="cuda").to(dtype)
                 targets = torch.randint(0, n, (m,), device="cuda")

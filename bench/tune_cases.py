@@ -12,6 +12,14 @@ import vibetensor.torch as torch
 import vibetensor.torch.nn.functional as F
 
 ROWS = (1024, 8192, 16384, 32768)
+# Rows of logits for each size of a vocabulary.
+VOCABULARIES = (
+    (65, ROWS),
+    (4096, ROWS),
+    (32000, ROWS[:3]),
+    (50304, ROWS),
+    (131072, (4096,)),
+)
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
@@ -140,13 +148,7 @@ def adamw() -> Iterator[tuple[str, Case]]:
 def loss_in_place() -> Iterator[tuple[str, Case]]:
     """The loss and its gradient, which the library makes by two ops."""
     for code, dtype in DTYPES.items():
-        for n, rows in (
-            (65, ROWS),
-            (4096, ROWS),
-            (32000, ROWS[:3]),
-            (50304, ROWS),
-            (131072, (4096,)),
-        ):
+        for n, rows in VOCABULARIES:
             for m in rows:
                 x = torch.randn(m, n, device="cuda").to(dtype)
                 targets = torch.randint(0, n, (m,), device="cuda")

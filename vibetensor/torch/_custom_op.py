@@ -29,7 +29,6 @@ class CustomOpDef:
         self._qualified = name
         self._schema = schema
         self._implementations: dict[str, Implementation] = {}
-        self._fake: Implementation | None = None
         self._backward: Callable[..., Any] | None = None
         self._setup_context: Callable[..., Any] | None = None
         self._function = _function_of(self)
@@ -125,12 +124,11 @@ class CustomOpDef:
         return add if func is None else add(func)
 
     def register_fake(self, fn: Implementation, /) -> Implementation:
-        """Keeps a shape rule: a function of the op's arguments that returns tensors like its results,
+        """Takes a shape rule: a function of the op's arguments that returns tensors like its results,
         made with `empty` and the like.
 
-        It is taken for programs written for torch and is not called: captured steps are recorded by
-        running the op, so nothing here has to know results without their values."""
-        self._fake = fn
+        It is for programs written for torch, is not called and not kept: captured steps are recorded
+        by running the op, so nothing here has to know results without their values."""
         return fn
 
     def register_autograd(

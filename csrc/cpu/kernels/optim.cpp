@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "core/random_rounding.h"
+#include "core/tensor_lists.h"
 #include "cpu/kernels/dense_rows.h"
 #include "cpu/kernels/row_math.h"
 
@@ -96,13 +97,6 @@ void adam_part(const AdamSettings& o, double step, T inverse_scale, int64_t n, T
     m[i] += (grad - m[i]) * keep1;
     v[i] = v[i] * beta2 + keep2 * grad * grad;
     p[i] = p[i] * factor - step_size * m[i] / (std::sqrt(v[i]) * inverse_root + eps);
-  }
-}
-
-void check_lists(std::string_view op, size_t n, std::initializer_list<TensorSpan> lists) {
-  for (const TensorSpan list : lists) {
-    check(list.size() == n || list.empty(), op,
-          ": lists of tensors must have the same length, got ", n, " and ", list.size());
   }
 }
 
@@ -215,13 +209,7 @@ void fused_adamw_stochastic(TensorSpan self, TensorSpan grads, TensorSpan exp_av
                             const PhiloxArgs& rng) {
   constexpr std::string_view op = "_fused_adamw_stochastic_";
   check_lists(op, self.size(), {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps});
-  for (const TensorSpan list : {self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs}) {
-    for (const Tensor& t : list) {
-      check(t.dtype() == DType::BFloat16, op,
-            ": parameters, gradients and moments are all bfloat16, but one of shape ", t.sizes(),
-            " is ", t.dtype());
-    }
-  }
+  check_bfloat16(op, {self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs});
   if (skipped(found_inf)) return;
   const AdamSettings o{number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, true};
   const float unscale =

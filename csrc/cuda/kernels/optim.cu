@@ -3,18 +3,12 @@
 // gradient scale and found_inf are read by the kernels where they are on the device: no number
 // comes back to the host.
 #include "core/random_rounding.h"
+#include "core/tensor_lists.h"
 #include "cuda/kernels/multi_tensor.cuh"
 #include "cuda/kernels/philox.cuh"
 
 namespace vt::cuda {
 namespace {
-
-void check_lists(std::string_view op, size_t n, std::initializer_list<TensorSpan> lists) {
-  for (const TensorSpan list : lists) {
-    check(list.size() == n || list.empty(), op,
-          ": lists of tensors must have the same length, got ", n, " and ", list.size());
-  }
-}
 
 __device__ inline float root(float x) { return sqrtf(x); }
 __device__ inline double root(double x) { return sqrt(x); }
@@ -222,13 +216,7 @@ void fused_adamw_stochastic(TensorSpan self, TensorSpan grads, TensorSpan exp_av
                             const PhiloxArgs& rng) {
   constexpr std::string_view op = "_fused_adamw_stochastic_";
   check_lists(op, self.size(), {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps});
-  for (const TensorSpan list : {self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs}) {
-    for (const Tensor& t : list) {
-      check(t.dtype() == DType::BFloat16, op,
-            ": parameters, gradients and moments are all bfloat16, but one of shape ", t.sizes(),
-            " is ", t.dtype());
-    }
-  }
+  check_bfloat16(op, {self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs});
   if (self.empty()) return;
   check(!grads.empty() && !exp_avgs.empty() && !exp_avg_sqs.empty() && !state_steps.empty() &&
             (!amsgrad || !max_exp_avg_sqs.empty()),

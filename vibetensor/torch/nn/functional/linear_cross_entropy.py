@@ -16,7 +16,7 @@ _ops = _C._ops
 _POLICIES = ("auto", "accurate", "balanced", "compact")
 
 
-class _Options(NamedTuple):  # the dataclasses module would double the time of an import
+class _Options(NamedTuple):  # nothing else that the package imports needs the dataclasses module
     allow_retain_graph: bool = False
     batch_chunk_size: int | None = None
     chunking_method: str | None = "auto"
