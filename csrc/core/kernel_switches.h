@@ -27,7 +27,7 @@ uint32_t kernel_switches();
 inline bool kernel_switch(KernelSwitch which) {
   return (kernel_switches() & static_cast<uint32_t>(which)) != 0;
 }
-/// Sets one for the process. A thread within KernelSwitchesAs sees it when it leaves that.
+/// Sets one for the process, or within KernelSwitchesAs for the rest of that scope alone.
 void set_kernel_switch(KernelSwitch which, bool on);
 /// The names of those that are on.
 std::vector<std::string> kernel_switches_on();

@@ -38,8 +38,14 @@ void of_the_process_and_of_a_scope() {
     }
     CHECK(!kernel_switch(kTf32));
     std::thread([&] { CHECK(kernel_switches() == (start | kBit)); }).join();
-    set_kernel_switch(kTf32, false);
+    set_kernel_switch(KernelSwitch::CudnnBenchmark, true);  // of this scope alone
+    CHECK(kernel_switches() == static_cast<uint32_t>(KernelSwitch::CudnnBenchmark));
+    std::thread([&] { CHECK(!kernel_switch(KernelSwitch::CudnnBenchmark)); }).join();
+    set_kernel_switch(KernelSwitch::CudnnBenchmark, false);
+    CHECK(kernel_switches() == 0);
   }
+  CHECK(kernel_switches() == (start | kBit));
+  set_kernel_switch(kTf32, false);
   CHECK(kernel_switches() == start);
   CHECK(kernel_switch_named("matmul_tf32") == kTf32);
   bool refused = false;

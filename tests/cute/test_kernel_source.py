@@ -7,7 +7,6 @@ import enum
 import functools
 import importlib
 import linecache
-import os
 import subprocess
 import sys
 import textwrap
@@ -166,7 +165,9 @@ def test_nesting() -> None:
     assert digest(kernel) == digest(kernel) != ""
 
 
-def test_other_processes_have_the_same_key(tmp_path: Path) -> None:
+def test_other_processes_have_the_same_key(
+    tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     """Whatever the seed of hashes, and wherever the file lies."""
     text = KERNEL + "kernel = Kernel({'a', 'b', 'c'})\n"
     show = (
@@ -177,11 +178,8 @@ def test_other_processes_have_the_same_key(tmp_path: Path) -> None:
         (tmp_path / seed).mkdir()
         (tmp_path / seed / "k.py").write_text(text)
         time.sleep(0.05)  # the start of processes is known to 10 ms
-        path = os.pathsep.join([str(tmp_path / seed), *sys.path])
-        done = subprocess.run(
-            [sys.executable, "-c", show], capture_output=True, text=True, check=True,
-            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": path},
-        )  # fmt: skip
+        done = run_python(show, cwd=tmp_path / seed, env={"PYTHONHASHSEED": seed})
+        assert done.returncode == 0, done.stderr
         keys.add(done.stdout.split("'")[1])
     assert len(keys) == 1 and len(keys.pop()) == 64
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -370,7 +369,9 @@ def test_tests(dtype: Any) -> None:
 
 @on_a_gpu
 @pytest.mark.parametrize("content", ["", "cut", "other", "unwritable", "open to others"])
-def test_a_bad_cache_is_no_harm(content: str, tmp_path: Path) -> None:
+def test_a_bad_cache_is_no_harm(
+    content: str, tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     program = (
         "import vibetensor.torch as vt\n"
         "from vibetensor.graphs import capture\n"
@@ -382,11 +383,7 @@ def test_a_bad_cache_is_no_harm(content: str, tmp_path: Path) -> None:
     )
 
     def run() -> str:
-        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env=environment, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+        done = run_python(program, env={"XDG_CACHE_HOME": str(tmp_path)})
         assert done.returncode == 0, done.stderr
         return done.stdout
 
