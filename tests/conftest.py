@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.built import library
+
 ROOT = Path(__file__).parent.parent
 
 # `python -m pytest` puts the checkout on the path. Without a development build its package has no
@@ -34,17 +36,8 @@ NOT_ON_DEVICE: dict[str, str] = runpy.run_path(
     str(Path(__file__).parent / "cuda" / "not_on_device.py")
 )["NOT_ON_DEVICE"]
 _PROFILES = "profiles take the device's events"
-_AUTOCAST = "autocast of CUDA needs a CUDA device"
 NOT_SIMULATED: dict[str, str] = {
-    "graphs/test_fusions_epilogues.py::test_adding_to_a_wider_gradient_stays": _AUTOCAST,
-    "graphs/test_fusions_models.py::test_passes_of_cuda*True]": _AUTOCAST,
-    "graphs/test_fusions_optimizer.py::test_gradients_of_mixed_precision*": _AUTOCAST,
-    "graphs/test_fusions_optimizer.py::test_mixed_precision_gradients*": _AUTOCAST,
-    "graphs/test_fusions_residual_norm.py::test_gradients_of_several_products*": _AUTOCAST,
-    "graphs/test_fusions_residual_norm.py::test_under_autocast*": _AUTOCAST,
     "graphs/test_capture.py::test_the_guide_is_true": _PROFILES,
-    "graphs/test_compile.py::test_modes_are_respected": _AUTOCAST,
-    "graphs/test_graph.py::test_autocast_inside": _AUTOCAST,
     "graphs/test_graph.py::test_debug_dump": _PROFILES,
     "graphs/test_report_profile.py::*": _PROFILES,
 }
@@ -87,14 +80,16 @@ def _tensor_device(config: pytest.Config) -> str:
 
 def _load_simulated_device() -> None:
     """Puts the simulated device in the place of the CUDA backend, for the whole process."""
-    found = sorted(ROOT.glob("build/*/tests/libvt_simulated_cuda.so"))
-    if not found:
-        raise pytest.UsageError("--device simulated: there is no development build of this tree")
-    ctypes.CDLL(str(max(found, key=lambda path: path.stat().st_mtime)))
+    found = library("vt_simulated_cuda")
+    if found is None:
+        raise pytest.UsageError("--device simulated: this tree has no build with it")
+    ctypes.CDLL(str(found))
+    from vibetensor.torch import cuda
     from vibetensor.torch.cuda import _backend
 
     # Or opening the real backend would put it in the place of this one.
     _backend._opened, _backend._problem = True, "the device is a simulated one"
+    cuda.is_available = lambda: True  # autocast and GradScaler ask
 
 
 def _read_through_the_cpu(tensor_type: Any) -> None:

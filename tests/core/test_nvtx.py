@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import vibetensor.torch as vt
+from tests.built import library
 
-ROOT = Path(__file__).resolve().parents[2]
-STUBS = sorted(ROOT.glob("build/*/tests/libvt_stub_nvtx.so"))
-with_stub = pytest.mark.skipif(not STUBS, reason="needs a development build of this tree")
+STUB = library("vt_stub_nvtx")
+with_stub = pytest.mark.skipif(STUB is None, reason="needs a build of this tree with its stand-ins")
 
 # In a process of its own: the library that is opened first stays.
 PROGRAM = """
@@ -65,7 +65,7 @@ function()
 nvtx.range_end(nvtx.range_start("anywhere"))
 print(json.dumps(depths)); print(json.dumps(taken()))
 """,
-        library=str(STUBS[-1]),
+        library=str(STUB),
     )
     assert depths == [0, 1, 1, 0]
     assert lines == [
@@ -99,7 +99,7 @@ with nvtx.op_ranges():
 step(x)
 print(json.dumps(taken()))
 """,
-        library=str(STUBS[-1]),
+        library=str(STUB),
     )
     assert off == [] and after == []
     assert isinstance(eager, list) and isinstance(failed, list) and isinstance(replay, list)
@@ -115,12 +115,12 @@ print(json.dumps(taken()))
 def test_the_environment_marks_ops_from_the_start(tmp_path: Path) -> None:
     folder = tmp_path / "nvidia/cu13/lib"
     folder.mkdir(parents=True)
-    (folder / "libnvtx3interop.so.1").symlink_to(STUBS[-1])
+    (folder / "libnvtx3interop.so.1").symlink_to(str(STUB))
     (lines,) = run(
         f"""
 import ctypes
 vt.cuda
-stub = ctypes.CDLL({str(STUBS[-1])!r})
+stub = ctypes.CDLL({str(STUB)!r})
 stub.vt_stub_nvtx_taken.restype = ctypes.c_char_p
 vt.ones(2).exp()
 print(json.dumps(stub.vt_stub_nvtx_taken().decode().splitlines()))

@@ -9,13 +9,8 @@ from vibetensor import _C
 
 
 def kind() -> str:
-    """Its type: cpu or cuda."""
+    """Its type, for autocast and GradScaler too: cpu or cuda."""
     return vt.get_default_device().type
-
-
-def device_type() -> str:
-    """The type that autocast and GradScaler are for; the simulated device has none."""
-    return kind() if vt.cuda.is_available() else "cpu"
 
 
 def random_state() -> Any:

@@ -13,7 +13,7 @@ import pytest
 
 import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
-from tests.graphs.default_device import device_type
+from tests.graphs.default_device import kind
 from vibetensor.graphs import CaptureError
 from vibetensor.graphs.compile import OptimizedModule
 
@@ -237,7 +237,7 @@ def test_modes_are_respected() -> None:
     with vt.no_grad():
         assert not compiled(x).requires_grad
         assert (compiled(x) == model(x)).all()
-    with vt.autocast(device_type(), dtype=vt.bfloat16):
+    with vt.autocast(kind(), dtype=vt.bfloat16):
         a, b = compiled(x), model(x)
     assert a.dtype == b.dtype == vt.bfloat16 and (a == b).all()
     assert compiled(x).requires_grad and (compiled(x) == model(x)).all()
@@ -260,7 +260,7 @@ def test_autocast_in_training() -> None:
         for i in range(4):
             training.optimizer.zero_grad()
             x, y = batch(i)
-            with vt.autocast(device_type(), dtype=vt.bfloat16):
+            with vt.autocast(kind(), dtype=vt.bfloat16):
                 loss = F.cross_entropy(training.call(x).float(), y)
                 if i == 3:
                     loss.backward()

@@ -9,7 +9,7 @@ import pytest
 
 import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
-from tests.graphs.default_device import device_type
+from tests.graphs.default_device import kind
 from tests.graphs.fusions import captured_names, decisions
 from vibetensor.graphs.passes import epilogues
 
@@ -64,7 +64,7 @@ def test_activations(activation: str, rows: tuple, bias: bool, autocast: bool) -
         step = _mlp(activation, (24, 72, 5), bias=bias)
 
         def under(x: Any) -> Any:
-            with vt.autocast(device_type(), dtype=vt.bfloat16, enabled=autocast):
+            with vt.autocast(kind(), dtype=vt.bfloat16, enabled=autocast):
                 return step(x)
 
         under.state = step.state
@@ -90,7 +90,7 @@ def test_column_sums(
         step = _mlp(activation, (24, 72, 5), steps=steps)
 
         def under(x: Any) -> Any:
-            with vt.autocast(device_type(), dtype=vt.bfloat16, enabled=dtype is vt.bfloat16):
+            with vt.autocast(kind(), dtype=vt.bfloat16, enabled=dtype is vt.bfloat16):
                 return step(x)
 
         under.state = step.state
@@ -158,7 +158,7 @@ def test_adding_to_a_wider_gradient_stays() -> None:
         def step(x: Any) -> Any:
             weight.grad = None
             for _ in range(2):
-                with vt.autocast(device_type(), dtype=vt.bfloat16):
+                with vt.autocast(kind(), dtype=vt.bfloat16):
                     loss = F.linear(x, weight).float().square().mean()
                 loss.backward()
             return weight.grad

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import vibetensor.torch as vt
-from tests.graphs.default_device import device_type
+from tests.graphs.default_device import kind
 from tests.graphs.fusions import captured_names, decisions
 
 
@@ -115,7 +115,7 @@ def _mixed(make_optimizer: Any, *, clip: bool = True, read: bool = False) -> Any
 
     def step(x: Any, y: Any) -> Any:
         optimizer.zero_grad()
-        with vt.autocast(device_type(), dtype=vt.bfloat16):
+        with vt.autocast(kind(), dtype=vt.bfloat16):
             loss = (model(x) - y).square().mean()
         loss.backward()
         result = [loss]

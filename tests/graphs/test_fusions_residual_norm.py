@@ -8,7 +8,7 @@ import pytest
 
 import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
-from tests.graphs.default_device import device_type, kind
+from tests.graphs.default_device import kind
 from tests.graphs.fusions import captured_names, decisions
 
 
@@ -91,7 +91,7 @@ def test_gradients_of_several_products(norm: str, readers: int) -> None:
             for tensor in [*block.state, *weights]:
                 tensor.grad = None
             h = x * block.first
-            with vt.autocast(device_type(), dtype=vt.bfloat16):
+            with vt.autocast(kind(), dtype=vt.bfloat16):
                 normed = block.normed(h + r, 0)
                 loss = sum(linear(normed).float().square().mean() for linear in linears)
             loss.backward()
@@ -114,7 +114,7 @@ def test_a_sum_of_gradients_that_is_read_stays() -> None:
         normed = F.rms_norm(x, x.shape[-1:], weight)
         seen = []
         normed.register_hook(lambda grad: seen.append(grad.sum()))
-        with vt.autocast(device_type(), dtype=vt.bfloat16):
+        with vt.autocast(kind(), dtype=vt.bfloat16):
             loss = (normed @ r.t()).float().sum() + (normed @ x.detach().t()).float().sum()
         (grad,) = vt.autograd.grad(loss, [x])
         return loss, grad, *seen

@@ -13,7 +13,7 @@ import pytest
 
 import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
-from tests.graphs.default_device import device_type
+from tests.graphs.default_device import kind
 from vibetensor import _C
 from vibetensor.graphs import Graph, graph, graph_pool_handle
 from vibetensor.torch.random import _set_states as set_random_states
@@ -30,9 +30,7 @@ class Training:
         )
         self.optimizer = (make or (lambda p: vt.optim.AdamW(p, lr=1e-2)))(self.model.parameters())
         self.schedule = vt.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=8)
-        self.scaler = vt.amp.GradScaler(
-            device_type(), init_scale=8.0, growth_interval=2, enabled=scaler
-        )
+        self.scaler = vt.amp.GradScaler(kind(), init_scale=8.0, growth_interval=2, enabled=scaler)
 
     def step(self, x: Any, y: Any, schedule: bool = True) -> Any:
         self.optimizer.zero_grad(set_to_none=True)
@@ -576,10 +574,10 @@ def test_debug_dump(tmp_path: Path) -> None:
 def test_autocast_inside() -> None:
     model = vt.nn.Linear(4, 4)
     x = vt.randn(2, 4)
-    with vt.autocast(device_type(), dtype=vt.bfloat16):
+    with vt.autocast(kind(), dtype=vt.bfloat16):
         expected = model(x)
     g = Graph()
-    with graph(g), vt.autocast(device_type(), dtype=vt.bfloat16):
+    with graph(g), vt.autocast(kind(), dtype=vt.bfloat16):
         out = model(x)
     g.replay()
     assert out.dtype == vt.bfloat16 and (out == expected).all()

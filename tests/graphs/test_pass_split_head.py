@@ -9,7 +9,7 @@ import pytest
 
 import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
-from tests.graphs.default_device import device_type
+from tests.graphs.default_device import kind
 from tests.graphs.fusions import captured_names, decisions
 from vibetensor.graphs.passes import split_head
 
@@ -34,7 +34,7 @@ def make(loss_of: Loss, *, classes: int = 200, half: bool = False, bias: bool = 
 
     def step(x: Any, y: Any) -> Any:
         optimizer.zero_grad()
-        with vt.autocast(device_type(), dtype=vt.bfloat16, enabled=half):
+        with vt.autocast(kind(), dtype=vt.bfloat16, enabled=half):
             loss = loss_of(head(F.relu(trunk(x))), y)
         loss.backward()
         optimizer.step()

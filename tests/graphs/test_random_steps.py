@@ -15,7 +15,7 @@ import vibetensor.torch as vt
 from vibetensor.graphs import capture, foreign
 from vibetensor.graphs.passes import chains
 
-from .default_device import device_type
+from .default_device import kind
 from .test_random_programs import TIMES, Program, recompute_anything
 
 PROGRAMS = 36 * TIMES
@@ -78,7 +78,7 @@ class Step:
                     weight.grad = None
                 elif weight.grad is not None:
                     weight.grad.zero_()
-        with vt.autocast(device_type(), vt.bfloat16, enabled=self.autocast):
+        with vt.autocast(kind(), vt.bfloat16, enabled=self.autocast):
             values = [x * weights[0], weights[1].float() + x, state * 0.5, n.to(self.integer)]
             for name, a, b in self.instructions:
                 made = self._apply(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.built import library
+
 ROOT = Path(__file__).parents[2]
 SUITES = ["test_device_steps.py", "test_capture.py", "test_device_chains.py"]
 
@@ -17,9 +19,7 @@ SUITES = ["test_device_steps.py", "test_capture.py", "test_device_chains.py"]
     os.environ.get("VT_TEST_DEVICE", "cpu") != "cpu", reason="these run on a device already"
 )
 @pytest.mark.skipif(
-    not list(ROOT.glob("build/*/tests/libvt_simulated_cuda.so"))
-    or not (ROOT / "vibetensor" / "_C.abi3.so").exists(),
-    reason="the simulated device is part of development builds",
+    library("vt_simulated_cuda") is None, reason="needs a build of this tree with its stand-ins"
 )
 def test_captures_on_the_simulated_device() -> None:
     files = [str(Path(__file__).with_name(name)) for name in SUITES]
