@@ -394,6 +394,35 @@ def test_a_capture_that_fails_leaves_nothing() -> None:
     assert [step(x).sum().item() for _ in range(4)] == [9.0] * 4
 
 
+@pytest.mark.parametrize(
+    "op", ["a @ b", "F.conv2d(a[None, None], b[None, None, :3, :3])", "F.linear(a, b).cumsum(0)"]
+)
+def test_libraries_may_be_opened_by_a_captured_op(
+    run_python: Callable[..., Any], op: str, tmp_path: Path
+) -> None:
+    """The first op that needs one makes its handle while a stream is captured."""
+    a, b = (np.random.default_rng(i).standard_normal((32, 32)) for i in range(2))
+    np.savez(tmp_path / "operands", a=a.astype(np.float32), b=b.astype(np.float32))
+    done = run_python(
+        f"""
+import numpy as np, vibetensor.torch as torch
+F = torch.nn.functional
+a, b = np.load("operands.npz").values()
+def run(a, b): return {op}
+wanted = run(torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)).numpy()
+a, b = torch.tensor(a, device="cuda"), torch.tensor(b, device="cuda")
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    y = run(a, b)
+for _ in range(2):
+    graph.replay()
+    np.testing.assert_allclose(y.cpu().numpy(), wanted, rtol=1e-4, atol=1e-3)
+print("replayed")
+"""
+    )
+    assert done.stdout.strip() == "replayed", done.stderr
+
+
 def test_a_failing_kernel_is_named_after_a_replay(run_python: Callable[..., Any]) -> None:
     done = run_python(
         "import vibetensor.torch as torch\n"
