@@ -101,9 +101,14 @@ Extreme<T> first_extreme(const char* data, int64_t n, DType dtype) {
   return top;
 }
 
-/// The first extreme element of each row of [outer, reduced, inner], with its position.
-template <class T, bool kMax, class Result>
-void arg_extremum(const ReducePlan& plan, Result&& result) {
+/// The first extreme element of each row of [outer, reduced, inner], where `values` is defined, and
+/// its position.
+template <class T, bool kMax>
+void arg_extremum(const ReducePlan& plan, const Tensor& values, const Tensor& indices) {
+  const auto result = [&, at = indices.data_as<int64_t>()](int64_t i, T value, int64_t index) {
+    if (values.defined()) put<T>(values, i, value);
+    at[i] = index;
+  };
   const auto* data = static_cast<const char*>(plan.input.data());
   const DType dtype = plan.input.dtype();
   const int64_t size = item_size(dtype);
@@ -159,22 +164,13 @@ template <bool kMax>
 void extremum_dim(const Tensor& values, const Tensor& indices, const Tensor& self, int64_t dim,
                   bool) {
   const ReducePlan plan = plan_reduction(self, one_dim(dim, self.dim()));
-  auto* at = indices.data_as<int64_t>();
-  visit_values(self.dtype(), [&]<class T>() {
-    arg_extremum<T, kMax>(plan, [&](int64_t i, T value, int64_t index) {
-      put<T>(values, i, value);
-      at[i] = index;
-    });
-  });
+  visit_values(self.dtype(), [&]<class T>() { arg_extremum<T, kMax>(plan, values, indices); });
 }
 template <bool kMax>
 void arg_reduce(const Tensor& out, const Tensor& self, std::optional<int64_t> dim, bool) {
   const uint64_t mask = dim ? one_dim(*dim, self.dim()) : dim_mask(std::nullopt, self.dim());
   const ReducePlan plan = plan_reduction(self, mask);
-  auto* at = out.data_as<int64_t>();
-  visit_values(self.dtype(), [&]<class T>() {
-    arg_extremum<T, kMax>(plan, [&](int64_t i, T, int64_t index) { at[i] = index; });
-  });
+  visit_values(self.dtype(), [&]<class T>() { arg_extremum<T, kMax>(plan, Tensor(), out); });
 }
 
 const RegisterCpu registered([](KernelTable& t) {
