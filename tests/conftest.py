@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib.metadata
+import inspect
 import os
 import runpy
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -191,18 +193,53 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def _asks_for_torch(function: Any) -> bool:
+    """Whether a test or a fixture has an importorskip of PyTorch, or of one of its modules, in its
+    own code."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return (
+        code is not None
+        and "importorskip" in code.co_names
+        and any(isinstance(c, str) and c.partition(".")[0] == "torch" for c in code.co_consts)
+    )
+
+
+def _needs_torch(item: pytest.Item) -> bool:
+    """Whether a test is skipped without PyTorch: its module imports it, its own code asks for it,
+    or a fixture it uses does. A fixture with parameters marks those that do by itself."""
+    module = getattr(item, "module", None)
+    names = (getattr(value, "__name__", "") for value in vars(module).values()
+             if isinstance(value, ModuleType))  # fmt: skip
+    if any(name.partition(".")[0] == "torch" for name in names):
+        return True
+    if _asks_for_torch(getattr(item, "function", None)):
+        return True
+    used = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
+    return any(
+        definitions[-1].params is None and _asks_for_torch(definitions[-1].func)
+        for definitions in used.values()
+    )
+
+
 def _mark_torch(items: list[pytest.Item]) -> None:
-    """Marks the tests of every module that imported PyTorch, so that `-m torch` selects them."""
-    real_torch = sys.modules.get("torch")
-    if real_torch is None:
-        return
-    needs: dict[object, bool] = {}
+    """Marks the tests that need PyTorch, so that `-m torch` selects them. A test that is skipped
+    for want of it without being marked would never run with it: see pytest_runtest_makereport."""
     for item in items:
-        module = getattr(item, "module", None)
-        if module not in needs:
-            needs[module] = any(value is real_torch for value in vars(module).values())
-        if needs[module]:
+        if _needs_torch(item):
             item.add_marker(pytest.mark.torch)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    report = yield
+    missing = report.skipped and "could not import 'torch" in str(report.longrepr)
+    if missing and item.get_closest_marker("torch") is None:
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{item.nodeid} is skipped without PyTorch, and `-m torch` does not select it: mark it "
+            "with pytest.mark.torch"
+        )
+    return report
 
 
 @pytest.fixture
