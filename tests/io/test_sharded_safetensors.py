@@ -1,6 +1,7 @@
 """Tied models and sharded checkpoints."""
 
 import json
+import os
 
 import pytest
 
@@ -55,6 +56,70 @@ def test_shards_and_index(tmp_path):
         assert all(loaded[n].tolist() == t.tolist() for n, t in tensors().items())
     assert st.save_sharded(tensors(), tmp_path) == ["model.safetensors"]
     assert st.load_sharded(tmp_path)["t4"].sum().item() == 400.0
+
+
+def save_and_die(folder, values, size, fatal):
+    """The exit code of a child that saves `values` and ends before its `fatal`-th change of the
+    disk: a shard, a rename, a removal."""
+    pid = os.fork()
+    if pid == 0:
+        events = 0
+
+        def counted(function):
+            def call(*arguments):
+                nonlocal events
+                events += 1
+                if events == fatal:
+                    os._exit(9)
+                return function(*arguments)
+
+            return call
+
+        try:
+            for owner, name in ((st, "save_file"), (os, "replace"), (os, "unlink")):
+                setattr(owner, name, counted(getattr(owner, name)))
+            st.save_sharded(values, folder, max_shard_size=size)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("1KB", "1KB"), ("1KB", "500"), ("1KB", "5GB"), ("5GB", "1KB")],
+    ids=["same shards", "more shards", "to one file", "from one file"],
+)
+def test_a_killed_save_leaves_one_whole_save(tmp_path, before, after):
+    old = tensors()
+    new = {name: tensor + 10 for name, tensor in old.items()}
+    outcomes = []
+    for fatal in range(1, 40):
+        folder = tmp_path / str(fatal)
+        st.save_sharded(old, folder, max_shard_size=before)
+        code = save_and_die(folder, new, after, fatal)
+        assert code in (0, 9)
+        values = {name: t[0, 0].item() for name, t in st.load_sharded(folder).items()}
+        assert values in ({n: t[0, 0].item() for n, t in s.items()} for s in (old, new))
+        outcomes.append(values["t0"] == 10)
+        names = st.save_sharded(new, folder, max_shard_size=after)
+        index = ["model.safetensors.index.json"] if after != "5GB" else []
+        assert sorted(os.listdir(folder)) == sorted([*names, *index])
+        if code == 0:
+            break
+    assert outcomes[0] is False and outcomes[-1] is True and outcomes == sorted(outcomes)
+
+
+def test_saving_what_was_loaded_from_the_same_folder(tmp_path):
+    st.save_sharded(tensors(), tmp_path, max_shard_size="1KB")
+    st.save_sharded({"other": torch.ones(1)}, tmp_path, stem="model-00001-of-00003-part")
+    loaded = st.load_sharded(tmp_path)  # windows onto the files that the save replaces
+    loaded["t1"] += 5
+    for _ in range(2):
+        names = st.save_sharded(loaded, tmp_path, max_shard_size="1KB")
+        assert st.load_sharded(tmp_path)["t1"].tolist() == [[6.0] * 10] * 10
+    assert len(names) == 3
+    assert st.load_sharded(tmp_path, stem="model-00001-of-00003-part")["other"].item() == 1
 
 
 def test_a_tensor_above_the_limit_has_its_own_shard(tmp_path):

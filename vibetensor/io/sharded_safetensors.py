@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vibetensor.io import safetensors
-from vibetensor.io.atomic import write_json
+from vibetensor.io.atomic import sync_folder, write_json
 
 if TYPE_CHECKING:
     from vibetensor.torch import Tensor
@@ -42,7 +44,10 @@ def save_sharded(
     has a file to itself) and returns the file names.
 
     One file needs no index and is STEM.safetensors; else STEM-0000i-of-0000n.safetensors, and last
-    of all STEM.safetensors.index.json.
+    of all STEM.safetensors.index.json. Over an earlier save the new shards have names of their own,
+    STEM-0000i-of-0000n-vK.safetensors, and the renamed index puts them in the place of the old ones,
+    which are removed then, with shards that a killed save left: at every moment the folder holds one
+    whole save.
     """
     limit = _byte_count(max_shard_size)
     shards: list[dict[str, Tensor]] = [{}]
@@ -60,17 +65,43 @@ def save_sharded(
     if len(shards) == 1:
         names = [f"{stem}.safetensors"]
         safetensors.save_file(shards[0], os.path.join(root, names[0]), metadata)
-        if os.path.exists(index_path):  # of an earlier save; it would hide this one
+        if os.path.exists(index_path):  # of an earlier save; until now it hid this one
             os.unlink(index_path)
+            sync_folder(root)
+        _remove_shards(root, stem, names)
         return names
-    count = len(shards)
-    names = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    names = _unused_names(root, stem, len(shards))
     for name, shard in zip(names, shards):
         safetensors.save_file(shard, os.path.join(root, name), metadata)
     total = sum(t.numel() * t.element_size() for t in tensors.values())
     weight_map = {tensor: name for name, shard in zip(names, shards) for tensor in shard}
     write_json(index_path, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _remove_shards(root, stem, names)
     return names
+
+
+def _unused_names(root: str, stem: str, count: int) -> list[str]:
+    """Names of `count` shards, none of which is a file yet."""
+    version = 1
+    while True:
+        suffix = "" if version == 1 else f"-v{version}"
+        names = [f"{stem}-{i + 1:05d}-of-{count:05d}{suffix}.safetensors" for i in range(count)]
+        if not any(os.path.lexists(os.path.join(root, name)) for name in names):
+            return names
+        version += 1
+
+
+def _remove_shards(root: str, stem: str, kept: list[str]) -> None:
+    """Removes the files of earlier saves of `stem`, which nothing refers to any more, and what
+    killed ones left of a file."""
+    shard = re.compile(
+        rf"({re.escape(stem)}(-\d{{5}}-of-\d{{5}}(-v\d+)?)?\.safetensors"
+        rf"|\.{re.escape(stem)}\.safetensors\.index\.json\.\d+\.tmp)"
+    )
+    for name in os.listdir(root):
+        if shard.fullmatch(name) and name not in kept:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(root, name))
 
 
 def _read_index(path: str) -> dict[str, str]:
