@@ -1,12 +1,16 @@
 """torch.save and torch.load without pickle."""
 
 import io
+import json
 import pickle
+import re
 import zipfile
 from collections import OrderedDict, defaultdict
 
+import hypothesis.strategies
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 import vibetensor.torch as torch
 from vibetensor.io import safetensors as st
@@ -175,3 +179,119 @@ def test_torch_files_and_pickles_are_refused_with_the_way_out(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(st.HeaderTooSmall):
         load(path)
+
+
+def tensor_entry(**changes):
+    return {"data": "0", "device": "cpu", **changes}
+
+
+def node(kind, **fields):
+    return {"$": kind, **fields}
+
+
+def nested(depth):
+    return "[" * depth + "]" * depth
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ("{", "is not JSON"),
+        (nested(100_000), "is not JSON"),
+        ("[]", 'no "root" and "tensors"'),
+        ({"root": 1}, 'no "root" and "tensors"'),
+        ({"tensors": {}}, '"tensors" is {}, not a list'),
+        ({"tensors": [3]}, "a tensor's entry is 3, not a dict"),
+        ({"tensors": [tensor_entry(data="7")]}, "there is no data '7'"),
+        ({"tensors": [tensor_entry(data=["0"])]}, "a tensor's data is"),
+        ({"tensors": [{"data": "0"}]}, "a tensor's device is None, not a str"),
+        ({"tensors": [tensor_entry(device="gpu")]}, "'gpu' is no device: "),
+        ({"tensors": [tensor_entry(parameter=1)]}, "parameter is 1, not a bool"),
+        ({"tensors": [tensor_entry(data="1", requires_grad=True)]}, "cannot require gradients"),
+        ({"tensors": [tensor_entry(window=[[2], [1]])]}, "a window is"),
+        ({"tensors": [tensor_entry(window=[[2], [1, 1], 0])]}, "1 extents and 2 strides"),
+        ({"tensors": [tensor_entry(window=[[2], [1], -1])]}, "a number of a window is -1"),
+        ({"tensors": [tensor_entry(window=[["2"], [1], 0])]}, "a number of a window is '2'"),
+        ({"tensors": [tensor_entry(window=[[2], [2], 1])]}, "ends at element 3 of 3"),
+        ({"tensors": [tensor_entry(window=[[2**40, 2**40], [0, 0], 0])]}, "has the shape"),
+        ({"tensors": [tensor_entry(window=[[1] * 65, [0] * 65, 0])]}, "has the shape"),
+        (node("tensor"), "a tensor's id is None, not a int"),
+        (node("tensor", id=-1), "there is no tensor -1; it lists 3"),
+        (node("ndarray", id=3), "there is no tensor 3"),
+        (node("tensor", id=True), "a tensor's id is True"),
+        (node("ndarray", id=2), "NumPy has no arrays of torch.bfloat16"),
+        (node("dict"), "the items of a mapping is None"),
+        (node("dict", items=[[1]]), "not a key and a value"),
+        (node("dict", items=[[[], 1]]), "a key is a list"),
+        (node("OrderedDict", items=3), "the items of a mapping is 3"),
+        (node("tuple", items={"a": 1}), "the items of a tuple"),
+        (node("set", items=[[]]), "an element of a set is a list"),
+        (node("frozenset", items=[{}]), "an element of a frozenset is a dict"),
+        (node("Size", items=["a"]), "an extent of a Size is 'a'"),
+        (node("Size", items=[2**63]), "an extent of a Size is 9223372036854775808"),
+        (node("complex", items=[1.0]), "a complex number has 1 parts"),
+        (node("complex", items=[1.0, "i"]), "a part of a complex number is 'i'"),
+        (node("float", value="wide"), "'wide' is no float"),
+        (node("float", value=1), "the value of a float is 1"),
+        (node("bytes", hex="0g"), "'0g' is no bytes"),
+        (node("device", name="abacus"), "'abacus' is no device"),
+        (node("dtype", name="save"), "there is no dtype 'save'"),
+        (node("pickle", items=[]), "a 'pickle', which this version does not know"),
+        (node([1]), "which this version does not know"),
+        (nested(300), "nested too deeply"),
+    ],
+    ids=lambda value: repr(value)[:40] if isinstance(value, str) else None,
+)
+def test_hostile_trees(tree, message, tmp_path):
+    if isinstance(tree, dict):
+        tables = [tensor_entry(data=str(i)) for i in range(3)]
+        whole = tree if {"root", "tensors"} & tree.keys() else {"root": tree, "tensors": tables}
+        tree = json.dumps({"root": 0, **whole} if "tensors" in tree else whole)
+    elif tree == nested(300):
+        tree = '{"tensors": [], "root": ' + tree + "}"
+    data = {
+        "0": torch.zeros(3),
+        "1": torch.zeros(3, dtype=torch.int64),
+        "2": torch.zeros(3, dtype=torch.bfloat16),
+    }
+    st.save_file(data, tmp_path / "x.pt", {"vibetensor.tree": tree})
+    with pytest.raises(st.InvalidTree, match=re.escape(message)):
+        load(tmp_path / "x.pt")
+
+
+def test_deep_values_are_saved_and_loaded(tmp_path):
+    for wrap in (lambda v: [v], lambda v: (v,), lambda v: {1: v}, lambda v: OrderedDict(a=v)):
+        value = 0
+        for _ in range(150):
+            value = wrap(value)
+        assert through_file(value, tmp_path) == value
+
+
+@settings(max_examples=150, deadline=None)
+@given(st_data=hypothesis.strategies.data())
+def test_any_change_of_a_tree_gives_a_value_or_the_named_error(st_data):
+    """A node of a valid tree is replaced by another JSON value."""
+    value = {"w": nn.Parameter(torch.ones(2)), "t": (1.5, {2}), 3: OrderedDict(n=np.ones(2))}
+    stream = io.BytesIO()
+    save(value, stream)
+    tree = json.loads(st._native.parse_header(stream.getvalue())[1]["vibetensor.tree"])
+    places = []
+
+    def visit(part):
+        for key in part if isinstance(part, dict) else range(len(part)):
+            places.append((part, key))
+            if isinstance(part[key], (dict, list)):
+                visit(part[key])
+
+    visit(tree)
+    part, key = st_data.draw(hypothesis.strategies.sampled_from(places))
+    words = ["tensor", "ndarray", "tuple", "Size", "0", "cpu", "", "nan"]
+    part[key] = st_data.draw(
+        hypothesis.strategies.sampled_from([None, True, -1, 0, 2**70, 0.5, [], {}, *words])
+    )
+    data = {"0": torch.ones(2), "1": torch.ones(2, dtype=torch.float64)}
+    content = st.save(data, {"vibetensor.tree": json.dumps(tree)})
+    try:
+        load(io.BytesIO(content))
+    except st.InvalidTree as error:
+        assert "vibetensor.tree" in str(error)

@@ -46,6 +46,11 @@ UnsupportedDtype = _native.UnsupportedDtype
 SharedStorage = _native.SharedStorage
 InvalidIndex = _native.InvalidIndex
 
+
+class InvalidTree(SafetensorError):
+    """The JSON tree that `torch.save` puts into a file's metadata is malformed."""
+
+
 if TYPE_CHECKING:
     from vibetensor.torch import Tensor
 
@@ -160,7 +165,7 @@ class safe_open:
         return self._entries[name]
 
     def get_tensor(self, name: str) -> Tensor:
-        """The tensor `name`. Raises `TensorNotFound`, or `UnsupportedDtype` (such as float8)."""
+        """The tensor `name`. Raises `TensorNotFound`, or `UnsupportedDtype` (such as F8_E8M0)."""
         if self._buffer is None:
             raise ValueError("safe_open: the file is closed; take tensors inside the with block")
         return _tensor(self._buffer, self._start, name, *self._entry(name)).to(self._device)
@@ -303,4 +308,5 @@ __all__ = [
     "UnsupportedDtype",
     "SharedStorage",
     "InvalidIndex",
+    "InvalidTree",
 ]

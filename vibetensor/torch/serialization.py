@@ -11,6 +11,7 @@ refused with its place in the object.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -75,7 +76,8 @@ def load(
             always mapped.
 
     Raises RuntimeError for a pickle or a torch `.pt` file, with the way to convert it, and
-    `SafetensorError` classes for a damaged file.
+    `SafetensorError` classes for a damaged file: `InvalidTree` where its JSON tree is not one that
+    `save` writes.
     """
     import json
 
@@ -95,7 +97,12 @@ def load(
     place = _placer(map_location)
     if not metadata or _TREE not in metadata:
         return {name: place(tensor, "cpu") for name, tensor in tensors.items()}
-    tree = json.loads(metadata[_TREE])
+    try:
+        tree = json.loads(metadata[_TREE])
+    except (ValueError, RecursionError) as error:
+        raise safetensors.InvalidTree(f"torch.load: {_TREE!r} is not JSON: {error}") from error
+    if not isinstance(tree, dict) or not {"root", "tensors"} <= tree.keys():
+        raise safetensors.InvalidTree(f'torch.load: {_TREE!r} has no "root" and "tensors"')
     return _Decoder(tree["tensors"], tensors, place).decode(tree["root"])
 
 
@@ -266,51 +273,113 @@ class _Encoder:
 
 
 class _Decoder:
-    def __init__(
-        self, table: list[dict[str, Any]], data: dict[str, Any], place: Callable[..., Any]
-    ):
-        self._table = table
+    """The reverse of `_Encoder`. The file may hold anything: every step checks what it takes, and
+    refuses it with `InvalidTree`."""
+
+    def __init__(self, table: Any, data: dict[str, Any], place: Callable[..., Any]):
+        self._entries = [self._checked(entry, data) for entry in _is(list, table, '"tensors"')]
         self._data = data
         self._place = place
         self._placed: dict[tuple[str, str], Any] = {}
         self._made: dict[int, Any] = {}
 
-    def decode(self, node: Any) -> Any:
+    @staticmethod
+    def _checked(entry: Any, data: dict[str, Any]) -> dict[str, Any]:
+        entry = _is(dict, entry, "a tensor's entry")
+        if _is(str, entry.get("data"), "a tensor's data") not in data:
+            raise _invalid(f"there is no data {entry['data']!r}")
+        _device(_is(str, entry.get("device"), "a tensor's device"))
+        for flag in ("requires_grad", "parameter"):
+            _is(bool, entry.get(flag, False), flag)
+        floating = data[entry["data"]].is_floating_point()
+        if entry.get("requires_grad") and not floating:
+            raise _invalid(f"a tensor of {data[entry['data']].dtype} cannot require gradients")
+        if "window" in entry:
+            _check_window(entry["window"], data[entry["data"]])
+        return entry
+
+    def decode(self, node: Any, depth: int = 0) -> Any:
+        if depth > _MAX_DEPTH + 2:  # deeper than what `_Encoder` takes
+            raise _invalid("it is nested too deeply")
         if isinstance(node, list):
-            return [self.decode(item) for item in node]
+            return [self.decode(item, depth + 1) for item in node]
         if not isinstance(node, dict):
             return node
         kind = node.get("$")
         if kind is None:
-            return {key: self.decode(value) for key, value in node.items()}
+            return {key: self.decode(value, depth + 1) for key, value in node.items()}
+        if kind in ("tensor", "ndarray"):
+            index = _is(int, node.get("id"), "a tensor's id")
+            if not 0 <= index < len(self._entries):
+                raise _invalid(f"there is no tensor {index}; it lists {len(self._entries)}")
+            if kind == "tensor":
+                return self._tensor(index)
+            return self._array(index)
         if kind in ("dict", "OrderedDict"):
-            pairs = [(self.decode(key), self.decode(value)) for key, value in node["items"]]
-            result = dict(pairs) if kind == "dict" else OrderedDict(pairs)
-            if "metadata" in node:
-                result._metadata = self.decode(node["metadata"])
-            return result
-        if kind == "tensor":
-            return self._tensor(node["id"])
-        if kind == "ndarray":
-            return self._data[self._table[node["id"]]["data"]].numpy()
+            return self._mapping(node, depth)
+        if kind in ("tuple", "set", "frozenset", "Size", "complex"):
+            return self._container(kind, node, depth)
+        return self._leaf(kind, node)
+
+    def _mapping(self, node: dict[str, Any], depth: int) -> Any:
+        pairs = []
+        for pair in _is(list, node.get("items"), "the items of a mapping"):
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise _invalid(f"an item of a mapping is {pair!r:.60}, not a key and a value")
+            key, value = self.decode(pair[0], depth + 1), self.decode(pair[1], depth + 1)
+            _hashable(key, "a key")
+            pairs.append((key, value))
+        if node["$"] == "dict":
+            return dict(pairs)
+        result = OrderedDict(pairs)
+        if "metadata" in node:
+            result._metadata = self.decode(node["metadata"], depth + 1)  # type: ignore
+        return result
+
+    def _container(self, kind: str, node: dict[str, Any], depth: int) -> Any:
+        items = _is(list, node.get("items"), f"the items of a {kind}")
+        items = [self.decode(item, depth + 1) for item in items]
+        if kind == "tuple":
+            return tuple(items)
         if kind == "complex":
-            return complex(*self.decode(node["items"]))
-        makers = {"tuple": tuple, "set": set, "frozenset": frozenset, "Size": torch.Size}
-        if kind in makers:
-            return makers[kind](self.decode(node["items"]))
-        if kind == "float":
-            return float(node["value"])
-        if kind == "bytes":
-            return bytes.fromhex(node["hex"])
-        if kind == "device":
-            return torch.device(node["name"])
-        if kind == "dtype" and isinstance(getattr(torch, node["name"], None), torch.dtype):
-            return getattr(torch, node["name"])
-        raise ValueError(f"torch.load: the file holds a {kind!r}, written by a newer version")
+            if len(items) != 2:
+                raise _invalid(f"a complex number has {len(items)} parts")
+            return complex(*(_is(float, part, "a part of a complex number") for part in items))
+        if kind == "Size":
+            return torch.Size([_is_extent(item, "an extent of a Size") for item in items])
+        for item in items:
+            _hashable(item, f"an element of a {kind}")
+        return set(items) if kind == "set" else frozenset(items)
+
+    def _leaf(self, kind: Any, node: dict[str, Any]) -> Any:
+        field = {"float": "value", "bytes": "hex", "device": "name", "dtype": "name"}.get(str(kind))
+        if field is None:
+            raise _invalid(f"it holds a {kind!r:.60}, which this version does not know")
+        text = _is(str, node.get(field), f"the {field} of a {kind}")
+        try:
+            if kind == "float":
+                return float(text)
+            if kind == "bytes":
+                return bytes.fromhex(text)
+            if kind == "device":
+                return _device(text)
+        except ValueError as error:
+            raise _invalid(f"{text!r:.60} is no {kind}: {error}") from error
+        dtype = getattr(torch, text, None)
+        if not isinstance(dtype, torch.dtype):
+            raise _invalid(f"there is no dtype {text!r:.60}")
+        return dtype
+
+    def _array(self, index: int) -> Any:
+        data = self._data[self._entries[index]["data"]]
+        try:
+            return data.numpy()
+        except TypeError as error:
+            raise _invalid(f"NumPy has no arrays of {data.dtype}") from error
 
     def _tensor(self, index: int) -> Any:
         if index not in self._made:
-            entry = self._table[index]
+            entry = self._entries[index]
             source = (entry["data"], entry["device"])
             if source not in self._placed:
                 self._placed[source] = self._place(self._data[entry["data"]], entry["device"])
@@ -324,6 +393,56 @@ class _Decoder:
                 tensor = tensor.detach().requires_grad_()
             self._made[index] = tensor
         return self._made[index]
+
+
+def _invalid(what: str) -> Exception:
+    from vibetensor.io.safetensors import InvalidTree
+
+    return InvalidTree(f"torch.load: the file's {_TREE!r} is not valid: {what}")
+
+
+def _is(kind: type, value: Any, what: str) -> Any:
+    """`value`, which must be of a JSON type (a number of either sort where `kind` is float)."""
+    matches = isinstance(value, (int, float) if kind is float else kind)
+    if not matches or (isinstance(value, bool) and kind is not bool):
+        raise _invalid(f"{what} is {value!r:.60}, not a {kind.__name__}")
+    return value
+
+
+def _is_extent(value: Any, what: str) -> int:
+    if not 0 <= _is(int, value, what) < 2**63:
+        raise _invalid(f"{what} is {value!r:.60}")
+    return value
+
+
+def _device(name: str) -> Any:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise _invalid(f"{name!r:.60} is no device: {error}") from error
+
+
+def _hashable(value: Any, what: str) -> None:
+    try:
+        hash(value)
+    except TypeError as error:
+        raise _invalid(f"{what} is a {type(value).__name__}") from error
+
+
+def _check_window(window: Any, data: Any) -> None:
+    """A window is (shape, stride, offset) in elements of its data, and lies inside of it."""
+    if not isinstance(window, list) or len(window) != 3:
+        raise _invalid(f"a window is {window!r:.60}, not shape, stride and offset")
+    shape, stride = (_is(list, part, "a part of a window") for part in window[:2])
+    if len(shape) != len(stride):
+        raise _invalid(f"a window has {len(shape)} extents and {len(stride)} strides")
+    for number in (*shape, *stride, window[2]):
+        _is_extent(number, "a number of a window")
+    if len(shape) > 64 or math.prod(shape) >= 2**63:
+        raise _invalid(f"a window has the shape {shape!r:.60}")
+    last = window[2] + sum((size - 1) * step for size, step in zip(shape, stride))
+    if 0 not in shape and last >= data.numel():
+        raise _invalid(f"a window ends at element {last} of {data.numel()}")
 
 
 __all__ = ["load", "save"]
