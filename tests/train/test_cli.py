@@ -79,6 +79,35 @@ def test_options_beside_resume_override(tmp_path, text):
     assert len(losses(run)) == 7
 
 
+def checkpoints(run):
+    return sorted(name for name in os.listdir(run) if name.startswith("step_"))
+
+
+def test_resuming_an_earlier_checkpoint_leaves_the_later_path(tmp_path, text, capsys):
+    run = tmp_path / "run"
+    options = ["--steps", "8", "--save-interval", "2"]
+    assert minigpt(run, text, *options, "--keep", "9") == 0
+    resume = ["train", "minigpt", "--keep", "2", "--resume"]
+    for count, aside in ((1, ""), (2, "2")):
+        assert main([*resume, str(run / "step_4"), "--steps", str(5 + count)]) == 0
+        assert f"of this run: step_6.aside{aside}" in capsys.readouterr().out
+        if count == 1:  # the branch of 6 steps goes on from its own newest checkpoint
+            assert checkpoints(run) == ["step_4", "step_6", "step_6.aside", "step_8.aside"]
+    assert checkpoints(run) == [
+        "step_6", "step_6.aside", "step_6.aside2", "step_7", "step_8.aside",
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert main([*resume, str(run), "--steps", "9"]) == 0
+    out = capsys.readouterr().out
+    assert "resumed at step 7" in out and "trained 2 more steps, 9 in" in out
+    assert [r["step"] for r in read_metrics(run / "metrics.jsonl") if "loss" in r] == [
+        *range(1, 10)
+    ]
+    # What was set aside is whole, and can be gone on with by its name.
+    assert main([*resume, str(run / "step_8.aside")]) == 0
+    assert "resumed at step 8" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_saves_and_says_how_to_resume(tmp_path, text, start_python, number):
     run = tmp_path / "run"
@@ -131,12 +160,101 @@ def test_vit(tmp_path, capsys, write_cifar, write_idx, kind):
         (["train", "minigpt", "--steps", "0"], "--steps must be at least 1"),
         (["train", "minigpt", "--resume", "/nonexistent"], "no checkpoint"),
         (["sample", "/nonexistent"], "no checkpoint"),
+        (["sample", "/nonexistent", "--temperature", "nan"], "--temperature must be at least 0"),
+        (["sample", "/nonexistent", "--seed", "9" * 30], "--seed must be from -2^63"),
+        (["train", "reverse", "--seed", "9" * 30], "--seed must be from -2^63 to 2^64 - 1"),
+        (
+            ["train", "reverse", "--batch", "9" * 30],
+            "--batch 999999999999999999999999999999 is out",
+        ),
+        (["train", "reverse", "--width", "1" + "0" * 13], "--width 10000000000000 can be made: "),
+        (["train", "reverse", "--length", "1" + "0" * 13], "out of memory"),
+        (["train", "reverse", "--warmup", "-5"], "--warmup must be at least 0, got -5"),
+        (["train", "reverse", "--clip", "-1"], "--clip must be at least 0, got -1.0"),
+        (["train", "reverse", "--min-lr", "-1"], "--min-lr must be at least 0, got -1.0"),
+        (["train", "reverse", "--weight-decay", "-1"], "--weight-decay must be at least 0"),
+        (["train", "reverse", "--beta2", "1"], "--beta2 must be from 0 to below 1"),
+        (["train", "reverse", "--lr", "nan"], "--lr must be a finite number, got nan"),
+        (["train", "reverse", "--dropout", "inf"], "--dropout must be a finite number"),
     ],
 )
 def test_errors_are_one_line(arguments, message, capsys):
-    assert main(arguments) == 1
+    assert one_line(capsys, arguments, message)
+
+
+def one_line(capsys, arguments, message):
+    """Whether the command fails with just this message."""
+    assert main([*map(str, arguments)]) == 1
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
+    return True
+
+
+def test_errors_of_the_first_step_are_one_line(tmp_path, text, capsys):
+    assert minigpt(tmp_path / "run", text, "--batch", "1000000000000") == 1
+    assert "vibetensor: error: CPU out of memory" in capsys.readouterr().err
+
+
+def test_the_largest_seeds(tmp_path):
+    for name, seed in (("a", 2**64 - 1), ("b", -(2**63))):
+        options = ["--seed", str(seed), "--steps", "1", "--out", str(tmp_path / name)]
+        assert main(["train", "reverse", *TINY, *options]) == 0
+    assert losses(tmp_path / "a") != losses(tmp_path / "b")
+
+
+def test_options_that_do_not_fit_a_checkpoint(tmp_path, text, capsys):
+    run = tmp_path / "run"
+    minigpt(run, text, "--steps", "3", "--vocab", "char")
+    capsys.readouterr()
+    other = tmp_path / "other.txt"
+    other.write_text("THE QUICK BROWN FOX " * 50)
+    resume = ["train", "minigpt", "--resume", run]
+    assert one_line(capsys, [*resume, "--width", 32], "--width 32 does not fit the saved model")
+    assert one_line(capsys, [*resume, "--vocab", "byte"], "which has --vocab char")
+    assert one_line(capsys, [*resume, "--steps", 2], "is at step 3 already; --steps 2 is before it")
+    assert one_line(capsys, [*resume, "--data", other], "give another vocabulary")
+    assert main([*map(str, resume), "--steps", "3"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("config"), 'no "config" that is a dict'),
+        (lambda s: s.update(step="3"), 'no "step" that is a int'),
+        (lambda s: s["config"].update(colour=3), "options of another version: colour"),
+        (lambda s: s["config"].pop("task"), "its config has no task"),
+        (lambda s: s["config"].update(task="chess"), "there is no task 'chess'"),
+        (lambda s: s["config"].update(layers="many"), "--layers must be of type int, got 'many'"),
+        (lambda s: s["config"].update(vocab="word"), "--vocab must be one of byte, char"),
+        (lambda s: s["config"].update(width=24), "does not fit its own options"),
+        (lambda s: s["rng"].pop("python"), "generator states are not understood (KeyError"),
+        (lambda s: s["rng"].update(vibetensor="xx"), "generator states are not understood"),
+        (lambda s: s["rng"].update(python=[3, ["a"], None]), "generator states are not understood"),
+        (lambda s: s.pop("cursor"), "the data cursor None is not understood"),
+    ],
+)
+def test_a_damaged_state_is_named(tmp_path, text, capsys, change, message):
+    run = tmp_path / "run"
+    minigpt(run, text, "--steps", "1")
+    capsys.readouterr()
+    path = run / "step_1" / "state.json"
+    state = json.loads(path.read_text())
+    change(state)
+    path.write_text(json.dumps(state))
+    assert one_line(capsys, ["train", "minigpt", "--resume", run, "--steps", 2], message)
+
+
+def test_sampling_a_damaged_checkpoint(tmp_path, text, capsys):
+    run = tmp_path / "run"
+    minigpt(run, text, "--steps", "1")
+    capsys.readouterr()
+    path = run / "step_1" / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, "config": {**state["config"], "width": 32}}))
+    assert one_line(capsys, ["sample", run], "does not hold the model of its state.json")
+    del state["config"]["assets"]
+    path.write_text(json.dumps(state))
+    assert one_line(capsys, ["sample", run], "it has no vocabulary")
 
 
 def test_run_folders_are_not_overwritten(tmp_path, text, capsys):
@@ -230,3 +348,8 @@ def test_info(capsys):
     out = capsys.readouterr().out
     for word in ("vibetensor", "Python", "threads", "CUDA", "BLAS", "OpenBLAS 0.3"):
         assert word in out
+    build = re.search(r"build +(\w+), (GNU|Clang) [\d.]+, CMake \d", out)
+    assert build and build[1] in ("Release", "Debug", "RelWithDebInfo", "MinSizeRel")
+    assert re.search(r"flags +.*-O[0-3]|flags +-g", out)
+    chosen, built = re.search(r"CPU kernels +(\w+), of ([\w, ]+) built", out).groups()
+    assert chosen in built.split(", ")

@@ -17,11 +17,12 @@ import random
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import vibetensor.torch as torch
 from vibetensor.io import safetensors
-from vibetensor.io.atomic import new_folder, write_json
+from vibetensor.io.atomic import new_folder, sync_folder, write_json
 
 _FORMAT = 1
 
@@ -80,6 +81,26 @@ def _prune(run: str, keep: int, final: str) -> None:
             shutil.rmtree(os.path.join(run, name), ignore_errors=True)
 
 
+def set_aside_later(run: str | os.PathLike[str], step: int) -> list[str]:
+    """Takes the checkpoints of `run` beyond `step` out of the run, which goes on from there along
+    another path: step_N becomes step_N.aside (or step_N.aside2, …), which `find_checkpoint` still
+    takes by its name, but neither as the newest nor for one to remove. Returns the new paths."""
+    moved = []
+    for number, path in list_checkpoints(run):
+        if number <= step:
+            continue
+        count = 1
+        target = aside = os.path.join(os.fspath(run), f"step_{number}.aside")
+        while os.path.lexists(target):
+            count += 1
+            target = f"{aside}{count}"
+        os.rename(path, target)
+        moved.append(target)
+    if moved:
+        sync_folder(os.fspath(run))
+    return moved
+
+
 def load_checkpoint(
     path: str | os.PathLike[str],
     model: Any,
@@ -89,7 +110,9 @@ def load_checkpoint(
     scaler: Any = None,
     restore_rng: bool = True,
 ) -> dict[str, Any]:
-    """Restores a `step_N` folder into the given objects and returns its state.json."""
+    """Restores a `step_N` folder into the given objects and returns its state.json. Raises OSError,
+    SafetensorError, or ValueError naming the file, where something is missing or damaged, and
+    RuntimeError where the tensors do not fit the model."""
     folder = os.fspath(path)
     state = read_state(folder)
     safetensors.load_model(model, os.path.join(folder, "model.safetensors"))
@@ -100,17 +123,29 @@ def load_checkpoint(
     if scaler is not None:
         scaler.load_state_dict(state["scaler"])
     if restore_rng:
-        set_rng_state(state["rng"])
+        with _naming(os.path.join(folder, "state.json"), "its generator states"):
+            set_rng_state(state["rng"])
     return state
 
 
+@contextlib.contextmanager
+def _naming(path: str, what: str) -> Iterator[None]:
+    """Errors about the form of what was read become a ValueError that names the file."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ValueError(
+            f"'{path}' is damaged: {what} are not understood ({type(error).__name__}: {error})"
+        ) from error
+
+
 def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The state.json of a `step_N` folder."""
+    """The state.json of a `step_N` folder. Raises ValueError where it is damaged."""
     name = os.path.join(os.fspath(path), "state.json")
     with open(name, encoding="utf-8") as file:
         try:
             state = json.load(file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"'{name}' is damaged: {error}") from error
     if not isinstance(state, dict):
         raise ValueError(f"'{name}' is damaged: it does not hold a JSON object")
@@ -119,7 +154,15 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{os.fspath(path)} is a checkpoint of format {state.get('format')}; this version "
             f"reads format {_FORMAT}"
         )
-    return state
+    for key, kind in (("step", int), ("config", dict), ("rng", dict)):
+        if not isinstance(state.get(key), kind):
+            raise ValueError(f"'{name}' is damaged: it has no \"{key}\" that is a {kind.__name__}")
+    return {"cursor": None, "scheduler": None, "scaler": None, **state}
+
+
+def brief(error: RuntimeError) -> str:
+    """An error of `load_model` in a line: of the parameters that do not fit, the first."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])
 
 
 def list_checkpoints(run: str | os.PathLike[str]) -> list[tuple[int, str]]:
@@ -164,12 +207,15 @@ def _load_optimizer(optimizer: Any, path: str) -> None:
             rest = json.loads((file.metadata() or {})["optimizer"])
         except (KeyError, ValueError) as error:
             raise ValueError(f"'{path}' is not the optimizer file of a checkpoint") from error
-        values = {name: file.get_tensor(name) for name in file} | rest["scalars"]
+        with _naming(path, "the optimizer's numbers"):
+            values = {name: file.get_tensor(name) for name in file} | rest["scalars"]
+            groups = rest["param_groups"]
     state: dict[int, dict[str, Any]] = {}
-    for key in values:
-        _, index, name = key.split(".", 2)
-        state.setdefault(int(index), {})[name] = values[key]
-    optimizer.load_state_dict({"state": state, "param_groups": rest["param_groups"]})
+    with _naming(path, "the names of the optimizer's tensors"):
+        for key in values:
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = values[key]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def rng_state() -> dict[str, Any]:

@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 _EPILOG = """\
 examples:
@@ -34,16 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _explains_itself(error):
             raise
-        print(f"vibetensor: error: {error}", file=sys.stderr)
+        print(f"vibetensor: error: {error or type(error).__name__}", file=sys.stderr)
         return 1
 
 
 def _explains_itself(error: Exception) -> bool:
     """True for what a user can mend (wrong options, missing or damaged files); for all else the
     traceback is worth more than a tidy line."""
+    import vibetensor.torch as torch
     from vibetensor.io.safetensors import SafetensorError
 
-    return isinstance(error, (ValueError, OSError, ArithmeticError, SafetensorError))
+    known = (ValueError, OSError, ArithmeticError, MemoryError, SafetensorError)
+    return isinstance(error, (*known, torch.OutOfMemoryError))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -149,13 +150,16 @@ def _train(options: argparse.Namespace) -> int:
             )
         return Trainer(config, run).train()
     checkpoint = find_checkpoint(options.resume)
-    saved: dict[str, Any] = dict(read_state(checkpoint)["config"])
-    saved.pop("assets")
-    if saved["task"] != options.task:
-        raise ValueError(f"'{options.resume}' is a {saved['task']} run, not {options.task}")
+    state = read_state(checkpoint)
     if "out" in given:
         raise ValueError("--out cannot be combined with --resume: a run stays in its folder")
-    config = TrainConfig(**{**saved, **given})
+    config = TrainConfig.from_checkpoint(state["config"], checkpoint, **given)
+    if config.task != options.task:
+        raise ValueError(f"'{options.resume}' is a {config.task} run, not {options.task}")
+    if config.steps < state["step"]:
+        raise ValueError(
+            f"'{checkpoint}' is at step {state['step']} already; --steps {config.steps} is before it"
+        )
     run = os.path.dirname(os.path.abspath(checkpoint))
     return Trainer(
         config, os.path.relpath(run) if run.startswith(os.getcwd()) else run, checkpoint
@@ -174,8 +178,13 @@ def _new_run_folder(task: str) -> str:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    if options.tokens < 1 or options.temperature < 0 or options.top_k < 0:
-        raise ValueError("--tokens must be at least 1, --temperature and --top-k at least 0")
+    if options.tokens < 1 or options.top_k < 0:
+        raise ValueError("--tokens must be at least 1, --top-k at least 0")
+    if not 0 <= options.temperature < float("inf"):
+        raise ValueError(f"--temperature must be at least 0, got {options.temperature}")
+    from vibetensor.train.config import check_seed
+
+    check_seed(options.seed)
     from vibetensor.train.sample import load_gpt
     from vibetensor.train.tasks import sample_text
 

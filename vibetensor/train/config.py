@@ -4,6 +4,7 @@ which is stored in every checkpoint."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,13 +66,25 @@ class TrainConfig:
     keep: int = option(2, "checkpoints to keep, the newest")
 
     def __post_init__(self) -> None:
+        if self.task not in TASK_DEFAULTS:
+            raise ValueError(f"there is no task {self.task!r}; it is one of {[*TASK_DEFAULTS]}")
+        for field in dataclasses.fields(self)[1:]:
+            self._check_kind(field)
         for name in ("layers", "heads", "width", "block", "patch", "steps", "batch", "length",
                      "symbols", "eval_interval", "eval_batches", "save_interval",
                      "keep"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError("--threads must be at least 1")
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise ValueError(f"--threads must be from 1 to 1024, got {self.threads}")
+        for name in ("warmup", "weight_decay", "clip", "min_lr"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {value}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be from 0 to below 1, got {getattr(self, name)}")
+        check_seed(self.seed)
         if self.width % self.heads:
             raise ValueError(f"--width {self.width} must be a multiple of --heads {self.heads}")
         if not 0 <= self.dropout < 1:
@@ -79,8 +92,60 @@ class TrainConfig:
         if self.lr <= 0:
             raise ValueError(f"--lr must be above 0, got {self.lr}")
 
+    def _check_kind(self, field: dataclasses.Field[Any]) -> None:
+        """The command line converts strings; a checkpoint's JSON may hold anything."""
+        value, kind = getattr(self, field.name), field.metadata["kind"]
+        name = "--" + field.name.replace("_", "-")
+        if value is None and field.default is None:
+            return
+        accepted = (int, float) if kind is float else kind
+        if value is None or isinstance(value, bool) or not isinstance(value, accepted):
+            raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
+        if kind is float and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}")
+        if kind is int and abs(value) >= 2**63 and field.name != "seed":
+            raise ValueError(f"{name} {value} is out of range")
+        choices = field.metadata["choices"]
+        if choices and value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_checkpoint(cls, saved: dict[str, Any], where: str, **given: Any) -> TrainConfig:
+        """The configuration a checkpoint's state.json holds, with `given` options over it. Raises
+        ValueError, naming the folder `where`, for one that this version does not understand."""
+        saved = {name: value for name, value in saved.items() if name != "assets"}
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(map(str, saved.keys() - known))
+        if unknown:
+            raise ValueError(f"'{where}' has options of another version: {', '.join(unknown)}")
+        if "task" not in saved:
+            raise ValueError(f"'{where}' is damaged: its config has no task")
+        for name in SHAPING:
+            if name in given and given[name] != saved.get(name, given[name]):
+                option = "--" + name.replace("_", "-")
+                raise ValueError(
+                    f"{option} {given[name]} does not fit the saved model, which has {option} "
+                    f"{saved[name]}; a resumed run keeps it"
+                )
+        return cls(**{**saved, **given})
+
+
+# What decides the shapes of the weights, or what they mean: a resumed run cannot change it.
+SHAPING = ("vocab", "length", "symbols", "layers", "heads", "width", "block", "patch")
+
+
+def seed_of(seed: int, number: int) -> int:
+    """The seed of draw `number` of a run with `seed`."""
+    return (seed * 1_000_003 + number) % 2**64
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError for what `manual_seed` does not take."""
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"--seed must be from -2^63 to 2^64 - 1, got {seed}")
 
 
 # Where a task's defaults differ from the table's.
@@ -98,8 +163,6 @@ def default_config(task: str, **given: Any) -> TrainConfig:
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up, then a cosine from `lr` to `min_lr` at the last step; steps count from 0."""
-    import math
-
     low = config.lr / 10 if config.min_lr is None else config.min_lr
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup

@@ -14,6 +14,7 @@ from typing import Any
 
 import vibetensor.torch as torch
 from vibetensor import _C
+from vibetensor.train.config import seed_of
 
 
 @dataclass
@@ -143,7 +144,7 @@ class ImageBatches:
         """images (batch, C, H, W) float32 and labels (batch,) int64."""
         epoch, position = divmod(number, self._per_pass)
         if self._order[0] != epoch:
-            self._generator.manual_seed(self._seed * 1_000_003 + epoch)
+            self._generator.manual_seed(seed_of(self._seed, epoch))
             order = torch.randperm(
                 len(self._images.labels), generator=self._generator, device="cpu"
             )
@@ -151,7 +152,7 @@ class ImageBatches:
         chosen = self._order[1][position * self._batch : (position + 1) * self._batch]
         pixels = normalised(self._images.pixels[chosen], self._mean, self._deviation)
         if self._mirror:
-            self._generator.manual_seed(self._seed * 1_000_003 + number + 2**40)
+            self._generator.manual_seed(seed_of(self._seed, number + 2**40))
             coin = torch.rand(self._batch, 1, 1, 1, generator=self._generator, device="cpu") < 0.5
             pixels = torch.where(coin, pixels.flip(3), pixels)
         return pixels, self._images.labels[chosen]

@@ -40,14 +40,17 @@ class Metrics:
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that a crash cut off is left out."""
+    """The records of a metrics.jsonl; they end before a line that is none (a crash cut it off)."""
     records = []
     with open(path, encoding="utf-8") as file:
         for line in file:
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                break
+            records.append(record)
     return records
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vibetensor.io import safetensors
-from vibetensor.train.checkpoint import find_checkpoint, read_state
+from vibetensor.train.checkpoint import brief, find_checkpoint, read_state
 from vibetensor.train.config import TrainConfig
 from vibetensor.train.tasks import build_gpt
 from vibetensor.train.text_data import Vocabulary
@@ -14,11 +14,20 @@ from vibetensor.train.text_data import Vocabulary
 def load_gpt(run: str) -> tuple[Any, Vocabulary]:
     """The model and vocabulary of a minigpt run folder or of one of its step_N folders."""
     checkpoint = find_checkpoint(run)
-    saved = dict(read_state(checkpoint)["config"])
-    assets = saved.pop("assets")
-    config = TrainConfig(**saved)
+    saved = read_state(checkpoint)["config"]
+    config = TrainConfig.from_checkpoint(saved, checkpoint)
     if config.task != "minigpt":
         raise ValueError(f"'{run}' is a {config.task} run; only minigpt runs can be sampled")
-    model = build_gpt(config, assets)
-    safetensors.load_model(model, f"{checkpoint}/model.safetensors")
-    return model.eval(), Vocabulary(**assets["vocabulary"])
+    try:
+        vocabulary = Vocabulary(**saved["assets"]["vocabulary"])
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"'{checkpoint}' is damaged: it has no vocabulary") from error
+    model = build_gpt(config, saved["assets"])
+    path = f"{checkpoint}/model.safetensors"
+    try:
+        safetensors.load_model(model, path)
+    except RuntimeError as error:
+        raise ValueError(
+            f"'{path}' does not hold the model of its state.json: {brief(error)}"
+        ) from error
+    return model.eval(), vocabulary

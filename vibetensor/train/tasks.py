@@ -9,7 +9,7 @@ import vibetensor.torch.nn.functional as F
 from vibetensor.examples import reverse
 from vibetensor.examples.minigpt import GPT, GPTConfig
 from vibetensor.examples.vit import ViT, ViTConfig
-from vibetensor.train.config import TrainConfig
+from vibetensor.train.config import TrainConfig, seed_of
 from vibetensor.train.image_data import (
     ImageBatches,
     Images,
@@ -145,7 +145,7 @@ class Reverse(Task):
 
     def _generator(self, number: int) -> Any:
         generator = torch.Generator()
-        generator.manual_seed(self.config.seed * 1_000_003 + number)
+        generator.manual_seed(seed_of(self.config.seed, number))
         return generator
 
     def _sequences(self, count: int, number: int) -> Any:

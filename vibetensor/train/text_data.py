@@ -12,6 +12,7 @@ from typing import Any
 
 import vibetensor.torch as torch
 from vibetensor import _C
+from vibetensor.train.config import seed_of
 
 # Enough for a small model to learn from for minutes without repeating itself.
 _DEFAULT_BYTES = 4_000_000
@@ -158,7 +159,7 @@ class TextBatches:
 
     def __call__(self, number: int) -> tuple[Any, Any]:
         """tokens and next tokens, both (batch, block) int64."""
-        self._generator.manual_seed(self._seed * 1_000_003 + number)
+        self._generator.manual_seed(seed_of(self._seed, number))
         last = len(self._tokens) - self._block
         starts = torch.randint(last, (self._batch, 1), generator=self._generator, device="cpu")
         window = self._tokens[starts + torch.arange(self._block + 1, device="cpu")].long()

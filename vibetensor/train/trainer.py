@@ -15,7 +15,13 @@ import vibetensor.torch as torch
 from vibetensor.examples.minigpt import configure_optimizers
 from vibetensor.io.atomic import write_json
 from vibetensor.torch import nn
-from vibetensor.train.checkpoint import load_checkpoint, save_checkpoint
+from vibetensor.train.checkpoint import (
+    brief,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+    set_aside_later,
+)
 from vibetensor.train.config import TrainConfig, learning_rate
 from vibetensor.train.metrics import Metrics
 from vibetensor.train.progress import Progress, amount, duration
@@ -66,19 +72,43 @@ class Trainer:
         self.config = config
         self.run = run
         self.task = TASKS[config.task](config)
-        self.model: nn.Module = self.task.build_model().to(config.device)
+        self.model: nn.Module = self._build_model()
         self.optimizer = configure_optimizers(
             self.model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.device
         )
         self.step = 0
         self.saved_step: int | None = None
         if checkpoint is not None:
-            state = load_checkpoint(checkpoint, self.model, self.optimizer)
+            state = self._load(checkpoint)
             self.step = self.saved_step = state["step"]
             if state["cursor"] != {"next_batch": self.step}:
                 raise ValueError(
                     f"{checkpoint}: the data cursor {state['cursor']} is not understood"
                 )
+
+    def _build_model(self) -> nn.Module:
+        try:
+            return self.task.build_model().to(self.config.device)
+        except (RuntimeError, MemoryError) as error:
+            c = self.config
+            raise ValueError(
+                f"no model of --layers {c.layers}, --width {c.width} can be made: {error}"
+            ) from error
+
+    def _load(self, checkpoint: str) -> dict[str, Any]:
+        saved = read_state(checkpoint)["config"].get("assets") or {}
+        for name, what in (("vocabulary", "text"), ("shape", "images")):
+            if name in saved and saved[name] != self.task.assets.get(name):
+                raise ValueError(
+                    f"the {what} of --data {self.config.data} give another {name} than those that "
+                    f"'{checkpoint}' was trained on"
+                )
+        try:
+            return load_checkpoint(checkpoint, self.model, self.optimizer)
+        except RuntimeError as error:
+            raise ValueError(
+                f"'{checkpoint}' does not fit its own options: {brief(error)}"
+            ) from error
 
     def train(self) -> int:
         """Runs to `config.steps` or until stopped. Returns the exit status: 0 when complete, 1 when
@@ -86,6 +116,7 @@ class Trainer:
         config = self.config
         os.makedirs(self.run, exist_ok=True)
         write_json(os.path.join(self.run, "config.json"), config.to_json())
+        self.set_aside = set_aside_later(self.run, self.step)
         self.metrics = Metrics(self.run, self.step)
         with contextlib.closing(self.metrics):
             return self._train()
@@ -94,6 +125,7 @@ class Trainer:
         config = self.config
         self.progress = Progress(self.step, config.steps, self.task.unit)
         self._introduce()
+        first = self.step
         started = time.monotonic()
         self.model.train()
         with StopRequest().listening() as stop:
@@ -119,9 +151,8 @@ class Trainer:
                 f"    vibetensor train {config.task} --resume {shlex.quote(self.run)}"
             )
             return 128 + stopped
-        self.progress.line(
-            f"trained {config.steps} steps in {duration(time.monotonic() - started)}"
-        )
+        done = f"{self.step - first} more steps, {self.step}" if first else f"{self.step} steps"
+        self.progress.line(f"trained {done} in {duration(time.monotonic() - started)}")
         self._show()
         return 0 if saved else 1
 
@@ -137,6 +168,9 @@ class Trainer:
             say(line)
         if self.step:
             say(f"resumed at step {self.step}")
+        if self.set_aside:
+            names = ", ".join(map(os.path.basename, self.set_aside))
+            say(f"later checkpoints are no longer of this run: {names}")
 
     def _autocast(self) -> Any:
         if self.config.dtype == "fp32":
