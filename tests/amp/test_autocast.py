@@ -35,12 +35,22 @@ def outputs(api, **options):
 
 @pytest.mark.parametrize("options", [{}, {"enabled": False}, {"cache_enabled": False}])
 def test_dtypes_inside_are_torchs(options, torch):
-    if options.get("enabled") is False:
-        assert str((vt.ones(2, 2) @ vt.ones(2, 2)).dtype) == "torch.float32"
-        return
     if DEVICE == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch has no CUDA device to compare with")
-    assert outputs(vt, **options) == outputs(torch, **options)
+    ours = outputs(vt, **options)
+    assert ours == outputs(torch, **options)
+    assert ours["matmul"] == ("torch.float32" if options.get("enabled") is False else str(DTYPE))
+
+
+def test_disabled_region_inside_another(torch):
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch has no CUDA device to compare with")
+    seen = []
+    for api in (vt, torch):
+        with api.autocast(DEVICE):
+            seen.append([outputs(api, enabled=False), outputs(api)])
+    assert seen[0] == seen[1]
+    assert seen[0][0]["matmul"] == "torch.float32" and seen[0][1]["matmul"] == str(DTYPE)
 
 
 def test_region_of_the_other_dtype():

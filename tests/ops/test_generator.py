@@ -82,6 +82,33 @@ def test_bad_row_is_refused_by_name(generator, change, says) -> None:
         table.make_op(row, "file.yaml")
 
 
+def test_schema_types_and_defaults(generator) -> None:
+    parsed = generator("schema").parse(
+        "op",
+        "(Tensor self, int[2] size, *, float eps=1e-5, dtype? dtype=None) -> (Tensor a, Tensor b)",
+    )
+    assert [a.name for a in parsed.args] == ["self", "size", "eps", "dtype"]
+    assert parsed.args[1].repeat == 2
+    assert [a.kwonly for a in parsed.args] == [False, False, True, True]
+    assert parsed.cpp_return == "std::tuple<Tensor, Tensor>"
+
+
+def test_a_row_becomes_a_front_with_autograd_and_the_consumer_point(generator) -> None:
+    row = {**GOOD, "schema": "(Tensor self, *, Scalar by=2) -> Tensor", "op": "twice"}
+    op = generator("table").make_op({**row, "variants": ["function", "inplace"]}, "x.yaml")
+    code = generator("emit_front").front_file([op])
+    for piece in (
+        "Tensor twice(const Tensor& self, const Scalar& by)",
+        "Tensor twice_(",
+        "make_node<autograd::TwiceBackward>",
+        "thread_state.consumer",
+        "check_inplace",
+        "rebase_history",
+    ):
+        assert piece in code
+    assert generator("emit_front").ids([op]) == ["twice", "twice_"]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

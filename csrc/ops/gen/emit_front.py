@@ -464,11 +464,7 @@ def front(op: Op) -> str:
                 else f"    node->add_input({n});\n"
             )
         code += save_outputs_code(op)
-        code += (
-            tail.replace("  return", "    return").replace("}\n", "", 1)
-            if False
-            else "  " + tail[:-2] + "  }\n"
-        )
+        code += "  " + tail[:-2] + "  }\n"
     code += bind + mark + tail
     if op.inplace:
         first = op.schema.args[0].name
