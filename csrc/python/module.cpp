@@ -26,6 +26,7 @@ namespace vt::python {
 
 extern PyObject* out_of_memory_error;
 extern PyMethodDef* conversion_functions;
+void bind_build_info(nb::module_& m);
 void bind_graphs(nb::module_& m);
 void bind_nvtx(nb::module_& m);
 void bind_safetensors(nb::module_& m);
@@ -208,6 +209,7 @@ NB_MODULE(_C, m) {
   m.def(
       "_cpu_capability", [] { return cpu::backend_isa(); },
       "The instruction set that CPU kernels were chosen for.");
+  bind_build_info(m);
   bind_safetensors(m);
   bind_graphs(m);
   bind_nvtx(m);

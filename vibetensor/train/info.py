@@ -12,14 +12,17 @@ from vibetensor import _C
 
 def info_lines() -> list[str]:
     """Version, build, machine, backends and libraries, one fact a line."""
+    build = _C._build_info()
     facts = {
         "vibetensor": torch.__version__,
         "folder": os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
         "core": os.path.basename(_C.__file__),
+        "build": f"{build['type']}, {build['compiler']}, CMake {build['cmake']}",
+        "flags": f"{build['flags']} (kernels of the CPU add those of their level)",
         "Python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "CPU": f"{_cpu_name()}, {os.cpu_count()} cores",
-        "CPU kernels": _C._cpu_capability(),
+        "CPU kernels": f"{_C._cpu_capability()}, of {build['cpu_levels'].replace(',', ', ')} built",
         "BLAS": _blas(),
         "threads": str(torch.get_num_threads()),
     }
