@@ -86,3 +86,27 @@ def test_accumulates_into_what_is_there() -> None:
     exact = 0.5 * c + 2.0 * (a.astype(np.float64) @ b)
     got = vt.addmm(*map(vt.as_tensor, (c, a, b)), beta=0.5, alpha=2.0).numpy()
     np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-4)
+
+
+def test_chain_matmul() -> None:
+    random = np.random.default_rng(4)
+    sizes = [3, 50, 2, 7, 5]
+    arrays = [random.standard_normal(pair) for pair in zip(sizes, sizes[1:])]
+    matrices = [vt.from_numpy(a).requires_grad_() for a in arrays]
+    product = vt.chain_matmul(*matrices)
+    np.testing.assert_allclose(product.detach().numpy(), np.linalg.multi_dot(arrays), rtol=1e-12)
+    product.sum().backward()
+    after = np.linalg.multi_dot([*arrays[1:], np.ones((5, 1))])
+    np.testing.assert_allclose(
+        matrices[0].grad.numpy(), np.ones((3, 1)) @ after.T, rtol=1e-11, atol=1e-11
+    )
+    assert vt.equal(vt.chain_matmul(matrices[0]), matrices[0])
+    out = vt.empty(0, dtype=vt.float64)
+    with vt.no_grad():
+        assert vt.chain_matmul(*matrices, out=out) is out and vt.equal(out, product)
+    with pytest.raises(RuntimeError, match="3x50 and 7x5|3x50 and 2x7|cannot be multiplied"):
+        vt.chain_matmul(matrices[0], matrices[2])
+    with pytest.raises(RuntimeError, match="one or more matrices"):
+        vt.chain_matmul()
+    with pytest.raises(RuntimeError, match="dimension is 1, expected 2"):
+        vt.chain_matmul(vt.ones(2))

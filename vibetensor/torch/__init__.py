@@ -81,6 +81,7 @@ from vibetensor.torch._variadic import (  # noqa: E402
     broadcast_shapes,
     broadcast_tensors,
     cartesian_prod,
+    chain_matmul,
     einsum,
     meshgrid,
     nonzero,

@@ -105,6 +105,11 @@ def einsum(equation: str, *operands: Any) -> Tensor:
     return _ops.einsum(equation, _listed(operands))
 
 
+def chain_matmul(*matrices: Any, out: Tensor | None = None) -> Tensor:
+    """The product of one or more matrices, from left to right. RuntimeError if one is not 2-d."""
+    return _ops.chain_matmul(_listed(matrices), out=out)
+
+
 def tensordot(a: Tensor, b: Tensor, dims: Any = 2, out: Tensor | None = None) -> Tensor:
     """Contracts the last `dims` dimensions of a with the first of b, or the pairs in two lists."""
     if isinstance(dims, int):

@@ -178,6 +178,8 @@ Tensor tensordot(const Tensor& self, const Tensor& other, IntSpan dims_self, Int
 
 Tensor chain_matmul(TensorSpan matrices) {
   check(!matrices.empty(), "chain_matmul(): Expected one or more matrices");
+  for (const Tensor& t : matrices)
+    check(t.dim() == 2, "chain_matmul(): Tensor dimension is ", t.dim(), ", expected 2 instead.");
   Tensor out = matrices[0];
   for (size_t i = 1; i < matrices.size(); ++i) out = ops::mm(out, matrices[i]);
   return out;
