@@ -10,6 +10,7 @@ import xml.dom.minidom
 
 import pytest
 
+import vibetensor.torch as torch
 from vibetensor.train.cli import main
 from vibetensor.train.config import TrainConfig, default_config, learning_rate
 from vibetensor.train.metrics import Metrics, read_metrics
@@ -188,6 +189,11 @@ def one_line(capsys, arguments, message):
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
     return True
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(capsys):
+    assert one_line(capsys, ["train", "reverse", "--device", "cuda"], "--device cuda: ")
 
 
 def test_errors_of_the_first_step_are_one_line(tmp_path, text, capsys):

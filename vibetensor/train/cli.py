@@ -129,8 +129,8 @@ def _add_train_options(parser: argparse.ArgumentParser, task: str) -> None:
     parser.add_argument(
         "--resume",
         metavar="RUN",
-        help="go on with a run folder's newest checkpoint, or with a step_N folder; options given "
-        "beside it override the saved ones",
+        help="go on with a run folder's newest checkpoint, or with a step_N folder, whose later ones "
+        "are set aside; options given beside it override the saved ones, but for the model's",
     )
     parser.set_defaults(run=_train)
 

@@ -87,13 +87,17 @@ class Trainer:
                 )
 
     def _build_model(self) -> nn.Module:
+        c = self.config
         try:
-            return self.task.build_model().to(self.config.device)
+            model = self.task.build_model()
         except (RuntimeError, MemoryError) as error:
-            c = self.config
             raise ValueError(
                 f"no model of --layers {c.layers}, --width {c.width} can be made: {error}"
             ) from error
+        try:
+            return model.to(c.device)
+        except RuntimeError as error:
+            raise ValueError(f"the model cannot go to --device {c.device}: {error}") from error
 
     def _load(self, checkpoint: str) -> dict[str, Any]:
         saved = read_state(checkpoint)["config"].get("assets") or {}
