@@ -16,6 +16,18 @@ Tensor like(const Tensor& self, std::optional<DType> dtype, std::optional<Device
   return ops::empty_like(self, dtype, device, format);
 }
 
+/// Deviations that the host can read must not be negative. A device's are not waited for, and a
+/// recorded step reads them anew in each replay.
+void check_deviations(const Tensor& std) {
+  if (std.impl()->wrapped_number) {
+    const double number = std.item().to_double();
+    check(number >= 0, "normal expects std >= 0.0, but found std ", number);
+  } else if (std.device().is_cpu() && !thread_state.consumer && std.numel() > 0) {
+    const double least = ops::amin(std, {}, false).item().to_double();
+    check(least >= 0, "normal expects all elements of std >= 0.0");
+  }
+}
+
 /// One past the largest integer that `dtype` holds exactly, as torch's random_ uses it.
 int64_t exact_limit(DType dtype) {
   switch (dtype) {
@@ -115,13 +127,19 @@ Tensor bernoulli_(const Tensor& self, const Tensor& p, const Generator& generato
 
 Tensor normal(const Tensor& mean, const Tensor& std, const Generator& generator) {
   const NoGrad no_grad;
-  const Tensor scaled = ops::add(mean, ops::mul(std, wrapped_scalar(Scalar(0.0))), Scalar(1));
+  check_deviations(std);
+  // The result is of the means' dtype.
+  const Tensor deviation = std.impl()->wrapped_number || std.dtype() == mean.dtype()
+                               ? std
+                               : ops::_to_dtype(std, mean.dtype());
+  const Tensor scaled = ops::add(mean, ops::mul(deviation, wrapped_scalar(Scalar(0.0))), Scalar(1));
   const Tensor noise =
-      ops::normal_(vt::empty(scaled.sizes(), scaled.dtype(), scaled.device()), 0.0, 1.0, generator);
-  return ops::add(mean, ops::mul(std, noise), Scalar(1));
+      ops::normal_(vt::empty(scaled.sizes(), mean.dtype(), scaled.device()), 0.0, 1.0, generator);
+  return ops::add(mean, ops::mul(deviation, noise), Scalar(1));
 }
 Tensor normal_std(double mean, const Tensor& std, const Generator& generator) {
   const NoGrad no_grad;
+  check_deviations(std);
   const Tensor noise =
       ops::normal_(vt::empty(std.sizes(), std.dtype(), std.device()), 0.0, 1.0, generator);
   return ops::add(ops::mul(std, noise), wrapped_scalar(Scalar(mean)), Scalar(1));
@@ -138,11 +156,12 @@ Tensor multinomial(const Tensor& self, int64_t num_samples, bool replacement,
 }
 
 Tensor dropout(const Tensor& self, double p, bool train) {
-  check_value(p >= 0 && p <= 1, "dropout probability has to be between 0 and 1, but got ", p);
+  check(p >= 0 && p <= 1, "dropout probability has to be between 0 and 1, but got ", p);
   if (!train || p == 0 || self.numel() == 0) return self;
   return std::get<0>(ops::native_dropout(self, p, true, {}));
 }
 Tensor dropout_(const Tensor& self, double p, bool train) {
+  check(p >= 0 && p <= 1, "dropout probability has to be between 0 and 1, but got ", p);
   if (!train || p == 0 || self.numel() == 0) return self;
   const auto [out, mask] = ops::native_dropout(
       ops::ones_like(self, std::nullopt, std::nullopt, std::nullopt), p, true, {});
