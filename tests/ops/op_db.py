@@ -7,6 +7,7 @@ import functools
 import itertools
 import random
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,10 @@ with warnings.catch_warnings():
     from torch.testing._internal.common_methods_invocations import op_db
 
 DTYPES = ("float32", "float64", "int64", "bool", "bfloat16")
+# Kernels are written for all dtypes at once: of these, each operator is called with one, its turn
+# decided by its name, on a few samples.
+MORE_DTYPES = ("float16", "uint8", "int8", "int16", "int32")
+SAMPLES_OF_MORE = 3
 # Absolute and relative, by the dtype of the result: a few roundings of its type.
 TOLERANCE = {
     "float64": (1e-8, 1e-8),
@@ -134,6 +139,12 @@ def _spread(items: list[Any], count: int) -> list[tuple[int, Any]]:
         return list(enumerate(items))
     picks = [round(i * (len(items) - 1) / (count - 1)) for i in range(count)]
     return [(i, items[i]) for i in dict.fromkeys(picks)]
+
+
+def its_other_dtype(case: Case) -> list[str]:
+    """One of MORE_DTYPES that the operator takes, the same in every run; or none."""
+    taken = [d for d in MORE_DTYPES if getattr(torch, d) in case.info.dtypes]
+    return taken and [taken[zlib.crc32(case.name.encode()) % len(taken)]]
 
 
 def samples(

@@ -41,6 +41,7 @@ EXPECTED: dict[tuple[str, str], tuple[tuple[int, ...] | str, str]] = {
         (4, 5, 6, 7),
         "the exact quotient is truncated; torch first rounds it to bfloat16",
     ),
+    ("native_layer_norm", "float16"): (ALL, "mean and deviation of 16-bit rows stay float32"),
     ("native_layer_norm", "bfloat16"): (ALL, "mean and deviation of 16-bit rows stay float32"),
     ("square", "bool"): (ALL, "the square of a bool tensor is bool"),
     ("square", "inplace"): (ALL, "the square of a bool tensor is bool, so square_ fits"),

@@ -20,7 +20,10 @@ import vibetensor.torch as vt  # noqa: E402
 
 from .op_db import (  # noqa: E402
     DTYPES,
+    MORE_DTYPES,
     RANDOM,
+    SAMPLES_OF_MORE,
+    SAMPLES_PER_CASE,
     Case,
     Translator,
     Untranslatable,
@@ -28,6 +31,7 @@ from .op_db import (  # noqa: E402
     compare,
     compare_views,
     error_samples,
+    its_other_dtype,
     leaves,
     same_order,
     samples,
@@ -77,7 +81,8 @@ def _supported(result: Any) -> bool:
 
 
 def forward_failures(case: Case, dtype: str) -> Iterator[Outcome]:
-    for number, sample in samples(case, dtype):
+    count = SAMPLES_OF_MORE if dtype in MORE_DTYPES else SAMPLES_PER_CASE
+    for number, sample in samples(case, dtype, count=count):
         both = _both(case, sample)
         if both is None:
             continue
@@ -337,6 +342,7 @@ def _plan() -> list[tuple[Case, str]]:
     plan = []
     for case in CASES:
         plan += [(case, d) for d in DTYPES if getattr(torch, d) in case.info.dtypes]
+        plan += [(case, d) for d in its_other_dtype(case)]
         if case.info.supports_autograd and case.info.name not in RANDOM:
             plan += [(case, "gradients"), (case, "inplace gradients")]
         plan += [(case, form) for form in ("method", "inplace", "out")]
@@ -363,7 +369,7 @@ def one_thread_each() -> Iterator[None]:
     ("case", "what"), [pytest.param(c, w, id=f"{c.name}-{w}") for c, w in PLAN]
 )
 def test_operator(case: Case, what: str) -> None:
-    if what in DTYPES:
+    if what in (*DTYPES, *MORE_DTYPES):
         _verify(case, what, forward_failures(case, what))
     else:
         _verify(case, what, CHECKS[what](case))
