@@ -16,6 +16,7 @@ from vibetensor.graphs.record import Recording
 from vibetensor.graphs.tape import Buffer, Op, View
 
 _MOST_TEXT = 60
+_PLAIN = (bool, int, float, str, bytes, type(None))
 # Of an optimizer's group: tensors, and what schedules change between steps.
 _NO_OPTIONS = ("params", "lr", "initial_lr")
 
@@ -69,7 +70,7 @@ def course(
     for key, value in kwargs.items():
         facts.update(_argument(f"argument {key}", value, seen))
     facts.update(_modes())
-    facts.update((f"the name {name}", _constant(x)) for name, x in session.constants.items())
+    facts.update((f"the name {name}", _name(x)) for name, x in session.names.items())
     if session.modules:
         facts["training"] = _training(session.modules)
     for index, optimizer in enumerate(session.optimizers):
@@ -121,6 +122,14 @@ def _argument(name: str, value: Any, seen: dict[int, str]) -> Iterator[tuple[str
 def _constant(value: Any) -> Fact:
     text = repr(value)
     return Fact(text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 1] + "…", text)
+
+
+def _name(value: Any) -> Fact:
+    if value is _C.graphs.ABSENT:
+        return Fact("not bound")
+    if type(value) in _PLAIN:
+        return _constant(value)
+    return Fact(f"an object of {type(value).__name__}", id(value))
 
 
 def shape_text(dtype: Any, shape: Any) -> str:

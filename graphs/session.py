@@ -12,7 +12,7 @@ import functools
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 import vibetensor.torch as vt
 from vibetensor import _C
-from vibetensor.graphs.surroundings import Constants
+from vibetensor.graphs.surroundings import Surroundings, of_class
 from vibetensor.torch import _recording
 from vibetensor.torch import session as settings
 from vibetensor.torch.nn.modules import hooks
@@ -87,15 +87,15 @@ class Session:
         self._rates: dict[tuple[int, int], tuple[float, int]] = {}
         self._schedules = 0
         self.schedulers: list[Any] = []
-        self.constants: dict[str, Any] = {}  # by name, what the function found outside of itself
-        self._constants: Any = None
+        self.names: dict[str, Any] = {}  # what the function found outside of itself
+        self._surroundings: Any = None
         self._restore: list[tuple[dict[str, Any], str, Any]] = []
         self._seen: set[int] = set()
         self.notes = _recording.Notes()
 
-    def about_to_run(self, function: Any) -> None:
-        """Notes the numbers that the function's names are bound to."""
-        self._constants = Constants(function)
+    def about_to_run(self, function: Any, arguments: Iterable[Any] = ()) -> None:
+        """Notes what the names of the function, and of functions among its arguments, are bound to."""
+        self._surroundings = Surroundings(function, arguments)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -211,9 +211,9 @@ class Session:
         if self.optimizers:
             self._watch_hooks(optim._global_pre_hooks)
             self._watch_hooks(optim._global_post_hooks)
-        if self._constants is not None:
-            self.constants = self._constants.watch(self.course)
-        self._constants = None
+        if self._surroundings is not None:
+            self.names = self._surroundings.watch(self.course)
+        self._surroundings = None
         self._reads.clear()
         self._options.clear()
 
@@ -229,7 +229,7 @@ class Session:
         kept = {name: fields.get(name, _C.graphs.ABSENT) for name in same}
         self.course.add_items(fields, kept, effects, _counts(module))
         for name in same - fields.keys():
-            held = _of_class(kind, name)
+            held = of_class(kind, name)
             if type(held) is types.MemberDescriptorType:
                 value = _attribute(module, name)
                 self.course.add_attribute(module, name, value, _counts(module))
@@ -373,19 +373,13 @@ def _attribute(module: Any, name: str) -> Any:
     fields = vars(module)
     if name in fields:
         return fields[name]
-    held = _of_class(type(module), name)
+    held = of_class(type(module), name)
     if type(held) is types.MemberDescriptorType:  # one of __slots__
         try:
             return held.__get__(module)
         except AttributeError:
             return _C.graphs.ABSENT
     return held
-
-
-def _of_class(kind: type, name: str) -> Any:
-    """A class's attribute. What is made anew each time (a class method) is as good as absent."""
-    held = getattr(kind, name, _C.graphs.ABSENT)
-    return held if held is getattr(kind, name, _C.graphs.ABSENT) else _C.graphs.ABSENT
 
 
 def _mark(value: Any) -> tuple[int, Any]:

@@ -129,7 +129,9 @@ bool Watch::List::holds() const {
 bool Watch::Attribute::holds() const {
   const Object now(PyObject_GetAttr(object.get(), name.get()));
   if (now) return same_value(now.get(), value.get());
-  if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw PythonError();
+  // A closure's cell that is empty by now says ValueError.
+  if (!PyErr_ExceptionMatches(PyExc_AttributeError) && !PyErr_ExceptionMatches(PyExc_ValueError))
+    throw PythonError();
   PyErr_Clear();
   return value.get() == absent_marker;
 }
