@@ -900,7 +900,7 @@ def _check_runs_at_once(function: Any) -> None:
         raise TypeError(f"capture takes a function or a module, got {type(function).__name__}")
     while isinstance(function, functools.partial):
         function = function.func
-    for code in (function, getattr(type(function), "__call__", None)):
+    for code in (function, vars(type(function)).get("__call__")):
         if inspect.isgeneratorfunction(code):
             kind = "a generator"
         elif inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code):

@@ -7,14 +7,20 @@ import copy
 import functools
 import os
 import threading
-import types
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor import _C
-from vibetensor.graphs.capture import CapturedStep, CaptureError, _modes, itself, qualified_name, write_text
+from vibetensor.graphs.capture import (
+    CapturedStep,
+    CaptureError,
+    _modes,
+    itself,
+    qualified_name,
+    write_text,
+)
 from vibetensor.graphs.course import Course
 from vibetensor.graphs.joint import Joint, Refused, Trains, hooked, probe, static_inputs
 from vibetensor.graphs.structure import flatten, unflatten
