@@ -21,6 +21,7 @@ from vibetensor.torch.optim.lr_scheduler.base import LRScheduler
 _NOTHING: frozenset[Any] = frozenset()
 _MISSING = object()
 _LIBRARY = vt.__name__.partition(".")[0]
+_PYTHON = sys.stdlib_module_names - {"test"}  # a name that programs have, too
 
 
 class Surroundings:
@@ -284,7 +285,7 @@ class _Visit:
 def _is_fixed(module: Any) -> bool:
     """Whether a module of this name is of this library, Python's own or NumPy's."""
     root = module.partition(".")[0] if isinstance(module, str) else ""
-    return root in (_LIBRARY, "numpy") or (root in sys.stdlib_module_names and root != "__main__")
+    return root in (_LIBRARY, "numpy") or root in _PYTHON
 
 
 def _is_ours(module: Any) -> bool:

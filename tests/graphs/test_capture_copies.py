@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import vibetensor.torch as vt
+from tests.graphs.default_device import kind
 from vibetensor.graphs import CaptureError, capture, make_graphed_callables
 from vibetensor.torch import nn
 
@@ -94,7 +95,7 @@ def test_copies_of_graphed_modules_are_their_own(again: Any) -> None:
 
 def test_graphed_modules_keep_to_their_modes() -> None:
     layer = make_graphed_callables(nn.Linear(2, 2), (X,))
-    with vt.autocast("cpu", dtype=vt.bfloat16):
+    with vt.autocast(kind(), dtype=vt.bfloat16):
         assert layer(X).dtype == vt.bfloat16
     assert layer(X).dtype == vt.float32
 
