@@ -6,16 +6,15 @@ A recording has what they were bound to. A `Watch` on them tells whether they st
 
 from __future__ import annotations
 
-import dis
 import functools
 import sys
 import types
-import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor import _C
+from vibetensor.graphs.loaded_names import loaded_names
 from vibetensor.torch.optim.lr_scheduler.base import LRScheduler
 
 _NOTHING: frozenset[Any] = frozenset()
@@ -129,7 +128,7 @@ class _Visit:
             once = self._first("function", function)
             if once:
                 self._defaults(function)
-            for path in _paths(function.__code__):
+            for path in loaded_names(function.__code__):
                 if path[0] == "global":
                     if once:
                         self._global(function, path[1:])
@@ -306,46 +305,3 @@ def _defined_in(kind: type, name: str) -> str:
         if name in vars(base):
             return base.__module__
     return ""
-
-
-_known_paths: weakref.WeakKeyDictionary[Any, tuple[tuple[str, ...], ...]]
-_known_paths = weakref.WeakKeyDictionary()
-
-
-def _paths(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
-    """The names that code and the functions inside it load, with the attributes loaded of them:
-    ("global", "config", "width"), ("variable", "self", "scale"), ("super", "step")."""
-    found = _known_paths.get(code)
-    if found is None:
-        found = _known_paths[code] = tuple(dict.fromkeys(_loads(code, inner=False)))
-    return found
-
-
-def _loads(code: types.CodeType, inner: bool) -> Iterator[tuple[str, ...]]:
-    path: tuple[str, ...] = ()  # what leads to the value on top of the stack
-    for instruction in dis.get_instructions(code):
-        name, argument = instruction.opname, instruction.argval
-        if name in ("LOAD_GLOBAL", "LOAD_NAME"):
-            path = ("global", argument)
-        elif name in ("LOAD_DEREF", "LOAD_CLASSDEREF"):
-            path = ("variable", argument)
-        elif name.startswith("LOAD_FAST") and not inner:
-            # Two names where an instruction loads two.
-            path = ("variable", argument[-1] if isinstance(argument, tuple) else argument)
-        elif name == "LOAD_SUPER_ATTR":
-            path = ("super", argument)
-        elif name in ("LOAD_ATTR", "LOAD_METHOD") and path:
-            path = (*path, argument)
-        elif name in ("CALL", "CALL_FUNCTION") and argument == 0 and path[-1:] == ("super",):
-            path = ("super",)
-            continue
-        elif name in ("PRECALL", "PUSH_NULL", "CACHE"):
-            continue
-        else:
-            path = ()
-            continue
-        if len(path) > 1:
-            yield path
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _loads(constant, inner=True)
