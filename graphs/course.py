@@ -74,7 +74,7 @@ def course(
     if session.modules:
         facts["training"] = _training(session.modules)
     for index, optimizer in enumerate(session.optimizers):
-        facts.update(_options(f"{type(optimizer).__name__} {index}", optimizer))
+        facts.update(_options(f"{type(optimizer).__name__} {index}", optimizer, session))
     present = sum(has for _, has in found)
     facts["gradients at the start"] = Fact(f"{present} of {len(found)}")
     return Course(number, facts)
@@ -154,11 +154,17 @@ def _short(dtype: Any) -> str:
     return str(dtype).rsplit(".", 1)[-1]
 
 
-def _options(name: str, optimizer: Any) -> Iterator[tuple[str, Fact]]:
+def _options(name: str, optimizer: Any, session: Any) -> Iterator[tuple[str, Fact]]:
     for index, group in enumerate(optimizer.param_groups):
+        live = session.live_options(group)
         for key, value in group.items():
-            if key not in _NO_OPTIONS and not isinstance(value, vt.Tensor):
-                yield f"{key} of {name}, group {index},", Fact(repr(value))
+            if key in _NO_OPTIONS or isinstance(value, vt.Tensor):
+                continue
+            if key in live:  # a momentum that replays read, alone or as the first of two betas
+                if not isinstance(value, tuple):
+                    continue
+                value = value[1:]
+            yield f"{key} of {name}, group {index},", Fact(repr(value))
 
 
 def first_change(before: Recording, after: Recording, data: Collection[Buffer] = ()) -> str | None:

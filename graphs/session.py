@@ -302,13 +302,13 @@ class Session:
         for values in state.values():
             self.tensors.add_dict(values, dict(values), _NO_KEYS, type(values) is Registry)
         for group, found in zip(groups, options):
-            found = {**found, **self._live_options(group)}
+            found = {**found, **self.live_options(group)}
             ignored = frozenset({_CHANGED_BY_SCHEDULES, "params"})
             self.course.add_dict(group, found, ignored, False)
             self.tensors.add_items(group, {"params": group["params"]}, _NO_KEYS, False)
             self.tensors.add_list(group["params"])
 
-    def _live_options(self, group: dict[str, Any]) -> dict[str, Any]:
+    def live_options(self, group: dict[str, Any]) -> dict[str, Any]:
         """Options that replays read: any number but 0, which takes another way. One that the function
         itself changes stays watched."""
         found: dict[str, Any] = {}
