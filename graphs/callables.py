@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor import _C
-from vibetensor.graphs.capture import CaptureError
+from vibetensor.graphs.capture import CaptureError, _modes, itself, qualified_name
 from vibetensor.graphs.graph import pool_handle
 from vibetensor.graphs.joint import Joint, Pools, Refused, Trains
 from vibetensor.graphs.structure import flatten, unflatten
@@ -26,6 +27,8 @@ def make_graphed_callables(
 
     callables: a function, a Module, or a tuple of them. A Module is returned itself, with its
     forward replaced: it replays while `training` is as it was here and runs as it is otherwise.
+    Copies and pickles of it have the forward it had before. So do calls in other modes than now
+    (autocast, inference mode, the default dtype, switches of ``torch.backends``) run as they are.
 
     sample_args: a tuple of tensors (or nested containers of them) for one callable, a tuple of such
     tuples for several. Later calls must have the same shapes, dtypes and requires_grad; their values
@@ -82,24 +85,36 @@ def _graphed(function: Callable[..., Any], sample: Any, allow_unused: bool, pool
         _check_module(function)
         forward = function.forward
         graphed = _Graphed(forward, sample, allow_unused, function, pools)
-        training = function.training
-
-        @functools.wraps(forward)
-        def new_forward(*args: Any, **kwargs: Any) -> Any:
-            if function.training == training:
-                return graphed(*args, **kwargs)
-            return forward(*args, **kwargs)
-
-        function.forward = new_forward  # type: ignore[method-assign]
+        function.forward = _Forward(graphed, forward, function)  # type: ignore[method-assign]
         return function
-    graphed = _Graphed(function, sample, allow_unused, None, pools)
-    if not hasattr(function, "__name__"):
-        return graphed
-    return functools.wraps(function)(lambda *args, **kwargs: graphed(*args, **kwargs))
+    return _Graphed(function, sample, allow_unused, None, pools)
+
+
+class _Forward:
+    """A module's forward that replays while `training` is as it was. Copies and pickles of the module
+    have the forward it had before: a capture is of one module's tensors."""
+
+    def __init__(self, graphed: _Graphed, forward: Callable[..., Any], module: Any) -> None:
+        functools.update_wrapper(self, forward)
+        self._graphed = graphed
+        self._forward = forward
+        self._module = module
+        self._training = module.training
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._module.training == self._training:
+            return self._graphed(*args, **kwargs)
+        return self._forward(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._forward, memo)
+
+    def __reduce__(self) -> Any:
+        return itself, (self._forward,)
 
 
 class _Graphed:
-    """One callable with its programs."""
+    """One callable with its programs. Copies and pickles are the callable itself."""
 
     def __init__(
         self,
@@ -109,8 +124,11 @@ class _Graphed:
         module: Any,
         pools: Pools,
     ) -> None:
+        if module is None:
+            functools.update_wrapper(self, function)
         self._pools = pools
         self._function = function
+        self._captured_modes = _modes()[1:]  # gradients are recorded in any case
         self._name = type(module).__name__ if module else getattr(function, "__name__", "callable")
         self._lock = threading.RLock()
         inputs, self._spec = flatten((sample, {}))
@@ -161,8 +179,16 @@ class _Graphed:
                     "Set allow_unused_input=True if this is the desired behavior."
                 )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._function, memo)
+
+    def __reduce__(self) -> Any:
+        return qualified_name(self) or (itself, (self._function,))
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _C.graphs.recording() is not None or _C.graphs.saved_hooks() or kwargs:
+            return self._function(*args, **kwargs)
+        if _modes()[1:] != self._captured_modes:
             return self._function(*args, **kwargs)
         if not (vt.is_grad_enabled() or not self._joint.differentiable):
             return self._function(*args)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import os
+import sys
 import threading
 import types
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ from vibetensor import _C
 from vibetensor.graphs import passes
 from vibetensor.graphs import verify as checks
 from vibetensor.graphs.course import Course, course
-from vibetensor.graphs.dry import DryCapture
+from vibetensor.graphs.dry import DryCapture, SchedulesAsTheyWere
 from vibetensor.graphs.lower import Lowered, lower
 from vibetensor.graphs.put_off import PutOff
 from vibetensor.graphs.record import Recording, record, recording_of, shared_memory
@@ -199,6 +201,8 @@ class CapturedStep:
         return copied
 
     def __reduce__(self) -> Any:
+        if (named := qualified_name(self)) is not None:
+            return named
         options = (self._max_variants, self._optimize, self._verify, self._pool)
         return _restored, (self._function, *options)
 
@@ -229,7 +233,7 @@ class CapturedStep:
             self._warned.add(what)
             warnings.warn(
                 f"{self._name} has been captured {self._captures} times, for as many different "
-                f"shapes, options, numbers outside of it or places of its tensors; {what} "
+                f"shapes, options, names outside of it or places of its tensors; {what} "
                 f"(max_variants={self._max_variants})",
                 stacklevel=stacklevel,
             )
@@ -444,7 +448,7 @@ class CapturedStep:
         put_off: PutOff | None = None,
     ) -> Recording:
         """Runs the function once, on what stands for its inputs, and records it."""
-        session.about_to_run(self._function)
+        session.about_to_run(self._function, (x for x in leaves if not _is_tensor(x)))
         with session.watching():
             return record(
                 lambda: self._plain_call(leaves, staged, spec),
@@ -457,6 +461,12 @@ class CapturedStep:
         inputs = [x if place is None else _given(x, place) for x, place in zip(leaves, staged)]
         args, kwargs = unflatten(spec, inputs)
         results, structure = flatten(self._function(*args, **kwargs))
+        for x in results:
+            if isinstance(x, Iterator | Awaitable | AsyncIterator):
+                raise CaptureError(
+                    f"{self._name} returns a {type(x).__name__}, which runs later and once only, and "
+                    "a replay would have nothing to give: return tensors, in a list say"
+                )
         places = (*staged, *map(_C.graphs.gradient, self._leaves.values()))
         taken = {place._storage_key() for place in places if place is not None}
         return unflatten(structure, [_plain(x, taken) for x in results])
@@ -658,8 +668,9 @@ class CapturedStep:
         grads_before = [(leaf, leaf.grad) for leaf in self._leaves.values()]
         state = checks.state_tensors(variant.recording)
         snapshot = checks.Snapshot(list(state.values()), variant.tape)
-        session = Session()
-        again = self._run(session, leaves, variant.inputs, spec)
+        session, stepped = Session(), SchedulesAsTheyWere()
+        with stepped.watching():
+            again = self._run(session, leaves, variant.inputs, spec)
         rates = (variant.session.live_buffers(variant.recording), session.live_buffers(again))
         frozen = checks.frozen_numbers(variant.recording, again, *rates)
         if frozen:
@@ -668,7 +679,8 @@ class CapturedStep:
                 + "\n  ".join(frozen[:10])
                 + "\nPass what changes as a tensor argument, or a learning rate by param_groups"
             )
-        self._check_scalars(variant, leaves, spec, grads_before)
+        with stepped.as_before():
+            self._check_scalars(variant, leaves, spec, grads_before)
         expected = [x.detach().clone() for x in flatten(again.result)[0] if _is_tensor(x)]
         grads = [g.leaf for g in variant.gradients if g.end is not None]
         expected += [leaf.grad.clone() for leaf in grads]
@@ -795,7 +807,8 @@ class CapturedStep:
         with self._lock:
             variant = self._latest()
             timed = variant.profile or self.profile()
-            write_text(path, trace_text(self._name, variant.tape, variant.lowered.plans, timed))
+            part = (variant.tape, variant.lowered.plans, timed)
+            write_text(path, trace_text(self._name, [part]))
 
     def reset(self) -> None:
         """Forgets every capture and gives their memory back."""
@@ -859,16 +872,66 @@ def capture(
             capture, max_variants=max_variants, optimize=optimize, verify=verify, pool=pool
         )
     if isinstance(function, vt.nn.Module):
-        module = function
-
-        @functools.wraps(module.forward)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return module(*args, **kwargs)
-
-        function = forward
+        _check_runs_at_once(function.forward)
+        function = _ModuleCall(function)
+    _check_runs_at_once(function)
     return CapturedStep(
         function, max_variants=max_variants, optimize=optimize, verify=verify, pool=pool
     )
+
+
+class _ModuleCall:
+    """A module's call as a function, which copies and pickles with it."""
+
+    def __init__(self, module: Any) -> None:
+        functools.update_wrapper(self, module.forward)
+        self._module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._module(*args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        return _ModuleCall, (self._module,)
+
+
+def _check_runs_at_once(function: Any) -> None:
+    """Raises TypeError for what is no function, or one that runs after its call has returned."""
+    if not callable(function):
+        raise TypeError(f"capture takes a function or a module, got {type(function).__name__}")
+    while isinstance(function, functools.partial):
+        function = function.func
+    for code in (function, vars(type(function)).get("__call__")):
+        if inspect.isgeneratorfunction(code):
+            kind = "a generator"
+        elif inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code):
+            kind = "an async"
+        else:
+            continue
+        name = getattr(function, "__qualname__", type(function).__name__)
+        raise TypeError(
+            f"{name} is {kind} function, whose ops run after the call has returned: a capture "
+            "would have none. Capture the function that it calls for each step"
+        )
+
+
+def qualified_name(wrapper: Any) -> Any:
+    """How a pickle finds what wraps a function: by its name where that leads to it, as after a
+    decorator, or as a method of its object; None elsewhere."""
+    function = wrapper._function
+    if isinstance(function, types.MethodType):
+        name = function.__func__.__name__
+        found = getattr(function.__self__, name, None)
+        return (getattr, (function.__self__, name)) if found is wrapper else None
+    found = sys.modules.get(getattr(function, "__module__", None) or "")
+    name = getattr(function, "__qualname__", "")
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return name if found is wrapper else None
+
+
+def itself(value: Any) -> Any:
+    """What a pickle makes of a wrapper that stays behind."""
+    return value
 
 
 def _restored(

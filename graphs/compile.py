@@ -3,17 +3,25 @@ and run as they are where it may not be."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import threading
-import types
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor import _C
-from vibetensor.graphs.capture import CapturedStep, CaptureError, _modes
+from vibetensor.graphs.capture import (
+    CapturedStep,
+    CaptureError,
+    _modes,
+    itself,
+    qualified_name,
+    write_text,
+)
+from vibetensor.graphs.course import Course
 from vibetensor.graphs.joint import Joint, Refused, Trains, hooked, probe, static_inputs
 from vibetensor.graphs.structure import flatten, unflatten
 from vibetensor.torch.nn.modules import hooks
@@ -58,6 +66,7 @@ class Compiled:
         self._eager: dict[Any, str] = {}  # why
         self._steps: set[Any] = set()
         self._step: _Training | None = None
+        self._last: Joint | _Training | None = None  # what ran last
         self._warned = False
         self._off = False  # no call can be captured
 
@@ -78,11 +87,16 @@ class Compiled:
             object.__setattr__(instance, name, _Kept(bound))
         return bound
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._function, memo)
+
+    def __copy__(self) -> Any:
+        return self._function
+
     def __reduce__(self) -> Any:
-        """Copies and pickles are the function itself: captures belong to this process."""
-        if isinstance(self._function, types.MethodType):
-            return (_bound, (self._function.__func__, self._function.__self__))
-        return (_itself, (self._function,))
+        """Captures belong to this process: pickles are what the name of a decorated function leads to
+        there, and the function itself where that is another one."""
+        return qualified_name(self) or (itself, (self._function,))
 
     @property
     def _name(self) -> str:
@@ -129,6 +143,7 @@ class Compiled:
         return self._record(key, inputs, spec, args, kwargs)
 
     def _unflattened(self, joint: Joint, inputs: list[Any]) -> Any:
+        self._last = joint
         return unflatten(joint.spec, joint(inputs))
 
     def _record(self, key: Any, inputs: list[Any], spec: Any, args: Any, kwargs: Any) -> Any:
@@ -179,6 +194,8 @@ class Compiled:
             self._steps.discard(key)
             self._note(key, step.refused)
             step.refused = ""
+        else:
+            self._last = step
         return result
 
     def _run_eagerly(self, key: Any, reason: str, args: Any, kwargs: Any) -> Any:
@@ -218,13 +235,71 @@ class Compiled:
             parts += [f"{self._name} runs as it is: {why}" for why in self._eager.values()]
         return "\n\n".join(parts) or f"{self._name}: not called yet"
 
+    def profile(self) -> Any:
+        """Times each op of what ran last, a step or a forward with its backward, in replays that run
+        op by op; returns a `Profile`, which prints. It is no call: tensors and random numbers are
+        afterwards as they were.
+
+        Raises RuntimeError while the last call's backward may still come.
+        """
+        from vibetensor.graphs.profile import joined, profile
+
+        with self._lock:
+            last = self._last
+            if isinstance(last, Joint) and not last.free():
+                raise RuntimeError(
+                    f"{self._name}: somebody may still go back through the last call, and a profile "
+                    "runs over what it saved: profile after its backward"
+                )
+            parts = self._latest()
+            for part in parts:
+                part.profile = profile(part)
+            return joined([(part.tape, part.profile) for part in parts])
+
+    def report_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes a page for a browser with every capture: see `CapturedStep.report_html`."""
+        from vibetensor.graphs.report_html import report_page
+
+        with self._lock:
+            latest = self._latest()[0]
+            if isinstance(self._last, CapturedStep):
+                captures: list[Any] = self._last.variants
+            else:
+                joints = (joint for known in self._known.values() for joint in known)
+                captures = [one for j in joints for _, found in j.captures() for one in found]
+                for number, one in enumerate(captures, 1):
+                    one.course = Course(number, {})
+            page = report_page(self._name, captures, latest)
+        write_text(path, page)
+
+    def chrome_trace(self, path: str | os.PathLike[str]) -> None:
+        """Writes the profile of what ran last for Perfetto or chrome://tracing; takes one if there is
+        none yet."""
+        from vibetensor.graphs.trace_events import trace_text
+
+        with self._lock:
+            if any(part.profile is None for part in self._latest()):
+                self.profile()
+            parts = [(part.tape, part.lowered.plans, part.profile) for part in self._latest()]
+            text = trace_text(self._name, parts)
+        write_text(path, text)
+
+    def _latest(self) -> list[Any]:
+        """The captures that ran last, in the order they run."""
+        if isinstance(self._last, Joint):
+            return [found[-1] for _, found in self._last.captures()]
+        variants = [] if self._last is None else self._last.variants
+        if not variants:
+            raise CaptureError(f"{self._name} has not been captured yet: call it first")
+        return [self._last.last or variants[-1]]  # type: ignore[union-attr]
+
     def reset(self) -> None:
         """Forgets every capture and gives their memory back."""
         with self._lock:
             self._known.clear()
             self._eager.clear()
             self._steps.clear()
-            self._step = None
+            self._step = self._last = None
             self._warned = self._off = False
 
 
@@ -306,14 +381,6 @@ class _Kept:
 
     def __reduce__(self) -> Any:
         return (_Kept, ())
-
-
-def _bound(function: Any, owner: Any) -> Any:
-    return function.__get__(owner)
-
-
-def _itself(function: Any) -> Any:
-    return function
 
 
 def _hooked(function: Any) -> bool:

@@ -16,6 +16,7 @@ from vibetensor.graphs.record import Recording
 from vibetensor.graphs.tape import Buffer, Op, View
 
 _MOST_TEXT = 60
+_PLAIN = (bool, int, float, str, bytes, type(None))
 # Of an optimizer's group: tensors, and what schedules change between steps.
 _NO_OPTIONS = ("params", "lr", "initial_lr")
 
@@ -69,11 +70,11 @@ def course(
     for key, value in kwargs.items():
         facts.update(_argument(f"argument {key}", value, seen))
     facts.update(_modes())
-    facts.update((f"the name {name}", _constant(x)) for name, x in session.constants.items())
+    facts.update((f"the name {name}", _name(x)) for name, x in session.names.items())
     if session.modules:
         facts["training"] = _training(session.modules)
     for index, optimizer in enumerate(session.optimizers):
-        facts.update(_options(f"{type(optimizer).__name__} {index}", optimizer))
+        facts.update(_options(f"{type(optimizer).__name__} {index}", optimizer, session))
     present = sum(has for _, has in found)
     facts["gradients at the start"] = Fact(f"{present} of {len(found)}")
     return Course(number, facts)
@@ -123,6 +124,14 @@ def _constant(value: Any) -> Fact:
     return Fact(text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 1] + "…", text)
 
 
+def _name(value: Any) -> Fact:
+    if value is _C.graphs.ABSENT:
+        return Fact("not bound")
+    if type(value) in _PLAIN:
+        return _constant(value)
+    return Fact(f"an object of {type(value).__name__}", id(value))
+
+
 def shape_text(dtype: Any, shape: Any) -> str:
     """A tensor's kind: float32[2, 3]."""
     return f"{str(dtype).rsplit('.', 1)[-1]}[{', '.join(map(str, shape))}]"
@@ -145,11 +154,17 @@ def _short(dtype: Any) -> str:
     return str(dtype).rsplit(".", 1)[-1]
 
 
-def _options(name: str, optimizer: Any) -> Iterator[tuple[str, Fact]]:
+def _options(name: str, optimizer: Any, session: Any) -> Iterator[tuple[str, Fact]]:
     for index, group in enumerate(optimizer.param_groups):
+        live = session.live_options(group)
         for key, value in group.items():
-            if key not in _NO_OPTIONS and not isinstance(value, vt.Tensor):
-                yield f"{key} of {name}, group {index},", Fact(repr(value))
+            if key in _NO_OPTIONS or isinstance(value, vt.Tensor):
+                continue
+            if key in live:  # a momentum that replays read, alone or as the first of two betas
+                if not isinstance(value, tuple):
+                    continue
+                value = value[1:]
+            yield f"{key} of {name}, group {index},", Fact(repr(value))
 
 
 def first_change(before: Recording, after: Recording, data: Collection[Buffer] = ()) -> str | None:

@@ -115,6 +115,7 @@ class SchedulesAsTheyWere:
     def __init__(self) -> None:
         self._thread = threading.get_ident()
         self._before: list[Callable[[], None]] = []
+        self._schedulers: list[Any] = []
         self._seen: set[int] = set()
 
     @contextlib.contextmanager
@@ -129,12 +130,24 @@ class SchedulesAsTheyWere:
     def _on_schedule(self, scheduler: Any, args: tuple[Any, ...]) -> None:
         if id(scheduler) not in self._seen and threading.get_ident() == self._thread:
             self._seen.add(id(scheduler))
+            self._schedulers.append(scheduler)
             self._before.append(_schedule_as_now(scheduler))
 
     def put_back(self) -> None:
         """Takes the steps back."""
         for before in reversed(self._before):
             before()
+
+    @contextlib.contextmanager
+    def as_before(self) -> Iterator[None]:
+        """Takes the steps back meanwhile."""
+        now = [_schedule_as_now(scheduler) for scheduler in self._schedulers]
+        self.put_back()
+        try:
+            yield
+        finally:
+            for put_back in reversed(now):
+                put_back()
 
 
 class DryCapture:

@@ -167,6 +167,16 @@ class Graph:
 
         write_text(path, report_page("graph", [self._required("report_html()")]))
 
+    def chrome_trace(self, path: str | os.PathLike[str]) -> None:
+        """Writes the capture's profile for Perfetto or chrome://tracing; takes one if there is none
+        yet."""
+        from vibetensor.graphs.trace_events import trace_text
+
+        captured = self._required("chrome_trace()")
+        timed = captured.profile or self.profile()
+        plans = captured.lowered.plans
+        write_text(path, trace_text("graph", [(captured.tape, plans, timed)]))
+
     def to_dot(self) -> str:
         """The capture as a graph in DOT: ops by phase, and what each reads."""
         from vibetensor.graphs.dot import to_dot

@@ -80,9 +80,10 @@ class Joint:
         self.spec: Any = None  # the caller's note of how results are put together
         self._optimize = optimize
         self._static = static_inputs(inputs)
-        self._names = surroundings(names_of)
         self._pools = Pools() if pools is None else pools
         first, facts, trains = probe(lambda: function(self._static), inputs, self._static, outer)
+        # After the first run, which fills caches: what the second one binds anew it always will.
+        self._names = surroundings(names_of)
         if trains:
             raise Trains
         self._record(inputs)

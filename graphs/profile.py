@@ -8,6 +8,7 @@ those tensors count as changed in place.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs.lower import lower
 from vibetensor.graphs.structure import from_array
-from vibetensor.graphs.tape import Op
+from vibetensor.graphs.tape import Op, Tape
 from vibetensor.graphs.verify import Snapshot
 
 # Runs until this much time is spent, at least and at most so many.
@@ -135,6 +136,21 @@ class Profile:
                 share = sum(row.share for row in rest)
                 parts.append(f"  {share:6.1%} {seconds_text(seconds):>10}  {len(rest)} others")
         return "\n".join(parts)
+
+
+def joined(parts: list[tuple[Tape, Profile]]) -> Profile:
+    """The profile of tapes that run one after the other; places count on from tape to tape."""
+    if len(parts) == 1:
+        return parts[0][1]
+    starts = itertools.accumulate((len(tape.ops) for tape, _ in parts), initial=0)
+    profiles = [timed for _, timed in parts]
+    return Profile(
+        [start + at for start, timed in zip(starts, profiles) for at in timed.indices],
+        [op for timed in profiles for op in timed.ops],
+        [seconds for timed in profiles for seconds in timed.medians],
+        sum(timed.replay for timed in profiles),
+        min(timed.runs for timed in profiles),
+    )
 
 
 def count_text(ops: int) -> str:

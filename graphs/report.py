@@ -39,9 +39,9 @@ def recaptured(variant: Any, variants: list[Any]) -> list[str]:
     """Why a function was captured again: what differs from the likest capture before, and the first
     op that does. Empty for the first."""
     before = [v for v in variants if v.course.number < variant.course.number]
-    if not before:
-        return []
     course = variant.course
+    if not before or not course.facts:  # without facts it was captured for a reason of its own
+        return []
     nearest = min(reversed(before), key=lambda v: len(course.differences(v.course)))
     found = course.differences(nearest.course)
     if not found:

@@ -12,7 +12,7 @@ import functools
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 import vibetensor.torch as vt
 from vibetensor import _C
-from vibetensor.graphs.surroundings import Constants
+from vibetensor.graphs.surroundings import Surroundings, of_class
 from vibetensor.torch import _recording
 from vibetensor.torch import session as settings
 from vibetensor.torch.nn.modules import hooks
@@ -68,6 +68,18 @@ class TensorRate(Rate):
             self.live.copy_(self.group["lr"].reshape(self.live.shape))
 
 
+class Momentum:
+    """A momentum or first beta, likewise."""
+
+    def __init__(self, group: dict[str, Any], key: str, live: Any) -> None:
+        self.group = group
+        self.key = key
+        self.live = live
+
+    def __call__(self) -> None:
+        self.live.fill_(float(_momentum(self.group[self.key])))
+
+
 class Session:
     """Collected while a function is recorded, on the thread that records."""
 
@@ -87,15 +99,20 @@ class Session:
         self._rates: dict[tuple[int, int], tuple[float, int]] = {}
         self._schedules = 0
         self.schedulers: list[Any] = []
-        self.constants: dict[str, Any] = {}  # by name, what the function found outside of itself
-        self._constants: Any = None
+        self.names: dict[str, Any] = {}  # what the function found outside of itself
+        self._surroundings: Any = None
         self._restore: list[tuple[dict[str, Any], str, Any]] = []
         self._seen: set[int] = set()
         self.notes = _recording.Notes()
+        self.notes.live = self._live_momentum
+        # Groups of optimizers whose updates read a momentum, and those that do, by group and name:
+        # the number then, and how many steps schedules had made.
+        self._reading: dict[int, dict[str, Any]] = {}
+        self._momenta: dict[tuple[int, str], tuple[float, int]] = {}
 
-    def about_to_run(self, function: Any) -> None:
-        """Notes the numbers that the function's names are bound to."""
-        self._constants = Constants(function)
+    def about_to_run(self, function: Any, arguments: Iterable[Any] = ()) -> None:
+        """Notes what the names of the function, and of functions among its arguments, are bound to."""
+        self._surroundings = Surroundings(function, arguments)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -141,6 +158,8 @@ class Session:
             self.optimizers.append(optimizer)
             self._options.append([_options(optimizer, g) for g in optimizer.param_groups])
         step = self._steps[id(optimizer)] = self._steps.get(id(optimizer), 0) + 1
+        if optimizer._steps_knowingly():
+            self._reading.update((id(group), group) for group in optimizer.param_groups)
         for index, group in enumerate(optimizer.param_groups):
             if not _reads_rate(optimizer, group):
                 continue
@@ -167,6 +186,19 @@ class Session:
                 "a replay would not. Use a schedule, or set it outside"
             )
         self._rates[(id(optimizer), index)] = (value, self._schedules)
+
+    def _live_momentum(self, group: dict[str, Any], key: str) -> Any:
+        """A tensor for a group's momentum, for one update; None where it stays a number."""
+        value = _momentum(group[key])
+        if id(group) not in self._reading or type(value) is not float or value == 0:
+            return None
+        with _recording.outside():
+            live = vt.from_numpy(np.array(value))
+            live.stands_for_number = True
+        self._live[(id(group), len(self._live), 0)] = live
+        self.host.append(Momentum(group, key, live))
+        self._momenta.setdefault((id(group), key), (value, self._schedules))
+        return live
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if not self._elsewhere():
@@ -211,9 +243,9 @@ class Session:
         if self.optimizers:
             self._watch_hooks(optim._global_pre_hooks)
             self._watch_hooks(optim._global_post_hooks)
-        if self._constants is not None:
-            self.constants = self._constants.watch(self.course)
-        self._constants = None
+        if self._surroundings is not None:
+            self.names = self._surroundings.watch(self.course)
+        self._surroundings = None
         self._reads.clear()
         self._options.clear()
 
@@ -229,7 +261,7 @@ class Session:
         kept = {name: fields.get(name, _C.graphs.ABSENT) for name in same}
         self.course.add_items(fields, kept, effects, _counts(module))
         for name in same - fields.keys():
-            held = _of_class(kind, name)
+            held = of_class(kind, name)
             if type(held) is types.MemberDescriptorType:
                 value = _attribute(module, name)
                 self.course.add_attribute(module, name, value, _counts(module))
@@ -270,10 +302,27 @@ class Session:
         for values in state.values():
             self.tensors.add_dict(values, dict(values), _NO_KEYS, type(values) is Registry)
         for group, found in zip(groups, options):
+            found = {**found, **self.live_options(group)}
             ignored = frozenset({_CHANGED_BY_SCHEDULES, "params"})
             self.course.add_dict(group, found, ignored, False)
             self.tensors.add_items(group, {"params": group["params"]}, _NO_KEYS, False)
             self.tensors.add_list(group["params"])
+
+    def live_options(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Options that replays read: any number but 0, which takes another way. One that the function
+        itself changes stays watched."""
+        found: dict[str, Any] = {}
+        for (owner, key), (value, steps) in self._momenta.items():
+            if owner != id(group):
+                continue
+            now = group[key]
+            changed = _momentum(now) != value
+            if changed and (steps == self._schedules or not any(map(_cycles, self.schedulers))):
+                continue
+            found[key] = _C.graphs.NONZERO
+            if isinstance(now, tuple):
+                found[key] = (_C.graphs.NONZERO, *now[1:])
+        return found
 
     def _watch_hooks(self, table: Any) -> None:
         if table is None:  # an object without, from an old pickle say
@@ -287,7 +336,12 @@ class Session:
     def acts(self) -> list[Any]:
         """What the host does before a replay, for one without Python code: learning rates as the
         group and the tensor, others to be called."""
-        return [(a.group, a.live) if isinstance(a, Rate) else a for a in self.host]
+        return [
+            (act.group, act.live, "lr" if isinstance(act, Rate) else act.key)
+            if isinstance(act, Rate | Momentum)
+            else act
+            for act in self.host
+        ]
 
     def same_course(self) -> bool:
         """Whether Python would decide again as it did: attributes and hooks of modules, options of
@@ -342,6 +396,17 @@ class Session:
         return [recording.buffer_of(live) for live in self._live.values()]
 
 
+def _momentum(option: Any) -> Any:
+    """The number itself, or the first of two betas."""
+    return option[0] if isinstance(option, tuple) else option
+
+
+def _cycles(scheduler: Any) -> bool:
+    """Whether a schedule changes momenta."""
+    inner = getattr(scheduler, "_schedulers", ())
+    return bool(getattr(scheduler, "cycle_momentum", False)) or any(map(_cycles, inner))
+
+
 def _another(rate: float) -> float:
     """A learning rate near by."""
     return rate * 0.75 if rate else 1e-3
@@ -373,19 +438,13 @@ def _attribute(module: Any, name: str) -> Any:
     fields = vars(module)
     if name in fields:
         return fields[name]
-    held = _of_class(type(module), name)
+    held = of_class(type(module), name)
     if type(held) is types.MemberDescriptorType:  # one of __slots__
         try:
             return held.__get__(module)
         except AttributeError:
             return _C.graphs.ABSENT
     return held
-
-
-def _of_class(kind: type, name: str) -> Any:
-    """A class's attribute. What is made anew each time (a class method) is as good as absent."""
-    held = getattr(kind, name, _C.graphs.ABSENT)
-    return held if held is getattr(kind, name, _C.graphs.ABSENT) else _C.graphs.ABSENT
 
 
 def _mark(value: Any) -> tuple[int, Any]:

@@ -1,145 +1,307 @@
-"""The names that a function finds outside of itself: globals, closures, attributes of its object.
+"""The names that a function finds outside of itself: globals, closures, defaults, and attributes of
+its object, of classes and of other objects that a name or a chain of attributes leads to.
 
-A recording has what they were bound to. A `Watch` on them tells whether they still are: of
-`torch.compile` on all of them, of `capture` on those bound to numbers and other `Constants`.
+A recording has what they were bound to. A `Watch` on them tells whether they still are.
 """
 
 from __future__ import annotations
 
-import dis
+import functools
+import sys
 import types
+from collections.abc import Iterable
 from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor import _C
+from vibetensor.graphs.loaded_names import loaded_names
+from vibetensor.torch.optim.lr_scheduler.base import LRScheduler
 
 _NOTHING: frozenset[Any] = frozenset()
-_PLAIN = (bool, int, float, str, bytes, type(None))
+_MISSING = object()
 _LIBRARY = vt.__name__.partition(".")[0]
+_PYTHON = sys.stdlib_module_names - {"test"}  # a name that programs have, too
 
 
-def surroundings(function: Any) -> Any:
-    """A Watch on every name that the function, functions it names in turn and forwards of modules
-    among them refer to. What the library's own code refers to stays."""
-    watch = _C.graphs.Watch()
-    _Visit(watch).value(function)
-    return watch
+class Surroundings:
+    """What the names that a function and those that it calls refer to are bound to now.
 
+    Of modules of `vibetensor.torch.nn` the forwards are followed, and their attributes are not
+    noted: whoever records sees which of them are read. What this library, NumPy and Python's own
+    refer to themselves stays as it is.
+    """
 
-class Constants:
-    """Plain values (numbers, strings, None) that a function's names are bound to, as they are now."""
+    def __init__(self, function: Any, arguments: Iterable[Any] = ()) -> None:
+        # By owner: a dictionary's entries, or attributes.
+        self._items: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._attributes: dict[tuple[int, str], tuple[Any, str, Any, str]] = {}
+        visit = _Visit(self)
+        visit.value(function)
+        for argument in arguments:
+            visit.value(argument)
+        visit.follow()
 
-    def __init__(self, function: Any) -> None:
-        self._items: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._cells: list[tuple[str, Any, Any]] = []
-        _Visit(self).value(function)
+    def add_item(self, owner: dict[str, Any], name: str, value: Any) -> None:
+        """An entry; ABSENT where there is none."""
+        self._items.setdefault(id(owner), (owner, {}))[1].setdefault(name, value)
 
-    def add_items(self, owner: dict[str, Any], found: dict[str, Any], *_: Any) -> None:
-        """What a `Watch` is told too."""
-        plain = {name: value for name, value in found.items() if type(value) in _PLAIN}
-        if plain:
-            self._items.append((owner, plain))
-
-    def add_cell(self, name: str, cell: Any, contents: Any) -> None:
-        """Of a closure."""
-        if type(contents) in _PLAIN:
-            self._cells.append((name, cell, contents))
+    def add_attribute(self, owner: Any, name: str, value: Any, shown: str) -> None:
+        """What only getattr finds."""
+        self._attributes.setdefault((id(owner), name), (owner, name, value, shown))
 
     def watch(self, watch: Any) -> dict[str, Any]:
-        """Adds those that are still the same: others the function sets itself. Returns them by name."""
+        """Adds those that are still the same to a Watch: others the function sets itself. Returns
+        them by name."""
         watched: dict[str, Any] = {}
-        for owner, found in self._items:
-            same = {name: v for name, v in found.items() if _same(owner.get(name, found), v)}
-            watch.add_items(owner, same, _NOTHING, False)
-            watched.update(same)
-        for name, cell, contents in self._cells:
-            try:
-                same = _same(cell.cell_contents, contents)
-            except ValueError:  # unbound by now
-                continue
-            if same:
-                watch.add_attribute(cell, "cell_contents", contents)
-                watched[name] = contents
+        for owner, found in self._items.values():
+            kept = found if _holds("add_items", owner, found, _NOTHING, False) else {}
+            for name, value in () if kept else found.items():
+                if _holds("add_items", owner, {name: value}, _NOTHING, False):
+                    kept[name] = value
+            watch.add_items(owner, kept, _NOTHING, False)
+            watched.update(kept)
+        for owner, name, value, shown in self._attributes.values():
+            if _holds("add_attribute", owner, name, value):
+                watch.add_attribute(owner, name, value)
+                watched[shown] = value
         return watched
 
 
-def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and (a == b or (a != a and b != b))
+def surroundings(function: Any) -> Any:
+    """A Watch on all of `Surroundings`."""
+    watch = _C.graphs.Watch()
+    Surroundings(function).watch(watch)
+    return watch
+
+
+def of_class(kind: type, name: str) -> Any:
+    """A class's attribute. What is made anew each time (a class method) is as good as absent."""
+    held = getattr(kind, name, _C.graphs.ABSENT)
+    return held if held is getattr(kind, name, _C.graphs.ABSENT) else _C.graphs.ABSENT
+
+
+def _holds(kind: str, *what: Any) -> bool:
+    watch = _C.graphs.Watch()
+    getattr(watch, kind)(*what)
+    return watch.holds()
 
 
 class _Visit:
-    def __init__(self, watch: Any) -> None:
-        self._watch = watch
-        self._seen: set[int] = set()
+    def __init__(self, found: Surroundings) -> None:
+        self._found = found
+        self._seen: set[Any] = set()
+        self._kept: list[Any] = []  # what ids in `_seen` are of
+        self._open: list[tuple[types.FunctionType, dict[str, Any]]] = []
 
     def value(self, found: Any) -> None:
-        if isinstance(found, types.MethodType):
-            if not isinstance(found.__self__, vt.nn.Module):
-                self._fields(found.__self__, found.__func__)
-            self.value(found.__func__)
-            found = found.__self__
-        if isinstance(found, vt.nn.Module):
-            for module in found.modules():
-                forward = vars(module).get("forward", type(module).forward)
-                self.value(getattr(forward, "__func__", forward))
-        elif isinstance(found, types.FunctionType) and id(found) not in self._seen:
-            self._seen.add(id(found))
-            if not found.__module__ or found.__module__.partition(".")[0] != _LIBRARY:
-                self._function(found)
+        """Whatever a name may lead to: what it runs when it is called."""
+        if isinstance(found, types.FunctionType):
+            self._enqueue(found)
+        elif isinstance(found, types.MethodType):
+            self._callable(found.__func__, (found.__self__,), {})
+            self.value(found.__self__)
+        elif isinstance(found, functools.partial):
+            self._callable(found.func, found.args, found.keywords)
+            for value in (*found.args, *found.keywords.values()):
+                self.value(value)
+        elif isinstance(found, vt.nn.Module):
+            if self._first("module", found):
+                for module in found.modules():
+                    self._seen.add(("module", id(module)))
+                    forward = vars(module).get("forward")
+                    if forward is None:
+                        self._enqueue(type(module).forward, module)
+                    else:
+                        self.value(forward)
+        elif not isinstance(found, type) and not _is_fixed(type(found).__module__):
+            step = "step" if isinstance(found, vt.optim.Optimizer) else "__call__"
+            if isinstance(run := _static(type(found), step), types.FunctionType):
+                self._enqueue(run, found)
+        elif wrapped := getattr(found, "__wrapped__", None) if callable(found) else None:
+            self._callable(wrapped, (), {})  # of functools.lru_cache, say
 
-    def _function(self, function: types.FunctionType) -> None:
-        names = _names(function.__code__, None)
-        found = {name: function.__globals__[name] for name in names & function.__globals__.keys()}
-        self._watch.add_items(function.__globals__, found, _NOTHING, False)
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
-            try:
-                contents = cell.cell_contents
-            except ValueError:  # not bound yet
-                continue
-            if isinstance(self._watch, Constants):
-                self._watch.add_cell(name, cell, contents)
-            else:
-                self._watch.add_attribute(cell, "cell_contents", contents)
-            self.value(contents)
-        for value in found.values():
+    def follow(self) -> None:
+        """Looks at what has been found, and at what that leads to."""
+        while self._open:
+            function, bound = self._open.pop()
+            closure = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
+            once = self._first("function", function)
+            if once:
+                self._defaults(function)
+            for path in loaded_names(function.__code__):
+                if path[0] == "global":
+                    if once:
+                        self._global(function, path[1:])
+                elif path[0] == "super":
+                    self._super(function, closure, bound, path[1:])
+                elif path[1] in bound:
+                    self._attributes(bound[path[1]], path[2:])
+                elif once and path[1] in closure:
+                    self._cell(path[1], closure[path[1]], path[2:])
+
+    def _first(self, kind: str, found: Any) -> bool:
+        if (kind, id(found)) in self._seen:
+            return False
+        self._seen.add((kind, id(found)))
+        self._kept.append(found)
+        return True
+
+    def _callable(self, function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if isinstance(function, types.FunctionType):
+            self._enqueue(function, *args, **named)
+        else:
+            self.value(function)
+
+    def _enqueue(self, function: Any, *args: Any, **named: Any) -> None:
+        """args, named: arguments that the function is known to be called with."""
+        function = getattr(function, "__func__", function)
+        if not isinstance(function, types.FunctionType) or _is_fixed(function.__module__):
+            return
+        bound = {**named, **dict(zip(function.__code__.co_varnames, args))}
+        key = (id(function), *((name, id(value)) for name, value in bound.items()))
+        if key not in self._seen:
+            self._seen.add(key)
+            self._kept += (function, *bound.values())
+            self._open.append((function, bound))
+
+    def _defaults(self, function: types.FunctionType) -> None:
+        if function.__defaults__ is not None:
+            shown = f"{function.__name__}.__defaults__"
+            self._found.add_attribute(function, "__defaults__", function.__defaults__, shown)
+        for name, value in (function.__kwdefaults__ or {}).items():
+            self._found.add_item(function.__kwdefaults__, name, value)
+        for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self.value(value)
 
-    def _fields(self, owner: Any, function: Any) -> None:
+    def _global(self, function: types.FunctionType, path: tuple[str, ...]) -> None:
+        value = function.__globals__.get(path[0], _MISSING)
+        if value is not _MISSING:
+            self._found.add_item(function.__globals__, path[0], value)
+            self._attributes(value, path[1:])
+
+    def _cell(self, name: str, cell: Any, path: tuple[str, ...]) -> None:
+        try:
+            value = cell.cell_contents
+        except ValueError:  # not bound yet
+            return
+        self._found.add_attribute(cell, "cell_contents", value, name)
+        self._attributes(value, path)
+
+    def _super(
+        self, function: Any, closure: dict[str, Any], bound: dict[str, Any], path: tuple[str, ...]
+    ) -> None:
+        names = function.__code__.co_varnames
+        if not names or names[0] not in bound or "__class__" not in closure:
+            return
+        owner = bound[names[0]]
+        order = (owner if isinstance(owner, type) else type(owner)).__mro__
+        kind = closure["__class__"].cell_contents
+        if kind in order:
+            for base in order[order.index(kind) + 1 :]:
+                if path[0] in vars(base):
+                    self._descriptor(base, owner, path[0], vars(base)[path[0]])
+                    return
+
+    def _attributes(self, owner: Any, path: tuple[str, ...]) -> None:
+        """What is found at the end of a chain of attributes."""
+        for name in path:
+            owner = self._attribute(owner, name)
+            if owner is _MISSING:
+                return
+        self.value(owner)
+
+    def _attribute(self, owner: Any, name: str) -> Any:
+        """An attribute's value as far as it can be told without running code."""
+        if isinstance(owner, vt.nn.Module):
+            return self._of_module(owner, name)
+        if isinstance(owner, types.ModuleType):
+            value = vars(owner).get(name, _MISSING)
+            if value is not _MISSING and not _is_fixed(owner.__name__):
+                self._found.add_item(vars(owner), name, value)
+            return value
+        if isinstance(owner, type):
+            held = _static(owner, name)
+            return _MISSING if held is _MISSING else self._descriptor(owner, None, name, held)
+        # Schedules step in replays as well, and the library's own objects are seen by whoever records.
+        if isinstance(owner, vt.Tensor | LRScheduler) or _is_ours(type(owner).__module__):
+            return _MISSING
+        return self._of_object(owner, name)
+
+    def _of_module(self, module: Any, name: str) -> Any:
+        fields = vars(module)
+        for held in (fields, *(fields.get(x, {}) for x in ("_modules", "_parameters", "_buffers"))):
+            if name in held:
+                return held[name]
+        held = _static(type(module), name)
+        return held if held is _MISSING else self._method(module, held)
+
+    def _of_object(self, owner: Any, name: str) -> Any:
+        held = _static(type(owner), name)
         fields = getattr(owner, "__dict__", None)
-        if type(fields) is not dict or not isinstance(function, types.FunctionType):
-            return
-        code = function.__code__
-        if code.co_argcount == 0:
-            return
-        found = {name: fields[name] for name in _names(code, code.co_varnames[0]) & fields.keys()}
-        self._watch.add_items(fields, found, _NOTHING, False)
-        for value in found.values():
-            self.value(value)
+        if type(fields) is dict and not hasattr(type(held), "__set__"):
+            if name in fields:
+                self._found.add_item(fields, name, fields[name])
+                return fields[name]
+            if held is not _MISSING and not _is_fixed(_defined_in(type(owner), name)):
+                self._found.add_item(fields, name, _C.graphs.ABSENT)
+        if held is _MISSING:
+            return _MISSING
+        if type(held) is types.MemberDescriptorType:  # one of __slots__
+            value = getattr(owner, name, _C.graphs.ABSENT)
+            self._found.add_attribute(owner, name, value, name)
+            return value
+        return self._descriptor(type(owner), owner, name, held)
+
+    def _descriptor(self, kind: type, owner: Any, name: str, held: Any) -> Any:
+        """What a class has of a name, for an owner (None for the class itself)."""
+        if _is_fixed(_defined_in(kind, name)):
+            return _MISSING
+        value = of_class(kind, name)
+        if value is not _C.graphs.ABSENT:
+            self._found.add_attribute(kind, name, value, name)
+        return self._method(kind if owner is None else owner, held, owner is None)
+
+    def _method(self, owner: Any, held: Any, of_class_itself: bool = False) -> Any:
+        if isinstance(held, staticmethod):
+            return held.__func__
+        if isinstance(held, classmethod):
+            self._enqueue(held, owner if isinstance(owner, type) else type(owner))
+        elif of_class_itself:
+            return held
+        elif isinstance(held, types.FunctionType):
+            self._enqueue(held, owner)
+        elif isinstance(held, property):
+            self._enqueue(held.fget, owner)
+        elif isinstance(held, functools.cached_property):
+            self._enqueue(held.func, owner)
+        elif not hasattr(type(held), "__get__"):
+            return held
+        elif wrapped := getattr(held, "__wrapped__", None):  # a decorated one
+            self._enqueue(wrapped, owner)
+        return _MISSING
 
 
-def _names(code: types.CodeType, owner: str | None) -> set[str]:
-    """The globals that code and the functions inside it read, or, of `owner`, the attributes.
-
-    Not `co_names`: there the `step` of `optimizer.step()` is one with a global of that name."""
-    names: set[str] = set()
-    before: Any = None
-    for instruction in dis.get_instructions(code):
-        name = instruction.opname
-        if owner is None:
-            if name in ("LOAD_GLOBAL", "LOAD_NAME"):
-                names.add(instruction.argval)
-        elif name in ("LOAD_ATTR", "LOAD_METHOD") and _loads(before, owner):
-            names.add(instruction.argval)
-        before = instruction
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _names(constant, owner)
-    return names
+def _is_fixed(module: Any) -> bool:
+    """Whether a module of this name is of this library, Python's own or NumPy's."""
+    root = module.partition(".")[0] if isinstance(module, str) else ""
+    return root in (_LIBRARY, "numpy") or root in _PYTHON
 
 
-def _loads(instruction: Any, variable: str) -> bool:
-    """Whether what an instruction leaves on top of the stack is a function's variable."""
-    if instruction is None or not instruction.opname.startswith(("LOAD_FAST", "LOAD_DEREF")):
-        return False
-    found = instruction.argval  # two names where an instruction loads two
-    return found[-1] == variable if isinstance(found, tuple) else found == variable
+def _is_ours(module: Any) -> bool:
+    return isinstance(module, str) and module.partition(".")[0] in (_LIBRARY, "numpy")
+
+
+def _static(kind: type, name: str) -> Any:
+    """A class's attribute as it is written there."""
+    for base in kind.__mro__:
+        if name in vars(base):
+            return vars(base)[name]
+    return _MISSING
+
+
+def _defined_in(kind: type, name: str) -> str:
+    """The module of the class that has it."""
+    for base in kind.__mro__:
+        if name in vars(base):
+            return base.__module__
+    return ""

@@ -37,9 +37,15 @@ def trace_events(name: str, tape: Tape, plans: dict[str, Plan], profile: Profile
     }
 
 
-def trace_text(name: str, tape: Tape, plans: dict[str, Plan], profile: Profile) -> str:
-    """`trace_events` as JSON."""
-    return json.dumps(trace_events(name, tape, plans, profile), separators=(",", ":"))
+def trace_text(name: str, parts: list[tuple[Tape, dict[str, Plan], Profile]]) -> str:
+    """`trace_events` of what runs one after the other, a forward and its backward say, as JSON."""
+    whole, *others = (trace_events(name, *part) for part in parts)
+    for other in others:
+        end = max((e["ts"] + e["dur"] for e in whole["traceEvents"] if e["ph"] == "X"), default=0.0)
+        timed = (event for event in other["traceEvents"] if "ts" in event)
+        whole["traceEvents"] += [{**event, "ts": event["ts"] + end} for event in timed]
+        whole["otherData"]["replay_us"] += other["otherData"]["replay_us"]
+    return json.dumps(whole, separators=(",", ":"))
 
 
 def _named(what: str, thread: int, name: str) -> dict[str, Any]:

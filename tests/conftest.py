@@ -40,6 +40,8 @@ NOT_ON_DEVICE: dict[str, str] = runpy.run_path(
 _PROFILES = "profiles take the device's events"
 NOT_SIMULATED: dict[str, str] = {
     "graphs/test_capture.py::test_the_guide_is_true": _PROFILES,
+    "graphs/test_capture_copies.py::test_looking_at_what_was_compiled": _PROFILES,
+    "graphs/test_capture_copies.py::test_the_trace_of_a_graph": _PROFILES,
     "graphs/test_graph.py::test_debug_dump": _PROFILES,
     "graphs/test_report_profile.py::*": _PROFILES,
 }

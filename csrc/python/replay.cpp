@@ -72,7 +72,8 @@ Replay::Replay(const Parts& parts)
   for_each(parts.acts, [&](PyObject* act) {
     const bool rate = PyTuple_Check(act);
     acts_.push_back({Object::borrow(rate ? item(act, 0) : act),
-                     rate ? optional_tensor(item(act, 1)) : Tensor()});
+                     rate ? optional_tensor(item(act, 1)) : Tensor(),
+                     rate ? Object::borrow(item(act, 2)) : Object()});
   });
   for_each(parts.outputs, [&](PyObject* output) {
     PyObject* how = item(output, 1);
@@ -156,15 +157,15 @@ void Replay::perform(const Act& act) const {
     const Object done = own(PyObject_CallNoArgs(act.group.get()));
     return;
   }
-  static PyObject* const name = PyUnicode_InternFromString("lr");
-  PyObject* rate = PyDict_GetItemWithError(act.group.get(), name);
+  PyObject* rate = PyDict_GetItemWithError(act.group.get(), act.name.get());
+  if (rate && PyTuple_Check(rate)) rate = item(rate, 0);  // betas
   if (rate && is_tensor(rate)) {
     const NoGrad no_grad;
     ops::copy_(act.live, ops::reshape(tensor_of(rate), act.live.sizes()), false);
     return;
   }
   const double value = rate ? PyFloat_AsDouble(rate) : -1;
-  if (!rate && !PyErr_Occurred()) PyErr_SetObject(PyExc_KeyError, name);
+  if (!rate && !PyErr_Occurred()) PyErr_SetObject(PyExc_KeyError, act.name.get());
   if (PyErr_Occurred()) throw PythonError();
   if (act.live.device().is_cpu() && act.live.dtype() == DType::Float64) {
     *act.live.data_as<double>() = value;
@@ -240,7 +241,10 @@ void Replay::launch() {
 
 int Replay::traverse(visitproc visit, void* arg) const {
   for (const Object& object : kept_) Py_VISIT(object.get());
-  for (const Act& act : acts_) Py_VISIT(act.group.get());
+  for (const Act& act : acts_) {
+    Py_VISIT(act.group.get());
+    Py_VISIT(act.name.get());
+  }
   for (const Output& output : outputs_) Py_VISIT(output.object.get());
   Py_VISIT(build_.get());
   return structure_ ? structure_->traverse(visit, arg) : 0;

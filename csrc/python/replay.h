@@ -53,8 +53,9 @@ class Replay {
 
  private:
   struct Act {
-    Object group;  // whose learning rate goes into `live`; or something to call
+    Object group;  // whose learning rate or momentum goes into `live`; or something to call
     Tensor live;
+    Object name;  // of the option
   };
   struct Output {
     Object object;       // the loan; a tensor that was there before the step, or a constant

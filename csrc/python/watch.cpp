@@ -10,6 +10,7 @@ namespace nb = nanobind;
 namespace vt::python {
 
 PyObject* rate_marker = nullptr;
+PyObject* nonzero_marker = nullptr;
 PyObject* absent_marker = nullptr;
 
 namespace {
@@ -31,7 +32,14 @@ bool same_items(PyObject* a, PyObject* b) {
 bool same_or_rate(PyObject* found, PyObject* expected) {
   if (found == expected) return true;
   if (expected == rate_marker) return PyFloat_Check(found) || PyLong_CheckExact(found);
-  return same_value(found, expected);
+  if (expected == nonzero_marker) return PyFloat_Check(found) && PyFloat_AsDouble(found) != 0;
+  if (!PyTuple_Check(found) || !PyTuple_Check(expected)) return same_value(found, expected);
+  const Py_ssize_t n = PyTuple_Size(expected);
+  if (PyTuple_Size(found) != n) return false;
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    if (!same_or_rate(PyTuple_GetItem(found, i), PyTuple_GetItem(expected, i))) return false;
+  }
+  return true;
 }
 
 int visit_all(const std::vector<Object>& objects, visitproc visit, void* arg) {
@@ -129,7 +137,9 @@ bool Watch::List::holds() const {
 bool Watch::Attribute::holds() const {
   const Object now(PyObject_GetAttr(object.get(), name.get()));
   if (now) return same_value(now.get(), value.get());
-  if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw PythonError();
+  // A closure's cell that is empty by now says ValueError.
+  if (!PyErr_ExceptionMatches(PyExc_AttributeError) && !PyErr_ExceptionMatches(PyExc_ValueError))
+    throw PythonError();
   PyErr_Clear();
   return value.get() == absent_marker;
 }
@@ -224,8 +234,10 @@ void bind_watch(nb::module_& root, nb::module_& graphs) {
   if (PyModule_AddFunctions(root.ptr(), functions) < 0) throw PythonError();
   auto* const object_type = reinterpret_cast<PyObject*>(&PyBaseObject_Type);
   rate_marker = checked(PyObject_CallNoArgs(object_type));
+  nonzero_marker = checked(PyObject_CallNoArgs(object_type));
   absent_marker = checked(PyObject_CallNoArgs(object_type));
   graphs.attr("RATE") = nb::borrow(rate_marker);
+  graphs.attr("NONZERO") = nb::borrow(nonzero_marker);
   graphs.attr("ABSENT") = nb::borrow(absent_marker);
   static PyType_Slot slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(traverse_watch)},
                                 {Py_tp_clear, reinterpret_cast<void*>(clear_watch)},
@@ -239,7 +251,8 @@ void bind_watch(nb::module_& root, nb::module_& graphs) {
              const nb::object& ignored,
              bool counted) { self.add_dict(dict.ptr(), entries.ptr(), ignored.ptr(), counted); },
           nb::arg("dict"), nb::arg("entries"), nb::arg("ignored"), nb::arg("counted"),
-          "All entries of a dict but ignored ones. RATE stands for any number.")
+          "All entries of a dict but ignored ones. RATE stands for any number, NONZERO for any but "
+          "0, in tuples as well.")
       .def(
           "add_items",
           [](Watch& self, const nb::object& dict, const nb::object& entries,

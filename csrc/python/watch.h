@@ -17,6 +17,8 @@ bool same_value(PyObject* a, PyObject* b);
 
 /// Where an entry of a watched dictionary is a learning rate: any float or int will do.
 extern PyObject* rate_marker;
+/// Likewise, also in a tuple: any but 0.
+extern PyObject* nonzero_marker;
 /// Where a watched dictionary has no such entry.
 extern PyObject* absent_marker;
 

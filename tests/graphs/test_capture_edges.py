@@ -277,6 +277,91 @@ def test_schedules_of_their_own_kind(schedule: str) -> None:
     assert run(lambda f: f) == run(capture)
 
 
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("kind", ["SGD", "SGD nesterov", "Adam", "AdamW", "foreach=False"])
+@pytest.mark.parametrize("schedule", ["OneCycleLR", "CyclicLR"])
+def test_schedules_that_cycle_the_momentum(schedule: str, kind: str, verify: bool) -> None:
+    def run(wrap: Callable[..., Any]) -> tuple[list[Any], Any]:
+        vt.manual_seed(0)
+        p = vt.nn.Parameter(vt.randn(3))
+        if kind.startswith("SGD"):
+            nesterov = kind.endswith("nesterov")
+            optimizer = vt.optim.SGD([p], lr=0.01, momentum=0.9, nesterov=nesterov)
+        else:
+            made = vt.optim.AdamW if kind == "AdamW" else vt.optim.Adam
+            optimizer = made([p], lr=0.01, foreach=False if kind == "foreach=False" else None)
+        kinds = vt.optim.lr_scheduler
+        if schedule == "OneCycleLR":
+            s = kinds.OneCycleLR(optimizer, max_lr=0.2, total_steps=30)
+        else:
+            s = kinds.CyclicLR(optimizer, 0.01, 0.1, step_size_up=5)
+
+        def step(x: Any) -> Any:
+            optimizer.zero_grad()
+            loss = (p * x).square().sum()
+            loss.backward()
+            vt.nn.utils.clip_grad_norm_([p], 1.0)
+            optimizer.step()
+            s.step()
+            return loss
+
+        function, values = wrap(step), []
+        for i in range(12):
+            loss = function(vt.full((3,), 0.1 * (i + 1)))
+            (group,) = optimizer.param_groups
+            values.append((p.tolist(), loss.item(), group.get("momentum"), group.get("betas")))
+        return values, function
+
+    eager, _ = run(lambda f: f)
+    captured, step = run(lambda f: capture(f, verify=verify, optimize=False))
+    assert captured == eager
+    if kind != "foreach=False":
+        assert [variant.replays for variant in step.variants] == [10]
+
+
+def test_a_momentum_that_is_set_between_calls() -> None:
+    def run(wrap: Callable[..., Any]) -> tuple[list[Any], Any]:
+        p = vt.nn.Parameter(vt.ones(3))
+        optimizer = vt.optim.SGD([p], lr=0.1, momentum=0.9)
+
+        def step(x: Any, decay: bool = False) -> None:
+            optimizer.zero_grad()
+            (p * x).square().sum().backward()
+            optimizer.step()
+            if decay:
+                optimizer.param_groups[0]["momentum"] *= 0.9
+
+        function, values = wrap(step), []
+        for i in range(16):
+            if i == 5:
+                optimizer.param_groups[0]["momentum"] = 0.5
+            if i == 8:
+                optimizer.param_groups[0]["momentum"] = 0.0
+            if i == 10:
+                optimizer.param_groups[0]["momentum"] = 0.7
+            function(vt.full((3,), 0.1 * (i + 1)), i > 12)
+            values.append(p.tolist())
+        return values, function
+
+    eager, _ = run(lambda f: f)
+    captured, step = run(capture)
+    assert captured == eager
+    assert step.variants[0].replays >= 5  # with both of the first numbers
+
+
+def test_batch_norm_with_plain_averages() -> None:
+    def run(wrap: Callable[..., Any]) -> list[Any]:
+        norm = vt.nn.BatchNorm1d(3, momentum=None)
+        function, values = wrap(lambda x: norm(x)), []
+        for i in range(6):
+            vt.manual_seed(i)
+            values.append(function(vt.randn(5, 3)).tolist())
+        return [*values, norm.running_mean.tolist(), norm.running_var.tolist(),
+                norm.num_batches_tracked.item()]  # fmt: skip
+
+    assert run(capture) == run(lambda f: f)
+
+
 def test_two_steps_of_one_optimizer() -> None:
     def run(wrap: Callable[..., Any], by_hand: bool) -> list[Any]:
         p, optimizer = _parameter()

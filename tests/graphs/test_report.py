@@ -213,7 +213,9 @@ def test_modes_and_options_that_changed() -> None:
     layer[1].eval()
     for _ in range(2):
         step(x)
-    optimizer.param_groups[0]["momentum"] = 0.5
+    optimizer.param_groups[0]["momentum"] = 0.5  # which replays read
+    step(x)
+    optimizer.param_groups[0]["weight_decay"] = 0.5
     for _ in range(2):
         step(x)
     with vt.autocast("cpu", dtype=vt.bfloat16):
@@ -224,7 +226,7 @@ def test_modes_and_options_that_changed() -> None:
         "captured again: training was on in all 3 modules, is off in Dropout 2 of 3 modules"
     )
     assert "op" in told[1][1] and "has become" in told[1][1]
-    assert told[2][0] == "captured again: momentum of SGD 0, group 0, was 0.9, is 0.5"
+    assert told[2][0] == "captured again: weight_decay of SGD 0, group 0, was 0, is 0.5"
     assert told[3][0] == "captured again: autocast on cpu was off, is to bfloat16"
 
 

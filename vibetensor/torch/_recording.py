@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from vibetensor import _C
 
@@ -37,6 +38,8 @@ class Notes:
         # The last first, if the recording fails; None where nobody will ask.
         self.undo: list[Callable[[], None]] | None = None
         self.unsteady = False  # the next run will do something else
+        # Makes an option of a group a tensor that replays set; None for what it cannot be.
+        self.live: Callable[[dict[str, Any], str], Any] | None = None
 
 
 class _Current(threading.local):
@@ -66,3 +69,15 @@ def mark_unsteady() -> None:
     """This run did what the next one will not: it is not kept."""
     if _current.notes is not None:
         _current.notes.unsteady = True
+
+
+def live_momentum(group: dict[str, Any], key: str) -> Any:
+    """The momentum of an optimizer's group, `group[key]` or the first of two betas: a number, or in a
+    recording a 0-d tensor that replays set to what the group has then. Schedules cycle it."""
+    notes = _current.notes
+    if notes is not None and notes.live is not None and recording() is not None:
+        live = notes.live(group, key)
+        if live is not None:
+            return live
+    value = group[key]
+    return value[0] if isinstance(value, tuple | list) else value

@@ -170,19 +170,19 @@ void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp
 }
 
 void fused_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
-                TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr, double beta1,
-                double beta2, double weight_decay, double eps, bool amsgrad, bool maximize,
-                const Tensor& grad_scale, const Tensor& found_inf) {
+                TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr,
+                const Tensor& beta1, double beta2, double weight_decay, double eps, bool amsgrad,
+                bool maximize, const Tensor& grad_scale, const Tensor& found_inf) {
   adam("_fused_adam_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
-       {number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, false}, grad_scale,
+       {number(lr), number(beta1), beta2, weight_decay, eps, amsgrad, maximize, false}, grad_scale,
        found_inf);
 }
 void fused_adamw(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
-                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr, double beta1,
-                 double beta2, double weight_decay, double eps, bool amsgrad, bool maximize,
-                 const Tensor& grad_scale, const Tensor& found_inf) {
+                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr,
+                 const Tensor& beta1, double beta2, double weight_decay, double eps, bool amsgrad,
+                 bool maximize, const Tensor& grad_scale, const Tensor& found_inf) {
   adam("_fused_adamw_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
-       {number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, true}, grad_scale,
+       {number(lr), number(beta1), beta2, weight_decay, eps, amsgrad, maximize, true}, grad_scale,
        found_inf);
 }
 
@@ -203,15 +203,16 @@ void close_part_at_random(const Tensor& t, int64_t at, int64_t n, const float* r
 
 void fused_adamw_stochastic(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs,
                             TensorSpan exp_avg_sqs, TensorSpan max_exp_avg_sqs,
-                            TensorSpan state_steps, const Tensor& lr, double beta1, double beta2,
-                            double weight_decay, double eps, bool amsgrad, bool maximize,
-                            const Tensor& grad_scale, const Tensor& found_inf,
+                            TensorSpan state_steps, const Tensor& lr, const Tensor& beta1,
+                            double beta2, double weight_decay, double eps, bool amsgrad,
+                            bool maximize, const Tensor& grad_scale, const Tensor& found_inf,
                             const PhiloxArgs& rng) {
   constexpr std::string_view op = "_fused_adamw_stochastic_";
   check_lists(op, self.size(), {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps});
   check_bfloat16(op, {self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs});
   if (skipped(found_inf)) return;
-  const AdamSettings o{number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, true};
+  const AdamSettings o{number(lr), number(beta1), beta2,    weight_decay,
+                       eps,        amsgrad,       maximize, true};
   const float unscale =
       static_cast<float>(grad_scale.defined() ? 1 / number(grad_scale) : double{1});
   std::vector<double> steps;
@@ -262,7 +263,7 @@ void fused_adamw_stochastic(TensorSpan self, TensorSpan grads, TensorSpan exp_av
 
 void scaled_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
                  TensorSpan max_exp_avg_sqs, TensorSpan state_steps, TensorSpan sources,
-                 const Tensor& lr, const Tensor& factor, const Tensor& count, double beta1,
+                 const Tensor& lr, const Tensor& factor, const Tensor& count, const Tensor& beta1,
                  double beta2, double weight_decay, double eps, bool amsgrad, bool maximize,
                  bool decoupled) {
   if (count.defined()) {
@@ -278,19 +279,19 @@ void scaled_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorS
   }
   const double scale = factor.defined() ? number(factor) : 1;
   adam("_scaled_adam_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
-       {number(lr), beta1, beta2, weight_decay, eps, amsgrad, maximize, decoupled}, Tensor(),
-       Tensor(), factor.defined() ? &scale : nullptr, sources);
+       {number(lr), number(beta1), beta2, weight_decay, eps, amsgrad, maximize, decoupled},
+       Tensor(), Tensor(), factor.defined() ? &scale : nullptr, sources);
 }
 
 void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
-         double weight_decay, double momentum, const Tensor& lr, double dampening, bool nesterov,
-         bool maximize, bool is_first_step, const Tensor& grad_scale, const Tensor& found_inf,
-         const double* factor = nullptr, TensorSpan sources = {}) {
+         double weight_decay, const Tensor& momentum, const Tensor& lr, double dampening,
+         bool nesterov, bool maximize, bool is_first_step, const Tensor& grad_scale,
+         const Tensor& found_inf, const double* factor = nullptr, TensorSpan sources = {}) {
   check_lists(op, self.size(), {grads, momentum_buffer_list, sources});
   if (skipped(found_inf)) return;
   const double inverse_scale = grad_scale.defined() ? 1 / number(grad_scale) : 1;
-  const double rate = number(lr);
-  const bool has_momentum = momentum != 0 && !momentum_buffer_list.empty();
+  const double rate = number(lr), momentum_now = number(momentum);
+  const bool has_momentum = !momentum_buffer_list.empty();
   const bool apart = !sources.empty();
   const DenseList p(self, true), g(grads, grad_scale.defined() || factor || apart),
       b(momentum_buffer_list, true), from(apart ? sources : grads, false);
@@ -302,7 +303,7 @@ void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan mome
       T buffers[3][kPart];
       const T sign = maximize ? T(-1) : T(1), unscale = static_cast<T>(inverse_scale),
               decay = static_cast<T>(weight_decay);
-      const T mu = static_cast<T>(momentum), fresh = static_cast<T>(1 - dampening),
+      const T mu = static_cast<T>(momentum_now), fresh = static_cast<T>(1 - dampening),
               step = static_cast<T>(rate);
       for (int64_t at = part.begin; at < part.end; at += kPart) {
         const int64_t n = std::min(kPart, part.end - at);
@@ -330,7 +331,7 @@ void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan mome
 }
 
 void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
-               double weight_decay, double momentum, const Tensor& lr, double dampening,
+               double weight_decay, const Tensor& momentum, const Tensor& lr, double dampening,
                bool nesterov, bool maximize, bool is_first_step, const Tensor& grad_scale,
                const Tensor& found_inf) {
   sgd("_fused_sgd_", self, grads, momentum_buffer_list, weight_decay, momentum, lr, dampening,
@@ -338,7 +339,7 @@ void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_lis
 }
 void scaled_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
                 TensorSpan sources, const Tensor& lr, const Tensor& factor, double weight_decay,
-                double momentum, double dampening, bool nesterov, bool maximize,
+                const Tensor& momentum, double dampening, bool nesterov, bool maximize,
                 bool is_first_step) {
   const double scale = factor.defined() ? number(factor) : 1;
   sgd("_scaled_sgd_", self, grads, momentum_buffer_list, weight_decay, momentum, lr, dampening,

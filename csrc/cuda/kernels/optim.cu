@@ -1,6 +1,6 @@
 // Fused optimizer steps and the multi-tensor ops around them. Each tensor keeps its own dtype;
-// arithmetic is in float, or double where the parameter is double. Learning rate, step counts,
-// gradient scale and found_inf are read by the kernels where they are on the device: no number
+// arithmetic is in float, or double where the parameter is double. Learning rate, momentum (Adam's
+// beta1), step counts, gradient scale and found_inf are read by the kernels where they are on the device: no number
 // comes back to the host.
 #include "core/random_rounding.h"
 #include "core/tensor_lists.h"
@@ -18,9 +18,9 @@ __device__ inline double root(double x) { return sqrt(x); }
 struct Adam {
   static constexpr unsigned kNarrow = 0b100000;
   unsigned reads, writes;
-  Number lr, grad_scale, found_inf;
+  Number lr, beta1_now, grad_scale, found_inf;
   Number factor{1.0}, count;  // what gradients are multiplied by, and steps go on by, first
-  double beta1, beta2, weight_decay, eps;
+  double beta2, weight_decay, eps;
   bool amsgrad, maximize, decoupled, apart;
 
   template <class T>
@@ -30,7 +30,8 @@ struct Adam {
   __device__ bool skip() const { return found_inf.get() != 0; }
   template <class T>
   __device__ State<T> prepare(const Number& step_number) const {
-    const double step = step_number.get() + count.get(), rate = lr.get();
+    const double step = step_number.get() + count.get(), rate = lr.get(),
+                 beta1 = beta1_now.get();
     State<T> s;
     s.scale = static_cast<T>(factor.get());
     const T bias1 = static_cast<T>(1 - pow(beta1, step));
@@ -87,10 +88,10 @@ void adam(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan exp
   lists.write_back();
 }
 
-Adam adam_settings(double beta1, double beta2, double weight_decay, double eps, bool amsgrad,
+Adam adam_settings(const Tensor& beta1, double beta2, double weight_decay, double eps, bool amsgrad,
                    bool maximize, bool decoupled) {
   Adam f{};
-  f.beta1 = beta1;
+  f.beta1_now = Number(beta1);
   f.beta2 = beta2;
   f.weight_decay = weight_decay;
   f.eps = eps;
@@ -101,7 +102,7 @@ Adam adam_settings(double beta1, double beta2, double weight_decay, double eps, 
 }
 
 void fused_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
-                TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr, double beta1,
+                TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr, const Tensor& beta1,
                 double beta2, double weight_decay, double eps, bool amsgrad, bool maximize,
                 const Tensor& grad_scale, const Tensor& found_inf) {
   adam("_fused_adam_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
@@ -109,7 +110,7 @@ void fused_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSp
        found_inf);
 }
 void fused_adamw(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
-                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr, double beta1,
+                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr, const Tensor& beta1,
                  double beta2, double weight_decay, double eps, bool amsgrad, bool maximize,
                  const Tensor& grad_scale, const Tensor& found_inf) {
   adam("_fused_adamw_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
@@ -210,7 +211,7 @@ __global__ void __launch_bounds__(kMultiThreads)
 
 void fused_adamw_stochastic(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs,
                             TensorSpan exp_avg_sqs, TensorSpan max_exp_avg_sqs,
-                            TensorSpan state_steps, const Tensor& lr, double beta1, double beta2,
+                            TensorSpan state_steps, const Tensor& lr, const Tensor& beta1, double beta2,
                             double weight_decay, double eps, bool amsgrad, bool maximize,
                             const Tensor& grad_scale, const Tensor& found_inf,
                             const PhiloxArgs& rng) {
@@ -247,9 +248,9 @@ void fused_adamw_stochastic(TensorSpan self, TensorSpan grads, TensorSpan exp_av
 struct Sgd {
   static constexpr unsigned kNarrow = 0b1000;
   unsigned reads, writes;
-  Number lr, grad_scale, found_inf;
+  Number lr, momentum, grad_scale, found_inf;
   Number factor{1.0};  // what gradients are multiplied by first
-  double weight_decay, momentum, dampening;
+  double weight_decay, dampening;
   bool has_momentum, nesterov, maximize, first, apart;
 
   template <class T>
@@ -264,7 +265,7 @@ struct Sgd {
             static_cast<T>(1 / grad_scale.get()),
             maximize ? T(-1) : T(1),
             static_cast<T>(weight_decay),
-            static_cast<T>(momentum),
+            static_cast<T>(momentum.get()),
             static_cast<T>(1 - dampening)};
   }
   template <class T>
@@ -283,14 +284,14 @@ struct Sgd {
 
 /// factor: undefined, or what gradients are multiplied by first.
 void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
-         double weight_decay, double momentum, const Tensor& lr, double dampening, bool nesterov,
+         double weight_decay, const Tensor& momentum, const Tensor& lr, double dampening, bool nesterov,
          bool maximize, bool is_first_step, const Tensor& grad_scale, const Tensor& found_inf,
          const Tensor& factor, TensorSpan sources) {
   check_lists(op, self.size(), {grads, momentum_buffer_list, sources});
   if (self.empty()) return;
   check(!grads.empty(), op, ": gradients are needed for all ", self.size(), " parameters");
   Sgd f{};
-  f.has_momentum = momentum != 0 && !momentum_buffer_list.empty();
+  f.has_momentum = !momentum_buffer_list.empty();
   f.apart = !sources.empty();
   // A first step fills the momentum: what it held may be anything, so it is not read.
   f.reads = (f.has_momentum && !is_first_step ? 0b101 : 0b001) | (f.apart ? 0b1000 : 0b0010);
@@ -301,7 +302,7 @@ void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan mome
   f.grad_scale = Number(grad_scale, 1);
   f.found_inf = Number(found_inf);
   f.weight_decay = weight_decay;
-  f.momentum = momentum;
+  f.momentum = Number(momentum);
   f.dampening = dampening;
   f.nesterov = nesterov;
   f.maximize = maximize;
@@ -314,7 +315,7 @@ void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan mome
 }
 
 void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
-               double weight_decay, double momentum, const Tensor& lr, double dampening,
+               double weight_decay, const Tensor& momentum, const Tensor& lr, double dampening,
                bool nesterov, bool maximize, bool is_first_step, const Tensor& grad_scale,
                const Tensor& found_inf) {
   sgd("_fused_sgd_", self, grads, momentum_buffer_list, weight_decay, momentum, lr, dampening,
@@ -322,7 +323,7 @@ void fused_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_lis
 }
 void scaled_sgd(TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
                 TensorSpan sources, const Tensor& lr, const Tensor& factor, double weight_decay,
-                double momentum, double dampening, bool nesterov, bool maximize,
+                const Tensor& momentum, double dampening, bool nesterov, bool maximize,
                 bool is_first_step) {
   sgd("_scaled_sgd_", self, grads, momentum_buffer_list, weight_decay, momentum, lr, dampening,
       nesterov, maximize, is_first_step, Tensor(), Tensor(), factor, sources);
@@ -375,7 +376,7 @@ void update_all(std::string_view op, TensorSpan self, const Tensor& other, doubl
 /// All blocks read the steps as they were, so these go on in a launch of their own, after the update.
 void scaled_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
                  TensorSpan max_exp_avg_sqs, TensorSpan state_steps, TensorSpan sources,
-                 const Tensor& lr, const Tensor& factor, const Tensor& count, double beta1, double beta2,
+                 const Tensor& lr, const Tensor& factor, const Tensor& count, const Tensor& beta1, double beta2,
                  double weight_decay, double eps, bool amsgrad, bool maximize, bool decoupled) {
   Adam f = adam_settings(beta1, beta2, weight_decay, eps, amsgrad, maximize, decoupled);
   f.factor = Number(factor, 1);

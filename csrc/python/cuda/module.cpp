@@ -152,6 +152,7 @@ NB_MODULE(_cuda, m) {
     cuda::set_library_finder(nullptr);
     cuda::finder.reset();
   }));
+  m.def("built_architectures", &cuda::built_architectures);
   m.def("sync_debug_mode", [] { return static_cast<int>(cuda::sync_debug()); });
   m.def("set_sync_debug_mode", [](int mode) {
     if (mode < 0 || mode > 2) throw nb::value_error("sync debug mode is 0, 1 or 2");

@@ -198,6 +198,24 @@ def get_device_capability(device: Any = None) -> tuple[int, int]:
     return properties.major, properties.minor
 
 
+def get_arch_list() -> list[str]:
+    """The architectures that this build has kernels for, "sm_90" for code and "compute_90" for PTX;
+    empty without a CUDA backend."""
+    module = _backend.native()
+    if module is None:
+        return []
+    names = []
+    for arch in module.built_architectures().split(","):
+        number, _, kind = arch.partition("-")
+        names += [f"sm_{number}"] if kind in ("", "real") else []
+        names += [f"compute_{number}"] if kind in ("", "virtual") else []
+    return names
+
+
+def ipc_collect() -> None:
+    """Does nothing: no memory of the device is shared with other processes."""
+
+
 def can_device_access_peer(device: Any, peer_device: Any) -> bool:
     """Whether kernels on `device` can read memory of `peer_device`."""
     return _backend.required().can_access_peer(
@@ -269,6 +287,10 @@ _GRAPHS = ("graphs", "graph", "CUDAGraph", "make_graphed_callables")
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
+    if name == "amp":  # built on torch.amp, which asks this package for devices
+        import importlib
+
+        return importlib.import_module("vibetensor.torch.cuda.amp")
     if name in _GRAPHS:
         import importlib
 

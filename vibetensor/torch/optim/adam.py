@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import vibetensor.torch as torch
-from vibetensor.torch._recording import recording
+from vibetensor.torch._recording import live_momentum, recording
 from vibetensor.torch.optim.optimizer import Optimizer
 from vibetensor.torch.optim.scaled import add_scaled, as_number, bias_corrections, flat
 
@@ -176,8 +176,9 @@ class Adam(Optimizer):
         torch._foreach_add_(steps, 1)
         update(
             bucket.params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps,
-            lr=lr, beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],
-            eps=group["eps"], amsgrad=amsgrad, maximize=group["maximize"],
+            lr=lr, beta1=live_momentum(group, "betas"), beta2=beta2,
+            weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=amsgrad,
+            maximize=group["maximize"],
             grad_scale=getattr(self, "grad_scale", None), found_inf=found_inf,
         )  # fmt: skip
         if found_inf is not None:

@@ -156,7 +156,8 @@ class SGD(Optimizer):
     ) -> None:
         torch._fused_sgd_(
             params, grads, buffers,
-            weight_decay=group["weight_decay"], momentum=group["momentum"],
+            weight_decay=group["weight_decay"],
+            momentum=_recording.live_momentum(group, "momentum") if buffers else 0.0,
             lr=group["lr"], dampening=group["dampening"], nesterov=group["nesterov"],
             maximize=group["maximize"], is_first_step=first,
             grad_scale=getattr(self, "grad_scale", None),

@@ -78,12 +78,23 @@ class _BatchNorm(Module):
         factor = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                factor = 1.0 / float(self.num_batches_tracked)
+            if self.momentum is None and mean is not None and var is not None:
+                return self._averaged(input, mean, var)
         use_batch = self.training or (mean is None and var is None)
         if self.training and not self.track_running_stats:
             mean = var = None
         return F.batch_norm(input, mean, var, self.weight, self.bias, use_batch, factor, self.eps)
+
+    def _averaged(self, input: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """The running statistics become averages over all batches so far. The count stays a tensor:
+        nobody waits for the device, and a capture goes on counting."""
+        now = torch.zeros_like(mean), torch.zeros_like(var)
+        result = F.batch_norm(input, *now, self.weight, self.bias, True, 1.0, self.eps)
+        with torch.no_grad():
+            factor = self.num_batches_tracked.double().reciprocal()
+            for running, found in zip((mean, var), now):
+                running.mul_(1 - factor).add_(found * factor)
+        return result
 
     def extra_repr(self) -> str:
         return (
