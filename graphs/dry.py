@@ -209,7 +209,9 @@ class DryCapture:
         for index in self._kept():
             recording = recording_of(self.native, None, collect=False)
             buffer = recording.tape.buffers[index]
-            op = next(op for op in recording.tape.ops if any(v.buffer is buffer for v in op.writes()))
+            op = next(
+                op for op in recording.tape.ops if any(v.buffer is buffer for v in op.writes())
+            )
             raise StateLost(
                 "the function keeps a tensor that it makes where it is not found again (behind an "
                 f"extension, say), and it was only recorded, so that the tensor has no values: {op}. "

@@ -99,7 +99,10 @@ class ObjectsAsTheyWere:
         if _top(function.__globals__.get("__name__")) in _OTHERS:
             wrapped = getattr(function, "__wrapped__", None)
             return () if wrapped is None else (wrapped,)
-        found: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        found: list[Any] = [
+            *(function.__defaults__ or ()),
+            *(function.__kwdefaults__ or {}).values(),
+        ]
         names = function.__globals__
         for name in _names(function.__code__, None) | _set_names(function.__code__):
             held = names.get(name, _UNBOUND)

@@ -98,7 +98,9 @@ class Session:
         self._lost = ""
         self._hosts_random: Any = None
         self._at_entry: dict[int, list[dict[str, Any]]] = {}
-        self._counts: dict[int, dict[Any, Any]] = {}  # of optimizers, the numbers they keep in Python
+        self._counts: dict[
+            int, dict[Any, Any]
+        ] = {}  # of optimizers, the numbers they keep in Python
         self.notes = _recording.Notes()
         # Called with modules and optimizers, before the function can change them.
         self.at_first_sight: Callable[[Any], None] | None = None
@@ -135,7 +137,9 @@ class Session:
                     )
         # Other threads may draw from the same generators.
         if threading.active_count() == 1 and self._hosts_random is not None:
-            for name, before, now in zip(("random", "numpy.random"), self._hosts_random, _hosts_random()):
+            for name, before, now in zip(
+                ("random", "numpy.random"), self._hosts_random, _hosts_random()
+            ):
                 if before != now:
                     return (
                         f"it draws from Python's {name}, and every replay would have the numbers of "
@@ -197,7 +201,9 @@ class Session:
                 self._counts[id(optimizer)] = _state_numbers(optimizer)
             found = [_numbers(group) for group in optimizer.param_groups]
             if found != self._at_entry.get(id(optimizer), found) and not self._schedules:
-                self._lost = f"it sets options of {type(optimizer).__name__} by hand: {_RATE_BY_HAND}"
+                self._lost = (
+                    f"it sets options of {type(optimizer).__name__} by hand: {_RATE_BY_HAND}"
+                )
         step = self._steps[id(optimizer)] = self._steps.get(id(optimizer), 0) + 1
         for index, group in enumerate(optimizer.param_groups):
             if not _reads_rate(optimizer, group):
@@ -404,9 +410,7 @@ class Session:
         return [recording.buffer_of(live) for live in self._live.values()]
 
 
-_RATE_BY_HAND = (
-    "a replay would not. Use a schedule of torch.optim.lr_scheduler, or set it outside of the function"
-)
+_RATE_BY_HAND = "a replay would not. Use a schedule of torch.optim.lr_scheduler, or set it outside of the function"
 
 
 def _hosts_random() -> tuple[Any, Any]:

@@ -1,5 +1,5 @@
-// Sees .grad fields, and what else belongs to a tensor besides its values, before they change, so that
-// what is undone can put them back.
+// Sees .grad fields, and what else belongs to a tensor besides its values, before they change, so
+// that what is undone can put them back.
 #pragma once
 
 #include "core/tensor.h"

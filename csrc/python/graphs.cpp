@@ -590,7 +590,8 @@ void bind_graphs(nb::module_& m) {
   module.def(
       "saved_hooks",
       []() {
-        return thread_state.saved_hooks || thread_state.anomaly_enabled || (thread_state.front & kModes);
+        return thread_state.saved_hooks || thread_state.anomaly_enabled ||
+               (thread_state.front & kModes);
       },
       "Whether this thread looks at each op, or at each that saves tensors for backward: with "
       "saved_tensors_hooks, in anomaly mode, under a library.Mode.");

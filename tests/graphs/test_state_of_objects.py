@@ -340,3 +340,36 @@ def test_hooks_of_saved_tensors_and_modes_see_every_call() -> None:
         assert same(step(x), plain * 2)
     assert step.variants[0].replays == replays
     assert same(step(x), plain) and step.variants[0].replays == replays + 1
+
+
+def test_stochastic_rounding_draws_the_same_where_a_scaler_skips() -> None:
+    def run(wrap: Callable[[Any], Any]) -> list[Any]:
+        vt.manual_seed(0)
+        model = nn.Linear(4, 2, dtype=vt.bfloat16)
+        optimizer = vt.optim.AdamW(model.parameters(), lr=0.01, stochastic_rounding=True)
+        scaler = vt.amp.GradScaler("cpu", init_scale=4.0)
+
+        @wrap
+        def step(x: Any) -> None:
+            optimizer.zero_grad()
+            scaler.scale(model(x).float().square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+        found = []
+        for i in range(8):
+            step(vt.full((3, 4), float("inf") if i == 4 else 0.1 * i, dtype=vt.bfloat16))
+            found += [vt.get_rng_state(), model.weight.detach().float(), scaler._scale.clone()]
+        return found
+
+    assert all(map(same, run(lambda f: f), run(capture)))
+
+
+def test_a_number_of_a_type_of_its_own_is_another_argument() -> None:
+    class Weight(float):
+        pass
+
+    step = capture(lambda x, k: x * 2 if type(k) is Weight else x * k)
+    for _ in range(3):
+        assert float(step(vt.ones(()), 1.0)) == 1.0
+        assert float(step(vt.ones(()), Weight(1.0))) == 2.0
