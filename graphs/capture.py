@@ -156,6 +156,7 @@ class CapturedStep:
         # Whose gradients a run changed, or looked at: those they had before it are known from the
         # next run on. What has a capture is held by that; the others are the program's own to drop.
         self._leaves: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()  # that stepped in a run
         self._unsteady_runs = 0
         self._short_lived = 0  # captures that were dropped before they had paid
         self._warned: set[str] = set()
@@ -213,7 +214,8 @@ class CapturedStep:
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, spec = flatten((args, kwargs))
-        if _C._get_anomaly()[0]:  # it looks at values and at the lines of forward
+        # Anomaly mode, saved_tensors_hooks and library.Mode look at the ops as they run.
+        if _C.graphs.saved_hooks() and _C.graphs.recording() is None:
             return self._eager(leaves, spec)
         key = self._key(leaves, spec)
         variant = self._find(key)
@@ -344,7 +346,7 @@ class CapturedStep:
     def _constant(self, value: Any, depth: int = 0) -> Any:
         """The part of a key that an argument is which is no tensor and no array."""
         if isinstance(value, float):
-            return float, value.hex()  # 0.0 and -0.0 are equal, and not the same
+            return type(value), value.hex()  # 0.0 and -0.0 are equal, and not the same
         if value is None or type(value).__hash__ is not object.__hash__ or _is_fixed(value):
             return type(value), value
         attributes = _attributes(value) if depth < _DEEPEST else None
@@ -392,6 +394,7 @@ class CapturedStep:
         used = {id(leaf): leaf for leaf in (*recording.leaves, *session.parameters())}
         new_leaves = [leaf for number, leaf in used.items() if number not in before]
         self._leaves.update(used)
+        self._optimizers.update(session.optimizers)
         result = recording.result
         copied = [(x, y) for x, y in zip(leaves, staged) if y is not None and _is_tensor(x)]
         if why_not := shared_memory(recording, copied):
@@ -411,6 +414,10 @@ class CapturedStep:
                 self._run_once(recording, put_off)
             return result
         self._unsteady_runs = 0
+        if why_not := session.lost():
+            put_off.catch_up(recording.native)
+            self._give_up(f"{self._name} cannot be captured: {why_not}")
+            return result
         recording.result = None
         found = (_gradient(leaf, before[number], recording) for number, leaf in used.items())
         gradients = [gradient for gradient in found if gradient is not None]
@@ -448,7 +455,8 @@ class CapturedStep:
         put_off: PutOff | None = None,
     ) -> Recording:
         """Runs the function once, on what stands for its inputs, and records it."""
-        session.about_to_run(self._function, (x for x in leaves if not _is_tensor(x)))
+        arguments = (x for x in leaves if not _is_tensor(x))
+        session.about_to_run(self._function, arguments, [*self._optimizers])
         with session.watching():
             return record(
                 lambda: self._plain_call(leaves, staged, spec),
@@ -712,7 +720,7 @@ class CapturedStep:
         grads = [(leaf, leaf.grad) for leaf, _ in grads_before]
         for leaf, grad in grads_before:
             leaf.grad = grad
-        dry = DryCapture()
+        dry = DryCapture([self._function, *leaves])
         try:
             with variant.session.otherwise():
                 dry.begin()

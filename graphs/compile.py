@@ -22,6 +22,7 @@ from vibetensor.graphs.capture import (
     write_text,
 )
 from vibetensor.graphs.course import Course
+from vibetensor.graphs.dry import StateLost
 from vibetensor.graphs.joint import Joint, Refused, Trains, hooked, probe, static_inputs
 from vibetensor.graphs.structure import flatten, unflatten
 from vibetensor.torch.nn.modules import hooks
@@ -38,7 +39,8 @@ class _Training(CapturedStep):
         # Dry first: what cannot be captured is found before it has done half of its work.
         static = static_inputs(leaves)
         positional, named = unflatten(spec, static)
-        probe(lambda: flatten(self._function(*positional, **named))[0], leaves, static)
+        roots = [self._function, *leaves]
+        probe(lambda: flatten(self._function(*positional, **named))[0], leaves, static, roots)
         return super()._record(key, leaves, spec)
 
     def _give_up(self, message: str) -> None:
@@ -170,6 +172,8 @@ class Compiled:
         except Trains:
             self._steps.add(key)
             return self._run_step(key, args, kwargs)
+        except StateLost:
+            raise
         except Exception as error:
             return self._run_eagerly(key, str(error), args, kwargs)
         joint.spec = structure[0]

@@ -1,22 +1,28 @@
 """Recording a piece of a program without running it, and what is replayed of it.
 
 Tensors, random numbers and schedules are as before when a dry recording ends; one that fails takes
-back the rest too: ``.grad`` fields, and what optimizers and GradScaler made.
+back the rest too: ``.grad`` fields, what tensors are over (``.data``) and their history, what optimizers
+and GradScaler made, and attributes of modules, optimizers and whatever else the function can reach.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs import passes
 from vibetensor.graphs.course import Course
 from vibetensor.graphs.lower import Lowered, lower
+from vibetensor.graphs.objects import ObjectsAsTheyWere
 from vibetensor.graphs.record import PACKAGE, Recording, recording_of, shared_memory
 from vibetensor.graphs.session import Session
 from vibetensor.graphs.structure import LEAF
@@ -150,16 +156,27 @@ class SchedulesAsTheyWere:
                 put_back()
 
 
-class DryCapture:
-    """A dry recording that is going on, and how to take it back."""
+class StateLost(RuntimeError):
+    """A function has put a tensor that was never computed where it cannot be taken back from."""
 
-    def __init__(self) -> None:
+
+class DryCapture:
+    """A dry recording that is going on, and how to take it back.
+
+    roots: what runs and its arguments, whose objects are to be as before; modules that are called or
+    read and optimizers that step are noted by themselves."""
+
+    def __init__(self, roots: Iterable[Any] = ()) -> None:
         self.native = _C.graphs.Tape(PACKAGE, True)
         self.session = Session()
         self.session.notes.undo = []
         self._watching = contextlib.ExitStack()
         self._random = random_states()
         self._schedules = SchedulesAsTheyWere()
+        self._hosts_random = (random.getstate(), np.random.get_state())
+        self._objects = ObjectsAsTheyWere()
+        self._objects.keep(roots)
+        self.session.at_first_sight = lambda found: self._objects.keep([found])
 
     def begin(self) -> None:
         """Records on this thread from now on."""
@@ -191,8 +208,36 @@ class DryCapture:
         """Puts back what a dry recording does not leave alone by itself."""
         for tensor, before in self.native.gradients_before():
             tensor.grad = before
+        self.native.put_back_tensors()
         for undo in reversed(self.session.notes.undo or ()):
             undo()
+        self._objects.put_back()
+        random.setstate(self._hosts_random[0])
+        np.random.set_state(self._hosts_random[1])
+
+    def check_taken_back(self) -> None:
+        """Raises StateLost if somebody still holds a tensor that the recording made."""
+        if self._kept() and gc.collect() and not self._kept():
+            return
+        for index in self._kept():
+            recording = recording_of(self.native, None, collect=False)
+            buffer = recording.tape.buffers[index]
+            op = next(
+                op for op in recording.tape.ops if any(v.buffer is buffer for v in op.writes())
+            )
+            raise StateLost(
+                "the function keeps a tensor that it makes where it is not found again (behind an "
+                f"extension, say), and it was only recorded, so that the tensor has no values: {op}. "
+                "Return the tensor, or keep it in an attribute"
+            )
+
+    def _kept(self) -> list[int]:
+        self.native.find_escapes()
+        return [
+            index
+            for index, (_, _, fresh, escapes, _) in enumerate(self.native.storages())
+            if fresh and escapes
+        ]
 
     def end(self, optimize: bool, pool_of: PoolOf | None = None) -> Captured:
         """The recording, ready for replays."""
@@ -208,6 +253,8 @@ class DryCapture:
     def forget(self) -> None:
         """Lets go of what taking back would need."""
         self.session.notes.undo = None
+        self.session.at_first_sight = None
+        self._objects = ObjectsAsTheyWere()
         self.native.forget_gradients_before()
 
     def compile(

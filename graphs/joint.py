@@ -81,12 +81,25 @@ class Joint:
         self._optimize = optimize
         self._static = static_inputs(inputs)
         self._pools = Pools() if pools is None else pools
-        first, facts, trains = probe(lambda: function(self._static), inputs, self._static, outer)
+        roots = [function, names_of, outer, *inputs]
+        probed = probe(lambda: function(self._static), inputs, self._static, roots, outer)
         # After the first run, which fills caches: what the second one binds anew it always will.
         self._names = surroundings(names_of)
-        if trains:
+        if probed.trains:
             raise Trains
-        self._record(inputs)
+        dry = DryCapture(roots)
+        try:
+            self._record(dry)
+            self._check_steady(probed)
+        except BaseException:
+            dry.take_back()
+            probed.dry.take_back()
+            raise
+        dry.forget()
+        probed.dry.forget()
+
+    def _check_steady(self, probed: Probed) -> None:
+        first, facts = probed.recording, probed.facts
         frozen = checks.frozen_numbers(first, self._forward.recording, [], [])
         if frozen:
             raise Refused("it does not do the same each time: " + frozen[0])
@@ -97,20 +110,15 @@ class Joint:
 
     # --- recording
 
-    def _record(self, inputs: list[Any]) -> None:
-        dry = DryCapture()
+    def _record(self, dry: DryCapture) -> None:
         dry.begin()
         try:
             if self._outer is not None:
                 dry.session._on_module(self._outer)
             results = self._function(self._static)
+        finally:
             dry.stop()
-            self._forward = dry.compile(self._optimize, collect=False, pool_of=self._pools.of)
-        except BaseException:
-            if _C.graphs.recording() is not None:
-                dry.stop()
-            dry.take_back()
-            raise
+        self._forward = dry.compile(self._optimize, collect=False, pool_of=self._pools.of)
         recording = self._forward.recording
         self._results = results
         _check_results(recording, results)
@@ -360,15 +368,30 @@ class Joint:
         return written
 
 
-def probe(
-    run: Callable[[], list[Any]], inputs: list[Any], static: list[Any], outer: Any = None
-) -> tuple[Any, list[Any], bool]:
-    """A first look at what a run does: its recording, the attributes of its modules, and whether it
-    trains. Raises Refused if a replay would not do what a run does, and what the run raises.
+@dataclass
+class Probed:
+    """A first look at what a run does: its recording, the attributes of its modules afterwards, and
+    whether it trains. One that trains has been taken back, others `dry` can take back."""
 
-    static: what stands for the inputs in it.
+    recording: Any
+    facts: list[Any]
+    trains: bool
+    dry: DryCapture
+
+
+def probe(
+    run: Callable[[], list[Any]],
+    inputs: list[Any],
+    static: list[Any],
+    roots: list[Any],
+    outer: Any = None,
+) -> Probed:
+    """Runs it dry. Raises Refused if a replay would not do what a run does, and what the run raises;
+    everything is as before then, or StateLost is raised.
+
+    static: what stands for the inputs in it. roots: what it is and what it was given.
     """
-    dry = DryCapture()
+    dry = DryCapture(roots)
     dry.begin()
     try:
         if outer is not None:
@@ -395,9 +418,17 @@ def probe(
         for op in recording.tape.ops if lasting and not trains else ():
             if any(view.buffer in lasting for view in op.writes()):
                 raise Refused(f"it keeps tensors that it makes, besides its results: {op}")
-    finally:
+    except BaseException:
         dry.take_back()
-    return recording, _facts(session.modules), trains
+        dry.check_taken_back()
+        raise
+    probed = Probed(recording, _facts(session.modules), trains, dry)
+    native.put_back_tensors()
+    if trains:
+        dry.take_back()
+        dry.check_taken_back()
+        dry.forget()
+    return probed
 
 
 def _check_inputs(recording: Any, inputs: list[Any], static: list[Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
 import threading
 import types
 import weakref
@@ -35,6 +36,9 @@ from vibetensor.torch.utils.registry import HookTable, Registry, StateTable
 
 # Kept in a group by schedules for themselves; no update reads it.
 _CHANGED_BY_SCHEDULES = "initial_lr"
+
+# And as attributes of an optimizer.
+_SET_BY_SCHEDULES = ("_opt_called", "_step_count")
 
 _NO_KEYS: frozenset[Any] = frozenset()
 
@@ -103,16 +107,64 @@ class Session:
         self._surroundings: Any = None
         self._restore: list[tuple[dict[str, Any], str, Any]] = []
         self._seen: set[int] = set()
+        self._lost = ""
+        self._hosts_random: Any = None
+        self._at_entry: dict[int, list[dict[str, Any]]] = {}
+        self._counts: dict[
+            int, dict[Any, Any]
+        ] = {}  # of optimizers, the numbers they keep in Python
         self.notes = _recording.Notes()
         self.notes.live = self._live_momentum
         # Groups of optimizers whose updates read a momentum, and those that do, by group and name:
         # the number then, and how many steps schedules had made.
         self._reading: dict[int, dict[str, Any]] = {}
         self._momenta: dict[tuple[int, str], tuple[float, int]] = {}
+        # Called with modules and optimizers, before the function can change them.
+        self.at_first_sight: Callable[[Any], None] | None = None
 
-    def about_to_run(self, function: Any, arguments: Iterable[Any] = ()) -> None:
-        """Notes what the names of the function, and of functions among its arguments, are bound to."""
+    def about_to_run(
+        self, function: Any, arguments: Iterable[Any] = (), optimizers: Iterable[Any] = ()
+    ) -> None:
+        """Notes what the names of the function, and of functions among its arguments, are bound to,
+        where Python's random numbers are, and the options of optimizers that earlier runs used."""
         self._surroundings = Surroundings(function, arguments)
+        self._hosts_random = _hosts_random()
+        self._at_entry = {id(o): [_numbers(group) for group in o.param_groups] for o in optimizers}
+
+    def lost(self) -> str:
+        """What Python did in a run that no replay would do, though what follows depends on it; empty
+        for nothing."""
+        if self._lost:
+            return self._lost
+        for optimizer in self.optimizers:
+            name = type(optimizer).__name__
+            for index, group in enumerate(optimizer.param_groups):
+                last = self._rates.get((id(optimizer), index))
+                rate = _rate(group)
+                if last is None or rate is None or last[1] != self._schedules:
+                    continue
+                if rate != last[0]:
+                    return f"it sets the learning rate of {name} by hand: {_RATE_BY_HAND}"
+            before = self._counts.get(id(optimizer), {})
+            now = _state_numbers(optimizer)
+            for key in before.keys() & now.keys():
+                if type(before[key]) is not type(now[key]) or before[key] != now[key]:
+                    return (
+                        f"{name} keeps a number in Python ({key[1]!r}, {before[key]} before the step "
+                        f"and {now[key]} after it), and every replay would go on with the one of the "
+                        "recording: keep it in a tensor that the step changes in place"
+                    )
+        # Other threads may draw from the same generators.
+        if threading.active_count() == 1 and self._hosts_random is not None:
+            for name, before, now in zip(
+                ("random", "numpy.random"), self._hosts_random, _hosts_random()
+            ):
+                if before != now:
+                    return (
+                        f"it draws from Python's {name}, and every replay would have the numbers of "
+                        "the recording: draw tensors (torch.rand), or pass them as arguments"
+                    )
+        return ""
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -133,9 +185,14 @@ class Session:
     def _elsewhere(self) -> bool:
         return threading.get_ident() != self._thread
 
+    def _show(self, found: Any) -> None:
+        if self.at_first_sight is not None:
+            self.at_first_sight(found)
+
     def _on_module(self, module: Any) -> None:
         if id(module) not in self._seen and not self._elsewhere():
             self._seen.add(id(module))
+            self._show(module)
             self.modules.append(module)
             fields = vars(module)
             own = hasattr(type(module), "training")  # a property, which the fields do not show
@@ -146,6 +203,7 @@ class Session:
             return
         known = self._reads.get(id(module))
         if known is None:
+            self._show(module)
             known = self._reads[id(module)] = (module, {})
         if name not in known[1]:
             known[1][name] = _mark(_attribute(module, name))
@@ -155,13 +213,23 @@ class Session:
             return
         if id(optimizer) not in self._seen:
             self._seen.add(id(optimizer))
+            self._show(optimizer)
             self.optimizers.append(optimizer)
             self._options.append([_options(optimizer, g) for g in optimizer.param_groups])
+            if not optimizer._steps_knowingly():
+                self._counts[id(optimizer)] = _state_numbers(optimizer)
+            found = [_numbers(group) for group in optimizer.param_groups]
+            if found != self._at_entry.get(id(optimizer), found) and not self._schedules:
+                self._lost = (
+                    f"it sets options of {type(optimizer).__name__} by hand: {_RATE_BY_HAND}"
+                )
         step = self._steps[id(optimizer)] = self._steps.get(id(optimizer), 0) + 1
         if optimizer._steps_knowingly():
             self._reading.update((id(group), group) for group in optimizer.param_groups)
         for index, group in enumerate(optimizer.param_groups):
             if not _reads_rate(optimizer, group):
+                if (rate := _rate(group)) is not None:
+                    self._rates[(id(optimizer), index)] = (rate, self._schedules)
                 continue
             value = group["lr"]
             with _recording.outside():
@@ -243,6 +311,8 @@ class Session:
         if self.optimizers:
             self._watch_hooks(optim._global_pre_hooks)
             self._watch_hooks(optim._global_post_hooks)
+        for owner, name, value in self.notes.relied_on.values():
+            self.course.add_attribute(owner, name, value)
         if self._surroundings is not None:
             self.names = self._surroundings.watch(self.course)
         self._surroundings = None
@@ -405,6 +475,39 @@ def _cycles(scheduler: Any) -> bool:
     """Whether a schedule changes momenta."""
     inner = getattr(scheduler, "_schedulers", ())
     return bool(getattr(scheduler, "cycle_momentum", False)) or any(map(_cycles, inner))
+
+
+_RATE_BY_HAND = "a replay would not. Use a schedule of torch.optim.lr_scheduler, or set it outside of the function"
+
+
+def _hosts_random() -> tuple[Any, Any]:
+    """Where the generators of Python and NumPy are."""
+    kind, keys, *place = np.random.get_state()
+    return random.getstate(), (kind, keys.tobytes(), *place)
+
+
+def _rate(group: dict[str, Any]) -> float | None:
+    """A rate that is a number: a tensor's changes are recorded."""
+    rate = group.get("lr")
+    return float(rate) if isinstance(rate, int | float) else None
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if type(value) in (int, float, bool)}
+
+
+def _state_numbers(optimizer: Any) -> dict[Any, Any]:
+    """The numbers that an optimizer keeps in Python, for its parameters and for itself."""
+    found = {(None, key): value for key, value in _numbers(vars(optimizer)).items()}
+    for name in _SET_BY_SCHEDULES:
+        found.pop((None, name), None)
+    for p, values in dict(optimizer.state).items():
+        if isinstance(values, dict):
+            found.update(((id(p), key), value) for key, value in _numbers(values).items())
+    for index, group in enumerate(optimizer.param_groups):
+        numbers = _numbers(group)
+        found.update(((index, key), value) for key, value in numbers.items() if key != "lr")
+    return found
 
 
 def _another(rate: float) -> float:

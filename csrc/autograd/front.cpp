@@ -1,6 +1,7 @@
 #include "autograd/front.h"
 
 #include "autograd/engine.h"
+#include "autograd/gradient_observer.h"
 #include "autograd/view_nodes.h"
 #include "core/rebinding.h"
 
@@ -105,6 +106,7 @@ void check_inplace(const Tensor& self, bool records, std::string_view op) {
 void rebase_history(const Tensor& self, const Ref<Node>& node) {
   self.bump_version();
   if (!node) return;
+  note_tensor_changes(self);
   AutogradMeta& meta = ensure_meta(self);
   if (!meta.base.defined()) {
     meta.grad_fn = node;
@@ -119,6 +121,7 @@ void rebase_history(const Tensor& self, const Ref<Node>& node) {
   // The view was written: the base now comes from CopySlices, which sends the written part of the
   // gradient through `node` and the rest to the base's old history.
   const Tensor base = meta.base;
+  note_tensor_changes(base);
   node->add_input(self);
   auto slices = make_node<CopySlices>(base, self, node);
   AutogradMeta& base_meta = ensure_meta(base);

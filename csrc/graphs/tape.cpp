@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "autograd/engine.h"
+#include "core/rebinding.h"
 
 namespace vt::graphs {
 namespace {
@@ -155,6 +156,52 @@ void Tape::gradient_changes(const Tensor& tensor, const Tensor& before) {
   const auto same = [&](const auto& known) { return known.first.is_same(tensor); };
   if (std::none_of(gradients_.begin(), gradients_.end(), same))
     gradients_.emplace_back(tensor, before);
+}
+
+void Tape::tensor_changes(const Tensor& tensor) {
+  const TensorImpl* impl = tensor.impl();
+  // What the recording makes is its own affair.
+  if (paused_ || born_.contains(impl->storage.get())) return;
+  const auto same = [&](const Before& known) { return known.tensor.is_same(tensor); };
+  if (std::any_of(changed_.begin(), changed_.end(), same)) return;
+  Before before{.tensor = tensor,
+                .storage = impl->storage,
+                .sizes = impl->sizes,
+                .strides = impl->strides,
+                .offset = impl->offset,
+                .dtype = impl->dtype,
+                .device = impl->device,
+                .version = impl->version,
+                .own_version = impl->own_version,
+                .requires_grad = impl->requires_grad,
+                .grad_fn = {},
+                .output_nr = 0,
+                .view_version = 0};
+  if (const autograd::AutogradMeta* meta = impl->autograd.get()) {
+    before.grad_fn = meta->grad_fn;
+    before.output_nr = meta->output_nr;
+    before.view_version = meta->view_version;
+  }
+  changed_.push_back(std::move(before));
+}
+
+void Tape::put_back_tensors() {
+  for (Before& before : std::exchange(changed_, {})) {
+    TensorImpl* impl = before.tensor.impl();
+    impl->storage = std::move(before.storage);
+    impl->dtype = before.dtype;
+    impl->device = before.device;
+    impl->set_geometry(before.sizes, before.strides, before.offset);
+    impl->version = before.version;
+    impl->own_version = std::move(before.own_version);
+    impl->requires_grad = before.requires_grad;
+    if (autograd::AutogradMeta* meta = impl->autograd.get()) {
+      meta->grad_fn = std::move(before.grad_fn);
+      meta->output_nr = before.output_nr;
+      meta->view_version = before.view_version;
+    }
+    note_rebinding();
+  }
 }
 
 int64_t Tape::relative_offset(const PhiloxArgs& rng, Device device) {
@@ -454,6 +501,7 @@ void Tape::give_numbers_back() {
 void Tape::find_escapes() {
   // Leaves of the step's own (inputs of a gradient penalty, say) are gone, with their gradients.
   std::erase_if(leaves_, [](const Tensor& leaf) { return leaf.ref()->use_count() == 1; });
+  std::erase_if(changed_, [](const Before& b) { return b.tensor.ref()->use_count() == 1; });
   release_unused();
   for (StorageRecord& record : storages_) record.escapes = false;
   for (const int index : open_) storages_[static_cast<size_t>(index)].escapes = true;

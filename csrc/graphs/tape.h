@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "autograd/gradient_observer.h"
+#include "autograd/node.h"
 #include "core/generator.h"
 #include "core/kernel_switches.h"
 #include "core/storage_observer.h"
@@ -97,6 +98,7 @@ class Tape final : public Consumer,
   bool bytes_later(Device device) const override;
   void bytes_wanted(Storage& storage) override;
   void gradient_changes(const Tensor& tensor, const Tensor& before) override;
+  void tensor_changes(const Tensor& tensor) override;
   /// Records on this thread from now on; recordings do not nest.
   void start();
   /// Ends the recording and finds the storages that others still use.
@@ -129,7 +131,13 @@ class Tape final : public Consumer,
   /// Of a dry recording: tensors whose .grad it changed, each with that of before (maybe
   /// undefined).
   const std::vector<std::pair<Tensor, Tensor>>& gradients_before() const { return gradients_; }
-  void forget_gradients_before() { gradients_.clear(); }
+  /// Of a dry recording that has ended: tensors that were there before mean the memory that they
+  /// meant before, with the history and leaf flag of then.
+  void put_back_tensors();
+  void forget_gradients_before() {
+    gradients_.clear();
+    changed_.clear();
+  }
   Recording recording() const { return recording_; }
   /// The tape that records on this thread, or null.
   static Tape* active();
@@ -164,6 +172,19 @@ class Tape final : public Consumer,
     PhiloxArgs numbers;
   };
   enum class Origin : uint8_t { Blank, Host, Borrowed };
+  struct Before {  // what a tensor was, besides its values
+    Tensor tensor;
+    Ref<Storage> storage;
+    Dims sizes, strides;
+    int64_t offset;
+    DType dtype;
+    Device device;
+    std::atomic<uint32_t>* version;
+    Ref<VersionCounter> own_version;
+    bool requires_grad;
+    Ref<autograd::Node> grad_fn;
+    uint32_t output_nr, view_version;
+  };
 
   void check_devices(const OpCall& call);
   void record(const OpCall& call, FunctionRef<void()> execute);
@@ -196,6 +217,7 @@ class Tape final : public Consumer,
   std::unordered_map<const Storage*, int> known_;
   std::vector<Tensor> leaves_;
   std::vector<std::pair<Tensor, Tensor>> gradients_;
+  std::vector<Before> changed_;
   std::vector<int> open_;  // fresh storages that have their bytes
   std::vector<Draws> draws_;
   std::vector<Start> starts_;

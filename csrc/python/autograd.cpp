@@ -274,6 +274,7 @@ void set_requires_grad(const Tensor& t, bool value) {
   check(!value || !t.impl()->inference || thread_state.inference_mode,
         "Setting requires_grad=True on inference tensor outside InferenceMode is not allowed.");
   if (t.impl()->requires_grad == value) return;
+  autograd::note_tensor_changes(t);
   t.impl()->requires_grad = value;
   note_rebinding();
 }
@@ -352,6 +353,7 @@ int put_data(PyObject* self, PyObject* value, void*) {
     check(to->dtype == from->dtype || !to->requires_grad || is_floating(from->dtype),
           "data set to a tensor that requires gradients must be "
           "floating point");
+    autograd::note_tensor_changes(tensor_of(self));
     if (!to->own_version) {
       // The counter outlives the storage it came with.
       to->own_version = make_ref<VersionCounter>();
@@ -569,6 +571,7 @@ PyObject* forget_history(PyObject*, PyObject* object) {
   return guarded([&]() -> PyObject* {
     check_type(is_tensor(object), "_forget_history expects a Tensor");
     const Tensor& t = tensor_of(object);
+    autograd::note_tensor_changes(t);
     if (AutogradMeta* meta = t.impl()->autograd.get()) meta->grad_fn.reset();
     t.impl()->requires_grad = false;
     note_rebinding();

@@ -277,6 +277,10 @@ void bind_graphs(nb::module_& m) {
             }
           },
           "Leaves it to the caller to keep the callables of foreign ops alive.")
+      .def(
+          "put_back_tensors", [](PyTape& self) { self.tape->put_back_tensors(); },
+          "Of a dry recording: tensors that were there before have the memory, the history and the "
+          "requires_grad of then.")
       .def("forget_gradients_before", [](PyTape& self) { self.tape->forget_gradients_before(); })
       .def_prop_ro("failure", [](const PyTape& self) { return self.tape->failure(); })
       .def("find_escapes", [](PyTape& self) { self.tape->find_escapes(); })
@@ -585,8 +589,12 @@ void bind_graphs(nb::module_& m) {
       "Sets what counts the changes of the tensor's storage: a replay writes what was recorded.");
   module.def(
       "saved_hooks",
-      []() { return thread_state.saved_hooks != nullptr || thread_state.anomaly_enabled; },
-      "Whether this thread looks at each op that saves tensors for backward.");
+      []() {
+        return thread_state.saved_hooks || thread_state.anomaly_enabled ||
+               (thread_state.front & kModes);
+      },
+      "Whether this thread looks at each op, or at each that saves tensors for backward: with "
+      "saved_tensors_hooks, in anomaly mode, under a library.Mode.");
   module.def(
       "pointwise",
       [](const std::string& name, const nb::object& inputs) -> nb::object {

@@ -265,7 +265,10 @@ void Replays::clear() {
 }
 
 Object Replays::run(PyObject* args, PyObject* kwargs) {
-  if (thread_state.consumer || thread_state.anomaly_enabled) return {};
+  // Whoever looks at each op, or at what each saves, is not served by a replay.
+  if (thread_state.consumer || thread_state.anomaly_enabled || thread_state.saved_hooks ||
+      (thread_state.front & kModes))
+    return {};
   for (size_t i = 0; i < entries_.size(); ++i) {
     // Kept: properties and schedules are Python code, which may do anything, clear this included.
     const std::shared_ptr<const Entry> entry = entries_[i];

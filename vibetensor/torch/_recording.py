@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from vibetensor import _C
@@ -40,6 +40,8 @@ class Notes:
         self.unsteady = False  # the next run will do something else
         # Makes an option of a group a tensor that replays set; None for what it cannot be.
         self.live: Callable[[dict[str, Any], str], Any] | None = None
+        # Objects with the attributes, and their values, that the run relied on.
+        self.relied_on: dict[tuple[int, str], tuple[Any, str, Any]] = {}
 
 
 class _Current(threading.local):
@@ -63,6 +65,14 @@ def undo_with(undo: Callable[[], None]) -> None:
     """Called if the recording fails, or never."""
     if _current.notes is not None and _current.notes.undo is not None:
         _current.notes.undo.append(undo)
+
+
+def rely_on(owner: Any, names: Iterable[str]) -> None:
+    """What comes of this run is right as long as these attributes are what they are now."""
+    if (notes := _current.notes) is not None:
+        for name in names:
+            key = (id(owner), name)
+            notes.relied_on.setdefault(key, (owner, name, getattr(owner, name)))
 
 
 def mark_unsteady() -> None:

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "autograd/front.h"
+#include "autograd/gradient_observer.h"
 #include "core/rebinding.h"
 #include "core/storage_observer.h"
 #include "dispatch/consumer.h"
@@ -36,6 +37,7 @@ Tensor resize_(const Tensor& self, IntSpan size, std::optional<MemoryFormat> mem
     storage.replace(grown);
     if (held > 0) ops::copy_(make_view(ops::detach(self), Dims{held}, Dims{1}, 0), kept, false);
   }
+  autograd::note_tensor_changes(self);
   self.impl()->set_geometry(size, strides, self.storage_offset());
   note_rebinding();
   return self;
@@ -51,6 +53,7 @@ Tensor set_(const Tensor& self, const Tensor& source) {
         source.dtype());
   check(!autograd::requires_grad(self),
         "set_: cannot be used on a tensor that requires grad; use .data");
+  autograd::note_tensor_changes(self);
   TensorImpl* to = self.impl();
   if (!to->own_version) {
     to->own_version = make_ref<VersionCounter>();

@@ -38,8 +38,8 @@ class GradScaler:
     the losses) is multiplied by ``backoff_factor`` after an overflow and by ``growth_factor``
     after ``growth_interval`` steps without one. With ``enabled=False`` every method is a no-op.
 
-    In a capture no number is read: the device skips the step where a gradient overflowed. The
-    factors and the interval are constants there.
+    In a capture no number is read: the device skips the step where a gradient overflowed. Other
+    factors, another interval or another ``enabled`` lead to another capture.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class GradScaler:
 
     def scale(self, outputs: Any) -> Any:
         """Multiplies a tensor, or each tensor of nested iterables, by the scale."""
+        self._note_enabled()
         if not self._enabled:
             return outputs
         if isinstance(outputs, torch.Tensor):
@@ -114,6 +115,7 @@ class GradScaler:
 
     def unscale_(self, optimizer: Any) -> None:
         """Divides the optimizer's gradients by the scale, once between two updates."""
+        self._note_enabled()
         if not self._enabled:
             return
         self._require_scale("unscale_")
@@ -155,6 +157,7 @@ class GradScaler:
         Optimizers made with ``fused=True`` unscale and check inside their update, with no wait
         for the device.
         """
+        self._note_enabled()
         if not self._enabled:
             return optimizer.step(*args, **kwargs)
         if "closure" in kwargs:
@@ -177,6 +180,9 @@ class GradScaler:
             result = optimizer.step(*args, **kwargs)
         state["stage"] = STEPPED
         return result
+
+    def _note_enabled(self) -> None:
+        _recording.rely_on(self, ("_enabled",))
 
     def _state_of(self, optimizer: Any) -> dict[str, Any]:
         self._note_states()
@@ -257,10 +263,12 @@ class GradScaler:
 
     def update(self, new_scale: Any = None) -> None:
         """Ends the iteration: adapts the scale, or sets it to ``new_scale``."""
+        self._note_enabled()
         if not self._enabled:
             return
         self._require_scale("update")
         if new_scale is None:
+            _recording.rely_on(self, ("_growth_factor", "_backoff_factor", "_growth_interval"))
             found = self._combined(self._per_optimizer_states.values())
             torch._amp_update_scale_(
                 self._scale, self._growth_tracker, found,

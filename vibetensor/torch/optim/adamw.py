@@ -66,6 +66,8 @@ class AdamW(Adam):
         )
         if stochastic_rounding:
             self.defaults["stochastic_rounding"] = True
+            # The device skips an overflow's step, in a recording or not: both draw the same numbers.
+            self._step_supports_amp_scaling = True
             for group in self.param_groups:
                 group.setdefault("stochastic_rounding", True)
 

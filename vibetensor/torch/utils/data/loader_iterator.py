@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import vibetensor.torch as torch
+from vibetensor.torch import _recording
 from vibetensor.torch.utils.data.fetch import make_fetcher
 from vibetensor.torch.utils.data.loader_processes import WorkerProcesses
 from vibetensor.torch.utils.data.pin_memory import pin_memory
@@ -27,6 +28,14 @@ def _wants_pinning(loader: Any) -> bool:
         stacklevel=3,
     )
     return False
+
+
+def _refuse_recordings() -> None:
+    if _recording.recording() is not None:
+        raise RuntimeError(
+            "a batch of a DataLoader cannot be taken inside a captured function: every replay would "
+            "have the same one. Take it outside, and pass it as an argument"
+        )
 
 
 class _Pass:
@@ -62,6 +71,7 @@ class SingleProcessIterator(_Pass):
         self._fetcher = make_fetcher(self._loader.dataset, *self._loader._fetcher_options)
 
     def __next__(self) -> Any:
+        _refuse_recordings()
         return self._deliver(self._fetcher.fetch(next(self._requests)))
 
 
@@ -129,6 +139,7 @@ class WorkerIterator(_Pass):
         self._workers.close()
 
     def __next__(self) -> Any:
+        _refuse_recordings()
         if self._finished:
             raise StopIteration
         try:

@@ -1,0 +1,209 @@
+"""Python's objects as they were: what a function that only passes leaves in them is taken back.
+
+A dry recording computes nothing, so a tensor that the function keeps, in a module or in an optimizer of
+the user's own, would have no values; and what runs after it, the function itself say, is to find
+counters and the like as they were.
+"""
+
+from __future__ import annotations
+
+import collections
+import dis
+import functools
+import sys
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import vibetensor.torch as vt
+from vibetensor.graphs.surroundings import _names
+from vibetensor.torch.optim.lr_scheduler import base as schedules
+
+_LIBRARY = vt.__name__.partition(".")[0]
+# Whose objects have state that is not all in their attributes, a file or a generator say.
+_OTHERS = frozenset({_LIBRARY, "numpy", *sys.stdlib_module_names} - {"__main__"})
+_LEAVES = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
+_CACHED = type(functools.lru_cache(lambda: None))
+_UNBOUND = object()
+_MOST = 100_000  # objects; more are data
+
+
+class ObjectsAsTheyWere:
+    """What can be reached from some objects, as it is now: attributes, containers, names."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, Any] = {}  # held, so that no id comes twice
+        self._undo: list[Callable[[], None]] = []
+
+    def keep(self, roots: Iterable[Any]) -> None:
+        """Notes what can be reached from there, but what has been noted already."""
+        open_ = [*roots]
+        while open_ and len(self._seen) < _MOST:
+            value = open_.pop()
+            if isinstance(value, _LEAVES) or id(value) in self._seen:
+                continue
+            self._seen[id(value)] = value
+            open_.extend(self._note(value))
+
+    def put_back(self) -> None:
+        """All of it as it was."""
+        for undo in reversed(self._undo):
+            undo()
+
+    def _note(self, value: Any) -> Iterable[Any]:
+        """How to put one object back; what it refers to."""
+        if isinstance(value, dict):
+            return self._dict(value)
+        if isinstance(value, list | collections.deque):
+            items = [*value]
+
+            def fill() -> None:
+                if not _same(value, items):
+                    value.clear()
+                    value.extend(items)
+
+            self._undo.append(fill)
+            return items
+        if isinstance(value, set):
+            members = set(value)
+            self._undo.append(lambda: _refill(value, members))
+            return members
+        if isinstance(value, tuple | frozenset):
+            return value
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if isinstance(value, types.MethodType):
+            return value.__self__, value.__func__
+        if isinstance(value, functools.partial):
+            return value.func, value.args, value.keywords
+        if isinstance(value, _CACHED):
+            size = value.cache_info().currsize
+            # What it has been told meanwhile is not known by itself.
+            self._undo.append(lambda: value.cache_info().currsize != size and value.cache_clear())
+            return ()
+        return self._object(value)
+
+    def _dict(self, value: dict[Any, Any]) -> Iterable[Any]:
+        before = dict(value)
+
+        def fill() -> None:
+            if value.keys() != before.keys() or not _same(value.values(), before.values()):
+                value.clear()
+                value.update(before)
+
+        self._undo.append(fill)
+        return before.values()
+
+    def _function(self, function: types.FunctionType) -> Iterable[Any]:
+        # Not by its __module__, which a wrapper has from what it wraps.
+        if _top(function.__globals__.get("__name__")) in _OTHERS:
+            wrapped = getattr(function, "__wrapped__", None)
+            return () if wrapped is None else (wrapped,)
+        found: list[Any] = [
+            *(function.__defaults__ or ()),
+            *(function.__kwdefaults__ or {}).values(),
+        ]
+        names = function.__globals__
+        for name in _names(function.__code__, None) | _set_names(function.__code__):
+            held = names.get(name, _UNBOUND)
+            self._undo.append(functools.partial(_bind, names, name, held))
+            found.append(held)
+        for cell in function.__closure__ or ():
+            held = _contents(cell)
+            self._undo.append(functools.partial(_fill_cell, cell, held))
+            found.append(held)
+        return found
+
+    def _object(self, value: Any) -> Iterable[Any]:
+        kind = type(value)
+        known = isinstance(value, vt.nn.Module | vt.optim.Optimizer | schedules.LRScheduler)
+        if isinstance(value, vt.Tensor):
+            return ()
+        if not known and _top(kind.__module__) in _OTHERS:
+            return ()
+        found: list[Any] = []
+        fields = getattr(value, "__dict__", None)
+        if type(fields) is dict:
+            found += self._fields(value, fields)
+        for base in kind.__mro__:
+            for name, member in vars(base).items():
+                if type(member) is types.MemberDescriptorType:
+                    held = getattr(value, name, _UNBOUND)
+                    self._undo.append(functools.partial(_set_slot, value, name, held))
+                    found.append(held)
+                elif isinstance(member, types.FunctionType) and not known:
+                    found.append(member)
+        if known and _top(kind.__module__) != _LIBRARY:
+            found += [m for m in vars(kind).values() if isinstance(m, types.FunctionType)]
+        return found
+
+    def _fields(self, owner: Any, fields: dict[str, Any]) -> Iterable[Any]:
+        before = dict(fields)
+
+        def fill() -> None:
+            if fields.keys() == before.keys() and _same(fields.values(), before.values()):
+                return
+            fields.clear()
+            fields.update(before)
+            if isinstance(owner, vt.nn.Module):
+                vt._C._note_change()
+
+        self._undo.append(fill)
+        return before.values()
+
+
+def _same(a: Iterable[Any], b: Iterable[Any]) -> bool:
+    a, b = [*a], [*b]
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b))
+
+
+def _refill(value: set[Any], members: set[Any]) -> None:
+    value.clear()
+    value.update(members)
+
+
+def _bind(names: dict[str, Any], name: str, held: Any) -> None:
+    if names.get(name, _UNBOUND) is held:
+        return
+    if held is _UNBOUND:
+        del names[name]
+    else:
+        names[name] = held
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not bound yet
+        return _UNBOUND
+
+
+def _fill_cell(cell: Any, held: Any) -> None:
+    if _contents(cell) is held:
+        return
+    if held is _UNBOUND:
+        del cell.cell_contents
+    else:
+        cell.cell_contents = held
+
+
+def _set_slot(owner: Any, name: str, held: Any) -> None:
+    if getattr(owner, name, _UNBOUND) is held:
+        return
+    if held is _UNBOUND:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, held)
+
+
+def _set_names(code: types.CodeType) -> set[str]:
+    """The globals that code and the functions inside it bind."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _set_names(constant)
+    return names
+
+
+def _top(module: Any) -> str:
+    return str(module or "").partition(".")[0]
