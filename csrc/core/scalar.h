@@ -53,6 +53,15 @@ class Scalar {
   };
 };
 
+/// Throws where `dtype` does not hold the value: an integer past its range (but a negative number
+/// wraps to an unsigned one), nan as an integer, a float that would become infinite.
+void check_in_range(const Scalar& value, DType dtype);
+inline void check_fits(const Scalar& value, DType dtype) {
+  if (!value.is_float() && value.to_int() >= 0 && value.to_int() <= 127) [[likely]]
+    return;  // every dtype has these
+  check_in_range(value, dtype);
+}
+
 inline void append(std::string& out, const Scalar& value) {
   if (value.is_bool())
     append(out, value.to_bool());

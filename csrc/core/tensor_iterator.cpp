@@ -64,26 +64,51 @@ DType result_type(std::span<const Tensor* const> inputs) {
   return state.result();
 }
 
+namespace {
+
+/// The first dimension, counted from the last, in which two shapes do not fit; -1 if they do.
+int64_t mismatch(IntSpan a, IntSpan b) {
+  const size_t common = std::min(a.size(), b.size());
+  for (size_t i = 0; i < common; ++i) {
+    const int64_t x = a[a.size() - 1 - i], y = b[b.size() - 1 - i];
+    if (x != y && x != 1 && y != 1) return static_cast<int64_t>(i);
+  }
+  return -1;
+}
+
+[[noreturn]] void cannot_broadcast(IntSpan a, IntSpan b, std::string_view what) {
+  const auto from_last = static_cast<size_t>(mismatch(a, b));
+  fail("The size of tensor a (", a[a.size() - 1 - from_last], ") must match the size of tensor b (",
+       b[b.size() - 1 - from_last], ") at non-singleton dimension ",
+       std::max(a.size(), b.size()) - 1 - from_last, " (", what, ")");
+}
+
+}  // namespace
+
 Dims broadcast_shapes(IntSpan a, IntSpan b) {
+  if (mismatch(a, b) >= 0) cannot_broadcast(a, b, str("shapes ", a, " and ", b));
   const IntSpan longer = a.size() >= b.size() ? a : b;
   const IntSpan shorter = a.size() >= b.size() ? b : a;
   Dims out(longer);
   const size_t lead = longer.size() - shorter.size();
   for (size_t i = 0; i < shorter.size(); ++i) {
     int64_t& extent = out[lead + i];
-    if (extent == shorter[i] || shorter[i] == 1) continue;
-    check(extent == 1, "The size of tensor a (", a[a.size() - shorter.size() + i],
-          ") must match the size of tensor b (", b[b.size() - shorter.size() + i],
-          ") at non-singleton dimension ", lead + i, " (shapes ", a, " and ", b, ")");
-    extent = shorter[i];
+    if (shorter[i] != 1) extent = shorter[i];
   }
   return out;
 }
 
-Dims broadcast_shapes(std::span<const Tensor* const> inputs, std::string_view) {
+Dims broadcast_shapes(std::span<const Tensor* const> inputs, std::string_view op) {
   Dims shape(inputs[0]->sizes());
   for (size_t i = 1; i < inputs.size(); ++i) {
-    if (!equal(shape, inputs[i]->sizes())) shape = broadcast_shapes(shape, inputs[i]->sizes());
+    if (equal(shape, inputs[i]->sizes())) continue;
+    if (mismatch(shape, inputs[i]->sizes()) >= 0) [[unlikely]] {
+      std::string operands;
+      for (const Tensor* t : inputs)
+        operands += str(operands.empty() ? "" : ", ", t->dtype(), t->sizes());
+      cannot_broadcast(shape, inputs[i]->sizes(), str(op, " of ", operands));
+    }
+    shape = broadcast_shapes(shape, inputs[i]->sizes());
   }
   return shape;
 }

@@ -91,6 +91,9 @@ std::string describe(FailedCheck check, int64_t index, int64_t size) {
           "multinomial: invalid multinomial distribution (with replacement=False, not enough "
           "non-negative category to sample) in row ",
           index);
+    case FailedCheck::BinaryCrossEntropy:
+      return str("binary_cross_entropy: all elements of ", index == 0 ? "input" : "target",
+                 " should be between 0 and 1, but got ", std::bit_cast<double>(size));
     default:
       return str(op_of(check), ": index ", index, " is out of bounds for a dimension of size ",
                  size);

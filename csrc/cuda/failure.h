@@ -28,11 +28,13 @@ enum class FailedCheck : int {
   MultinomialWeight,
   MultinomialSum,
   MultinomialCategories,
+  BinaryCrossEntropy,
 };
 
 struct FailureRecord {
   FailedCheck check = FailedCheck::None;  // written last
-  // The offending index and how many there are; of probabilities the place and its bits.
+  // The offending index and how many there are; of probabilities the place and its bits (of
+  // binary_cross_entropy the operand: 0 input, 1 target).
   int64_t index = 0, size = 0;
 };
 

@@ -25,6 +25,20 @@ inline void check_compute_dtype(DType dtype, DTypeClass allowed, std::string_vie
     dtype_not_supported(dtype, op);
 }
 
+/// A Python number; other tensors of 0 dimensions convert as tensors do, by wrapping.
+inline void check_fits(const Tensor& value, DType dtype) {
+  if (value.impl()->wrapped_number) check_fits(value.item(), dtype);
+}
+
+/// Throws unless `other` has the dtype of `self`; `number_free`: or has no dimensions.
+inline void check_same_dtype(const Tensor& self, const Tensor& other, bool number_free,
+                             std::string_view op, std::string_view name) {
+  if (self.dtype() == other.dtype() || (number_free && other.dim() == 0)) [[likely]]
+    return;
+  fail(op, ": expected dtype ", self.dtype(), " for `", name, "` but got dtype ", other.dtype(),
+       "; convert one with .to(dtype)");
+}
+
 inline Device first_device(TensorSpan tensors) {
   for (const Tensor& t : tensors) {
     if (t.defined()) return t.device();

@@ -131,11 +131,21 @@ Tensor from_data(PyObject* data, std::optional<DType> dtype) {
     note_host_written(*out.storage());
     return out;
   }
-  if (is_floating(shape.dtype)) return ops::_to_dtype(from_data(data, DType::Float64), target);
+  // Elements that the dtype does not hold are an error, not another number.
+  const auto check_elements = [target]<class T>(const Tensor& exact, T) {
+    const T* values = exact.data_as<T>();
+    for (int64_t i = 0; i < exact.numel(); ++i) check_fits(Scalar(values[i]), target);
+  };
+  if (is_floating(shape.dtype)) {
+    const Tensor exact = from_data(data, DType::Float64);
+    check_elements(exact, double{});
+    return ops::_to_dtype(exact, target);
+  }
   Tensor out = empty(shape.sizes, DType::Int64);
   fill<int64_t>(data, out);
   note_host_written(*out.storage());
   if (target == DType::Int64) return out;
+  check_elements(out, int64_t{});
   return ops::_to_dtype(out, target);
 }
 

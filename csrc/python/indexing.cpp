@@ -1,4 +1,6 @@
 // x[...] and x[...] = v: Python's index expressions as select, slice, index and index_put_.
+#include <cmath>
+
 #include "autograd/front.h"
 #include "python/arguments.h"
 #include "python/tensor_type.h"
@@ -176,16 +178,26 @@ Tensor drop_leading_ones(const Tensor& value, int64_t dim) {
   return sizes.size() == value.sizes().size() ? value : ops::reshape(value, sizes);
 }
 
+/// A number that elements of `dtype` can hold.
+Scalar element_arg(PyObject* value, DType dtype) {
+  const Scalar number = scalar_arg(value);
+  if (!is_floating(dtype)) check_fits(number, dtype);
+  return number;
+}
+
 void set_item(const Tensor& self, PyObject* index, PyObject* value) {
   const Parsed parsed = parse(self, index);
   const bool number = !is_tensor(value) && is_number(value);
   if (!parsed.has_tensor && number) {
-    ops::fill_(parsed.view, wrapped_scalar(scalar_arg(value)));
+    const Tensor number = wrapped_scalar(element_arg(value, self.dtype()));
+    // A number past the range of 16 bits becomes infinite, as in a tensor made of it.
+    const bool past = is_reduced_float(self.dtype()) && std::abs(number.item().to_double()) > 65504;
+    ops::fill_(parsed.view, past ? ops::_to_dtype(number, self.dtype()) : number);
     return;
   }
   Tensor source;
   if (number) {
-    source = ops::_to_dtype(wrapped_scalar(scalar_arg(value)), self.dtype());
+    source = ops::_to_dtype(wrapped_scalar(element_arg(value, self.dtype())), self.dtype());
     source = alias(source);
   } else {
     source = is_tensor(value) ? tensor_of(value) : to_tensor(value);

@@ -26,6 +26,15 @@ Tensor moved_to(const Tensor& grad, Device device) {
   return ops::copy_(empty(grad.sizes(), grad.dtype(), device), grad, false);
 }
 
+Tensor binary_cross_entropy_grad(const Tensor& grad, const Tensor& self, const Tensor& target) {
+  const auto wide = [](const Tensor& t) {  // the smallest slope is no number of 16 bits
+    return is_reduced_float(t.dtype()) ? ops::_to_dtype(t, DType::Float32) : t;
+  };
+  const Tensor p = wide(self);
+  const Tensor spread = ops::_clamp_min(ops::mul(minus(number(1.0), p), p), number(1e-12));
+  return ops::mul(wide(grad), ops::div(minus(p, wide(target)), spread));
+}
+
 Tensor pow_backward_self(const Tensor& grad, const Tensor& self, const Tensor& exponent) {
   if (exponent.dim() == 0 && exponent.impl()->wrapped_number) {
     const double e = exponent.item().to_double();

@@ -13,6 +13,8 @@ Tensor wrapped_zero_like(const Tensor& like);
 Tensor moved_to(const Tensor& grad, Device device);
 /// maximum/minimum: all of the gradient where this side won, half where both are equal.
 Tensor extremum_backward(const Tensor& grad, const Tensor& won, const Tensor& tied);
+/// Of the logistic loss; slopes steeper than 1e12 are cut, as torch does.
+Tensor binary_cross_entropy_grad(const Tensor& grad, const Tensor& self, const Tensor& target);
 Tensor pow_backward_self(const Tensor& grad, const Tensor& self, const Tensor& exponent);
 Tensor pow_backward_exponent(const Tensor& grad, const Tensor& self, const Tensor& exponent,
                              const Tensor& result);

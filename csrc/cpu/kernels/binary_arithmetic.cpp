@@ -1,4 +1,5 @@
 // Arithmetic of two tensors.
+#include <atomic>
 #include <cmath>
 
 #include "cpu/kernels/loops.h"
@@ -207,6 +208,7 @@ void pow(TensorIterator& it) {
     const auto e = fixed_exponent(it);
     check(!it.operand(2).is_number || !e || *e >= 0,
           "Integers to negative integer powers are not allowed.");
+    if (it.operand(2).is_number) check_fits(load_scalar(it.data(2), it.dtype(2)), dtype);
     visit_integral(dtype, [&]<class T>() {
       map_kernel(it, [](T a, T b) -> T { return integer_power(a, b); });
     });
@@ -229,6 +231,26 @@ void pow(TensorIterator& it) {
     else
       map_kernel(it, [](T a, T b) -> T { return vpow(a, b); }, 4096);
   });
+}
+
+/// Throws unless the operand's elements are probabilities.
+void check_unit_interval(const TensorIterator& it, int operand, std::string_view name) {
+  std::atomic<bool> outside = false;
+  visit_float(it.common_dtype(), [&]<class T>() {
+    it.for_each([&](char** data, const int64_t* strides, int64_t n) {
+      alignas(64) T block[kBlock];
+      const int64_t step = strides[operand];
+      for (int64_t i = 0; i < n; i += kBlock) {
+        const int64_t m = std::min(kBlock, n - i);
+        load_block<T>(block, data[operand] + i * step, step, m, it.dtype(operand),
+                      it.dtype(operand));
+        int bad = 0;
+        for (int64_t k = 0; k < m; ++k) bad |= !(block[k] >= 0 && block[k] <= 1);
+        if (bad) outside.store(true, std::memory_order_relaxed);
+      }
+    });
+  });
+  check(!outside, "binary_cross_entropy: all elements of ", name, " should be between 0 and 1");
 }
 
 const RegisterCpu registered([](KernelTable& t) {
@@ -254,6 +276,15 @@ const RegisterCpu registered([](KernelTable& t) {
   t.xlogy = [](TensorIterator& it) {
     map_float(it, [](auto a, auto b) {
       return b != b ? b : a == 0 ? decltype(a)(0) : a * vlog(b);
+    });
+  };
+  t._binary_cross_entropy = [](TensorIterator& it) {
+    check_unit_interval(it, 1, "input");
+    check_unit_interval(it, 2, "target");
+    map_float(it, [](auto x, auto y) {
+      using T = decltype(x);
+      const T yes = std::max(vlog(x), T(-100)), no = std::max(vlog1p(-x), T(-100));
+      return (y - 1) * no - y * yes;
     });
   };
   t.maximum = [](TensorIterator& it) {

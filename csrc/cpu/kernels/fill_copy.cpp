@@ -89,7 +89,9 @@ bool copy_transposed(const TensorIterator& it) {
 }
 
 void copy(const Tensor& self, const Tensor& source, bool) {
-  if (memory_overlap(self, source) == Overlap::Full) return;  // also where elements share a place
+  const Overlap overlap = memory_overlap(self, source);
+  if (overlap == Overlap::Full) return;  // also where elements share a place
+  if (overlap == Overlap::Partial) check_no_partial_overlap(self, source);
   const Tensor src =
       equal(self.sizes(), source.sizes()) ? source : broadcast_to(source, self.sizes());
   if (self.dtype() == src.dtype() && self.is_contiguous() && src.is_contiguous() &&

@@ -101,13 +101,13 @@ const RegisterCpu registered([](KernelTable& t) {
     accumulate<Product>(out, as_summand(self, dtype), one_dim(dim, self.dim()), 1.0);
   };
   t.any_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool) {
-    const ReducePlan plan = plan_reduction(self, dim_mask(dim, self.dim()));
+    const ReducePlan plan = plan_reduction(self, tested_mask(dim, self.dim()));
     visit_values(self.dtype(), [&]<class T>() {
       reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n > 0); });
     });
   };
   t.all_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool) {
-    const ReducePlan plan = plan_reduction(self, dim_mask(dim, self.dim()));
+    const ReducePlan plan = plan_reduction(self, tested_mask(dim, self.dim()));
     visit_values(self.dtype(), [&]<class T>() {
       reduce<T>(plan, Count<T>(),
                 [&](int64_t i, int64_t n) { put<int64_t>(out, i, n == plan.reduced); });

@@ -60,6 +60,7 @@ const RegisterCpu registered([](KernelTable& t) {
     });
   };
   t.addcmul = [](TensorIterator& it, const Scalar& value) {
+    if (!is_floating(it.common_dtype())) check_fits(value, it.common_dtype());
     visit_numeric(it.common_dtype(), [&]<class T>() {
       const T v = value.to<T>();
       map_kernel(it, [v](T a, T b, T c) -> T { return static_cast<T>(a + v * b * c); });

@@ -31,10 +31,7 @@ void map_rounding(TensorIterator& it, const F& f) {
 
 template <class T>
 T sign(T x) {
-  if constexpr (std::is_floating_point_v<T>)
-    return x != x ? x : static_cast<T>((x > 0) - (x < 0));
-  else
-    return static_cast<T>((x > T(0)) - (x < T(0)));
+  return static_cast<T>((x > T(0)) - (x < T(0)));  // 0 of nan
 }
 
 void round_to(TensorIterator& it, int64_t decimals) {

@@ -2,6 +2,7 @@
 // remainders, powers, angles.
 #include <optional>
 
+#include "cuda/kernels/failure.cuh"
 #include "cuda/kernels/loops.cuh"
 
 namespace vt::cuda {
@@ -157,6 +158,8 @@ void power(TensorIterator& it) {
   if (it.on_host(2)) e = load_scalar(it.data(2), it.dtype(2)).to_double();
   if (!is_floating(it.common_dtype())) {
     check(!e || *e >= 0, "Integers to negative integer powers are not allowed.");
+    if (it.operand(2).is_number && e)
+      check_fits(load_scalar(it.data(2), it.dtype(2)), it.common_dtype());
     map_numeric(it, Power{});
     return;
   }
@@ -167,6 +170,21 @@ void power(TensorIterator& it) {
     map_float(it, Power{});
 }
 
+struct BinaryCrossEntropy {
+  FailureSlot* failure;
+  template <class T>
+  __device__ T operator()(T x, T y) const {
+    if (!(x >= T(0) && x <= T(1)))
+      stop_kernel(failure, FailedCheck::BinaryCrossEntropy, 0,
+                  __double_as_longlong(static_cast<double>(x)));
+    if (!(y >= T(0) && y <= T(1)))
+      stop_kernel(failure, FailedCheck::BinaryCrossEntropy, 1,
+                  __double_as_longlong(static_cast<double>(y)));
+    const T yes = max(log(x), T(-100)), no = max(log1p(-x), T(-100));
+    return (y - T(1)) * no - y * yes;
+  }
+};
+
 const RegisterCuda registered([](KernelTable& t) {
   t.floor_divide = [](TensorIterator& it) { map_numeric(it, FloorDivide{}); };
   t._div_trunc = [](TensorIterator& it) { map_numeric(it, DivideTrunc{}); };
@@ -176,6 +194,9 @@ const RegisterCuda registered([](KernelTable& t) {
   t.atan2 = [](TensorIterator& it) { map_float(it, Atan2{}); };
   t.hypot = [](TensorIterator& it) { map_float(it, Hypot{}); };
   t.copysign = [](TensorIterator& it) { map_float(it, Copysign{}); };
+  t._binary_cross_entropy = [](TensorIterator& it) {
+    map_float(it, BinaryCrossEntropy{failure_slot(it.device().index)});
+  };
   t.xlogy = [](TensorIterator& it) { map_float(it, Xlogy{}); };
 });
 

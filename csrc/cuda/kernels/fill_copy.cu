@@ -149,7 +149,9 @@ void copy_between_devices(const Tensor& self, const Tensor& src) {
 }  // namespace
 
 void copy(const Tensor& self, const Tensor& source, bool non_blocking) {
-  if (memory_overlap(self, source) == Overlap::Full) return;  // also where elements share a place
+  const Overlap overlap = memory_overlap(self, source);
+  if (overlap == Overlap::Full) return;  // also where elements share a place
+  if (overlap == Overlap::Partial) check_no_partial_overlap(self, source);
   const Tensor src =
       equal(self.sizes(), source.sizes()) ? source : broadcast_to(source, self.sizes());
   if (self.numel() == 0) return;

@@ -163,10 +163,10 @@ const RegisterCuda registered([](KernelTable& t) {
     product(out, self, dim_mask(dim, self.dim()), dtype);
   };
   t.any_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool) {
-    count(out, self, dim_mask(dim, self.dim()), Count::Any);
+    count(out, self, tested_mask(dim, self.dim()), Count::Any);
   };
   t.all_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool) {
-    count(out, self, dim_mask(dim, self.dim()), Count::All);
+    count(out, self, tested_mask(dim, self.dim()), Count::All);
   };
   t.count_nonzero = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim) {
     count(out, self, dim_mask(dim, self.dim()), Count::HowMany);

@@ -532,6 +532,10 @@ inline uint64_t dim_mask(std::optional<IntSpan> dims, int64_t ndim) {
   for (const int64_t d : *dims) mask |= uint64_t{1} << wrap_dim(d, ndim);
   return mask & all;
 }
+/// The same for any and all, which an empty list leaves nothing to reduce.
+inline uint64_t tested_mask(std::optional<IntSpan> dims, int64_t ndim) {
+  return dims && dims->empty() ? 0 : dim_mask(dims, ndim);
+}
 inline uint64_t dim_mask(int64_t dim, int64_t ndim) {
   return ndim == 0 ? 0 : uint64_t{1} << wrap_dim(dim, ndim);
 }

@@ -93,6 +93,7 @@ const RegisterCuda registered([](KernelTable& t) {
     visit_compute_float(it.common_dtype(), [&]<class T>() { map_kernel<T, T, 3>(it, Lerp{}); });
   };
   t.addcmul = [](TensorIterator& it, const Scalar& value) {
+    if (!is_floating(it.common_dtype())) check_fits(value, it.common_dtype());
     visit_compute_numeric(it.common_dtype(), [&]<class T>() {
       map_kernel<T, T, 3>(it, AddProduct<T>{value.to<T>()});
     });

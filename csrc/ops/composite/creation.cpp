@@ -105,14 +105,15 @@ Tensor arange_start(const Scalar& start, const Scalar& end, const Scalar& step,
         "upper bound and lower bound inconsistent with step sign");
   const DType type = dtype.value_or(floating ? default_dtype() : DType::Int64);
   int64_t count;
-  if (floating && is_floating(type)) {
+  if (type == DType::Int64) {  // counts by the integer parts, exactly
+    for (const Scalar& number : {start, end, step}) check_fits(number, type);
+    const int64_t span = end.to_int() - start.to_int(), by = step.to_int();
+    check_value(by != 0, "step must be nonzero");
+    count = (span + by - (by > 0 ? 1 : -1)) / by;
+  } else {
     const double size = std::ceil((end.to_double() - start.to_double()) / step.to_double());
     check(size < 0x1p62, "arange: invalid size, possible overflow: ", size, " elements");
     count = static_cast<int64_t>(size);
-  } else {  // an integer result counts by the integer parts
-    const int64_t span = end.to_int() - start.to_int(), by = step.to_int();
-    check(by != 0, "step must be nonzero");
-    count = (span + by - (by > 0 ? 1 : -1)) / by;
   }
   const NoGrad no_grad;
   return ops::_arange_(
@@ -135,6 +136,8 @@ Tensor linspace(const Tensor& start_at, const Tensor& end_at, int64_t steps,
   auto end_point = [type](const Scalar& x) {
     return is_floating(type) ? x.to_double() : static_cast<double>(x.to_int());
   };
+  check_fits(start, type);
+  check_fits(end, type);
   const double first = end_point(start), last = end_point(end);
   if (steps == 1) return filled(vt::empty(Dims{1}, type, device.value_or(default_device())), start);
   // Counted from both ends, so that both are exact.

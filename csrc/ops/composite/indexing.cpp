@@ -108,6 +108,12 @@ Dims with_front(int64_t front, IntSpan rest) {
   return shape;
 }
 
+/// A value to write into elements of `dtype`, which must have it if it is a Python number.
+Tensor as_element(const Tensor& value, DType dtype) {
+  if (value.impl()->wrapped_number) check_fits(value.item(), dtype);
+  return value.dtype() == dtype ? value : ops::_to_dtype(value, dtype);
+}
+
 bool in_order(IntSpan order) {
   for (size_t i = 0; i < order.size(); ++i) {
     if (order[i] != static_cast<int64_t>(i)) return false;
@@ -117,22 +123,23 @@ bool in_order(IntSpan order) {
 
 }  // namespace
 
+/// The result is row-major.
 Tensor index(const Tensor& self, TensorSpan indices) {
   const Flattened f = flatten_indices(self, indices);
-  const Tensor front = in_order(f.order) ? self : ops::permute(self, f.order);
-  const Tensor picked =
-      ops::index_select(ops::reshape(front, with_front(f.positions, f.rest)), 0, f.linear);
-  // [flat index, rest…] → rest before the insertion point, the index shape, the others.
-  Dims shape(f.index_shape);
-  shape.append(f.rest.begin(), f.rest.end());
-  const Tensor out = ops::reshape(picked, shape);
-  if (f.insert_at == 0) return out;
-  Dims from, to;
-  for (int64_t d = 0; d < static_cast<int64_t>(f.index_shape.size()); ++d) {
-    from.push_back(d);
-    to.push_back(f.insert_at + d);
+  // Where the index tensors stand side by side, their dimensions are one in the middle; otherwise
+  // they move to the front, where the result has them.
+  Dims merged, shape;
+  for (int64_t d = 0; d < f.insert_at; ++d) merged.push_back(f.rest[d]);
+  shape = merged;
+  merged.push_back(f.positions);
+  shape.append(f.index_shape.begin(), f.index_shape.end());
+  for (size_t d = static_cast<size_t>(f.insert_at); d < f.rest.size(); ++d) {
+    merged.push_back(f.rest[d]);
+    shape.push_back(f.rest[d]);
   }
-  return ops::movedim(out, from, to);
+  const Tensor source = f.insert_at > 0 || in_order(f.order) ? self : ops::permute(self, f.order);
+  return ops::reshape(ops::index_select(ops::reshape(source, merged), f.insert_at, f.linear),
+                      shape);
 }
 
 Tensor index_put_(const Tensor& self, TensorSpan indices, const Tensor& values, bool accumulate) {
@@ -201,7 +208,7 @@ Tensor index_fill_(const Tensor& self, int64_t dim, const Tensor& index, const T
   check(value.dim() == 0,
         "index_fill_ only supports a 0-dimensional value tensor, but got tensor with ", value.dim(),
         " dimension(s).");
-  const Tensor typed = value.dtype() == self.dtype() ? value : ops::_to_dtype(value, self.dtype());
+  const Tensor typed = as_element(value, self.dtype());
   if (thread_state.grad_enabled && autograd::any_requires_grad(value) && self.dim() > 0) {
     // A position that index names twice counts once in the gradient of the value.
     const int64_t d = wrap_dim(dim, self.dim());
@@ -231,7 +238,7 @@ Tensor scatter(const Tensor& self, int64_t dim, const Tensor& index, const Tenso
   return ops::scatter_(ops::clone(self, std::nullopt), dim, index, src);
 }
 Tensor scatter__value(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& value) {
-  const Tensor typed = value.dtype() == self.dtype() ? value : ops::_to_dtype(value, self.dtype());
+  const Tensor typed = as_element(value, self.dtype());
   return ops::_scatter_(self, dim, index,
                         ops::expand(number_on(typed, self.device()), index.sizes(), false));
 }

@@ -1,4 +1,6 @@
 // Stacking, repeating, rolling, flipping and padding.
+#include <algorithm>
+
 #include "core/tensor_iterator.h"
 #include "dispatch/thread_state.h"
 #include "vt/meta_decls.h"
@@ -149,6 +151,18 @@ Tensor roll(const Tensor& self, IntSpan shifts, IntSpan dims) {
 }
 
 Tensor flip(const Tensor& self, IntSpan dims) {
+  if (!self.is_contiguous() && self.is_non_overlapping_and_dense()) {
+    // Dimensions as they lie in memory, so that the result lies as self does.
+    Dims order, back, moved;
+    for (int64_t d = 0; d < self.dim(); ++d) order.push_back(d);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return self.strides()[a] > self.strides()[b]; });
+    back.resize(order.size());
+    for (size_t i = 0; i < order.size(); ++i) back[order[i]] = static_cast<int64_t>(i);
+    for (const int64_t d : dims) moved.push_back(back[wrap_dim(d, self.dim())]);
+    const Tensor ordered = ops::permute(self, order);
+    if (ordered.is_contiguous()) return ops::permute(ops::flip(ordered, moved), back);
+  }
   Tensor out = self;
   uint64_t seen = 0;
   for (const int64_t d : dims) {

@@ -1,4 +1,5 @@
 // Losses in plain ops, and cross entropy's dispatch to the fused kernel.
+#include "core/tensor_iterator.h"
 #include "ops/composite/arithmetic.h"
 #include "vt/meta_decls.h"
 
@@ -28,6 +29,14 @@ void check_targets(const Tensor& self, const Tensor& target, std::string_view op
     check(self.sizes()[d] == target.sizes()[d - 1], "Expected target size ", self.sizes(),
           " without its class dimension, got ", target.sizes());
   }
+}
+
+/// Class indices as int64: bytes are compared with ignore_index as the numbers they are.
+Tensor index_targets(const Tensor& target) {
+  check(target.dtype() == DType::Int64 || target.dtype() == DType::UInt8,
+        "expected target dtype to be Long or Byte, but got ", scalar_type_name(target.dtype()),
+        "; convert it with .to(torch.int64)");
+  return target.dtype() == DType::Int64 ? target : ops::_to_dtype(target, DType::Int64);
 }
 
 /// (N, C, d1, …) as rows (N·d1·…, C).
@@ -98,7 +107,8 @@ Tensor cross_entropy_loss(const Tensor& self, const Tensor& target, const Tensor
     return with_z_loss(loss, lse, Tensor(), reduction == 1 ? z_loss / rows : z_loss, reduction);
   }
   check_targets(self, target, "cross_entropy");
-  const Tensor indices = self.dim() == 2 ? target : ops::reshape(target, Dims{-1});
+  const Tensor classes = index_targets(target);
+  const Tensor indices = self.dim() == 2 ? classes : ops::reshape(classes, Dims{-1});
   auto [loss, lse, total_weight] = ops::_cross_entropy_index(
       class_rows(self), indices, weight, reduction, ignore_index, label_smoothing);
   if (z_loss != 0) {
@@ -139,6 +149,7 @@ std::tuple<Tensor, Tensor, Tensor> _cross_entropy_index_composite(
 Tensor nll_loss(const Tensor& self, const Tensor& target, const Tensor& weight, int64_t reduction,
                 int64_t ignore_index) {
   check_targets(self, target, "nll_loss");
+  if (!is_floating(self.dtype())) dtype_not_supported(self.dtype(), "nll_loss");
   const Tensor rows = class_rows(self);
   const int64_t classes = rows.sizes()[1];
   if (weight.defined()) {
@@ -146,7 +157,7 @@ Tensor nll_loss(const Tensor& self, const Tensor& target, const Tensor& weight, 
           "weight tensor should be defined either for all ", classes,
           " classes or no classes but got weight tensor of shape: ", weight.sizes());
   }
-  const Tensor indices = ops::reshape(target, Dims{-1});
+  const Tensor indices = ops::reshape(index_targets(target), Dims{-1});
   const Tensor valid = ops::ne(indices, wrapped_scalar(Scalar(ignore_index)));
   const Tensor safe =
       ops::_to_dtype(ops::mul(indices, ops::_to_dtype(valid, indices.dtype())), DType::Int64);
@@ -188,9 +199,7 @@ Tensor binary_cross_entropy(const Tensor& self, const Tensor& target, const Tens
   check_value(std::ranges::equal(self.sizes(), target.sizes()), "Using a target size (",
               target.sizes(), ") that is different to the input size (", self.sizes(),
               ") is deprecated. Please ensure they have the same size.");
-  const Tensor yes = ops::clamp_min(ops::log(self), number(-100)),
-               no = ops::clamp_min(ops::log1p(-self), number(-100));
-  Tensor loss = (target - 1) * no - target * yes;
+  Tensor loss = ops::_binary_cross_entropy(self, target);
   if (weight.defined()) loss = loss * weight;
   return reduced(loss, reduction);
 }
@@ -219,13 +228,26 @@ Tensor kl_div(const Tensor& self, const Tensor& target, int64_t reduction, bool 
 }
 
 Tensor cosine_similarity(const Tensor& x1, const Tensor& x2, int64_t dim, double eps) {
+  const Tensor* operands[] = {&x1, &x2};
+  const DType type = result_type(operands);
+  check(is_floating(type),
+        "cosine_similarity: expected common dtype to be floating point, yet common "
+        "dtype is ",
+        type);
+  // Squares of 16-bit floats, and eps, need the range of float32.
+  const DType wide_type = is_reduced_float(type) ? DType::Float32 : type;
+  const auto widened = [&](const Tensor& x) {
+    return x.dtype() == wide_type ? x : ops::_to_dtype(x, wide_type);
+  };
   const auto length = [&](const Tensor& x) {
     const Tensor squares = sum(x * x, Dims{dim}, true);
     return ops::sqrt(ops::clamp_min(squares, number(eps * eps)));
   };
-  const Tensor both[] = {x1, x2};
+  const Tensor both[] = {widened(x1), widened(x2)};
   const std::vector<Tensor> wide = ops::broadcast_tensors(both);
-  return sum((wide[0] / length(wide[0])) * (wide[1] / length(wide[1])), Dims{dim}, false);
+  const Tensor cosine =
+      sum((wide[0] / length(wide[0])) * (wide[1] / length(wide[1])), Dims{dim}, false);
+  return type == wide_type ? cosine : ops::_to_dtype(cosine, type);
 }
 
 Tensor margin_ranking_loss(const Tensor& input1, const Tensor& input2, const Tensor& target,

@@ -37,7 +37,10 @@ Tensor div__mode(const Tensor& self, const Tensor& other,
 Tensor where(const Tensor& condition, const Tensor& self, const Tensor& other) {
   const Tensor* values[] = {&self, &other};
   const DType type = result_type(values);
-  auto as = [type](const Tensor& t) { return t.dtype() == type ? t : ops::_to_dtype(t, type); };
+  auto as = [type](const Tensor& t) {
+    if (t.impl()->wrapped_number && !is_floating(type)) check_fits(t.item(), type);
+    return t.dtype() == type ? t : ops::_to_dtype(t, type);
+  };
   if (is_float8(type)) {  // half holds them exactly
     const auto half = [&](const Tensor& t) { return ops::_to_dtype(as(t), DType::Float16); };
     return ops::_to_dtype(ops::_where(condition, half(self), half(other)), type);

@@ -58,6 +58,22 @@ int64_t exact_limit(DType dtype) {
   return 0;
 }
 
+Tensor draw_integers(const Tensor& self, int64_t low, int64_t high, const Generator& generator) {
+  // Floats may round what they do not hold exactly, but must reach it.
+  const double limit = self.dtype() == DType::Float16 ? 65504.0 : 0x1p63;
+  const bool is_signed = self.dtype() != DType::Bool && self.dtype() != DType::UInt8;
+  const double first = is_floating(self.dtype()) ? -limit
+                       : is_signed               ? -static_cast<double>(exact_limit(self.dtype()))
+                                                 : 0.0;
+  const double last =
+      is_floating(self.dtype()) ? limit : static_cast<double>(exact_limit(self.dtype()) - 1);
+  check(static_cast<double>(low) >= first && static_cast<double>(low) <= last,
+        "from is out of bounds for ", self.dtype(), ": ", low);
+  check(high <= low || (static_cast<double>(high - 1) <= last), "to - 1 is out of bounds for ",
+        self.dtype(), ": ", high - 1);
+  return ops::_randint_(self, low, high, generator);
+}
+
 }  // namespace
 
 Tensor rand(IntSpan size, const Generator& generator, std::optional<DType> dtype,
@@ -76,7 +92,7 @@ Tensor randint(int64_t high, IntSpan size, const Generator& generator, std::opti
 }
 Tensor randint_low(int64_t low, int64_t high, IntSpan size, const Generator& generator,
                    std::optional<DType> dtype, std::optional<Device> device) {
-  return ops::_randint_(uninitialised(size, dtype, device, DType::Int64), low, high, generator);
+  return draw_integers(uninitialised(size, dtype, device, DType::Int64), low, high, generator);
 }
 Tensor randperm(int64_t n, const Generator& generator, std::optional<DType> dtype,
                 std::optional<Device> device) {
@@ -95,22 +111,22 @@ Tensor randn_like(const Tensor& self, std::optional<DType> dtype, std::optional<
 }
 Tensor randint_like(const Tensor& self, int64_t high, std::optional<DType> dtype,
                     std::optional<Device> device, std::optional<MemoryFormat> format) {
-  return ops::_randint_(like(self, dtype, device, format), 0, high, {});
+  return draw_integers(like(self, dtype, device, format), 0, high, {});
 }
 Tensor randint_like_low(const Tensor& self, int64_t low, int64_t high, std::optional<DType> dtype,
                         std::optional<Device> device, std::optional<MemoryFormat> format) {
-  return ops::_randint_(like(self, dtype, device, format), low, high, {});
+  return draw_integers(like(self, dtype, device, format), low, high, {});
 }
 
 Tensor random_(const Tensor& self, const Generator& generator) {
-  return ops::_randint_(self, 0, exact_limit(self.dtype()), generator);
+  return draw_integers(self, 0, exact_limit(self.dtype()), generator);
 }
 Tensor random__to(const Tensor& self, int64_t to, const Generator& generator) {
-  return ops::_randint_(self, 0, to, generator);
+  return draw_integers(self, 0, to, generator);
 }
 Tensor random__from(const Tensor& self, int64_t low, std::optional<int64_t> high,
                     const Generator& generator) {
-  return ops::_randint_(self, low, high.value_or(exact_limit(self.dtype())), generator);
+  return draw_integers(self, low, high.value_or(exact_limit(self.dtype())), generator);
 }
 
 Tensor bernoulli(const Tensor& self, const Generator& generator) {

@@ -17,11 +17,20 @@ int64_t count(const Tensor& self, std::optional<IntSpan> dim) {
   return n;
 }
 
-/// Two passes: the mean first, then the squares around it.
+/// 16-bit floats as float32: their squares and powers need its range.
+Tensor widened(const Tensor& t) {
+  return is_reduced_float(t.dtype()) ? ops::_to_dtype(t, DType::Float32) : t;
+}
+Tensor rounded(const Tensor& t, DType dtype) {
+  return t.dtype() == dtype ? t : ops::_to_dtype(t, dtype);
+}
+
+/// Two passes: the mean first, then the squares around it. In float32 of 16-bit floats.
 Tensor variance(const Tensor& self, std::optional<IntSpan> dim, double correction, bool keepdim) {
   check(is_floating(self.dtype()), "std and var only support floating point dtypes, got ",
         self.dtype());
-  const Tensor centered = ops::sub(self, ops::mean_dim(self, dim, true, std::nullopt), Scalar(1));
+  const Tensor x = widened(self);
+  const Tensor centered = ops::sub(x, ops::mean_dim(x, dim, true, std::nullopt), Scalar(1));
   const double divisor = std::max(static_cast<double>(count(self, dim)) - correction, 0.0);
   return ops::div(ops::sum_dim(ops::mul(centered, centered), dim, keepdim, std::nullopt),
                   number(divisor));
@@ -31,6 +40,14 @@ Tensor root(const Tensor& squares) {
   if (!squares.impl()->requires_grad && !squares.impl()->autograd) return ops::sqrt(squares);
   const Tensor zero = ops::eq(squares, number(0));
   return ops::masked_fill(ops::sqrt(ops::masked_fill(squares, zero, number(1))), zero, number(0));
+}
+Tensor variance_of(const Tensor& self, std::optional<IntSpan> dim, double correction,
+                   bool keepdim) {
+  return rounded(variance(self, dim, correction, keepdim), self.dtype());
+}
+Tensor deviation_of(const Tensor& self, std::optional<IntSpan> dim, double correction,
+                    bool keepdim) {
+  return rounded(root(variance(self, dim, correction, keepdim)), self.dtype());
 }
 double correction_of(const std::optional<Scalar>& correction) {
   return correction ? correction->to_double() : 1.0;
@@ -62,33 +79,33 @@ Tensor max_other(const Tensor& self, const Tensor& other) { return ops::maximum(
 Tensor min_other(const Tensor& self, const Tensor& other) { return ops::minimum(self, other); }
 
 Tensor var(const Tensor& self, bool unbiased) {
-  return variance(self, std::nullopt, unbiased ? 1 : 0, false);
+  return variance_of(self, std::nullopt, unbiased ? 1 : 0, false);
 }
 Tensor var_correction(const Tensor& self, std::optional<IntSpan> dim,
                       std::optional<Scalar> correction, bool keepdim) {
-  return variance(self, dim, correction_of(correction), keepdim);
+  return variance_of(self, dim, correction_of(correction), keepdim);
 }
 Tensor var_dim(const Tensor& self, std::optional<IntSpan> dim, bool unbiased, bool keepdim) {
-  return variance(self, dim, unbiased ? 1 : 0, keepdim);
+  return variance_of(self, dim, unbiased ? 1 : 0, keepdim);
 }
 Tensor std(const Tensor& self, bool unbiased) {
-  return root(variance(self, std::nullopt, unbiased ? 1 : 0, false));
+  return deviation_of(self, std::nullopt, unbiased ? 1 : 0, false);
 }
 Tensor std_correction(const Tensor& self, std::optional<IntSpan> dim,
                       std::optional<Scalar> correction, bool keepdim) {
-  return root(variance(self, dim, correction_of(correction), keepdim));
+  return deviation_of(self, dim, correction_of(correction), keepdim);
 }
 Tensor std_dim(const Tensor& self, std::optional<IntSpan> dim, bool unbiased, bool keepdim) {
-  return root(variance(self, dim, unbiased ? 1 : 0, keepdim));
+  return deviation_of(self, dim, unbiased ? 1 : 0, keepdim);
 }
 std::tuple<Tensor, Tensor> var_mean(const Tensor& self, std::optional<IntSpan> dim,
                                     std::optional<Scalar> correction, bool keepdim) {
-  return {variance(self, dim, correction_of(correction), keepdim),
+  return {variance_of(self, dim, correction_of(correction), keepdim),
           ops::mean_dim(self, dim, keepdim, std::nullopt)};
 }
 std::tuple<Tensor, Tensor> std_mean(const Tensor& self, std::optional<IntSpan> dim,
                                     std::optional<Scalar> correction, bool keepdim) {
-  return {root(variance(self, dim, correction_of(correction), keepdim)),
+  return {deviation_of(self, dim, correction_of(correction), keepdim),
           ops::mean_dim(self, dim, keepdim, std::nullopt)};
 }
 
@@ -109,6 +126,8 @@ std::tuple<Tensor, Tensor> std_mean_dim(const Tensor& self, std::optional<IntSpa
 
 Tensor logsumexp(const Tensor& self, IntSpan dim, bool keepdim) {
   const Tensor x = is_floating(self.dtype()) ? self : ops::_to_dtype(self, default_dtype());
+  // The logarithm of nothing summed: -inf for each of what is left.
+  if (x.numel() == 0) return ops::log(ops::sum_dim(ops::exp(x), dim, keepdim, std::nullopt));
   // The shift only guards the range; it carries no gradient.
   const Tensor top = ops::detach(ops::amax(x, dim, true));
   const Tensor shift = ops::_where(ops::isfinite(top), top,
@@ -122,7 +141,7 @@ Tensor linalg_vector_norm(const Tensor& self, const Scalar& ord, std::optional<I
                           bool keepdim, std::optional<DType> dtype) {
   check(is_floating(dtype.value_or(self.dtype())),
         "linalg.vector_norm: Expected a floating point tensor as input. Got ", self.dtype());
-  const Tensor x = dtype && *dtype != self.dtype() ? ops::_to_dtype(self, *dtype) : self;
+  const Tensor x = rounded(self, dtype.value_or(self.dtype()));
   const double p = ord.to_double();
   if (std::isinf(p)) {
     const Tensor magnitude = ops::abs(x);
@@ -136,9 +155,13 @@ Tensor linalg_vector_norm(const Tensor& self, const Scalar& ord, std::optional<I
     return ops::sum_dim(counted, dim, keepdim, std::nullopt);
   }
   if (p == 1) return ops::sum_dim(ops::abs(x), dim, keepdim, std::nullopt);
-  if (p == 2) return root(ops::sum_dim(ops::mul(x, x), dim, keepdim, std::nullopt));
-  return ops::pow(ops::sum_dim(ops::pow(ops::abs(x), number(p)), dim, keepdim, std::nullopt),
-                  number(1.0 / p));
+  const Tensor wide = widened(x);
+  const Tensor length =
+      p == 2
+          ? root(ops::sum_dim(ops::mul(wide, wide), dim, keepdim, std::nullopt))
+          : ops::pow(ops::sum_dim(ops::pow(ops::abs(wide), number(p)), dim, keepdim, std::nullopt),
+                     number(1.0 / p));
+  return rounded(length, x.dtype());
 }
 Tensor norm(const Tensor& self, std::optional<Scalar> p, std::optional<IntSpan> dim, bool keepdim,
             std::optional<DType> dtype) {

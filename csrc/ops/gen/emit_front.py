@@ -130,6 +130,27 @@ def _iterator(op: Op, out: str) -> str:
     return code
 
 
+def _same_dtype(op: Op) -> str:
+    """Operands that are not promoted: their dtype must be that of the first."""
+    names = op.row.get("same_dtype", [])
+    if not names:
+        return ""
+    first, title = op.schema.args[0].name, (op.python_name or op.name).lstrip("_")
+    code = ""
+    if op.row.get("dtypes") == "float":  # else a float among numbers would make integers floats
+        code = f'  check_compute_dtype({first}.dtype(), DTypeClass::float_, "{title}");\n'
+    for a in op.schema.args:
+        if a.name in names:
+            free = "true" if a.type == "Tensor|Scalar" else "false"
+            code += f'  check_same_dtype({first}, {a.name}, {free}, "{title}", "{a.name}");\n'
+    return code
+
+
+def _fits(op: Op, dtype: str) -> str:
+    """Python numbers that are converted to the op's dtype must be among its values."""
+    return "".join(f"  check_fits({name}, {dtype});\n" for name in op.row.get("fits", []))
+
+
 def _attrs(op: Op) -> str:
     return "".join(f", {a.name}" for a in op.schema.args if not a.is_tensor)
 
@@ -141,7 +162,8 @@ def _pointwise_raw(op: Op, inplace: bool) -> str:
         first = op.schema.args[0].name
         out = f"  Tensor out = {first};\n"
     return (
-        f"static Tensor raw_{name}({op.schema.params()}) {{\n{out}  TensorIterator it;\n{_iterator(op, 'out')}"
+        f"static Tensor raw_{name}({op.schema.params()}) {{\n{_same_dtype(op)}{out}  TensorIterator it;\n"
+        f"{_iterator(op, 'out')}{_fits(op, 'it.common_dtype()')}"
         f"  auto* kernel = kernels_for(it.device().type).{op.id};\n"
         f"  if (!kernel) [[unlikely]] no_kernel(OpId::{name}, it.device());\n"
         f"  if (thread_state.consumer) [[unlikely]] {{\n"
@@ -256,6 +278,8 @@ def _native_raw(op: Op) -> str:
     device = op.row.get("device", device)
     code += bind
     code += f"  const Device device = {device};\n" + _device_check(op)
+    if op.mutated:
+        code += _fits(op, f"{op.mutated[0].name}.dtype()")
     if not op.row.get("float8") and any(a.type.startswith("dtype") for a in op.schema.args):
         code += "".join(f'  check_result({out}, "{op.python_name or op.name}");\n' for out in outs)
     if op.random:

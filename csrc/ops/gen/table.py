@@ -53,6 +53,8 @@ FIELDS = {
     "skip_grad",
     "device",
     "host_scalars",
+    "fits",
+    "same_dtype",
     "float8",
 }
 VARIANTS = {"function", "method", "inplace"}
@@ -197,6 +199,14 @@ def make_op(row: dict, file: str) -> Op:
             "the inplace variant is generated for pointwise ops only; write a row with 'Tensor! self'",
         )
     names = {a.name for a in schema.args}
+    for key in ("fits", "same_dtype"):
+        unknown = [n for n in row.get(key, []) if n not in names]
+        if unknown:
+            _fail(name, f"{key} names {unknown}, which are no arguments")
+    if "same_dtype" in row and op.kind != "pointwise":
+        _fail(name, "same_dtype is a rule of pointwise ops")
+    if "fits" in row and op.kind != "pointwise" and not op.mutated:
+        _fail(name, "fits is a rule of pointwise ops and of those that write in place")
     tensor_names = {a.name for a in op.tensor_args}
     backward = row.get("backward") or {}
     if not isinstance(backward, dict):

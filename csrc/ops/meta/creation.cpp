@@ -24,8 +24,19 @@ Tensor _where(const Tensor& condition, const Tensor& self, const Tensor& other) 
         condition.dtype());
   const Tensor* all[] = {&condition, &self, &other};
   const Tensor* values[] = {&self, &other};
-  const Device device = common_device(all, "where");
-  return empty(broadcast_shapes(all, "where"), result_type(values), device);
+  const DType dtype = result_type(values);
+  bool row_major = true;
+  for (const Tensor* t : all) row_major &= t->is_contiguous();
+  if (row_major) {
+    const Device device = common_device(all, "where");
+    return empty(broadcast_shapes(all, "where"), dtype, device);
+  }
+  // The layout of a pointwise result: that of what it is made from.
+  Tensor out;
+  Tensor* outs[] = {&out};
+  TensorIterator it;
+  it.build(outs, all, {.promote = Promote::None, .output_dtype = dtype, .op = "where"});
+  return out;
 }
 
 Tensor _multinomial(const Tensor& self, int64_t num_samples, bool replacement, const Generator&) {
@@ -45,8 +56,7 @@ std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, std::op
   check_value(p >= 0 && p <= 1, "dropout probability has to be between 0 and 1, but got ", p);
   check(is_floating(input.dtype()), "result type ", DType::Float32,
         " can't be cast to the desired output type ", input.dtype());
-  return {empty(input.sizes(), input.dtype(), input.device()),
-          empty(input.sizes(), DType::Bool, input.device())};
+  return {empty_like(input, input.dtype()), empty_like(input, DType::Bool)};
 }
 
 Tensor _dropout_backward(const Tensor& grad_output, const Tensor&, double) {

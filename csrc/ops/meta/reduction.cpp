@@ -103,12 +103,18 @@ Tensor argmax(const Tensor& self, std::optional<int64_t> dim, bool keepdim) {
 Tensor argmin(const Tensor& self, std::optional<int64_t> dim, bool keepdim) {
   return arg(self, dim, keepdim, "argmin");
 }
+namespace {
+/// any and all take an empty list of dimensions at its word: each element is tested alone.
+uint64_t tested(std::optional<IntSpan> dim, int64_t ndim, std::string_view op) {
+  return dim && dim->empty() ? 0 : mask_of(dim, ndim, op);
+}
+}  // namespace
 Tensor any_dim(const Tensor& self, std::optional<IntSpan> dim, bool keepdim) {
-  return reduced(self, mask_of(dim, self.dim(), "any"), keepdim,
+  return reduced(self, tested(dim, self.dim(), "any"), keepdim,
                  self.dtype() == DType::UInt8 ? DType::UInt8 : DType::Bool);
 }
 Tensor all_dim(const Tensor& self, std::optional<IntSpan> dim, bool keepdim) {
-  return reduced(self, mask_of(dim, self.dim(), "all"), keepdim,
+  return reduced(self, tested(dim, self.dim(), "all"), keepdim,
                  self.dtype() == DType::UInt8 ? DType::UInt8 : DType::Bool);
 }
 Tensor count_nonzero(const Tensor& self, std::optional<IntSpan> dim) {
