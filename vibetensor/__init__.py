@@ -28,7 +28,11 @@ class _Twins:
             return None
         twin = f"vibetensor.torch.{inner}"
         parent = sys.modules.get(twin.rpartition(".")[0])
-        if parent is None or "." in inner and parent is not sys.modules.get(name.rpartition(".")[0]):
+        if (
+            parent is None
+            or "." in inner
+            and parent is not sys.modules.get(name.rpartition(".")[0])
+        ):
             return None  # not below a package of torch's names
         if twin not in sys.modules and not PathFinder.find_spec(twin, parent.__path__):
             return None

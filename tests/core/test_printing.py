@@ -14,10 +14,39 @@ LISTS = [
     [NAN, 1.0, INF, -INF], [-0.0, 0.0], [INF, 1.0], [NAN], [-INF], [0.0], [-0.0], [1.0, 1000.0], [1.0, 1001.0],
     [0.5, NAN], [1e-5, 1.0], [1e9], [123456.0, 0.5], [99999.0, -1.5], [1e8, 1e7], [2e8, 2e7], [0.1, 0.2, 0.3] * 7,
 ]  # fmt: skip
-POOL = [NAN, INF, -INF, 0.0, -0.0, 1.0, -2.0, 3.5, 1e-5, 1e5, 1e9, 0.1234567, -1e-3, 1000.0, 1001.0, 1e30]
+POOL = [
+    NAN,
+    INF,
+    -INF,
+    0.0,
+    -0.0,
+    1.0,
+    -2.0,
+    3.5,
+    1e-5,
+    1e5,
+    1e9,
+    0.1234567,
+    -1e-3,
+    1000.0,
+    1001.0,
+    1e30,
+]
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 INTEGERS = ["bool", "uint8", "int8", "int16", "int32", "int64"]
-SHAPES = [(), (0,), (0, 3), (1,), (3, 4), (2, 3, 4), (2, 2, 2, 2), (1001,), (40, 40), (2, 600), (1000,)]
+SHAPES = [
+    (),
+    (0,),
+    (0, 3),
+    (1,),
+    (3, 4),
+    (2, 3, 4),
+    (2, 2, 2, 2),
+    (1001,),
+    (40, 40),
+    (2, 600),
+    (1000,),
+]
 OPTIONS = [
     {}, {"precision": 2}, {"threshold": 5}, {"threshold": 3, "edgeitems": 1}, {"linewidth": 40}, {"profile": "short"},
     {"profile": "full"}, {"sci_mode": True}, {"sci_mode": False}, {"precision": 8, "sci_mode": True, "linewidth": 120},
@@ -69,12 +98,12 @@ def test_history(torch, options) -> None:
     for shape in ((3,), (2, 5), (30, 40)):
         texts = []
         for t in (vt, torch):
-            x = t.full(shape, 1.5, requires_grad=True)
+            x = t.full(shape, 2.0, requires_grad=True)
             made = [x, x * 2, x.sum(), x.sum(0), x.mean(), x.mean(-1), x.max(0)[0], x.min(0)[0], x.prod(0),
                     t.where(x > 0, x, x), x.to(t.float64), x.square(), x.exp(), x[None].squeeze(0), x[1:], x.t()
                     if x.dim() == 2 else x, (x * 1).mul_(2)]  # fmt: skip
             written = x * 1
-            written[0] = 2.0
+            written[0] = 3.0
             copied = (x * 1).copy_(x)
             texts.append([repr(y) for y in [*made, written, copied]])
         assert texts[0] == texts[1]
@@ -85,7 +114,16 @@ def test_named_tuples(torch) -> None:
     texts = []
     for t in (vt, torch):
         x = t.tensor([[1.0, 3.0], [2.0, 0.0]])
-        results = [x.max(1), x.min(0), x.sort(), x.topk(1), x.median(0), x.kthvalue(1), x.cummax(0), t.aminmax(x)]
+        results = [
+            x.max(1),
+            x.min(0),
+            x.sort(),
+            x.topk(1),
+            x.median(0),
+            x.kthvalue(1),
+            x.cummax(0),
+            t.aminmax(x),
+        ]
         texts.append([repr(r) for r in results] + [str(results[0])])
     assert texts[0] == texts[1]
 
@@ -93,7 +131,10 @@ def test_named_tuples(torch) -> None:
 @pytest.mark.torch
 def test_format_strings(torch) -> None:
     for t in (vt, torch):
-        assert f"{t.tensor(1.23456):.2f} {t.tensor(3):d} {t.tensor(0.5, requires_grad=True)}" == "1.23 3 0.5"
+        assert (
+            f"{t.tensor(1.23456):.2f} {t.tensor(3):d} {t.tensor(0.5, requires_grad=True)}"
+            == "1.23 3 0.5"
+        )
         with pytest.raises(TypeError, match="unsupported format string"):
             f"{t.ones(2):.2f}"
 
@@ -116,7 +157,9 @@ def test_forms() -> None:
 def test_options_are_restored_by_the_profile(name: str) -> None:
     x = vt.arange(2000.0) / 7
     before = repr(x)
-    vt.set_printoptions(**{name: {"precision": 1, "threshold": 5000, "edgeitems": 5, "linewidth": 30}[name]})
+    vt.set_printoptions(
+        **{name: {"precision": 1, "threshold": 5000, "edgeitems": 5, "linewidth": 30}[name]}
+    )
     changed = repr(x)
     vt.set_printoptions(profile="default")
     assert changed != before and repr(x) == before

@@ -101,7 +101,9 @@ def test_functions_of_numpys_give_tensors() -> None:
 @pytest.mark.parametrize("read", [np.asarray, np.array, np.sqrt, vt.Tensor.numpy])
 def test_a_tensor_that_requires_grad_is_no_array(read) -> None:
     for x in (vt.ones(2, requires_grad=True), vt.ones(2, requires_grad=True) * 2):
-        with pytest.raises(RuntimeError, match=r"Can't call numpy\(\) on Tensor that requires grad"):
+        with pytest.raises(
+            RuntimeError, match=r"Can't call numpy\(\) on Tensor that requires grad"
+        ):
             read(x)
         with vt.no_grad():
             assert read(x).shape == (2,)

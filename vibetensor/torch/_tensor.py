@@ -270,7 +270,9 @@ def __array__(self: Tensor, dtype: Any = None, copy: bool | None = None) -> Any:
 
 
 @_method
-def __array_wrap__(self: Tensor, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+def __array_wrap__(
+    self: Tensor, array: Any, context: Any = None, return_scalar: bool = False
+) -> Any:
     """What a NumPy function of this tensor gives: a tensor on the CPU over NumPy's result."""
     del context, return_scalar
     return _C.from_numpy(array)

@@ -8,7 +8,6 @@ from pathlib import Path
 from emit_python import collect
 from table import Op
 
-
 # Functions written in Python over ops of the table, and those that make tensors of other data.
 PYTHON_FUNCTIONS = Path(__file__).parents[3] / "vibetensor" / "torch" / "_variadic.py"
 FROM_DATA = [

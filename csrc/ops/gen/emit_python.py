@@ -303,9 +303,7 @@ def _call(op: Op, suffix: str) -> str:
     if out_slot:
         out_name = op.python_name or op.name.split(".")[0]
         if ret == "Tensor":
-            code += (
-                f'      if ({out_slot}) return write_out("{out_name}", {out_slot}, result);\n'
-            )
+            code += f'      if ({out_slot}) return write_out("{out_name}", {out_slot}, result);\n'
         else:
             parts = ", ".join(f"std::get<{i}>(result)" for i in range(len(op.schema.returns)))
             code += (
