@@ -146,6 +146,7 @@ Tensor from_array_interface(PyObject* given) {
 }
 
 bool is_ndarray(PyObject* object) {
+  if (PyFloat_Check(object) || PyLong_Check(object)) return false;
   static PyTypeObject* type = nullptr;  // kept for the life of the process, as NumPy is
   if (!type) {
     const Object name = own(PyUnicode_FromString("numpy"));

@@ -108,7 +108,7 @@ Parsed parse(const Tensor& self, PyObject* index) {
   Parsed parsed{self, {}, false};
   SmallVector<PyObject*, 8> items;
   std::vector<Object> made;  // keeps what is not in `index` itself
-  if (!is_tensor(index) && !PyTuple_Check(index) && !PyList_Check(index) &&
+  if (!PyTuple_Check(index) && !PyList_Check(index) && !is_tensor(index) &&
       PySequence_Check(index) && !is_text(index) && !is_ndarray(index)) {
     made.push_back(own(PySequence_List(index)));  // range, deque, ...
     index = made.back().get();
