@@ -136,15 +136,12 @@ class GraphTask {
     Pending& pending = pending_[node];
     TensorVec grads = std::move(pending.grads);
     grads.resize(std::max<size_t>(node->inputs.size(), 1));
-    run_input_hooks(*node, grads);
+    run_tensor_hooks(*node, grads);
     if (limited_) {
       if (const auto found = captures_.find(node); found != captures_.end()) {
-        if (auto* leaf = dynamic_cast<AccumulateGrad*>(node)) {
-          if (accumulate_) {
-            call(*node, std::move(grads));
-            return;
-          }
-          leaf->call_hooks(grads[0]);
+        if (accumulate_ && node->is_leaf()) {
+          call(*node, std::move(grads));
+          return;
         }
         for (const CaptureAt& at : found->second) captured_[at.index] = grads[at.nr];
         bool any = false;
@@ -167,10 +164,12 @@ class GraphTask {
     finish(*node, call(*node, std::move(grads)));
   }
 
-  void run_input_hooks(Node& node, TensorVec& grads) {
+  /// The hooks of the tensors that `node` made, or of the leaf that it stands for. They change what
+  /// is captured; the node's own run only with the node.
+  void run_tensor_hooks(Node& node, TensorVec& grads) {
+    if (node.is_leaf()) static_cast<AccumulateGrad&>(node).call_hooks(grads[0]);
     if (!node.extras) return;
     // By value: a hook may remove itself, or register another.
-    for (const auto& hook : std::vector(node.extras->pre_hooks)) hook->call(grads, nullptr);
     for (const auto& [nr, hook] : std::vector(node.extras->tensor_hooks)) {
       if (!grads[nr].defined()) continue;
       if (Tensor changed = hook->call(grads[nr]); changed.defined()) grads[nr] = std::move(changed);
@@ -186,6 +185,9 @@ class GraphTask {
 
   TensorVec call(Node& node, TensorVec grads) {
     const bool anomaly = thread_state.anomaly_enabled;
+    if (node.extras) {
+      for (const auto& hook : std::vector(node.extras->pre_hooks)) hook->call(grads, nullptr);
+    }
     const TensorVec outputs_for_hooks =
         node.extras && !node.extras->post_hooks.empty() ? grads : TensorVec();
     TensorVec result;

@@ -24,6 +24,17 @@ bool requires_grad_slow(const Tensor& t) {
   return requires_grad(t) || static_cast<bool>(grad_fn(t));
 }
 
+void set_grad_fn(const Tensor& t, Ref<Node> node, uint32_t output_nr) {
+  AutogradMeta& meta = ensure_meta(t);
+  if (meta.retains_grad) [[unlikely]]
+    meta.forget_retained();
+  meta.grad_fn = std::move(node);
+  meta.output_nr = output_nr;
+  meta.view_version = t.version();
+  if (meta.retains_grad && meta.grad_fn) [[unlikely]]
+    meta.grad_fn->ensure_extras().retain_grad.push_back({output_nr, t.impl()});
+}
+
 const Ref<Node>& grad_fn(const Tensor& t) {
   static const Ref<Node> none;
   AutogradMeta* meta = t.impl()->autograd.get();
@@ -35,8 +46,7 @@ const Ref<Node>& grad_fn(const Tensor& t) {
       auto node = make_ref<AsStridedViewBackward>(base, t);
       node->add_input(t);
       add_edges(*node, base);
-      meta->grad_fn = std::move(node);
-      meta->output_nr = 0;
+      set_grad_fn(t, std::move(node), 0);
     }
     meta->view_version = t.version();
   }
@@ -59,10 +69,7 @@ void add_edges(Node& node, TensorSpan tensors) {
 void set_history(const Tensor& output, const Ref<Node>& node) {
   const uint32_t nr = node->add_input(output);
   if (!is_floating(output.dtype())) return;
-  AutogradMeta& meta = ensure_meta(output);
-  meta.grad_fn = node;
-  meta.output_nr = nr;
-  meta.view_version = output.version();
+  set_grad_fn(output, node, nr);
 }
 void set_history(TensorSpan outputs, const Ref<Node>& node) {
   for (const Tensor& t : outputs) set_history(t, node);
@@ -109,9 +116,7 @@ void rebase_history(const Tensor& self, const Ref<Node>& node) {
   note_tensor_changes(self);
   AutogradMeta& meta = ensure_meta(self);
   if (!meta.base.defined()) {
-    meta.grad_fn = node;
-    meta.output_nr = node->add_input(self);
-    meta.view_version = self.version();
+    set_grad_fn(self, node, node->add_input(self));
     if (self.impl()->requires_grad) {
       self.impl()->requires_grad = false;
       note_rebinding();
@@ -124,10 +129,7 @@ void rebase_history(const Tensor& self, const Ref<Node>& node) {
   note_tensor_changes(base);
   node->add_input(self);
   auto slices = make_node<CopySlices>(base, self, node);
-  AutogradMeta& base_meta = ensure_meta(base);
-  base_meta.grad_fn = slices;
-  base_meta.output_nr = slices->add_input(base);
-  base_meta.view_version = base.version();
+  set_grad_fn(base, slices, slices->add_input(base));
   meta.view_version = self.version() - 1;  // stale: regenerated from the base when asked for
   grad_fn(self);
 }

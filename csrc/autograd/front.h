@@ -45,6 +45,9 @@ Ref<Node> grad_accumulator(const Tensor& leaf);
 void add_edges(Node& node, const Tensor& t);
 void add_edges(Node& node, TensorSpan tensors);
 AutogradMeta& ensure_meta(const Tensor& t);
+/// Makes `node` (null for none) the one that made `t`. Every change of a history goes through here:
+/// a gradient that is retained is that of the tensor as it is now, so the wish moves along.
+void set_grad_fn(const Tensor& t, Ref<Node> node, uint32_t output_nr);
 
 /// Marks `output` as made by `node`. Integer outputs stay outside the graph.
 void set_history(const Tensor& output, const Ref<Node>& node);

@@ -56,7 +56,7 @@ void Node::destroy() {
 
 // Leaves run last: their sequence is the largest so that the ready queue prefers them as soon as
 // they are ready, which frees their gradients early.
-AccumulateGrad::AccumulateGrad(Tensor leaf) : Node(~uint64_t{0}), variable(std::move(leaf)) {
+AccumulateGrad::AccumulateGrad(Tensor leaf) : Node(kLeafSequence), variable(std::move(leaf)) {
   add_input(variable);
 }
 
@@ -97,7 +97,6 @@ TensorVec AccumulateGrad::apply(TensorVec grads) {
   if (!grads[0].defined()) return {};
   AutogradMeta& meta = ensure_meta(variable);
   Tensor grad = std::move(grads[0]);
-  call_hooks(grad);
   if (GradientObserver* observer = gradient_observer()) [[unlikely]]
     observer->gradient_changes(variable, meta.grad);
   if (!meta.grad.defined()) {
@@ -127,7 +126,9 @@ TensorVec AccumulateGrad::apply(TensorVec grads) {
   return {};
 }
 
-AutogradMeta::~AutogradMeta() {
+AutogradMeta::~AutogradMeta() { forget_retained(); }
+
+void AutogradMeta::forget_retained() {
   if (!retains_grad || !grad_fn || !grad_fn->extras) return;
   std::erase_if(grad_fn->extras->retain_grad,
                 [this](const auto& entry) { return entry.second == owner; });

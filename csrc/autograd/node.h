@@ -68,11 +68,14 @@ class Node : public RefCounted {
   SmallVector<InputMeta, 1> inputs;
   std::unique_ptr<NodeExtras> extras;
   uint64_t sequence;  // later calls have larger numbers and run first
+  static constexpr uint64_t kLeafSequence = ~uint64_t{0};
 
   NodeExtras& ensure_extras() {
     if (!extras) extras = std::make_unique<NodeExtras>();
     return *extras;
   }
+  /// Whether this is an AccumulateGrad.
+  bool is_leaf() const { return sequence == kLeafSequence; }
   bool wants(size_t edge) const { return edge < edges.size() && edges[edge].valid(); }
   uint32_t add_input(const Tensor& output) {
     inputs.push_back({Dims(output.sizes()), output.dtype(), output.device()});
@@ -90,7 +93,7 @@ class AccumulateGrad final : public Node {
  public:
   explicit AccumulateGrad(Tensor leaf);
   TensorVec apply(TensorVec grads) override;
-  /// The leaf's own hooks, in order; each may replace `grad`.
+  /// The leaf's own hooks, in order; each may replace `grad`. The engine calls them before apply.
   void call_hooks(Tensor& grad);
   std::string name() const override { return "AccumulateGrad"; }
   Tensor variable;
@@ -107,6 +110,8 @@ class PostAccumulateHook : public RefCounted {
 /// The autograd side of a tensor; absent on tensors that never met autograd.
 struct AutogradMeta {
   ~AutogradMeta();
+  /// Takes the wish to retain a gradient away from grad_fn.
+  void forget_retained();
   Ref<Node> grad_fn;
   uint32_t output_nr = 0;
   Node* accumulator = nullptr;  // weak; guarded by accumulator_mutex()

@@ -326,13 +326,16 @@ Scalar scalar_arg(PyObject* object) {
   if (PyLong_Check(object)) {
     int overflow = 0;
     const int64_t value = PyLong_AsLongLongAndOverflow(object, &overflow);
-    check(overflow == 0, "value cannot be converted to type int64_t without overflow");
+    if (overflow != 0)
+      fail(ErrorKind::Overflow, "value cannot be converted to type int64_t without overflow");
     return value;
   }
   if (is_tensor(object)) return item_of(object);
   if (PyIndex_Check(object)) {
-    const Object index = own(PyNumber_Index(object));
-    return scalar_arg(index.get());
+    if (const Object index(PyNumber_Index(object)); index) return scalar_arg(index.get());
+    // An array of no dimensions has __index__, and refuses it unless it is an integer.
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw PythonError();
+    PyErr_Clear();
   }
   const std::string name = type_name(object);
   if (name == "bool" || name == "bool_") return PyObject_IsTrue(object) == 1;
@@ -439,6 +442,10 @@ PyObject* wrap_named(const char* op, std::initializer_list<const char*> fields,
     PyStructSequence_Desc desc{name->c_str(), nullptr, members, static_cast<int>(fields.size())};
     type = PyStructSequence_NewType(&desc);
     if (!type) throw PythonError();
+    const Object printing = own(PyImport_ImportModule("vibetensor.torch._tensor_str"));
+    const Object repr = own(PyObject_GetAttrString(printing.get(), "named_tuple_str"));
+    if (PyObject_SetAttrString(reinterpret_cast<PyObject*>(type), "__repr__", repr.get()) < 0)
+      throw PythonError();
   }
   Object result = own(PyStructSequence_New(type));
   Py_ssize_t i = 0;
@@ -446,24 +453,39 @@ PyObject* wrap_named(const char* op, std::initializer_list<const char*> fields,
   return result.release();
 }
 
-PyObject* write_out(PyObject* out, const Tensor& result) {
-  check_type(is_tensor(out), "argument 'out' must be Tensor, not ", type_name(out));
+namespace {
+
+/// What torch refuses: neither `out` nor what `result` depends on may want a gradient.
+void check_out(const char* op, PyObject* out, const Tensor& result) {
+  check_type(is_tensor(out), op, "(): argument 'out' must be Tensor, not ", type_name(out));
   const Tensor& target = tensor_of(out);
-  check(!autograd::requires_grad(target) || !thread_state.grad_enabled,
-        "out=... arguments don't support automatic differentiation, but one of the arguments "
-        "requires grad.");
+  check(!autograd::should_record(target, result), op,
+        "(): functions with out=... arguments don't support automatic differentiation, but one of "
+        "the arguments requires grad.");
   check(can_cast(result.dtype(), target.dtype()), "result type ", result.dtype(),
         " can't be cast to the desired output type ", target.dtype());
+}
+
+void write(const Tensor& target, const Tensor& result) {
   const NoGrad no_grad;
   if (!equal(target.sizes(), result.sizes())) ops::resize_(target, result.sizes(), std::nullopt);
   ops::copy_(target, result, false);
+}
+
+}  // namespace
+
+PyObject* write_out(const char* op, PyObject* out, const Tensor& result) {
+  check_out(op, out, result);
+  write(tensor_of(out), result);
   return new_reference(out);
 }
-PyObject* write_out_tuple(PyObject* out, std::initializer_list<Tensor> results) {
-  check_type(is_sequence(out) && sequence_size(out) == static_cast<Py_ssize_t>(results.size()),
-             "argument 'out' must be a tuple of ", results.size(), " Tensors");
+PyObject* write_out_tuple(const char* op, PyObject* out, std::initializer_list<Tensor> results) {
+  check_type(is_sequence(out) && sequence_size(out) == static_cast<Py_ssize_t>(results.size()), op,
+             "(): argument 'out' must be a tuple of ", results.size(), " Tensors");
   Py_ssize_t i = 0;
-  for (const Tensor& result : results) Py_DECREF(write_out(sequence_item(out, i++), result));
+  for (const Tensor& result : results) check_out(op, sequence_item(out, i++), result);
+  i = 0;
+  for (const Tensor& result : results) write(tensor_of(sequence_item(out, i++)), result);
   return new_reference(out);
 }
 

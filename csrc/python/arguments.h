@@ -153,9 +153,10 @@ PyObject* wrap(const std::vector<Tensor>& tensors);  // a tuple
 PyObject* wrap_tuple(std::initializer_list<Tensor> tensors);
 PyObject* wrap_named(const char* op, std::initializer_list<const char*> fields,
                      std::initializer_list<Tensor> tensors);
-/// out=: resizes `out` if it is empty-handed or of another shape, copies, returns it.
-PyObject* write_out(PyObject* out, const Tensor& result);
-PyObject* write_out_tuple(PyObject* out, std::initializer_list<Tensor> results);
+/// out=: resizes `out` if it is empty-handed or of another shape, copies, returns it. RuntimeError
+/// if it or `result` has a gradient to compute.
+PyObject* write_out(const char* op, PyObject* out, const Tensor& result);
+PyObject* write_out_tuple(const char* op, PyObject* out, std::initializer_list<Tensor> results);
 /// requires_grad= of factory functions (layout and pin_memory are accepted and have no effect on
 /// CPU).
 void apply_factory_options(const Tensor& result, PyObject* requires_grad);

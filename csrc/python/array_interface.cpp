@@ -6,6 +6,7 @@
 #include "core/device_backend.h"
 #include "core/storage_observer.h"
 #include "python/arguments.h"
+#include "python/tensor_type.h"
 
 namespace vt::python {
 namespace {
@@ -142,6 +143,43 @@ Tensor from_array_interface(PyObject* given) {
   const Interface of = parse(own(PyObject_GetAttrString(kept.get(), "__array_interface__")),
                              "np.ndarray", "__array_interface__");
   return borrow(of.data, of.nbytes(), kept.get(), !of.read_only, of.sizes, of.strides, of.dtype);
+}
+
+bool is_ndarray(PyObject* object) {
+  if (PyFloat_Check(object) || PyLong_Check(object)) return false;
+  static PyTypeObject* type = nullptr;  // kept for the life of the process, as NumPy is
+  if (!type) {
+    const Object name = own(PyUnicode_FromString("numpy"));
+    const Object numpy(PyImport_GetModule(name.get()));
+    if (!numpy) return PyErr_Clear(), false;
+    // A NumPy that is being imported has no ndarray yet.
+    const Object found(PyObject_GetAttrString(numpy.get(), "ndarray"));
+    if (!found || !PyType_Check(found.get())) return PyErr_Clear(), false;
+    type = reinterpret_cast<PyTypeObject*>(new_reference(found.get()));
+  }
+  return PyType_IsSubtype(Py_TYPE(object), type) != 0;
+}
+
+Tensor copy_of_ndarray(PyObject* array) {
+  const Object dtype = own(PyObject_GetAttrString(array, "dtype"));
+  const Object kind = own(PyObject_GetAttrString(dtype.get(), "kind"));
+  const Object size = own(PyObject_GetAttrString(dtype.get(), "itemsize"));
+  const bool widen = str_arg(kind.get()) == "u" && int_arg(size.get()) > 1;
+  const Object numpy = own(PyImport_ImportModule("numpy"));
+  const Object function = own(PyObject_GetAttrString(numpy.get(), "array"));
+  const Object args = own(PyTuple_Pack(1, array));
+  const Object options = own(widen ? Py_BuildValue("{s:s,s:s}", "order", "C", "dtype", "int64")
+                                   : Py_BuildValue("{s:s}", "order", "C"));
+  const Object copy = own(PyObject_Call(function.get(), args.get(), options.get()));
+  const Object module = own(PyImport_ImportModule("vibetensor._C"));
+  const Object made = own(PyObject_CallMethod(module.get(), "as_tensor", "(O)", copy.get()));
+  return tensor_of(made.get());
+}
+
+Tensor new_tensor(PyObject* data) {
+  const Object module = own(PyImport_ImportModule("vibetensor._C"));
+  const Object made = own(PyObject_CallMethod(module.get(), "tensor", "(O)", data));
+  return tensor_of(made.get());
 }
 
 bool has_cuda_array_interface(PyObject* object) {

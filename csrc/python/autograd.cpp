@@ -572,7 +572,7 @@ PyObject* forget_history(PyObject*, PyObject* object) {
     check_type(is_tensor(object), "_forget_history expects a Tensor");
     const Tensor& t = tensor_of(object);
     autograd::note_tensor_changes(t);
-    if (AutogradMeta* meta = t.impl()->autograd.get()) meta->grad_fn.reset();
+    if (t.impl()->autograd) autograd::set_grad_fn(t, {}, 0);
     t.impl()->requires_grad = false;
     note_rebinding();
     return none();

@@ -26,10 +26,33 @@ struct Shape {
   bool any = false;
 };
 
+/// The dtype of a scalar of NumPy's; none for other objects, of Python's own float, int and bool
+/// too.
+std::optional<DType> numpy_scalar_dtype(PyObject* item) {
+  static auto* known = new std::vector<std::pair<PyTypeObject*, DType>>;
+  for (const auto& [type, dtype] : *known) {
+    if (type == Py_TYPE(item)) return dtype;
+  }
+  if (!has_array_interface(item)) return std::nullopt;
+  const DType dtype = from_array_interface(item).dtype();
+  // numpy.ndarray's differ in dtype; a type of scalars, which lives as long as NumPy, has one.
+  if (!is_ndarray(item)) {
+    Py_INCREF(reinterpret_cast<PyObject*>(Py_TYPE(item)));
+    known->push_back({Py_TYPE(item), dtype});
+  }
+  return dtype;
+}
+
 void note_scalar(Shape& shape, PyObject* item) {
   DType dtype;
   if (PyBool_Check(item))
     dtype = DType::Bool;
+  else if (PyFloat_CheckExact(item))
+    dtype = default_dtype();
+  else if (PyLong_CheckExact(item))
+    dtype = DType::Int64;
+  else if (const auto numpy = is_tensor(item) ? std::nullopt : numpy_scalar_dtype(item))
+    dtype = *numpy;
   else if (PyFloat_Check(item))
     dtype = default_dtype();
   else if (PyLong_Check(item))
@@ -74,6 +97,25 @@ void scan(PyObject* data, Shape& shape, size_t depth) {
     scan(list ? PyList_GetItem(data, i) : PyTuple_GetItem(data, i), shape, depth + 1);
 }
 
+/// An int of any size as a floating type's nearest value.
+template <class T>
+T from_int(PyObject* number) {
+  if constexpr (std::is_floating_point_v<T>) {
+    const double value = PyLong_AsDouble(number);
+    if (value == -1.0 && PyErr_Occurred()) throw PythonError();
+    return static_cast<T>(value);
+  } else if constexpr (std::is_same_v<T, bool>) {
+    return PyObject_IsTrue(number) == 1;
+  } else {
+    int overflow = 0;
+    const long long value = PyLong_AsLongLongAndOverflow(number, &overflow);
+    check_value(overflow == 0,
+                "Overflow when unpacking long long: the number does not fit into 64 bits; name a "
+                "floating dtype");
+    return static_cast<T>(value);
+  }
+}
+
 /// Writes the elements at `out`. Reading one from a device lets other threads run, so each is kept
 /// meanwhile, and a list that they change is an error.
 template <class T>
@@ -94,6 +136,8 @@ void fill(PyObject* data, T*& out, T* end) {
       *out++ = value != 0;
     else
       *out++ = static_cast<T>(value);
+  } else if (PyLong_CheckExact(data)) {
+    *out++ = from_int<T>(data);
   } else {
     const T value = scalar_arg(data).template to<T>();
     *out++ = value;
@@ -107,6 +151,16 @@ void fill(PyObject* data, const Tensor& target) {
   T* const end = out + target.numel();
   fill(data, out, end);
   check(out == end, "the data changed while it was read");
+}
+
+/// The first element that is not itself a list or tuple (borrowed).
+PyObject* first_leaf(PyObject* data) {
+  for (;;) {
+    const bool list = PyList_Check(data);
+    if (!list && !PyTuple_Check(data)) return data;
+    if ((list ? PyList_Size(data) : PyTuple_Size(data)) == 0) return data;
+    data = list ? PyList_GetItem(data, 0) : PyTuple_GetItem(data, 0);
+  }
 }
 
 Tensor from_data(PyObject* data, std::optional<DType> dtype) {
@@ -184,14 +238,10 @@ Tensor make_tensor(PyObject* data, const DataOptions& options, bool copy) {
     } else if (!is_sequence(data) && has_cuda_array_interface(data)) {
       out = from_cuda_array_interface(data);
       if (copy) out = copy_of(out);
-    } else if (PyList_Check(data) && PyList_Size(data) > 0 &&
-               !PyList_Check(PyList_GetItem(data, 0)) && !PyLong_Check(PyList_GetItem(data, 0)) &&
-               !PyFloat_Check(PyList_GetItem(data, 0)) &&
-               has_array_interface(PyList_GetItem(data, 0)) &&
-               !is_tensor(PyList_GetItem(data, 0))) {
-      // A list of NumPy arrays or scalars: let NumPy stack it.
+    } else if (is_sequence(data) && is_ndarray(first_leaf(data))) {
+      // Arrays in a list: let NumPy stack them.
       const Object numpy = own(PyImport_ImportModule("numpy"));
-      const Object array = own(PyObject_CallMethod(numpy.get(), "asarray", "O", data));
+      const Object array = own(PyObject_CallMethod(numpy.get(), "asarray", "(O)", data));
       out = copy_of(from_array_interface(array.get()));
     } else {
       out = from_data(data, options.dtype);
@@ -463,6 +513,8 @@ PyObject* array_interface(PyObject* self, void*) {
       fail(ErrorKind::Attribute, "__array_interface__: no NumPy form for a ", t.dtype(),
            " tensor on ", t.device());
     }
+    check(!autograd::should_record(t),
+          "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.");
     host_read(t, "numpy()");
     constexpr const char* types[kNumDTypes] = {"|b1", "|u1", "|i1", "<i2", "<i4", "<i8",
                                                "<f2", "",    "<f4", "<f8", "",    ""};

@@ -3,6 +3,7 @@
 
 #include "autograd/front.h"
 #include "python/arguments.h"
+#include "python/array_interface.h"
 #include "python/tensor_type.h"
 #include "vt/ops.h"
 
@@ -17,27 +18,45 @@ struct Parsed {
   bool has_tensor = false;
 };
 
-bool is_sequence(PyObject* object) { return PyTuple_Check(object) || PyList_Check(object); }
+bool is_text(PyObject* object) { return PyUnicode_Check(object) || PyBytes_Check(object); }
 
-Tensor to_tensor(PyObject* object) {
-  const Object module = own(PyImport_ImportModule("vibetensor._C"));
-  const Object made = own(PyObject_CallMethod(module.get(), "tensor", "O", object));
-  return tensor_of(made.get());
-}
-
-/// A list of numbers or an array is one index; a list holding slices or tensors is a tuple (as in
-/// NumPy of old).
+/// A list (or another sequence) of numbers is one index; one that holds slices, tensors or
+/// sequences is a tuple.
 bool list_is_tuple(PyObject* list) {
   const Py_ssize_t n = PyList_Size(list);
   if (n >= 32) return false;
   for (Py_ssize_t i = 0; i < n; ++i) {
     PyObject* item = PyList_GetItem(list, i);
-    if (is_tensor(item) || is_sequence(item) || PySlice_Check(item) || item == Py_None ||
-        item == Py_Ellipsis) {
-      return PySlice_Check(item) || item == Py_None || item == Py_Ellipsis || is_tensor(item);
+    if (is_tensor(item) || PySlice_Check(item) || item == Py_None || item == Py_Ellipsis ||
+        (PySequence_Check(item) && !is_text(item))) {
+      return true;
     }
   }
   return false;
+}
+
+/// An index that is neither number, slice, tensor, None nor `...`: an array or a sequence.
+Tensor index_tensor(PyObject* item) {
+  const bool array = is_ndarray(item);
+  const bool sequence = array || (PySequence_Check(item) && !is_text(item));
+  if (!sequence && !has_array_interface(item)) {
+    const Object name =
+        own(PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(item)), "__name__"));
+    fail(ErrorKind::Index,
+         "only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid "
+         "indices (got ",
+         str_arg(name.get()), ")");
+  }
+  Tensor t;
+  if (array) {
+    t = copy_of_ndarray(item);
+  } else {
+    const bool list = !sequence || PyList_Check(item) || PyTuple_Check(item);
+    const Object given = list ? Object::borrow(item) : own(PySequence_List(item));
+    t = new_tensor(given.get());
+  }
+  // Nothing tells the dtype of an empty one.
+  return t.numel() == 0 && is_floating(t.dtype()) ? ops::_to_dtype(t, DType::Int64) : t;
 }
 
 /// Dimensions of the tensor that this item uses up.
@@ -90,6 +109,12 @@ void note_tensor(Parsed& parsed, int64_t dim, const Tensor& index) {
 Parsed parse(const Tensor& self, PyObject* index) {
   Parsed parsed{self, {}, false};
   SmallVector<PyObject*, 8> items;
+  std::vector<Object> made;  // keeps what is not in `index` itself
+  if (!PyTuple_Check(index) && !PyList_Check(index) && !is_tensor(index) &&
+      PySequence_Check(index) && !is_text(index) && !is_ndarray(index)) {
+    made.push_back(own(PySequence_List(index)));  // range, deque, ...
+    index = made.back().get();
+  }
   if (PyTuple_Check(index)) {
     for (Py_ssize_t i = 0; i < PyTuple_Size(index); ++i) items.push_back(PyTuple_GetItem(index, i));
   } else if (PyList_Check(index) && list_is_tuple(index)) {
@@ -98,19 +123,12 @@ Parsed parse(const Tensor& self, PyObject* index) {
     items.push_back(index);
   }
   // Sequences and arrays become tensors first, so that masks count their dimensions.
-  std::vector<Object> made;
   for (PyObject*& item : items) {
-    const bool array = !is_tensor(item) && item != Py_None && item != Py_Ellipsis &&
-                       !PySlice_Check(item) && !PyLong_Check(item) &&
-                       (is_sequence(item) || !PyIndex_Check(item));
-    if (!array) continue;
-    check_index(!PyUnicode_Check(item) && !PyFloat_Check(item),
-                "only integers, slices (`:`), ellipsis (`...`), None and long or "
-                "byte Variables are valid indices");
-    const bool empty_list = is_sequence(item) && PySequence_Size(item) == 0;
-    Tensor t = to_tensor(item);
-    if (empty_list) t = ops::_to_dtype(t, DType::Int64);
-    made.push_back(own(wrap(t)));
+    const bool known = is_tensor(item) || item == Py_None || item == Py_Ellipsis ||
+                       PySlice_Check(item) || PyLong_Check(item);
+    // An array has __index__ too, for when it holds one integer.
+    if (known || (PyIndex_Check(item) && !is_ndarray(item))) continue;
+    made.push_back(own(wrap(index_tensor(item))));
     item = made.back().get();
   }
   int64_t used = 0;
@@ -200,7 +218,9 @@ void set_item(const Tensor& self, PyObject* index, PyObject* value) {
     source = ops::_to_dtype(wrapped_scalar(element_arg(value, self.dtype())), self.dtype());
     source = alias(source);
   } else {
-    source = is_tensor(value) ? tensor_of(value) : to_tensor(value);
+    source = is_tensor(value)    ? tensor_of(value)
+             : is_ndarray(value) ? copy_of_ndarray(value)
+                                 : new_tensor(value);
     if (!is_tensor(value) && self.device() != source.device())
       source = ops::copy_(vt::empty(source.sizes(), source.dtype(), self.device()), source, false);
   }

@@ -119,7 +119,7 @@ NB_MODULE(_C, m) {
   m.def(
       "set_num_threads",
       [](int n) {
-        if (n < 1) throw nb::value_error("set_num_threads expects a positive integer");
+        if (n < 1) throw std::runtime_error("set_num_threads expects a positive integer");
         set_num_threads(n);
       },
       "Sets the number of threads that kernels use.");

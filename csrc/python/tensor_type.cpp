@@ -9,6 +9,7 @@
 #include "dispatch/default_device.h"
 #include "dispatch/thread_state.h"
 #include "python/arguments.h"
+#include "python/array_interface.h"
 #include "structmember.h"
 #include "vt/ops.h"
 
@@ -214,7 +215,16 @@ PyGetSetDef basic_properties[] = {
 
 // --- operators
 
-bool operand(PyObject* object) { return is_tensor(object) || is_number(object); }
+bool operand(PyObject* object) {
+  return is_tensor(object) || is_number(object) || is_ndarray(object);
+}
+
+/// Reads an operand. An array of NumPy's becomes a tensor, so that what comes out is one, on either
+/// side of the operator and with its gradient; one of no dimensions counts as a number.
+TensorArg operand_arg(PyObject* object) {
+  if (is_tensor(object) || is_number(object)) return tensor_or_scalar_arg(object);
+  return TensorArg(copy_of_ndarray(object));
+}
 
 template <class F>
 PyObject* binary(PyObject* a, PyObject* b, F&& f) {
@@ -223,7 +233,7 @@ PyObject* binary(PyObject* a, PyObject* b, F&& f) {
     return Py_NotImplemented;
   }
   return guarded([&]() -> PyObject* {
-    const TensorArg x = tensor_or_scalar_arg(a), y = tensor_or_scalar_arg(b);
+    const TensorArg x = operand_arg(a), y = operand_arg(b);
     ReleaseGil gil(work_size(x, y));
     const Tensor result = f(x.get(), y.get());
     gil.reacquire();
@@ -237,7 +247,7 @@ PyObject* in_place(PyObject* a, PyObject* b, F&& f) {
     return Py_NotImplemented;
   }
   return guarded([&]() -> PyObject* {
-    const TensorArg x = tensor_arg(a), y = tensor_or_scalar_arg(b);
+    const TensorArg x = tensor_arg(a), y = operand_arg(b);
     ReleaseGil gil(work_size(x, y));
     f(x.get(), y.get());
     gil.reacquire();

@@ -334,10 +334,40 @@ PyObject* size_numel(PyObject* self, PyObject*) {
   if (PyErr_Occurred()) return nullptr;
   return PyLong_FromLongLong(total);
 }
+/// What a tuple's own slot gives, as a Size where it is a tuple.
+PyObject* as_size(PyObject* result) {
+  if (!result || !PyTuple_Check(result)) return result;
+  const Object items(result);
+  return PyObject_CallFunctionObjArgs(reinterpret_cast<PyObject*>(size_type), items.get(), nullptr);
+}
+/// Size + tuple and tuple + Size.
+PyObject* size_add(PyObject* a, PyObject* b) {
+  static const auto concat =
+      reinterpret_cast<binaryfunc>(PyType_GetSlot(&PyTuple_Type, Py_sq_concat));
+  if (!PyTuple_Check(a) || !PyTuple_Check(b)) {
+    Py_INCREF(Py_NotImplemented);
+    return Py_NotImplemented;
+  }
+  return as_size(concat(a, b));
+}
+PyObject* size_repeat(PyObject* self, Py_ssize_t count) {
+  static const auto repeat =
+      reinterpret_cast<ssizeargfunc>(PyType_GetSlot(&PyTuple_Type, Py_sq_repeat));
+  return as_size(repeat(self, count));
+}
+PyObject* size_subscript(PyObject* self, PyObject* index) {
+  static const auto subscript =
+      reinterpret_cast<binaryfunc>(PyType_GetSlot(&PyTuple_Type, Py_mp_subscript));
+  PyObject* result = subscript(self, index);
+  return PySlice_Check(index) ? as_size(result) : result;
+}
 PyMethodDef size_methods[] = {{"numel", size_numel, METH_NOARGS, "The number of elements."},
                               {nullptr, nullptr, 0, nullptr}};
 PyType_Slot size_slots[] = {
     {Py_tp_repr, reinterpret_cast<void*>(size_repr)},
+    {Py_nb_add, reinterpret_cast<void*>(size_add)},
+    {Py_sq_repeat, reinterpret_cast<void*>(size_repeat)},
+    {Py_mp_subscript, reinterpret_cast<void*>(size_subscript)},
     {Py_tp_methods, size_methods},
     {Py_tp_doc, const_cast<char*>("The shape of a tensor: a tuple of ints.")},
     {0, nullptr}};

@@ -276,3 +276,43 @@ def test_saved_tensor_hooks_do_not_see_python_numbers(api) -> None:
     assert set(packed) == {(3,)}
     y.backward()
     assert x.grad.tolist() == [3.0, 12.0, 27.0]
+
+
+def test_hooks_of_tensors_run_before_those_of_their_nodes(api) -> None:
+    order: list[str] = []
+    x = api.tensor([1.0, 2.0], requires_grad=True)
+    y = x * 2
+    accumulate = y.grad_fn.next_functions[0][0]
+    for name, node, tensor in (("y", y.grad_fn, y), ("x", accumulate, x)):
+        node.register_prehook(lambda grads, name=name: order.append(f"before node of {name}"))
+        node.register_hook(lambda *grads, name=name: order.append(f"after node of {name}"))
+        tensor.register_hook(lambda grad, name=name: order.append(name))
+    x.register_post_accumulate_grad_hook(lambda leaf: order.append("accumulated"))
+    y.sum().backward()
+    assert order == ["y", "before node of y", "after node of y",
+                     "x", "before node of x", "accumulated", "after node of x"]  # fmt: skip
+
+
+def test_retained_gradient_has_passed_hooks_of_the_tensor_only(api) -> None:
+    x = api.tensor([1.0, 2.0], requires_grad=True)
+    y = x * 2
+    y.grad_fn.register_prehook(lambda grads: (grads[0] * 10,))
+    y.register_hook(lambda grad: grad + 1)
+    y.retain_grad()
+    y.sum().backward()
+    assert y.grad.tolist() == [2.0, 2.0] and x.grad.tolist() == [40.0, 40.0]
+
+
+def test_prehook_runs_only_with_its_node(api) -> None:
+    calls: list[str] = []
+    x = api.tensor([1.0, 2.0], requires_grad=True)
+    y = x * 2
+    y.grad_fn.register_prehook(lambda grads: calls.append("y"))
+    accumulate = y.grad_fn.next_functions[0][0]
+    accumulate.register_prehook(lambda grads: calls.append("x"))
+    api.autograd.grad(y.sum(), y)
+    assert calls == []
+    api.autograd.grad(y.sum(), x, retain_graph=True)
+    assert calls == ["y"]
+    y.sum().backward(inputs=[x])
+    assert calls == ["y", "y", "x"]

@@ -237,3 +237,82 @@ def test_inplace_result_must_fit(api) -> None:
     with pytest.raises(RuntimeError, match="can't be cast"):
         counts.add_(0.5)
     assert counts.tolist() == [1, 1, 1]
+
+
+def test_retained_gradient_is_that_of_the_changed_tensor(api) -> None:
+    x = leaf(api)
+    y = x * 2
+    y.retain_grad()
+    before = y * 1
+    y.mul_(3)
+    y.mul_(2)
+    (y.sum() + before.sum()).backward()
+    assert y.grad.tolist() == [1.0] * 4 and y.retains_grad
+    assert x.grad.tolist() == [14.0] * 4
+
+
+def test_retained_gradient_follows_a_write_to_part_of_the_tensor(api) -> None:
+    x = leaf(api)
+    y = x * 2
+    y.retain_grad()
+    y[0] = 5
+    y[1:].mul_(3)
+    y.sum().backward()
+    assert y.grad.tolist() == [1.0] * 4
+    assert x.grad.tolist() == [0.0, 6.0, 6.0, 6.0]
+
+
+def test_retained_gradients_of_a_view_and_its_base(api) -> None:
+    x = leaf(api)
+    y = x * 2
+    view = y[:2]
+    view.retain_grad()
+    y.retain_grad()
+    view.mul_(3)
+    y.add_(1)
+    (view * 2).sum().backward()
+    assert view.grad.tolist() == [2.0, 2.0]
+    assert y.grad.tolist() == [2.0, 2.0, 0.0, 0.0]
+    assert x.grad.tolist() == [12.0, 12.0, 0.0, 0.0]
+
+
+def test_retained_gradient_of_what_a_function_wrote(api) -> None:
+    class Double(api.autograd.Function):
+        @staticmethod
+        def forward(ctx, a):
+            ctx.mark_dirty(a)
+            return a.mul_(2)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * 2
+
+    x = leaf(api)
+    y = x * 2
+    y.retain_grad()
+    Double.apply(y)
+    y.sum().backward()
+    assert y.grad.tolist() == [1.0] * 4 and x.grad.tolist() == [4.0] * 4
+
+
+def test_retained_gradient_of_a_tensor_that_is_gone(api) -> None:
+    """The old node and the new one outlive the tensor."""
+    x = leaf(api)
+    y = x * 2
+    y.retain_grad()
+    old = y.grad_fn
+    y.mul_(3)
+    total = y.sum()
+    del y
+    total.backward()
+    assert x.grad.tolist() == [6.0] * 4 and old is not None
+
+
+def test_retained_gradient_ends_with_the_history() -> None:
+    x = leaf(vt)
+    y = x * 2
+    y.retain_grad()
+    z = y.sum()
+    y.detach_()
+    z.backward()
+    assert y.grad is None and not y.requires_grad

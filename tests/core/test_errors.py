@@ -27,6 +27,15 @@ import vibetensor.torch as vt
         (lambda: vt.zeros(2**40, 2**40), RuntimeError, "overflow"),
         (lambda: vt.empty(2**45), vt.OutOfMemoryError, "tried to allocate"),
         (lambda: vt.ones(2).cuda(), RuntimeError, "no CUDA device can be used: .*"),
+        (lambda: "a" in vt.ones(2), RuntimeError, "only supports Tensor or scalar.*<class 'str'>"),
+        (lambda: None in vt.ones(2), RuntimeError, "only supports Tensor or scalar"),
+        (lambda: vt.ones(2) + 2**64, OverflowError, "without overflow"),
+        (lambda: vt.ones(2).mul_(-(2**63) - 1), OverflowError, "without overflow"),
+        (lambda: vt.full((2,), 10**30), OverflowError, "without overflow"),
+        (lambda: vt.tensor(2**63), ValueError, "Overflow when unpacking long long"),
+        (lambda: vt.tensor([1, -(2**63) - 1]), ValueError, "Overflow when unpacking long long"),
+        (lambda: vt.set_num_threads(0), RuntimeError, "expects a positive integer"),
+        (lambda: vt.ones(2).shape + [1], TypeError, "can only concatenate tuple"),
         (lambda: vt.tensor([1, [2]]), (ValueError, TypeError), "sequence"),
         (lambda: vt.tensor("text"), TypeError, "invalid data type 'str'"),
         (lambda: vt.ones(2, 2, requires_grad=True).numpy(), RuntimeError, "detach"),
@@ -60,3 +69,54 @@ def test_in_place_errors_of_autograd() -> None:
     loss.backward()
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         loss.backward()
+
+
+def test_numbers_in_data_keep_their_dtype() -> None:
+    import numpy as np
+
+    for data, dtype in (
+        ([np.float64(1)], vt.float64),
+        ([1.0, np.float64(1)], vt.float64),
+        ((np.float64(1), 2), vt.float64),
+        ([[np.float32(1)], [2.0]], vt.float32),
+        ([np.float16(1)], vt.float16),
+        ([1, np.float32(2)], vt.float32),
+        ([np.int8(2), 3], vt.int64),
+        ([np.int32(2)], vt.int32),
+        ([np.bool_(True)], vt.bool),
+        ((np.array([1, 2]), np.array([3, 4])), vt.int64),
+        ([[np.array([1.0, 2.0])]], vt.float64),
+        ([1.0, 2], vt.float32),
+    ):
+        made = vt.tensor(data)
+        assert made.dtype is dtype, data
+        assert made.tolist() == np.array(data).tolist()
+
+
+def test_large_ints_become_floats() -> None:
+    assert vt.tensor(2**64, dtype=vt.float32).item() == 2.0**64
+    assert vt.tensor([10**30, 0.5]).tolist() == vt.tensor([1e30, 0.5]).tolist()
+    assert vt.tensor([2**64, 0], dtype=vt.bool).tolist() == [True, False]
+
+
+def test_membership() -> None:
+    import numpy as np
+
+    x = vt.tensor([1.0, 2.0])
+    assert 2 in x and 3 not in x and np.float32(1) in x and vt.tensor(2.0) in x
+
+
+def test_shapes_stay_shapes() -> None:
+    shape = vt.ones(2, 3).shape
+    for made, wanted in (
+        (shape + (4,), (2, 3, 4)),
+        ((4,) + shape, (4, 2, 3)),
+        (shape * 2, (2, 3, 2, 3)),
+        (2 * shape, (2, 3, 2, 3)),
+        (shape[1:], (3,)),
+        (shape[:0] + shape, (2, 3)),
+    ):
+        assert type(made) is vt.Size and made == wanted
+    assert shape[-1] == 3 and type(shape[0]) is int
+    with pytest.raises(IndexError):
+        shape[2]

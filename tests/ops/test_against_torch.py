@@ -111,7 +111,7 @@ def test_forward(op: Any, sample: str, dtype: str) -> None:
     try:
         expected, _ = _run(op, sample, dtype, torch, False, False)
     except Exception as error:
-        with pytest.raises((type(error), RuntimeError, NotImplementedError)):
+        with pytest.raises(type(error)):
             _run(op, sample, dtype, vt, True, False)
         return
     actual, _ = _run(op, sample, dtype, vt, True, False)

@@ -1,5 +1,7 @@
 """Advanced indexing, scatters and functions of varying arity against torch."""
 
+from collections import deque
+
 import numpy as np
 import pytest
 
@@ -26,13 +28,44 @@ EXPRESSIONS = {
     "mask and vector": lambda t: (slice(None), t(MASK), t(np.array([0, 1, 2]))),
     "empty": lambda t: (t(np.zeros(0, dtype=np.int64)),),
     "list": lambda t: ([0, 2],),
+    # What is no tensor: NumPy's arrays, and sequences of any kind.
+    "array": lambda t: (ROWS,),
+    "two arrays": lambda t: (ROWS, COLUMNS),
+    "array after a slice": lambda t: (slice(1, None), ROWS),
+    "array beside a tensor": lambda t: (ROWS, slice(None), t(ROWS)),
+    "array of masks": lambda t: (slice(None), MASK),
+    "array like the tensor": lambda t: (BASE > 7,),
+    "array of two dimensions": lambda t: (BASE[:, :, 0] > 7,),
+    "array of no dimensions": lambda t: (np.array(1), slice(None), np.array(-1)),
+    "truth of no dimensions": lambda t: (np.array(True),),
+    "array of int32": lambda t: (ROWS.astype(np.int32),),
+    "array of uint16": lambda t: (np.array([2, 0], dtype=np.uint16),),
+    "empty array": lambda t: (np.array([]),),
+    "strided array": lambda t: (np.arange(6)[1::2] % 3,),
+    "number of NumPy's": lambda t: (np.int64(1), slice(np.int64(1), np.int32(3))),
+    "range": lambda t: (range(2),),
+    "range after a slice": lambda t: (slice(None), range(0, 3, 2)),
+    "empty range": lambda t: (range(0),),
+    "list of arrays": lambda t: [np.array([0, 1]), np.array([1, 0])],
+    "list of lists": lambda t: [[0, 1], [1, 0]],
+    "list of tuples": lambda t: [(0, 1), (1, 0)],
+    "list of ranges": lambda t: [range(2), range(2)],
+    "list of a number and a list": lambda t: [0, [1, 2]],
+    "list of a slice": lambda t: [slice(None), 1],
+    "deque": lambda t: deque([0, 1]),
+    "list of numbers of NumPy's": lambda t: ([np.int64(1), np.int64(0)],),
 }
+
+
+# torch says that it may come to read a list of lists as one index.
+lists_are_tuples = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
 
 
 def both(build):
     return build(vt.as_tensor), build(torch.from_numpy)
 
 
+@lists_are_tuples
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_read_matches_torch(name):
     ours, theirs = both(EXPRESSIONS[name])
@@ -41,6 +74,7 @@ def test_read_matches_torch(name):
     np.testing.assert_array_equal(got.numpy(), want.numpy())
 
 
+@lists_are_tuples
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_write_matches_torch(name):
     ours, theirs = both(EXPRESSIONS[name])
@@ -48,6 +82,30 @@ def test_write_matches_torch(name):
     a[ours] = -1.5
     b[theirs] = -1.5
     np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_values_of_numpys_are_written():
+    x = vt.arange(6.0).reshape(2, 3)
+    x[0] = np.array([7.0, 8.0, 9.0])
+    x[np.array([1, 1]), np.array([0, 2])] = np.array([-1.0, -2.0], dtype=np.float32)
+    x[1, 1] = np.array(5)
+    assert x.tolist() == [[7.0, 8.0, 9.0], [-1.0, 5.0, -2.0]]
+    x[:] = np.arange(6)[::-1].reshape(2, 3)
+    assert x.tolist() == [[5.0, 4.0, 3.0], [2.0, 1.0, 0.0]]
+
+
+def test_gradient_through_an_array_index():
+    x = vt.ones(3, requires_grad=True)
+    x[np.array([0, 2, 2])].sum().backward()
+    assert x.grad.tolist() == [1.0, 0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "index", [1.5, np.array([1.0]), {1}, object(), "a", np.array([3]), np.array([True, False])]
+)
+def test_indices_that_mean_nothing(index):
+    with pytest.raises(IndexError):
+        vt.ones(3)[index]
 
 
 def test_accumulate_counts_repeats():

@@ -44,6 +44,31 @@ def test_both_names_are_one_api(python) -> None:
     assert python(code) == "True True False"
 
 
+@pytest.mark.parametrize("twin", [True, False])
+@pytest.mark.parametrize("inner", ["autograd.gradient_check", "cuda.graphs", "serialization",
+                                   "utils.data", "nn.modules.linear", "random"])  # fmt: skip
+def test_a_module_has_two_names_and_one_copy(python, inner: str, twin: bool) -> None:
+    """Whichever name is imported first; some modules are not loaded with the package."""
+    names = [f"vibetensor.torch.{inner}", f"vibetensor.{inner}"]
+    first, second = names if twin else names[::-1]
+    code = (
+        "import sys, importlib, vibetensor\n"
+        f"a = importlib.import_module({first!r}); b = importlib.import_module({second!r})\n"
+        f"print(a is b, a.__name__, eval({first!r}) is eval({second!r}))"
+    )
+    assert python(code) == f"True vibetensor.torch.{inner} True"
+
+
+def test_no_module_is_made_up(python) -> None:
+    code = (
+        "import importlib, vibetensor, vibetensor.graphs.capture, vibetensor.io.safetensors\n"
+        "for name in ('vibetensor.nothing', 'vibetensor.nn.nothing', 'vibetensor.graphs.nothing'):\n"
+        "    try: importlib.import_module(name); print(name)\n"
+        "    except ModuleNotFoundError as error: assert error.name == name, error"
+    )
+    assert python(code) == ""
+
+
 @pytest.mark.parametrize("first", ["vibetensor", "torch"])
 def test_works_beside_torch(python, first: str) -> None:
     """Two runtimes in one process, loaded in either order, both still multiply matrices."""

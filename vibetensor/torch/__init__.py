@@ -262,7 +262,11 @@ if _TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> _Any:
-    """Graphs, which are built on this module and come when they are asked for."""
+    """What is built on this module and comes when it is asked for."""
+    if name == "serialization":
+        from importlib import import_module
+
+        return import_module("vibetensor.torch.serialization")
     if name in ("Graph", "graph", "graphs"):
         from vibetensor import graphs
 

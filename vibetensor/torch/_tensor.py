@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator
 from typing import Any
 
@@ -212,7 +213,7 @@ _NOT_IN_NUMPY = {
 def numpy(self: Tensor, *, force: bool = False) -> Any:
     """A NumPy array that shares this tensor's memory.
 
-    Raises RuntimeError for tensors that require grad and TypeError for CUDA, bfloat16 or 8-bit float
+    Raises RuntimeError for tensors that require grad (outside no_grad) and TypeError for CUDA, bfloat16 or 8-bit float
     tensors, unless `force` (which detaches, copies to the CPU and widens these dtypes to float32).
     """
     import numpy as np
@@ -222,12 +223,7 @@ def numpy(self: Tensor, *, force: bool = False) -> Any:
         source = source.detach().cpu()
         if source.dtype in _NOT_IN_NUMPY:
             source = source.float()
-    if (
-        source.requires_grad
-        and _C.is_grad_enabled()
-        or source.grad_fn is not None
-        or source.requires_grad
-    ):
+    if source.requires_grad and _C.is_grad_enabled():
         raise RuntimeError(
             "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
         )
@@ -271,6 +267,15 @@ def __array__(self: Tensor, dtype: Any = None, copy: bool | None = None) -> Any:
             raise ValueError("unable to avoid a copy while converting the dtype")
         return array.astype(dtype)
     return array.copy() if copy else array
+
+
+@_method
+def __array_wrap__(
+    self: Tensor, array: Any, context: Any = None, return_scalar: bool = False
+) -> Any:
+    """What a NumPy function of this tensor gives: a tensor on the CPU over NumPy's result."""
+    del context, return_scalar
+    return _C.from_numpy(array)
 
 
 def _cuda_array_interface(self: Tensor) -> dict[str, Any]:
@@ -335,6 +340,10 @@ def __iter__(self: Tensor) -> Iterator[Tensor]:
 
 @_method
 def __contains__(self: Tensor, element: Any) -> bool:
+    if not isinstance(element, (Tensor, int, float)) and not hasattr(element, "dtype"):
+        raise RuntimeError(
+            f"Tensor.__contains__ only supports Tensor or scalar, but you passed in a {builtins.type(element)}."
+        )
     return bool((self == element).any())
 
 
@@ -345,7 +354,9 @@ def __reversed__(self: Tensor) -> Tensor:
 
 @_method
 def __format__(self: Tensor, spec: str) -> str:
-    return self.item().__format__(spec) if self.dim() == 0 and spec else str(self)
+    if self.dim() == 0 and builtins.type(self) is Tensor:
+        return self.item().__format__(spec)
+    return object.__format__(self, spec)
 
 
 @_method

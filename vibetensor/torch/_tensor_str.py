@@ -56,32 +56,23 @@ def set_printoptions(
 
 
 class _Formatter:
-    """Chooses one width and notation for all shown numbers."""
+    """Chooses one width and notation for all shown numbers, by those that are finite and not 0."""
 
-    def __init__(self, values: list[Any], floating: bool, boolean: bool) -> None:
+    def __init__(self, values: list[Any], floating: bool) -> None:
         self.floating = floating
         self.int_mode = True
         self.sci = False
         self.width = 1
-        if not floating:
-            self.width = max([self.width, *(len(str(v)) for v in values)])
-            return
-        finite = [v for v in values if math.isfinite(v) and v != 0]
-        if not finite:
-            self._measure(values)
-            return
-        self.int_mode = all(v == math.ceil(v) for v in finite)
-        low, high = min(abs(v) for v in finite), max(abs(v) for v in finite)
-        if self.int_mode:
-            self.sci = high / low > 1000.0 or high > 1.0e8
-        else:
-            self.sci = high / low > 1000.0 or high > 1.0e8 or low < 1.0e-4
-        if _options.sci_mode is not None:
-            self.sci = _options.sci_mode
-        self._measure(values)
-
-    def _measure(self, values: list[float]) -> None:
-        self.width = max([self.width, *(len(self._text(v)) for v in values)])
+        if floating:
+            values = [v for v in values if math.isfinite(v) and v != 0]
+            if not values:
+                return
+            self.int_mode = all(v == math.ceil(v) for v in values)
+            low, high = min(map(abs, values)), max(map(abs, values))
+            self.sci = high / low > 1000.0 or high > 1.0e8 or not self.int_mode and low < 1.0e-4
+            if _options.sci_mode is not None:
+                self.sci = _options.sci_mode
+        self.width = max([1, *(len(self._text(v)) for v in values)])
 
     def _text(self, value: Any) -> str:
         if not self.floating:
@@ -168,7 +159,7 @@ def tensor_str(tensor: Any, contents: str | None = None) -> str:
         if contents is not None:
             body = contents
         else:
-            formatter = _Formatter(_shown(data), data.is_floating_point(), data.dtype is _C.bool)
+            formatter = _Formatter(_shown(data), data.is_floating_point())
             body = _body(data, len(prefix), formatter, data.numel() > _options.threshold)
     if tensor.grad_fn is not None:
         suffixes.append(f"grad_fn=<{tensor.grad_fn.name()}>")
@@ -184,3 +175,9 @@ def tensor_str(tensor: Any, contents: str | None = None) -> str:
             out += ", " + suffix
             line += len(suffix) + 2
     return out + ")"
+
+
+def named_tuple_str(result: Any) -> str:
+    """How the named tuples that ops return print: a field a line."""
+    lines = [f"{name}={value!r}" for name, value in zip(type(result).__match_args__, result)]
+    return f"torch.return_types.{type(result).__name__}(\n" + ",\n".join(lines) + ")"

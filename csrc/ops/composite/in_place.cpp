@@ -35,11 +35,7 @@ Tensor become(const Tensor& self, const Tensor& view, std::string_view op) {
            " on ", self, "; wrap the update in torch.no_grad(), or work on a clone)");
     }
     const Ref<autograd::Node> kept = node;
-    const uint32_t output = view.impl()->autograd->output_nr;
-    autograd::AutogradMeta& meta = autograd::ensure_meta(self);
-    meta.grad_fn = kept;
-    meta.output_nr = output;
-    meta.view_version = self.version();
+    autograd::set_grad_fn(self, kept, view.impl()->autograd->output_nr);
   }
   const Dims sizes(view.sizes()), strides(view.strides());
   impl->set_geometry(sizes, strides, view.storage_offset());

@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 from emit_python import collect
 from table import Op
+
+# Functions written in Python over ops of the table, and those that make tensors of other data.
+PYTHON_FUNCTIONS = Path(__file__).parents[3] / "vibetensor" / "torch" / "_variadic.py"
+FROM_DATA = [
+    ("tensor(data, *, dtype=None, device=None, requires_grad=False)",
+     "A copy of numbers, nested sequences, arrays or a tensor."),
+    ("as_tensor(data, dtype=None, device=None)", "As tensor, without a copy where there need be none."),
+    ("from_numpy(ndarray)", "A tensor over a NumPy array's memory."),
+    ("from_dlpack(ext_tensor, *, device=None, copy=None)", "A tensor over another library's memory."),
+]  # fmt: skip
+
+
+def _python_functions() -> list[tuple[str, str]]:
+    """Signature and first sentence of each public function, read from the source."""
+    tree = ast.parse(PYTHON_FUNCTIONS.read_text())
+    found = []
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+            continue
+        for argument in ast.walk(node.args):
+            if isinstance(argument, ast.arg):
+                argument.annotation = None
+        text = " ".join((ast.get_docstring(node) or "").split())
+        found.append((f"{node.name}({ast.unparse(node.args)})", text))
+    return sorted(found)
 
 
 def ops_md(ops: list[Op]) -> str:
@@ -46,4 +74,7 @@ def ops_md(ops: list[Op]) -> str:
             doc += " (internal)"
         schema, doc = op.row["schema"].replace("|", "\\|"), doc.replace("|", "\\|")
         lines.append(f"| `{op.name}` | `{schema}` | {forms} | {gradient} | {doc} |")
+    for title, functions in (("From other data", FROM_DATA), ("In Python", _python_functions())):
+        lines += ["", f"## {title}", "", "| function | |", "|---|---|"]
+        lines += [f"| `{signature}` | {text} |" for signature, text in functions]
     return "\n".join(lines) + "\n"

@@ -94,6 +94,12 @@ def saved_tensors(op: Op) -> set[str]:
     return {n for n in plan(op).tensors if n not in op.output_names} if op.differentiable else set()
 
 
+def _shown_name(op: Op) -> str:
+    """C++ for what grad_fn prints: torch's name for the op's backward."""
+    name = op.row.get("node_name", node_name(op).replace("_", "") + "0")
+    return f'"{name}"' if re.fullmatch(r"\w+", name) else name
+
+
 def nodes_h(ops: list[Op]) -> str:
     out = [
         BANNER,
@@ -106,7 +112,7 @@ def nodes_h(ops: list[Op]) -> str:
         p = plan(op)
         out.append(
             f"struct {node_name(op)} final : Node {{\n  TensorVec apply(TensorVec grads) override;\n"
-            f'  std::string name() const override {{ return "{node_name(op)}0"; }}\n'
+            f"  std::string name() const override {{ return {_shown_name(op)}; }}\n"
         )
         releases = "".join(f" {n}.release();" for n in p.tensors)
         if releases:

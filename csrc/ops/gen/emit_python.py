@@ -301,11 +301,15 @@ def _call(op: Op, suffix: str) -> str:
     if factory and "requires_grad" in offset:
         code += f"      apply_factory_options(result, slots[{offset['requires_grad']}]);\n"
     if out_slot:
+        out_name = op.python_name or op.name.split(".")[0]
         if ret == "Tensor":
-            code += f"      if ({out_slot}) return write_out({out_slot}, result);\n"
+            code += f'      if ({out_slot}) return write_out("{out_name}", {out_slot}, result);\n'
         else:
             parts = ", ".join(f"std::get<{i}>(result)" for i in range(len(op.schema.returns)))
-            code += f"      if ({out_slot}) return write_out_tuple({out_slot}, {{{parts}}});\n"
+            code += (
+                f"      if ({out_slot})\n"
+                f'        return write_out_tuple("{out_name}", {out_slot}, {{{parts}}});\n'
+            )
     if ret.startswith("std::tuple"):
         fields = [name for _, name in op.schema.returns]
         parts = ", ".join(f"std::get<{i}>(result)" for i in range(len(fields)))

@@ -43,6 +43,7 @@ FIELDS = {
     "differentiable",
     "backward",
     "via_composite",
+    "node_name",
     "samples",
     "test_dtypes",
     "torch",

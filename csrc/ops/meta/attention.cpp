@@ -1,4 +1,5 @@
 // Checks and output shapes of attention, embedding and rotary positions.
+#include "autograd/front.h"
 #include "core/tensor_iterator.h"
 #include "vt/meta_decls.h"
 
@@ -84,6 +85,9 @@ Tensor rotary_embedding(const Tensor& self, const Tensor& cos, const Tensor& sin
     fits = cos.size(-d) == 1 || cos.size(-d) == self.size(-d);
   check(fits, "rotary_embedding: cos and sin of shape ", cos.sizes(),
         " do not broadcast to (..., T, D/2) of ", self.sizes());
+  check(!vt::autograd::should_record(cos, sin),
+        "rotary_embedding: cos and sin get no gradient, but one of them requires grad; detach() "
+        "them, or write the rotation as multiplications");
   if (!is_floating(self.dtype()))
     fail(ErrorKind::NotImplemented, "\"rotary_embedding\" not implemented for '", self.dtype(),
          "'");
