@@ -266,7 +266,11 @@ Tensor hinge_embedding_loss(const Tensor& self, const Tensor& target, double mar
 
 Tensor cosine_embedding_loss(const Tensor& input1, const Tensor& input2, const Tensor& target,
                              double margin, int64_t reduction) {
-  const Tensor cosine = ops::cosine_similarity(input1, input2, input1.dim() - 1, 1e-8);
+  const auto floating = [](const Tensor& t) {
+    return is_floating(t.dtype()) ? t : ops::_to_dtype(t, default_dtype());
+  };
+  const Tensor cosine =
+      ops::cosine_similarity(floating(input1), floating(input2), input1.dim() - 1, 1e-8);
   const Tensor zero = ops::zeros_like(cosine, std::nullopt, std::nullopt, std::nullopt);
   const Tensor near = ops::where(ops::eq(target, number(1)), 1.0 - cosine, zero);
   const Tensor far =
