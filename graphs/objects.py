@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import vibetensor.torch as vt
-from vibetensor.graphs.surroundings import _names
+from vibetensor.graphs.loaded_names import loaded_names
 from vibetensor.torch.optim.lr_scheduler import base as schedules
 
 _LIBRARY = vt.__name__.partition(".")[0]
 # Whose objects have state that is not all in their attributes, a file or a generator say.
-_OTHERS = frozenset({_LIBRARY, "numpy", *sys.stdlib_module_names} - {"__main__"})
+_OTHERS = frozenset({_LIBRARY, "numpy", *sys.stdlib_module_names} - {"__main__", "test"})
 _LEAVES = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 _CACHED = type(functools.lru_cache(lambda: None))
 _UNBOUND = object()
@@ -104,7 +104,9 @@ class ObjectsAsTheyWere:
             *(function.__kwdefaults__ or {}).values(),
         ]
         names = function.__globals__
-        for name in _names(function.__code__, None) | _set_names(function.__code__):
+        code = function.__code__
+        read = {path[1] for path in loaded_names(code) if path[0] == "global"}
+        for name in read | _set_names(code):
             held = names.get(name, _UNBOUND)
             self._undo.append(functools.partial(_bind, names, name, held))
             found.append(held)

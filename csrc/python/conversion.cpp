@@ -153,10 +153,12 @@ void fill(PyObject* data, const Tensor& target) {
   check(out == end, "the data changed while it was read");
 }
 
-/// The first element that is not itself a list or tuple (borrowed).
+/// The first element that is not itself a list or tuple (borrowed); a list where they nest deeper
+/// than tensors have dimensions, or for ever.
 PyObject* first_leaf(PyObject* data) {
-  for (;;) {
+  for (int64_t depth = 0;; ++depth) {
     const bool list = PyList_Check(data);
+    if (depth > kMaxDims) return data;
     if (!list && !PyTuple_Check(data)) return data;
     if ((list ? PyList_Size(data) : PyTuple_Size(data)) == 0) return data;
     data = list ? PyList_GetItem(data, 0) : PyTuple_GetItem(data, 0);

@@ -225,7 +225,11 @@ void set_item(const Tensor& self, PyObject* index, PyObject* value) {
       source = ops::copy_(vt::empty(source.sizes(), source.dtype(), self.device()), source, false);
   }
   if (!parsed.has_tensor) {
-    ops::copy_(parsed.view, drop_leading_ones(source, parsed.view.dim()), false);
+    source = drop_leading_ones(source, parsed.view.dim());
+    // Expanded here: a row of the tensor may be written to all of it (x[:] = x[0]).
+    if (!equal(source.sizes(), parsed.view.sizes()))
+      source = ops::expand(source, parsed.view.sizes(), false);
+    ops::copy_(parsed.view, source, false);
     return;
   }
   if (source.dtype() != self.dtype()) source = ops::_to_dtype(source, self.dtype());
