@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 
 import vibetensor.torch as vt
+
+torch = pytest.importorskip("torch")
 
 CALLS: dict[str, Callable[[Any], Any]] = {
     "autocast": lambda amp: amp.autocast(enabled=False),
