@@ -11,6 +11,7 @@ CONFTEST = Path(__file__).parents[1] / "conftest.py"
 HOOKS = f"""
     import runpy, sys
     sys.modules["torch"] = None  # as where PyTorch is not installed
+    sys.path.append({str(CONFTEST.parents[1])!r})  # where conftest.py finds its own modules
     shared = runpy.run_path({str(CONFTEST)!r})
     pytest_runtest_makereport = shared["pytest_runtest_makereport"]
 
