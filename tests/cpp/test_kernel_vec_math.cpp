@@ -12,19 +12,14 @@
 #include "cpu/kernels/convert.h"
 #include "cpu/kernels/vec_math.h"
 
+#include "check.h"
+
 namespace {
 
 using namespace vt::cpu::VT_ISA;
+using vt::test::failures;
 
-int failures = 0;
 bool report = false;
-
-void expect(bool ok, const char* what, int line) {
-  if (ok) return;
-  ++failures;
-  std::printf("test_kernel_vec_math.cpp:%d: failed: %s\n", line, what);
-}
-#define CHECK(condition) expect((condition), #condition, __LINE__)
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();

@@ -15,18 +15,12 @@
 #include "dispatch/thread_state.h"
 #include "vt/ops.h"
 
+#include "check.h"
+
 namespace {
 
 using namespace vt;
-
-int failures = 0;
-
-void expect(bool ok, const char* what, int line) {
-  if (ok) return;
-  ++failures;
-  std::printf("test_ops.cpp:%d: failed: %s\n", line, what);
-}
-#define CHECK(condition) expect((condition), #condition, __LINE__)
+using vt::test::failures;
 
 const Device kCpu{DeviceType::CPU, 0};
 

@@ -19,18 +19,12 @@
 #include "core/error.h"
 #include "core/parallel.h"
 
+#include "check.h"
+
 namespace {
 
 using namespace vt;
-
-int failures = 0;
-
-void expect(bool ok, const char* what, int line) {
-  if (ok) return;
-  ++failures;
-  std::printf("test_parallel.cpp:%d: failed: %s\n", line, what);
-}
-#define CHECK(condition) expect((condition), #condition, __LINE__)
+using vt::test::failures;
 
 using Parts = std::vector<std::pair<int64_t, int64_t>>;
 

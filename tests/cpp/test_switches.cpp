@@ -7,18 +7,12 @@
 #include "dispatch/kernels.h"
 #include "graphs/program.h"
 
+#include "check.h"
+
 namespace {
 
 using namespace vt;
-
-int failures = 0;
-
-void expect(bool ok, const char* what, int line) {
-  if (ok) return;
-  ++failures;
-  std::printf("test_switches.cpp:%d: failed: %s\n", line, what);
-}
-#define CHECK(condition) expect((condition), #condition, __LINE__)
+using vt::test::failures;
 
 constexpr auto kTf32 = KernelSwitch::MatmulTf32;
 constexpr auto kBit = static_cast<uint32_t>(kTf32);
