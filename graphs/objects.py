@@ -10,18 +10,15 @@ from __future__ import annotations
 import collections
 import dis
 import functools
-import sys
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor.graphs.loaded_names import loaded_names
+from vibetensor.graphs.surroundings import is_fixed, is_ours
 from vibetensor.torch.optim.lr_scheduler import base as schedules
 
-_LIBRARY = vt.__name__.partition(".")[0]
-# Whose objects have state that is not all in their attributes, a file or a generator say.
-_OTHERS = frozenset({_LIBRARY, "numpy", *sys.stdlib_module_names} - {"__main__", "test"})
 _LEAVES = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 _CACHED = type(functools.lru_cache(lambda: None))
 _UNBOUND = object()
@@ -96,7 +93,7 @@ class ObjectsAsTheyWere:
 
     def _function(self, function: types.FunctionType) -> Iterable[Any]:
         # Not by its __module__, which a wrapper has from what it wraps.
-        if _top(function.__globals__.get("__name__")) in _OTHERS:
+        if is_fixed(function.__globals__.get("__name__")):
             wrapped = getattr(function, "__wrapped__", None)
             return () if wrapped is None else (wrapped,)
         found: list[Any] = [
@@ -121,7 +118,8 @@ class ObjectsAsTheyWere:
         known = isinstance(value, vt.nn.Module | vt.optim.Optimizer | schedules.LRScheduler)
         if isinstance(value, vt.Tensor):
             return ()
-        if not known and _top(kind.__module__) in _OTHERS:
+        # What libraries make has state that is not all in attributes, a file or a generator say.
+        if not known and is_fixed(kind.__module__):
             return ()
         found: list[Any] = []
         fields = getattr(value, "__dict__", None)
@@ -135,7 +133,7 @@ class ObjectsAsTheyWere:
                     found.append(held)
                 elif isinstance(member, types.FunctionType) and not known:
                     found.append(member)
-        if known and _top(kind.__module__) != _LIBRARY:
+        if known and not is_ours(kind.__module__):
             found += [m for m in vars(kind).values() if isinstance(m, types.FunctionType)]
         return found
 
@@ -205,7 +203,3 @@ def _set_names(code: types.CodeType) -> set[str]:
         if isinstance(constant, types.CodeType):
             names |= _set_names(constant)
     return names
-
-
-def _top(module: Any) -> str:
-    return str(module or "").partition(".")[0]

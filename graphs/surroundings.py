@@ -113,7 +113,7 @@ class _Visit:
                         self._enqueue(type(module).forward, module)
                     else:
                         self.value(forward)
-        elif not isinstance(found, type) and not _is_fixed(type(found).__module__):
+        elif not isinstance(found, type) and not is_fixed(type(found).__module__):
             step = "step" if isinstance(found, vt.optim.Optimizer) else "__call__"
             if isinstance(run := _static(type(found), step), types.FunctionType):
                 self._enqueue(run, found)
@@ -155,7 +155,7 @@ class _Visit:
     def _enqueue(self, function: Any, *args: Any, **named: Any) -> None:
         """args, named: arguments that the function is known to be called with."""
         function = getattr(function, "__func__", function)
-        if not isinstance(function, types.FunctionType) or _is_fixed(function.__module__):
+        if not isinstance(function, types.FunctionType) or is_fixed(function.__module__):
             return
         bound = {**named, **dict(zip(function.__code__.co_varnames, args))}
         key = (id(function), *((name, id(value)) for name, value in bound.items()))
@@ -216,14 +216,14 @@ class _Visit:
             return self._of_module(owner, name)
         if isinstance(owner, types.ModuleType):
             value = vars(owner).get(name, _MISSING)
-            if value is not _MISSING and not _is_fixed(owner.__name__):
+            if value is not _MISSING and not is_fixed(owner.__name__):
                 self._found.add_item(vars(owner), name, value)
             return value
         if isinstance(owner, type):
             held = _static(owner, name)
             return _MISSING if held is _MISSING else self._descriptor(owner, None, name, held)
         # Schedules step in replays as well, and the library's own objects are seen by whoever records.
-        if isinstance(owner, vt.Tensor | LRScheduler) or _is_ours(type(owner).__module__):
+        if isinstance(owner, vt.Tensor | LRScheduler) or is_ours(type(owner).__module__):
             return _MISSING
         return self._of_object(owner, name)
 
@@ -242,7 +242,7 @@ class _Visit:
             if name in fields:
                 self._found.add_item(fields, name, fields[name])
                 return fields[name]
-            if held is not _MISSING and not _is_fixed(_defined_in(type(owner), name)):
+            if held is not _MISSING and not is_fixed(_defined_in(type(owner), name)):
                 self._found.add_item(fields, name, _C.graphs.ABSENT)
         if held is _MISSING:
             return _MISSING
@@ -254,7 +254,7 @@ class _Visit:
 
     def _descriptor(self, kind: type, owner: Any, name: str, held: Any) -> Any:
         """What a class has of a name, for an owner (None for the class itself)."""
-        if _is_fixed(_defined_in(kind, name)):
+        if is_fixed(_defined_in(kind, name)):
             return _MISSING
         value = of_class(kind, name)
         if value is not _C.graphs.ABSENT:
@@ -281,13 +281,13 @@ class _Visit:
         return _MISSING
 
 
-def _is_fixed(module: Any) -> bool:
+def is_fixed(module: Any) -> bool:
     """Whether a module of this name is of this library, Python's own or NumPy's."""
     root = module.partition(".")[0] if isinstance(module, str) else ""
     return root in (_LIBRARY, "numpy") or root in _PYTHON
 
 
-def _is_ours(module: Any) -> bool:
+def is_ours(module: Any) -> bool:
     return isinstance(module, str) and module.partition(".")[0] in (_LIBRARY, "numpy")
 
 
