@@ -1,7 +1,7 @@
 // Fused optimizer steps and the multi-tensor ops around them. Each tensor keeps its own dtype;
 // arithmetic is in float, or double where the parameter is double. Learning rate, momentum (Adam's
-// beta1), step counts, gradient scale and found_inf are read by the kernels where they are on the device: no number
-// comes back to the host.
+// beta1), step counts, gradient scale and found_inf are read by the kernels where they are on the
+// device: no number comes back to the host.
 #include "core/random_rounding.h"
 #include "core/tensor_lists.h"
 #include "cuda/kernels/multi_tensor.cuh"
@@ -30,8 +30,7 @@ struct Adam {
   __device__ bool skip() const { return found_inf.get() != 0; }
   template <class T>
   __device__ State<T> prepare(const Number& step_number) const {
-    const double step = step_number.get() + count.get(), rate = lr.get(),
-                 beta1 = beta1_now.get();
+    const double step = step_number.get() + count.get(), rate = lr.get(), beta1 = beta1_now.get();
     State<T> s;
     s.scale = static_cast<T>(factor.get());
     const T bias1 = static_cast<T>(1 - pow(beta1, step));
@@ -102,17 +101,17 @@ Adam adam_settings(const Tensor& beta1, double beta2, double weight_decay, doubl
 }
 
 void fused_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
-                TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr, const Tensor& beta1,
-                double beta2, double weight_decay, double eps, bool amsgrad, bool maximize,
-                const Tensor& grad_scale, const Tensor& found_inf) {
+                TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr,
+                const Tensor& beta1, double beta2, double weight_decay, double eps, bool amsgrad,
+                bool maximize, const Tensor& grad_scale, const Tensor& found_inf) {
   adam("_fused_adam_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
        adam_settings(beta1, beta2, weight_decay, eps, amsgrad, maximize, false), lr, grad_scale,
        found_inf);
 }
 void fused_adamw(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
-                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr, const Tensor& beta1,
-                 double beta2, double weight_decay, double eps, bool amsgrad, bool maximize,
-                 const Tensor& grad_scale, const Tensor& found_inf) {
+                 TensorSpan max_exp_avg_sqs, TensorSpan state_steps, const Tensor& lr,
+                 const Tensor& beta1, double beta2, double weight_decay, double eps, bool amsgrad,
+                 bool maximize, const Tensor& grad_scale, const Tensor& found_inf) {
   adam("_fused_adamw_", self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps,
        adam_settings(beta1, beta2, weight_decay, eps, amsgrad, maximize, true), lr, grad_scale,
        found_inf);
@@ -211,9 +210,9 @@ __global__ void __launch_bounds__(kMultiThreads)
 
 void fused_adamw_stochastic(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs,
                             TensorSpan exp_avg_sqs, TensorSpan max_exp_avg_sqs,
-                            TensorSpan state_steps, const Tensor& lr, const Tensor& beta1, double beta2,
-                            double weight_decay, double eps, bool amsgrad, bool maximize,
-                            const Tensor& grad_scale, const Tensor& found_inf,
+                            TensorSpan state_steps, const Tensor& lr, const Tensor& beta1,
+                            double beta2, double weight_decay, double eps, bool amsgrad,
+                            bool maximize, const Tensor& grad_scale, const Tensor& found_inf,
                             const PhiloxArgs& rng) {
   constexpr std::string_view op = "_fused_adamw_stochastic_";
   check_lists(op, self.size(), {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps});
@@ -284,9 +283,9 @@ struct Sgd {
 
 /// factor: undefined, or what gradients are multiplied by first.
 void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan momentum_buffer_list,
-         double weight_decay, const Tensor& momentum, const Tensor& lr, double dampening, bool nesterov,
-         bool maximize, bool is_first_step, const Tensor& grad_scale, const Tensor& found_inf,
-         const Tensor& factor, TensorSpan sources) {
+         double weight_decay, const Tensor& momentum, const Tensor& lr, double dampening,
+         bool nesterov, bool maximize, bool is_first_step, const Tensor& grad_scale,
+         const Tensor& found_inf, const Tensor& factor, TensorSpan sources) {
   check_lists(op, self.size(), {grads, momentum_buffer_list, sources});
   if (self.empty()) return;
   check(!grads.empty(), op, ": gradients are needed for all ", self.size(), " parameters");
@@ -376,8 +375,9 @@ void update_all(std::string_view op, TensorSpan self, const Tensor& other, doubl
 /// All blocks read the steps as they were, so these go on in a launch of their own, after the update.
 void scaled_adam(TensorSpan self, TensorSpan grads, TensorSpan exp_avgs, TensorSpan exp_avg_sqs,
                  TensorSpan max_exp_avg_sqs, TensorSpan state_steps, TensorSpan sources,
-                 const Tensor& lr, const Tensor& factor, const Tensor& count, const Tensor& beta1, double beta2,
-                 double weight_decay, double eps, bool amsgrad, bool maximize, bool decoupled) {
+                 const Tensor& lr, const Tensor& factor, const Tensor& count, const Tensor& beta1,
+                 double beta2, double weight_decay, double eps, bool amsgrad, bool maximize,
+                 bool decoupled) {
   Adam f = adam_settings(beta1, beta2, weight_decay, eps, amsgrad, maximize, decoupled);
   f.factor = Number(factor, 1);
   f.count = Number(count);
