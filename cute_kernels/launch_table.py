@@ -7,6 +7,7 @@ point and is never chosen. What has not changed is not written, so that nothing 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,56 @@ def _tuned(rows: list[Row], kernel: Kernel, gpus: list[str]) -> str:
             "{{{}, {}}}".format(*row.extents.get(e.name, (0, 2**62)))
             for e in kernel.contract(kernel.variants[0]).extents
         )
-        entries.append(f"{{{gpus.index(row.gpu)}, {order[row.variant]}, {{{{{ranges}}}}}}}")
+        dtype = f", DType::{_DTYPES[row.dtype]}" if row.dtype else ""
+        variant = order.get(row.variant, -1)  # -1: the library's kernel
+        entries.append(f"{{{gpus.index(row.gpu)}, {variant}, {{{{{ranges}}}}}{dtype}}}")
     return f"constexpr TunedRow {kernel.name}_tuned[] = {{{', '.join(entries)}}};\n"
+
+
+_PRODUCT_DTYPES = {
+    "bf16": "BFloat16",
+    "f16": "Float16",
+    "f32": "Float32",
+    "tf32": "Float32",
+    "f64": "Float64",
+}
+_PRODUCT_EPILOGUES = {
+    "": "None",
+    "relu": "Relu",
+    "gelu_tanh": "GeluTanh",
+    "gelu_tanh_backward": "GeluTanhBackward",
+}
+
+
+def _products(tables: tuple[Table, ...]) -> str:
+    """The measured algorithms of cuBLASLt, and the function that gives them."""
+    entries = []
+    for table in tables:
+        for gpu in table.gpus:
+            for row in table.products:
+                p, a = row.product, row.algorithm
+                flags = {
+                    "kTransposeB": p.layout[0] == "t",
+                    "kTransposeA": p.layout[1] == "t",
+                    "kBias": p.bias,
+                    "kTf32": p.dtype == "tf32",
+                    "kAccumulate": p.accumulate,
+                }
+                entries.append(
+                    f"    {{{json.dumps(gpu)}, {{DType::{_PRODUCT_DTYPES[p.dtype]}, "
+                    f"{' | '.join(f for f, on in flags.items() if on) or 0}, "
+                    f"static_cast<int32_t>(GemmEpilogue::{_PRODUCT_EPILOGUES[p.epilogue]}), "
+                    f"{p.batch}, {p.m}, {p.n}, {p.k}}}, "
+                    f"{{{a.id}, {a.tile}u, {a.split_k}, {a.reduction}u, {a.swizzle}u, {a.custom}u, "
+                    f"{a.stages}u, {a.inner}, {a.cluster}}}}}"
+                )
+    listed = ",\n".join(entries)
+    rows = f"constexpr MeasuredProduct kProducts[] = {{\n{listed}}};\n" if entries else ""
+    return (
+        f"\nnamespace vt::cuda {{\n\n{rows}"
+        "std::span<const MeasuredProduct> compiled_products() "
+        f"{{ return {'kProducts' if entries else '{}'}; }}\n\n}}  // namespace vt::cuda\n"
+    )
 
 
 def _model(kernel: Kernel, model: Model) -> str:
@@ -204,6 +253,7 @@ def _table(kernels: dict[str, Kernel], manifest: Manifest | None, tables: tuple[
     built = {b.prefix: b for b in manifest.variants} if manifest else {}
     rows = rows_of(tables)
     gpus = list(dict.fromkeys(r.gpu for r in rows))
+    algorithms = _products(tables)
     modelled = models(kernels, tables)
     includes = "".join(f'#include "{prefix}.h"\n' for prefix in built)
     bodies, entries = [], []
@@ -228,7 +278,8 @@ def _table(kernels: dict[str, Kernel], manifest: Manifest | None, tables: tuple[
         )
     listed = f"const char* const kGpus[] = {{{_strings(gpus)}}};\n" if gpus else ""
     return (
-        f'{_MADE}{includes}#include "cuda/cute/arguments.h"\n#include "cuda/cute/launch_table.h"\n\n'
+        f'{_MADE}{includes}#include "cuda/cute/arguments.h"\n#include "cuda/cute/launch_table.h"\n'
+        '#include "cuda/cublaslt.h"\n#include "cuda/measured_products.h"\n\n'
         "namespace vt::cuda::cute {\nnamespace {\n\n"
         + "\n".join(bodies)
         + f"{listed}const Kernel kTable[] = {{\n"
@@ -237,7 +288,7 @@ def _table(kernels: dict[str, Kernel], manifest: Manifest | None, tables: tuple[
         "std::span<const Kernel> kernels() { return kTable; }\n"
         f"std::span<const char* const> tuned_gpus() {{ return {'kGpus' if gpus else '{}'}; }}\n"
         f'const char* compiled_by() {{ return "{manifest.dsl if manifest else ""}"; }}\n\n'
-        "}  // namespace vt::cuda::cute\n"
+        "}  // namespace vt::cuda::cute\n" + algorithms
     )
 
 

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <fstream>
@@ -16,6 +17,8 @@
 #include "cuda/failure.h"
 #include "cuda/graph.h"
 #include "cuda/library.h"
+#include "cuda/measured_products.h"
+#include "cuda/product_trial.h"
 #include "cuda/sync.h"
 #include "fake_cublaslt.h"
 #include "stub_cuda_runtime.h"
@@ -24,6 +27,18 @@
 namespace vt::cuda {
 
 size_t collect_graphs() { return 0; }  // there are none here
+
+// In the place of the generated table: 77 x 77 x 77, and its tenfold for another GPU.
+namespace {
+constexpr AlgorithmConfiguration kCompiledIn{.id = 66, .tile = 20, .stages = 36};
+}
+std::span<const MeasuredProduct> compiled_products() {
+  static const std::string gpu = properties(0).name;
+  static const MeasuredProduct rows[] = {
+      {gpu.c_str(), {DType::Float32, 0, 0, 1, 77, 77, 77}, kCompiledIn},
+      {"another", {DType::Float32, 0, 0, 1, 770, 770, 770}, kCompiledIn}};
+  return rows;
+}
 
 }  // namespace vt::cuda
 
@@ -191,6 +206,251 @@ void every_call_of_the_library_fails_in_turn() {
   CHECK(fake().handles == 2);  // one a device
 }
 
+// --- measured algorithms
+
+/// As the attributes' numbers have it: id, tile, split-K, reduction, swizzle, option, stages, inner
+/// shape, cluster shape.
+FakeAnswer offered(const AlgorithmConfiguration& c, size_t workspace = 0) {
+  return {.workspace = workspace,
+          .configuration = {static_cast<uint32_t>(c.id), c.tile, static_cast<uint32_t>(c.split_k),
+                            c.reduction, c.swizzle, c.custom, c.stages, c.inner, c.cluster}};
+}
+constexpr AlgorithmConfiguration kFirst{.id = 66, .tile = 24, .stages = 36, .cluster = 2};
+constexpr AlgorithmConfiguration kSplit{
+    .id = 66, .tile = 20, .split_k = 4, .reduction = 2, .stages = 36};
+
+ProductSignature signature(int64_t n, int32_t flags = 0) {
+  return {DType::Float32, flags, 0, 1, n, n, n};
+}
+void add(const ProductSignature& product, const AlgorithmConfiguration& algorithm,
+         const std::string& gpu = properties(0).name) {
+  const AddedProduct row{product, algorithm};
+  add_measured_products(gpu, {&row, 1});
+}
+
+/// What a product was issued with, as its place among the answers; it was `asked` times for some.
+int64_t chosen(const GemmProblem& p, int64_t asked) {
+  fake().asked = 0;
+  CHECK(cublaslt_gemm(p, {nullptr, 0}));
+  CHECK(fake().asked == asked);
+  fake().asked = 0;
+  const int64_t algorithm = fake().last_algorithm;
+  CHECK(cublaslt_gemm(p, {nullptr, 0}) && fake().last_algorithm == algorithm);
+  CHECK(fake().asked == 0);  // the plan is kept
+  return algorithm;
+}
+
+void measured_algorithms_are_taken() {
+  alignas(256) static float data[64];
+  const auto of = [&](int64_t n) { return product(n, data, data); };
+  fake().answers = {offered(kFirst), offered(kCompiledIn), offered(kSplit, MiB)};
+  fake().most_wanted = 0;
+  CHECK(chosen(of(300), 1) == 0 && fake().most_wanted == 1);  // nothing was measured
+  CHECK(chosen(of(77), 2) == 1 && fake().most_wanted == 16);  // compiled in
+  CHECK(fake().last_bytes == 0);
+  CHECK(chosen(of(770), 1) == 0);  // another GPU's
+  // A row is seen by plans that were made before it.
+  add(signature(300), kSplit);
+  CHECK(chosen(of(300), 2) == 2 && fake().last_bytes == MiB);
+  CHECK(chosen(of(77), 2) == 1);
+  add(signature(77), kSplit);  // goes before what was compiled in
+  add(signature(300), kFirst);
+  CHECK(chosen(of(77), 2) == 2 && chosen(of(300), 2) == 0);
+  add(signature(301), kSplit, "another");
+  CHECK(chosen(of(301), 1) == 0);
+  enable_measured_products(false);
+  CHECK(!measured_products_enabled() && chosen(of(77), 1) == 0);
+  enable_measured_products(true);
+  CHECK(chosen(of(77), 2) == 2);
+  remove_added_products();
+  CHECK(chosen(of(77), 2) == 1 && chosen(of(300), 1) == 0);
+  // Other threads choose alike.
+  std::thread([&] { CHECK(chosen(of(77), 2) == 1); }).join();
+}
+
+void rows_are_of_one_product() {
+  alignas(256) static float data[64];
+  fake().answers = {offered(kFirst), offered(kSplit)};
+  add(signature(400), kSplit);
+  const GemmProblem plain = product(400, data, data);
+  CHECK(chosen(plain, 2) == 1);
+  std::vector<GemmProblem> others;
+  const auto other = [&](auto&& change) {
+    GemmProblem p = plain;
+    change(p);
+    others.push_back(p);
+  };
+  other([](GemmProblem& p) { p.m = 401; });
+  other([](GemmProblem& p) { p.batch = 2; });
+  other([](GemmProblem& p) { p.a.transposed = true; });
+  other([](GemmProblem& p) { p.b.transposed = true; });
+  other([](GemmProblem& p) { p.beta = 1; });
+  other([](GemmProblem& p) { p.beta = -0.5; });
+  other([](GemmProblem& p) { p.bias = data; });
+  other([](GemmProblem& p) { p.epilogue = GemmEpilogue::Relu; });
+  other([](GemmProblem& p) { p.dtype = DType::Float64; });
+  for (size_t i = 0; i < others.size(); ++i) {
+    // Half of a beta needs no plan of its own.
+    CHECK(chosen(others[i], i == 5 ? 0 : 1) == 0);
+  }
+  add(signature(400, kAccumulate), kSplit);
+  add(signature(400, kBias), kSplit);
+  CHECK(chosen(others[4], 2) == 1 && chosen(others[6], 2) == 1 && chosen(plain, 2) == 1);
+  // Strides are not in a row: each has a plan, and all the row's algorithm.
+  GemmProblem strided = plain;
+  strided.a.ld = 512;
+  CHECK(chosen(strided, 2) == 1);
+  strided.a.data = data + 1;
+  CHECK(chosen(strided, 2) == 1);
+  // Rows are of floats of 16 bits and more; others look for none.
+  add({DType::Int8, kTransposeB, 0, 1, 400, 400, 400}, kSplit);
+  GemmProblem bytes = plain;
+  bytes.dtype = DType::Int8;
+  bytes.b.transposed = true;
+  CHECK(chosen(bytes, 1) == 0);
+  remove_added_products();
+}
+
+void products_and_algorithms_have_words() {
+  CHECK(describe(signature(77)) == "float32 nn batch=1 m=77 n=77 k=77");
+  ProductSignature p = signature(8, kTransposeA | kBias | kAccumulate | kTf32);
+  CHECK(describe(p) == "tf32 nt batch=1 m=8 n=8 k=8, bias, added");
+  p = {DType::BFloat16, kTransposeB, static_cast<int32_t>(GemmEpilogue::GeluTanh), 3, 1, 2, 4};
+  CHECK(describe(p) == "bfloat16 tn batch=3 m=1 n=2 k=4, gelu_tanh");
+  CHECK(describe(kSplit) == "algorithm 66, tile 20, stages 36, split-K 4 (reduction 2)");
+  CHECK(describe(kFirst) == "algorithm 66, tile 24, stages 36, cluster 2");
+}
+
+void what_is_not_offered_is_not_taken() {
+  alignas(256) static float data[64];
+  int64_t n = 500;
+  const auto taken = [&](std::vector<FakeAnswer> answers, AlgorithmConfiguration wanted = kSplit,
+                         int64_t asked = 3) {
+    fake().answers = std::move(answers);
+    add(signature(++n), wanted);
+    return chosen(product(n, data, data), asked);
+  };
+  CHECK(taken({offered(kFirst)}) == 0);  // fewer than asked for
+  CHECK(taken({offered(kFirst), offered(kSplit)}, kSplit, 2) == 1);
+  for (int attribute = 0; attribute < 9; ++attribute) {  // any difference counts
+    FakeAnswer near = offered(kSplit);
+    ++near.configuration[attribute];
+    CHECK(taken({offered(kFirst), near}) == 0);
+  }
+  for (int attribute = 0; attribute < 9; ++attribute) {  // not told by the library
+    FakeAnswer untold = offered(kSplit);
+    untold.untold = attribute;
+    CHECK(taken({offered(kFirst), untold}) == 0);
+    CHECK(taken({offered(kFirst), untold, offered(kSplit)}, kSplit, 2) == 2);
+  }
+  FakeAnswer broken = offered(kSplit);
+  broken.state = 15;
+  CHECK(taken({offered(kFirst), broken}) == 0);
+  // One that needs more memory than is allowed, of a library that asks nobody.
+  fake().ignores_limits = true;
+  CHECK(taken({offered(kFirst), offered(kSplit, 64 * MiB)}) == 0);
+  fake().ignores_limits = false;
+  CHECK(taken({offered(kFirst), offered(kSplit, 64 * MiB)}) == 0);
+  CHECK(taken({offered(kFirst), offered(kSplit, 32 * MiB)}, kSplit, 2) == 1);
+  // A counter of tiles is no workspace: the same algorithm without one, where there is one.
+  CHECK(taken({offered(kFirst), offered(kSplit, 4)}) == 0);
+  CHECK(taken({offered(kFirst), offered(kSplit, 4), offered(kSplit)}, kSplit, 2) == 2);
+  CHECK(fake().last_bytes == 0);
+  CHECK(taken({offered(kFirst, 4), offered(kFirst)}, kCompiledIn, 4) == 1);
+  // Beyond what is asked for.
+  std::vector<FakeAnswer> many(20, offered(kFirst));
+  many[15] = offered(kSplit);
+  CHECK(taken(many, kSplit, 2) == 15);
+  std::swap(many[15], many[16]);
+  CHECK(taken(many) == 0);
+  // Of results in 16 bits the parts of a sum stay in float.
+  const AlgorithmConfiguration rounding{.id = 66, .tile = 20, .split_k = 4, .reduction = 4};
+  fake().answers = {offered(kFirst), offered(rounding), offered(kSplit)};
+  GemmProblem narrow = product(600, data, data);
+  narrow.dtype = DType::BFloat16;
+  ProductSignature row = signature(600);
+  row.dtype = DType::BFloat16;
+  add(row, rounding);
+  CHECK(chosen(narrow, 3) == 0);
+  add(row, kSplit);
+  CHECK(chosen(narrow, 2) == 2 && fake().allowed_reductions == 2);
+  add(signature(600), rounding);
+  CHECK(chosen(product(600, data, data), 2) == 1 && fake().allowed_reductions == ~0u);
+  remove_added_products();
+}
+
+void products_can_be_tried() {
+  alignas(256) static float data[64];
+  fake().answers = {offered(kFirst, 8), offered(kSplit, MiB), offered(kFirst), offered(kSplit),
+                    offered(kCompiledIn)};
+  ProductTrial trial(product(700, data, data), 0);
+  CHECK(trial.answers() == 3);  // no two are alike
+  CHECK(trial.configuration(0) == kFirst && trial.workspace(0) == 0);
+  CHECK(trial.configuration(1) == kSplit && trial.workspace(1) == MiB);
+  CHECK(trial.configuration(2) == kCompiledIn);
+  for (const auto& [answer, place] : {std::pair<size_t, int64_t>{0, 2}, {1, 1}, {2, 4}, {0, 2}}) {
+    trial.run(answer, nullptr);
+    CHECK(fake().last_algorithm == place && fake().last_bytes == trial.workspace(answer));
+  }
+  bool refused = false;
+  try {
+    trial.run(3, nullptr);
+  } catch (const std::out_of_range&) {
+    refused = true;
+  }
+  CHECK(refused);
+  // Each of them is what a row that names it gets.
+  for (size_t i = 0; i < trial.answers(); ++i) {
+    add(signature(700), trial.configuration(i));
+    trial.run(i, nullptr);
+    const int64_t place = fake().last_algorithm;
+    CHECK(chosen(product(700, data, data), 2) == place);
+  }
+  remove_added_products();
+  FakeAnswer untold = offered(kFirst);
+  untold.untold = 4;
+  fake().answers = {untold};
+  CHECK(contains(error_of([&] { ProductTrial(product(701, data, data), 0); }).second,
+                 "does not tell the configuration"));
+  GemmProblem bytes = product(702, data, data);
+  bytes.dtype = DType::Int8;
+  CHECK(contains(error_of([&] { ProductTrial(bytes, 0); }).second, "floats of 16 bits or more"));
+  const bool known = std::ranges::any_of(seen_products(), [](const SeenProduct& s) {
+    return s.product == signature(700) && s.lda == 700 && s.step_c == 700 * 700 && s.device == 0 &&
+           s.alignment == 256;
+  });
+  CHECK(known);
+  CHECK(std::ranges::none_of(seen_products(),
+                             [](const SeenProduct& s) { return s.product.m == 702; }));
+}
+
+void every_call_fails_while_a_row_is_looked_for() {
+  alignas(256) static float data[64];
+  fake().answers = {offered(kFirst), offered(kSplit)};
+  std::thread([&] {
+    const int64_t before = fake().descriptions;
+    int felt = 0;
+    for (int64_t n = 1, shape = 8000;; ++n, ++shape) {
+      add(signature(shape), kSplit);  // and with it all plans are made again
+      fake().calls = 0;
+      fake().fail_at = n;
+      const std::string message =
+          error_of([&] { cublaslt_gemm(product(shape, data, data), {nullptr, 0}); }).second;
+      const bool over = fake().calls < n;
+      fake().fail_at = 0;
+      CHECK(message.empty() || contains(message, "cuBLASLt error: the fake refuses"));
+      felt += !message.empty();
+      const int64_t left = fake().descriptions - before;
+      CHECK(left == 0 || left == 4);
+      CHECK(cublaslt_gemm(product(shape, data, data), {nullptr, 0}));
+      if (over) break;
+    }
+    CHECK(felt > 15);
+  }).join();
+  remove_added_products();
+  fake().answers.clear();
+}
+
 // --- streams, events and memory of two devices
 
 void record_stream_minds_the_device() {
@@ -320,6 +580,12 @@ int main() {
   a_library_that_cannot_be_loaded_is_no_missing_one();
   settings_are_refused_until_they_are_right();
   workspaces_come_from_the_allocator();
+  measured_algorithms_are_taken();
+  rows_are_of_one_product();
+  products_and_algorithms_have_words();
+  what_is_not_offered_is_not_taken();
+  products_can_be_tried();
+  every_call_fails_while_a_row_is_looked_for();
   shapes_without_end_are_not_kept();
   every_call_of_the_library_fails_in_turn();
   record_stream_minds_the_device();

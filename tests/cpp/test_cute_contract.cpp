@@ -140,6 +140,19 @@ void choices() {
   EXPECT(variant_of(Mode::All, 0, rows, wide) == 1);
   EXPECT(variant_of(Mode::Table, 0, rows, changed([](Sample& s) { s.extents[0] = 9; })) == -1);
 
+  // Where the library is the fastest for one dtype no variant is launched, unless forced.
+  TunedRow first[] = {{0, -1, {{{4, 4}, {64, 64}}}, small.tensors[0].dtype}, rows[0], rows[1]};
+  const Sample four = changed([](Sample& s) { s.extents[0] = 4, s.extents[1] = 64; });
+  EXPECT(variant_of(Mode::Table, 0, std::span(first).subspan(1), four) == 1);
+  EXPECT(variant_of(Mode::Table, 0, first, four) == -1);
+  EXPECT(variant_of(Mode::Model, 0, first, four) == -1);
+  EXPECT(variant_of(Mode::Table, 1, first, four) == -1);
+  EXPECT(variant_of(Mode::All, 0, first, four) == 1);
+  EXPECT(variant_of(Mode::Table, 0, first,
+                    changed([](Sample& s) { s.extents[0] = 5, s.extents[1] = 64; })) == 1);
+  first[0].dtype = DType::Float64;
+  EXPECT(variant_of(Mode::Table, 0, first, four) == 1);
+
   EXPECT(mode_from("") == Mode::Table);
   // Without a model there are its rows alone.
   EXPECT(variant_of(Mode::Model, 0, rows, small) == 1);

@@ -3,22 +3,17 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <set>
 
 #include "core/host_wait.h"
 #include "cuda/cute/late_code.h"
 #include "cuda/device.h"
+#include "cuda/kernel_log.h"
 #include "cuda/relaxed_capture.h"
 #include "cuda/stream.h"
 #include "cuda/sync.h"
 
 namespace vt::cuda::cute {
 namespace {
-
-const bool logging = [] {
-  const char* text = std::getenv("VT_KERNEL_LOG");
-  return text && *text && std::string_view(text) != "0";
-}();
 
 Mode from_environment() {
   const char* text = std::getenv("VT_CUTE_KERNELS");
@@ -99,6 +94,8 @@ void tell(const Kernel& kernel, const Call& call, const Choice& choice,
     append(line, ": the library's kernel, ");
     if (!otherwise.empty())
       append(line, otherwise);
+    else if (choice.library)
+      append(line, "which was measured to be faster");
     else if (choice.refused >= 0)
       append(line, str(kernel.variants[static_cast<size_t>(choice.refused)].name, ": ",
                        explain(kernel, choice.refusal, static_cast<size_t>(choice.refused), call)));
@@ -107,10 +104,7 @@ void tell(const Kernel& kernel, const Call& call, const Choice& choice,
                    : mode() == Mode::Model ? "no measured choice covers it, nor does the model"
                                            : "no measured choice covers it");
   }
-  static std::mutex mutex;
-  static std::set<std::string>* const told = new std::set<std::string>;
-  const std::lock_guard lock(mutex);
-  if (told->insert(line).second) std::fprintf(stderr, "%s\n", line.c_str());
+  log_kernel(line);
 }
 
 /// What launches a variant: compiled in, or made late.
@@ -193,7 +187,7 @@ Mode mode() { return current().load(std::memory_order_relaxed); }
 void set_mode(Mode value) { current().store(value, std::memory_order_relaxed); }
 
 bool considered(int kernel) {
-  if (logging) [[unlikely]]
+  if (kernel_log()) [[unlikely]]
     return true;
   const Mode now = mode();
   if (now == Mode::Off || !(*compiled_by() || compiles_late())) return false;
@@ -228,7 +222,7 @@ bool launch(int index, const Call& call, const Launch& on) {
       }
     }
   }
-  if (logging) [[unlikely]]
+  if (kernel_log()) [[unlikely]]
     tell(kernel, call, choice, otherwise);
   if (choice.variant < 0) return false;
   enter(kernel, {kernel.variants[static_cast<size_t>(choice.variant)], late}, call, on);

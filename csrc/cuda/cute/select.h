@@ -22,10 +22,12 @@ std::optional<Mode> mode_from(std::string_view text);
 struct Range {
   int64_t low, high;  // closed
 };
-/// On GPU number `gpu` of tuned_gpus(), with all extents in their ranges, `variant` is the choice.
+/// On GPU number `gpu` of tuned_gpus(), with all extents in their ranges, `variant` is the choice;
+/// -1: the library's kernel, where the first tensor is of `dtype`.
 struct TunedRow {
   int gpu, variant;
   std::array<Range, kMaxExtents> ranges;
+  DType dtype = DType::Float32;
 };
 
 /// What choosing asks of a variant.
@@ -41,6 +43,7 @@ struct Choice {
   int refused = -1;
   Refusal refusal;
   double predicted = 0;  // by the model: the fraction by which it is faster
+  bool library = false;  // a row says that the library's kernel is the fastest
 };
 
 /// The GPU a call runs on: its number among those measured, -1 for another one.
@@ -72,7 +75,13 @@ Choice choose(Mode mode, const Gpu& gpu, std::span<const TunedRow> tuned, const 
     bool inside = true;
     for (size_t i = 0; i < call.extents.size(); ++i)
       inside &= call.extents[i] >= row.ranges[i].low && call.extents[i] <= row.ranges[i].high;
-    if (inside && applies(row.variant)) return choice;
+    if (!inside) continue;
+    if (row.variant < 0) {
+      choice.library = mode != Mode::All && call.tensors[0].dtype == row.dtype;
+      if (choice.library) return choice;
+      continue;
+    }
+    if (applies(row.variant)) return choice;
   }
   if (mode == Mode::Model && !model.points.empty()) {
     const bool measured = gpu.number == model.gpu;

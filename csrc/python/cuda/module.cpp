@@ -138,6 +138,7 @@ NB_MODULE(_cuda, m) {
   cuda::bind_streams(m);
   cuda::bind_libraries(m);
   cuda::bind_cute(m);
+  cuda::bind_products(m);
   m.def(
       "set_library_finder",
       [](nb::object f) {

@@ -1,0 +1,112 @@
+#include "cuda/measured_products.h"
+
+#include <cstdlib>
+#include <deque>
+#include <mutex>
+
+#include "core/error.h"
+#include "cuda/cublaslt.h"
+
+namespace vt::cuda {
+namespace {
+
+struct AddedRow {
+  std::string gpu;
+  AddedProduct row;
+};
+/// Never destroyed: threads may make plans as the process ends.
+struct Added {
+  std::mutex mutex;
+  std::deque<AddedRow> rows;  // the latest first
+};
+Added& added() {
+  static auto* const instance = new Added;
+  return *instance;
+}
+
+std::atomic<bool>& enabled() {
+  static std::atomic<bool> value{[] {
+    const char* text = std::getenv("VT_MEASURED_PRODUCTS");
+    return !text || std::string_view(text) != "0";
+  }()};
+  return value;
+}
+
+void changed() { detail::measured_products_version.fetch_add(1, std::memory_order_acq_rel); }
+
+}  // namespace
+
+std::string describe(const AlgorithmConfiguration& c) {
+  std::string text = str("algorithm ", c.id, ", tile ", c.tile, ", stages ", c.stages);
+  if (c.split_k > 1) append(text, str(", split-K ", c.split_k, " (reduction ", c.reduction, ")"));
+  if (c.swizzle) append(text, str(", swizzle ", c.swizzle));
+  if (c.custom) append(text, str(", option ", c.custom));
+  if (c.inner) append(text, str(", inner shape ", c.inner));
+  if (c.cluster) append(text, str(", cluster ", c.cluster));
+  return text;
+}
+
+std::string describe(const ProductSignature& p) {
+  std::string text = str(p.flags & kTf32 ? "tf32" : dtype_name(p.dtype), " ",
+                         p.flags & kTransposeB ? "t" : "n", p.flags & kTransposeA ? "t" : "n",
+                         " batch=", p.batch, " m=", p.m, " n=", p.n, " k=", p.k);
+  if (p.flags & kBias) append(text, ", bias");
+  switch (static_cast<GemmEpilogue>(p.epilogue)) {
+    case GemmEpilogue::None:
+      break;
+    case GemmEpilogue::Relu:
+      append(text, ", relu");
+      break;
+    case GemmEpilogue::GeluTanh:
+      append(text, ", gelu_tanh");
+      break;
+    case GemmEpilogue::GeluTanhBackward:
+      append(text, ", gelu_tanh_backward");
+      break;
+  }
+  if (p.flags & kAccumulate) append(text, ", added");
+  return text;
+}
+
+std::optional<AlgorithmConfiguration> measured_algorithm(std::string_view gpu,
+                                                         const ProductSignature& product) {
+  if (!measured_products_enabled()) return std::nullopt;
+  {
+    const std::lock_guard lock(added().mutex);
+    for (const AddedRow& row : added().rows) {
+      if (row.row.product == product && row.gpu == gpu) return row.row.algorithm;
+    }
+  }
+  for (const MeasuredProduct& row : compiled_products()) {
+    if (row.product == product && gpu == row.gpu) return row.algorithm;
+  }
+  return std::nullopt;
+}
+
+void add_measured_products(const std::string& gpu, std::span<const AddedProduct> rows) {
+  {
+    const std::lock_guard lock(added().mutex);
+    for (const AddedProduct& row : rows) {
+      std::erase_if(added().rows, [&](const AddedRow& known) {
+        return known.gpu == gpu && known.row.product == row.product;
+      });
+      added().rows.push_front({gpu, row});
+    }
+  }
+  changed();
+}
+
+void remove_added_products() {
+  {
+    const std::lock_guard lock(added().mutex);
+    added().rows.clear();
+  }
+  changed();
+}
+
+bool measured_products_enabled() { return enabled().load(std::memory_order_relaxed); }
+void enable_measured_products(bool on) {
+  if (enabled().exchange(on, std::memory_order_relaxed) != on) changed();
+}
+
+}  // namespace vt::cuda
