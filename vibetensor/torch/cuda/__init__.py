@@ -277,6 +277,7 @@ def _generator(index: int) -> Any:
 
 
 if TYPE_CHECKING:
+    from vibetensor.torch.cuda import tunable as tunable
     from vibetensor.torch.cuda.graphs import CUDAGraph as CUDAGraph
     from vibetensor.torch.cuda.graphs import graph as graph
     from vibetensor.torch.cuda.graphs import make_graphed_callables as make_graphed_callables
@@ -296,6 +297,10 @@ def __getattr__(name: str) -> Any:
 
         graphs = importlib.import_module("vibetensor.torch.cuda.graphs")
         return graphs if name == "graphs" else getattr(graphs, name)
+    if name == "tunable":
+        import importlib
+
+        return importlib.import_module("vibetensor.torch.cuda.tunable")
     if name == "default_generators":
         return tuple(_generator(index) for index in range(device_count()))
     if name == "capture":  # imported when asked for: it is built on this package
