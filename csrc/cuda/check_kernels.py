@@ -49,7 +49,12 @@ EXPECTED = {
     "attention_mma": Expected("HMMA"),
     "attention_head": Expected("HMMA", local={"backward_head<*": (24, _MORE_BLOCKS)}),
     "attention_tiles": Expected(
-        "HMMA", without=("query_number<*",), local={"tile_gradients<*": (16, _MORE_BLOCKS)}
+        "HMMA",
+        without=("query_number<*",),
+        local={
+            "tile_gradients<*, true>": (24, _MORE_BLOCKS),
+            "tile_gradients<*": (16, _MORE_BLOCKS),
+        },
     ),
     "attention_float": Expected("HMMA", local={"float_forward_kernel<1, false>": (32, _TWO_BLOCKS)}),
     "attention_float_backward": Expected(

@@ -436,3 +436,51 @@ def test_addmm_into_itself() -> None:
     expected = vt.addmm(total, a, b)
     vt.addmm(total, a, b, out=total)
     np.testing.assert_array_equal(total.cpu().numpy(), expected.cpu().numpy())
+
+
+HEADS = [
+    (2, 3, 3, 5, 5, 4),
+    (1, 4, 2, 7, 9, 8),
+    (3, 1, 1, 65, 65, 16),
+    (2, 2, 2, 0, 0, 4),
+    (0, 2, 1, 3, 3, 4),
+]
+
+
+def _operands(b: int, h: int, kv: int, t: int, s: int, d: int, dtype: Any, rows: bool) -> list[Any]:
+    """Gradient, query, key, value; with `rows` as the heads of rows (B, T, H * D)."""
+    shapes = [(b, h, t, d), (b, h, t, d), (b, kv, s, d), (b, kv, s, d)]
+    made = [_normal(*shape, dtype=dtype) for shape in shapes]
+    return [x.transpose(1, 2).contiguous().transpose(1, 2) for x in made] if rows else made
+
+
+@pytest.mark.parametrize("shape", HEADS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("rows", [True, False])
+@pytest.mark.parametrize("result", [None, vt.float32, vt.float64], ids=str)
+def test_attention_backward_sums(shape: tuple, dtype: Any, rows: bool, result: Any) -> None:
+    vt.manual_seed(7)
+    grad, q, k, v = _operands(*shape, dtype, rows)
+    out, lse, state = ops._attention(q, k, v, None, 0.0, True, 0.5)
+    rest = (None, out, lse, state, 0.0, True, 0.5)
+    plain = ops._attention_backward(grad, q, k, v, *rest)
+    for wanted in [(True, True, True), (True, False, False), (False, True, True), (False,) * 3]:
+        made = ops._attention_backward_sums(grad, q, k, v, *rest, *wanted, result)
+        for mine, other, sums, asked in zip(made[:3], plain, made[3:], wanted):
+            _same(mine, other)
+            assert mine.stride() == other.stride()
+            if not asked:
+                assert sums is None
+                continue
+            by_rows = other.transpose(1, 2).sum((0, 1), dtype=result)
+            want = by_rows if rows else other.sum((0, 2), dtype=result)
+            _same(sums, want.reshape(-1), dtype=dtype)
+
+
+def test_attention_backward_sums_takes_floats() -> None:
+    q = _normal(1, 1, 2, 4)
+    out, lse, state = ops._attention(q, q, q, None, 0.0, False, 1.0)
+    with pytest.raises(RuntimeError, match="_attention_backward_sums: expected float16.*got int64"):
+        ops._attention_backward_sums(
+            q, q, q, q, None, out, lse, state, 0.0, False, 1.0, True, True, True, vt.int64
+        )

@@ -1,6 +1,7 @@
 // Gradients of attention: each block of probabilities is computed again from the log-sum-exp that
 // the forward pass saved. (Batch, key head) pairs are spread over the pool.
 #include "cpu/kernels/attention_sequences.h"
+#include "dispatch/head_sums.h"
 
 namespace vt::cpu::VT_ISA {
 namespace {
@@ -138,6 +139,19 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
   });
 }
 
+void backward_sums(const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
+                   const Tensor& query_sums, const Tensor& key_sums, const Tensor& value_sums,
+                   const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
+                   const Tensor& mask, const Tensor& output, const Tensor& lse,
+                   const Tensor& rng_state, double dropout_p, bool is_causal, double scale, bool,
+                   bool, bool, std::optional<DType> dtype) {
+  backward(grad_query, grad_key, grad_value, grad, query, key, value, mask, output, lse, rng_state,
+           dropout_p, is_causal, scale);
+  const HeadSums sums[] = {
+      {grad_query, query_sums}, {grad_key, key_sums}, {grad_value, value_sums}};
+  sum_head_rows(kernels_for(DeviceType::CPU), sums, dtype);
+}
+
 void backward_varlen(const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
                      const Tensor& grad, const Tensor& query, const Tensor& key,
                      const Tensor& value, const Tensor& cu_seq_q, const Tensor& cu_seq_k,
@@ -176,6 +190,7 @@ void backward_varlen(const Tensor& grad_query, const Tensor& grad_key, const Ten
 
 const RegisterCpu register_attention_backward([](KernelTable& t) {
   t._attention_backward = backward;
+  t._attention_backward_sums = backward_sums;
   t._attention_varlen_backward = backward_varlen;
 });
 

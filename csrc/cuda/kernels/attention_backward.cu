@@ -10,6 +10,7 @@
 #include "cuda/kernels/attention_short.h"
 #include "cuda/kernels/attention_tiles.h"
 #include "cuda/kernels/copy.cuh"
+#include "dispatch/head_sums.h"
 
 namespace vt::cuda {
 namespace {
@@ -163,34 +164,38 @@ void zero(const Launch& launch, const Tensor& t) {
              "filling a gradient with zeros");
 }
 
-void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
-              const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
-              const Tensor& mask, const Tensor& output, const Tensor& lse, const Tensor& rng_state,
-              double dropout_p, bool is_causal, double scale) {
+/// Whether `sums` are made as well; only some kernels do that.
+bool gradients(const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
+               const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
+               const Tensor& mask, const Tensor& output, const Tensor& lse,
+               const Tensor& rng_state, double dropout_p, bool is_causal, double scale,
+               const GradientSums& sums) {
   const Launch launch(query.device());
   const int64_t width = query.sizes()[3], value_width = value.sizes()[3];
   // Without columns of queries and keys all keys weigh the same, and only values have a gradient.
   if (lse.numel() == 0 || key.sizes()[2] == 0 || value_width == 0) {
     for (const Tensor* t : {&grad_query, &grad_key, &grad_value}) zero(launch, *t);
-    return;
+    return false;
   }
   const Tensor g = grad.dtype() == query.dtype() ? grad : dense_as(grad, query.dtype());
   const Tensor o = output.dtype() == query.dtype() ? output : dense_as(output, query.dtype());
-  if (width > 0 && !mask.defined() && dropout_p == 0 &&
-      (head_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
-                     is_causal, scale) ||
-       long_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
-                     is_causal, scale) ||
-       tile_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
-                     is_causal, scale) ||
-       short_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
-                      is_causal, scale) ||
-       cudnn_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
-                      is_causal, scale)))
-    return;
+  if (width > 0 && !mask.defined() && dropout_p == 0) {
+    if (head_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
+                      is_causal, scale, sums) ||
+        long_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
+                      is_causal, scale, sums) ||
+        tile_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
+                      is_causal, scale, sums))
+      return true;
+    if (short_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
+                       is_causal, scale) ||
+        cudnn_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
+                       is_causal, scale))
+      return false;
+  }
   if (float_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, mask, o, lse,
                      rng_state, dropout_p, is_causal, scale))
-    return;
+    return false;
   visit_widths(query.dtype(), std::max(width, value_width), [&]<class S, int D>() {
     using T = Compute<S>;
     Problem<S> p(query, key, value, mask, dropout_p, is_causal, scale);
@@ -225,9 +230,40 @@ void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& gr
            dim3(kThreads), kBytes, p, saved, Operand<S>(grad_key), Operand<S>(grad_value),
            static_cast<int>(key_tiles), static_cast<int>(key_parts));
   });
+  return false;
 }
 
-const RegisterCuda registered([](KernelTable& t) { t._attention_backward = backward; });
+void backward(const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
+              const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
+              const Tensor& mask, const Tensor& output, const Tensor& lse, const Tensor& rng_state,
+              double dropout_p, bool is_causal, double scale) {
+  gradients(grad_query, grad_key, grad_value, grad, query, key, value, mask, output, lse, rng_state,
+            dropout_p, is_causal, scale, {});
+}
+
+void backward_sums(const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
+                   const Tensor& query_sums, const Tensor& key_sums, const Tensor& value_sums,
+                   const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
+                   const Tensor& mask, const Tensor& output, const Tensor& lse,
+                   const Tensor& rng_state, double dropout_p, bool is_causal, double scale, bool,
+                   bool, bool, std::optional<DType> dtype) {
+  // The kernels add up in float what they have written; sum may be asked for more, or for rounding
+  // first.
+  GradientSums wanted;
+  if (!dtype || *dtype == query.dtype() || *dtype == DType::Float32)
+    wanted = {query_sums, key_sums, value_sums};
+  if (gradients(grad_query, grad_key, grad_value, grad, query, key, value, mask, output, lse,
+                rng_state, dropout_p, is_causal, scale, wanted))
+    return;
+  const HeadSums sums[] = {
+      {grad_query, query_sums}, {grad_key, key_sums}, {grad_value, value_sums}};
+  sum_head_rows(kernels_for(DeviceType::CUDA), sums, dtype);
+}
+
+const RegisterCuda registered([](KernelTable& t) {
+  t._attention_backward = backward;
+  t._attention_backward_sums = backward_sums;
+});
 
 }  // namespace
 }  // namespace vt::cuda

@@ -6,6 +6,7 @@
 
 #include "core/kernel_switches.h"
 #include "cuda/kernels/attention_head.cuh"
+#include "cuda/kernels/attention_sums.cuh"
 
 namespace vt::cuda::attention {
 namespace {
@@ -127,10 +128,11 @@ constexpr int backward_bytes() {
          2 * kRows * static_cast<int>(sizeof(float));
 }
 
-template <class S, int kTiles>
+template <class S, int kTiles, bool kSums>
 __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ? 3 : 2)
     backward_head(const __grid_constant__ HeadProblem<S> p,
-                  const __grid_constant__ HeadGradients<S> g) {
+                  const __grid_constant__ HeadGradients<S> g,
+                  const __grid_constant__ SumParts parts) {
   constexpr int kRows = kTiles * 16, kRow = ScoreGradients<kTiles>::kRow;
   extern __shared__ __align__(128) char memory[];
   const uint32_t query = shared_address(memory), key = query + kTiles * kTileBytes,
@@ -138,6 +140,10 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
                  dscores = grad + kTiles * kTileBytes;  // keys by queries
   float* const lse = reinterpret_cast<float*>(memory + 4 * kTiles * kTileBytes + kRows * kRow);
   float* const along = lse + kRows;
+  // Sums take the place of values, which only their own warp reads.
+  constexpr int kSumsStride = kTileBytes / sizeof(float);
+  float* const sums = reinterpret_cast<float*>(memory + 2 * kTiles * kTileBytes);
+  float* const own_sums = sums + threadIdx.x / kWarp * kSumsStride;
   const Lanes at;
   const int pair = blockIdx.x, b = pair / p.heads, h = pair % p.heads;
   const int lane = threadIdx.x % kWarp, mine = threadIdx.x / kWarp, first = mine * 16;
@@ -233,11 +239,18 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
     __syncwarp();
     put_rows<S>(value + own, at, dv, 1.f);
     __syncwarp();
-    write_rows(g.value.at(b, h), g.value.row, value + own, at, first, length);
+    const float2 value_sums = write_rows_and_sum<kSums>(g.value.at(b, h), g.value.row, value + own,
+                                                        at, first, length);
     __syncwarp();
     put_rows<S>(value + own, at, dk, p.scale);
     __syncwarp();
-    write_rows(g.key.at(b, h), g.key.row, value + own, at, first, length);
+    const float2 key_sums = write_rows_and_sum<kSums>(g.key.at(b, h), g.key.row, value + own, at,
+                                                      first, length);
+    if constexpr (kSums) {
+      __syncwarp();
+      leave_sums(own_sums, kOfKey, key_sums);
+      leave_sums(own_sums, kOfValue, value_sums);
+    }
   }
   __syncthreads();
   if (mine < tiles) {
@@ -252,7 +265,14 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
     }
     put_rows<S>(query + own, at, dq, p.scale);
     __syncwarp();
-    write_rows(g.query.at(b, h), g.query.row, query + own, at, first, length);
+    const float2 query_sums = write_rows_and_sum<kSums>(g.query.at(b, h), g.query.row, query + own,
+                                                        at, first, length);
+    if constexpr (kSums) leave_sums(own_sums, kOfQuery, query_sums);
+  }
+  if constexpr (kSums) {
+    __syncthreads();
+    write_partial_sums(parts, int64_t{pair} * kHeadWidth, kOfQuery, kOfValue, sums, kSumsStride,
+                       tiles);
   }
 }
 
@@ -315,7 +335,7 @@ bool head_forward(const Launch& launch, const Tensor& out, const Tensor& lse, co
 bool head_backward(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
                    const Tensor& grad_value, const Tensor& grad, const Tensor& query,
                    const Tensor& key, const Tensor& value, const Tensor& output, const Tensor& lse,
-                   bool is_causal, double scale) {
+                   bool is_causal, double scale, const GradientSums& sums) {
   if (!applies(query, key, value, scale) || lse.dtype() != DType::Float32 || !lse.is_contiguous())
     return false;
   bool done = false;
@@ -329,10 +349,18 @@ bool head_backward(const Launch& launch, const Tensor& grad_query, const Tensor&
       if (!in_pieces(t)) return;
     }
     constexpr int kBytes = backward_bytes<kTiles>();
-    allow_shared_memory(backward_head<S, kTiles>, kBytes);
-    launch(backward_head<S, kTiles>,
-           dim3(static_cast<unsigned>(query.sizes()[0] * query.sizes()[1])), dim3(kTiles * kWarp),
-           kBytes, p, g);
+    const PartialSums partial(launch, sums, query.sizes()[0], query.sizes()[0]);
+    const auto with = [&](auto* kernel) {
+      allow_shared_memory(kernel, kBytes);
+      launch(kernel, dim3(static_cast<unsigned>(query.sizes()[0] * query.sizes()[1])),
+             dim3(kTiles * kWarp), kBytes, p, g, partial.parts());
+    };
+    if (sums.wanted()) {
+      with(backward_head<S, kTiles, true>);
+      partial.add(launch);
+    } else {
+      with(backward_head<S, kTiles, false>);
+    }
     done = true;
   });
   return done;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/tensor.h"
+#include "cuda/kernels/attention_sums.h"
 #include "cuda/kernels/launch.cuh"
 
 namespace vt::cuda::attention {
@@ -15,6 +16,6 @@ bool head_forward(const Launch& launch, const Tensor& out, const Tensor& lse, co
 bool head_backward(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
                    const Tensor& grad_value, const Tensor& grad, const Tensor& query,
                    const Tensor& key, const Tensor& value, const Tensor& output, const Tensor& lse,
-                   bool is_causal, double scale);
+                   bool is_causal, double scale, const GradientSums& sums);
 
 }  // namespace vt::cuda::attention

@@ -7,11 +7,14 @@
 namespace vt::cuda::attention {
 namespace {
 
-/// Sums over the query heads that share a key head, in pieces of 8.
-template <class S>
-__global__ void __launch_bounds__(256)
+constexpr int kThreadsOfHeads = 256, kRowsOfHeads = kThreadsOfHeads / kPieces;
+
+/// Sums over the query heads that share a key head, in pieces of 8. With kSums also over the block's
+/// 32 rows, of the sums as they are written.
+template <class S, bool kSums>
+__global__ void __launch_bounds__(kThreadsOfHeads)
     sum_heads(Operand<S> key_out, Operand<S> value_out, const S* dk, const S* dv, int key_heads,
-              int sharing, int length, int64_t pieces) {
+              int sharing, int length, int64_t pieces, SumParts partial) {
   const Operand<S> out = blockIdx.y ? value_out : key_out;
   const S* const parts = blockIdx.y ? dv : dk;
   const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
@@ -26,17 +29,39 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int c = 0; c < 8; ++c) sum[c] += convert<float>(x[c]);
   }
+  const uint4 written = make_uint4(pack<S>(sum[0], sum[1]), pack<S>(sum[2], sum[3]),
+                                   pack<S>(sum[4], sum[5]), pack<S>(sum[6], sum[7]));
   *reinterpret_cast<uint4*>(out.at(pair / key_heads, pair % key_heads) + row * out.row +
-                            piece * 8) =
-      make_uint4(pack<S>(sum[0], sum[1]), pack<S>(sum[2], sum[3]), pack<S>(sum[4], sum[5]),
-                 pack<S>(sum[6], sum[7]));
+                            piece * 8) = written;
+  if constexpr (kSums) {
+    // A warp has 4 rows, 8 lanes each.
+    constexpr int kWarps = kThreadsOfHeads / kWarp;
+    __shared__ float of_warps[kWarps * kHeadWidth];
+    const S* x = reinterpret_cast<const S*>(&written);
+    float* const own = of_warps + threadIdx.x / kWarp * kHeadWidth;
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      float rows = convert<float>(x[c]);
+      rows += __shfl_xor_sync(0xffffffffu, rows, 8);
+      rows += __shfl_xor_sync(0xffffffffu, rows, 16);
+      if (threadIdx.x % kWarp < kPieces) own[piece * 8 + c] = rows;
+    }
+    __syncthreads();
+    float* const to = blockIdx.y ? partial.value : partial.key;
+    const int column = threadIdx.x;
+    if (!to || column >= kHeadWidth) return;
+    float total = 0.f;
+    for (int w = 0; w < kWarps; ++w) total += of_warps[w * kHeadWidth + column];
+    const int64_t block = pair / key_heads * (length / kRowsOfHeads) + row / kRowsOfHeads;
+    to[(block * key_heads + pair % key_heads) * kHeadWidth + column] = total;
+  }
 }
 
 template <class S>
 bool run(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
          const Tensor& grad_value, const Tensor& grad, const Tensor& query, const Tensor& key,
          const Tensor& value, const Tensor& output, const Tensor& lse, bool is_causal,
-         double scale) {
+         double scale, const GradientSums& wanted) {
   const auto q = query.sizes();
   LongGradients<S> g{};
   g.query_out = Operand<S>(grad_query);
@@ -80,13 +105,25 @@ bool run(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
     g.value_out = g.key_out;
     g.value_out.data = dk + rows * kHeadWidth;
   }
-  allow_shared_memory(long_gradients<S>, kLongBytes);
-  launch(long_gradients<S>, dim3(static_cast<unsigned>(blocks)), dim3(kLongThreads), kLongBytes, g);
-  if (g.sharing > 1) {
+  const int64_t query_rows = q[0] * kSummingWarps;
+  const PartialSums partial(launch, wanted, query_rows,
+                            g.sharing > 1 ? q[0] * (length / kRowsOfHeads) : query_rows);
+  const auto with = [&](auto* kernel, auto* heads_kernel, int bytes) {
+    SumParts parts = partial.parts();
+    if (g.sharing > 1) parts.key = parts.value = nullptr;
+    allow_shared_memory(kernel, bytes);
+    launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kLongThreads), bytes, g, parts);
+    if (g.sharing == 1) return;
     const int64_t pieces = q[0] * key_heads * length * kPieces;
-    launch(sum_heads<S>, dim3(static_cast<unsigned>(ceil_div<int64_t>(pieces, 256)), 2), dim3(256),
-           0, Operand<S>(grad_key), Operand<S>(grad_value), dk, g.value_out.data, key_heads,
-           g.sharing, length, pieces);
+    launch(heads_kernel, dim3(static_cast<unsigned>(ceil_div<int64_t>(pieces, kThreadsOfHeads)), 2),
+           dim3(kThreadsOfHeads), 0, Operand<S>(grad_key), Operand<S>(grad_value), dk,
+           g.value_out.data, key_heads, g.sharing, length, pieces, partial.parts());
+  };
+  if (wanted.wanted()) {
+    with(long_gradients<S, true>, sum_heads<S, true>, kLongSumsBytes);
+    partial.add(launch);
+  } else {
+    with(long_gradients<S, false>, sum_heads<S, false>, kLongBytes);
   }
   return true;
 }
@@ -112,14 +149,14 @@ bool chosen(const Launch& launch, const Tensor& query, bool is_causal) {
 bool long_backward(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
                    const Tensor& grad_value, const Tensor& grad, const Tensor& query,
                    const Tensor& key, const Tensor& value, const Tensor& output, const Tensor& lse,
-                   bool is_causal, double scale) {
+                   bool is_causal, double scale, const GradientSums& sums) {
   // Keys that a query must not see are -inf before they are scaled.
   if (!long_shapes(launch, query, key, value) || !chosen(launch, query, is_causal) ||
       !(scale > 0) || lse.dtype() != DType::Float32 || !lse.is_contiguous())
     return false;
   const auto with = [&]<class S>() {
     return run<S>(launch, grad_query, grad_key, grad_value, grad, query, key, value, output, lse,
-                  is_causal, scale);
+                  is_causal, scale, sums);
   };
   if (query.dtype() == DType::BFloat16) return with.template operator()<__nv_bfloat16>();
   if (query.dtype() == DType::Float16) return with.template operator()<__half>();

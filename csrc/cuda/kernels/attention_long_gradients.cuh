@@ -13,6 +13,7 @@
 #pragma once
 
 #include "cuda/kernels/attention_long.cuh"
+#include "cuda/kernels/attention_sums.cuh"
 
 namespace vt::cuda::attention {
 
@@ -25,7 +26,12 @@ inline constexpr uint32_t kStageBytes = 2 * kOperandBytes,
 inline constexpr uint32_t kStagesAt = 2 * kStageBytes, kSlopes = kStagesAt + kStages * kStageBytes,
                           kSlopeBytes = 4 * kHalf, kNumbers = kSlopes + 2 * kSlopeBytes,
                           kBarriers = kNumbers + kStages * 2 * kNumberBytes;
-inline constexpr int kLongBytes = kBarriers + 8 * (2 * kStages + 4) + 1024;
+inline constexpr uint32_t kSumsAt = kBarriers + 8 * (2 * kStages + 4);
+inline constexpr int kLongBytes = kSumsAt + 1024;
+// With sums over rows, those of each warp behind the barriers.
+inline constexpr int kSummingWarps = 2 * kWarpgroup / kWarp;
+inline constexpr int kLongSumsBytes =
+    kLongBytes + kSummingWarps * kWarpSums * static_cast<int>(sizeof(float));
 
 template <class S>
 struct LongGradients {
@@ -50,9 +56,49 @@ __device__ inline void add_to(float* sums, const float (&x)[4]) {
                : "memory");
 }
 
-template <class S>
+/// Of 8 x 8 16-bit values, two of a row a lane, the transposed.
+__device__ inline uint32_t transposed(uint32_t x) {
+  uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+/// write_sums(), and with kSums what the warp's 16 rows, as they are written, add up to in columns
+/// 2 lane and the next.
+template <bool kSums, class S>
+__device__ inline float2 write_and_sum(S* to, int64_t stride, const Sums& sums, float scale) {
+  write_sums<S>(to, stride, sums, scale);
+  if constexpr (!kSums) {
+    return make_float2(0.f, 0.f);
+  } else {
+    ColumnBlocks<S> blocks;
+#pragma unroll
+    for (int c = 0; c < kPieces; ++c) {
+      blocks.set(c, transposed(pack<S>(sums[c][0] * scale, sums[c][1] * scale)),
+                 transposed(pack<S>(sums[c][2] * scale, sums[c][3] * scale)));
+    }
+    return blocks.of_lane();
+  }
+}
+
+/// The sums over rows of a warp, whose lanes have two columns each, in memory of their own.
+struct LaneSums {
+  float2* at;
+
+  __device__ void add(SumsOf kind, float2 sums, bool first) const {
+    float2& mine = at[kind * kWarp];
+    mine = first ? sums : make_float2(mine.x + sums.x, mine.y + sums.y);
+  }
+  __device__ void write(SumsOf kind, float* parts, int64_t place) const {
+    if (parts)
+      *reinterpret_cast<float2*>(parts + place + threadIdx.x % kWarp * 2) = at[kind * kWarp];
+  }
+};
+
+template <class S, bool kSums>
 __global__ void __launch_bounds__(kLongThreads, 1)
-    long_gradients(const __grid_constant__ LongGradients<S> p) {
+    long_gradients(const __grid_constant__ LongGradients<S> p,
+                   const __grid_constant__ SumParts parts) {
 #if VT_HOPPER_CODE
   extern __shared__ __align__(1024) char unaligned[];
   char* const memory = unaligned + (-shared_address(unaligned) & 1023);
@@ -108,6 +154,8 @@ __global__ void __launch_bounds__(kLongThreads, 1)
   // The warp's 16 rows of 64; of columns 16 k on by exclusive or.
   const uint32_t own = warp * 2048 + lane % 16 * 128 + ((lane / 16 ^ lane % 8) << 4);
   const float factor = p.scale * kLog2E;
+  const LaneSums lane_sums{reinterpret_cast<float2*>(memory + kSumsAt) +
+                           (group * 4 + warp) * kWarpSums / 2 + lane};
   float* const block_sums =
       p.sums + (int64_t{blockIdx.x} * p.tiles * 2 + group) * 64 * 64 + thread * 4;
 
@@ -241,8 +289,10 @@ __global__ void __launch_bounds__(kLongThreads, 1)
             }
           }
           const Operand<S>& out = p.query_out;
-          write_sums<S>(out.at(b, h) + (int64_t{i} * kRows + group * 64) * out.row, out.row, dq,
-                        p.scale);
+          const float2 rows =
+              write_and_sum<kSums>(out.at(b, h) + (int64_t{i} * kRows + group * 64) * out.row,
+                                   out.row, dq, p.scale);
+          if constexpr (kSums) lane_sums.add(kOfQuery, rows, i == 0);
         }
       }
       pin(dk);
@@ -250,8 +300,19 @@ __global__ void __launch_bounds__(kLongThreads, 1)
       __syncwarp();
       if (lane == 0) arrive(keys_empty + m % 2 * 8);
       const int64_t row = int64_t{j} * kRows + group * 64;
-      write_sums<S>(p.key_out.at(b, h) + row * p.key_out.row, p.key_out.row, dk, p.scale);
-      write_sums<S>(p.value_out.at(b, h) + row * p.value_out.row, p.value_out.row, dv, 1.f);
+      const float2 key_rows = write_and_sum<kSums>(p.key_out.at(b, h) + row * p.key_out.row,
+                                                   p.key_out.row, dk, p.scale);
+      if constexpr (kSums) lane_sums.add(kOfKey, key_rows, j == 0);
+      const float2 value_rows = write_and_sum<kSums>(p.value_out.at(b, h) + row * p.value_out.row,
+                                                     p.value_out.row, dv, 1.f);
+      if constexpr (kSums) lane_sums.add(kOfValue, value_rows, j == 0);
+    }
+    if constexpr (kSums) {
+      const int64_t place =
+          ((int64_t{b} * kSummingWarps + group * 4 + warp) * p.heads + h) * kHeadWidth;
+      lane_sums.write(kOfQuery, parts.query, place);
+      lane_sums.write(kOfKey, parts.key, place);
+      lane_sums.write(kOfValue, parts.value, place);
     }
   }
 #endif

@@ -7,6 +7,7 @@
 
 #include "core/kernel_switches.h"
 #include "cuda/kernels/attention_head.cuh"
+#include "cuda/kernels/attention_sums.cuh"
 
 namespace vt::cuda::attention {
 namespace {
@@ -63,10 +64,11 @@ __device__ inline void start_tile(uint32_t to, const Lanes& at, const Operand<S>
   start_rows(to + warp * kTileBytes, at, t.at(b, h), t.row, tile * kTile + warp * 16, length);
 }
 
-template <class S>
+template <class S, bool kSums>
 __global__ void __launch_bounds__(kThreadsOfTile, 4)
     tile_gradients(const __grid_constant__ HeadProblem<S> p,
-                   const __grid_constant__ TileGradients<S> g) {
+                   const __grid_constant__ TileGradients<S> g,
+                   const __grid_constant__ SumParts parts) {
   extern __shared__ __align__(128) char memory[];
   const uint32_t first_own = shared_address(memory), second_own = first_own + kOperand,
                  stages = second_own + kOperand;
@@ -78,6 +80,10 @@ __global__ void __launch_bounds__(kThreadsOfTile, 4)
   const uint32_t own = warp * kTileBytes;
   const float factor = p.scale * kLog2E;
   const int64_t numbers = static_cast<int64_t>(pair) * g.tiles * kTile;
+  // Sums take the place of stages that are not in use.
+  float* const sums = reinterpret_cast<float*>(memory + 2 * kOperand);
+  float* const own_sums = sums + warp * kWarpSums;
+  const int64_t sums_at = ((int64_t{b} * g.tiles + mine) * p.heads + h) * kHeadWidth;
 
   const auto start_queries = [&](int i, int stage) {
     const uint32_t to = stages + stage * kStage;
@@ -153,9 +159,19 @@ __global__ void __launch_bounds__(kThreadsOfTile, 4)
     put_rows<S>(first_own + own, at, dk, p.scale);
     put_rows<S>(second_own + own, at, dv, 1.f);
     __syncwarp();
-    write_rows(g.key.at(b, h), g.key.row, first_own + own, at, first, length);
-    write_rows(g.value.at(b, h), g.value.row, second_own + own, at, first, length);
-    __syncwarp();
+    const float2 key_sums = write_rows_and_sum<kSums>(g.key.at(b, h), g.key.row, first_own + own, at,
+                                                      first, length);
+    const float2 value_sums = write_rows_and_sum<kSums>(g.value.at(b, h), g.value.row,
+                                                        second_own + own, at, first, length);
+    if constexpr (kSums) {
+      leave_sums(own_sums, kOfKey, key_sums);
+      leave_sums(own_sums, kOfValue, value_sums);
+      __syncthreads();
+      write_partial_sums(parts, sums_at, kOfKey, kOfValue, sums, kWarpSums, 4);
+      __syncthreads();
+    } else {
+      __syncwarp();
+    }
   }
   const auto start_keys = [&](int i, int stage) {
     const uint32_t to = stages + stage * kStage;
@@ -217,14 +233,20 @@ __global__ void __launch_bounds__(kThreadsOfTile, 4)
   }
   put_rows<S>(first_own + own, at, dq, p.scale);
   __syncwarp();
-  write_rows(g.query.at(b, h), g.query.row, first_own + own, at, first, length);
+  const float2 query_sums = write_rows_and_sum<kSums>(g.query.at(b, h), g.query.row, first_own + own,
+                                                      at, first, length);
+  if constexpr (kSums) {
+    leave_sums(own_sums, kOfQuery, query_sums);
+    __syncthreads();
+    write_partial_sums(parts, sums_at, kOfQuery, kOfQuery, sums, kWarpSums, 4);
+  }
 }
 
 template <class S>
 bool run(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
          const Tensor& grad_value, const Tensor& grad, const Tensor& query, const Tensor& key,
          const Tensor& value, const Tensor& output, const Tensor& lse, bool is_causal,
-         double scale) {
+         double scale, const GradientSums& sums) {
   const int heads = static_cast<int>(query.sizes()[1]), length = static_cast<int>(query.sizes()[2]);
   const HeadProblem<S> p{Operand<S>(query), Operand<S>(key), Operand<S>(value),        heads,
                          length,            is_causal,       static_cast<float>(scale)};
@@ -243,9 +265,19 @@ bool run(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
   query_numbers(launch, shift, shift + count, grad, output, lse);
   g.shift = shift;
   g.centre = shift + count;
-  allow_shared_memory(tile_gradients<S>, kBytes);
-  launch(tile_gradients<S>, dim3(pairs * static_cast<unsigned>(g.tiles)), dim3(kThreadsOfTile),
-         kBytes, p, g);
+  const int64_t rows = query.sizes()[0] * g.tiles;
+  const PartialSums partial(launch, sums, rows, rows);
+  const auto with = [&](auto* kernel) {
+    allow_shared_memory(kernel, kBytes);
+    launch(kernel, dim3(pairs * static_cast<unsigned>(g.tiles)), dim3(kThreadsOfTile), kBytes, p, g,
+           partial.parts());
+  };
+  if (sums.wanted()) {
+    with(tile_gradients<S, true>);
+    partial.add(launch);
+  } else {
+    with(tile_gradients<S, false>);
+  }
   return true;
 }
 
@@ -281,13 +313,13 @@ void query_numbers(const Launch& launch, float* shift, float* centre, const Tens
 bool tile_backward(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
                    const Tensor& grad_value, const Tensor& grad, const Tensor& query,
                    const Tensor& key, const Tensor& value, const Tensor& output, const Tensor& lse,
-                   bool is_causal, double scale) {
+                   bool is_causal, double scale, const GradientSums& sums) {
   if (!applies(query, key, value, is_causal) || lse.dtype() != DType::Float32 ||
       !lse.is_contiguous())
     return false;
   const auto with = [&]<class S>() {
     return run<S>(launch, grad_query, grad_key, grad_value, grad, query, key, value, output, lse,
-                  is_causal, scale);
+                  is_causal, scale, sums);
   };
   if (query.dtype() == DType::BFloat16) return with.template operator()<__nv_bfloat16>();
   if (query.dtype() == DType::Float16) return with.template operator()<__half>();

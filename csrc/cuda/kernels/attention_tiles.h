@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/tensor.h"
+#include "cuda/kernels/attention_sums.h"
 #include "cuda/kernels/launch.cuh"
 
 namespace vt::cuda::attention {
@@ -11,7 +12,7 @@ namespace vt::cuda::attention {
 bool tile_backward(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
                    const Tensor& grad_value, const Tensor& grad, const Tensor& query,
                    const Tensor& key, const Tensor& value, const Tensor& output, const Tensor& lse,
-                   bool is_causal, double scale);
+                   bool is_causal, double scale, const GradientSums& sums);
 
 /// Of every query, rows padded to whole tiles of 64: shift = log2 of its sum of exponentials,
 /// centre = Σ grad · output, operands of 64 16-bit floats in pieces of 16 bytes.

@@ -36,6 +36,29 @@ std::tuple<Tensor, Tensor, Tensor> _attention_backward(const Tensor&, const Tens
   return {head_layout(query, query.sizes()[3]), head_layout(key, key.sizes()[3]),
           head_layout(value, value.sizes()[3])};
 }
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> _attention_backward_sums(
+    const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value,
+    const Tensor& attn_mask, const Tensor& output, const Tensor& lse, const Tensor& rng_state,
+    double dropout_p, bool is_causal, double scale, bool sum_query, bool sum_key, bool sum_value,
+    std::optional<DType> dtype) {
+  const DType type = dtype.value_or(query.dtype());
+  check(
+      is_floating(type) && !is_float8(type),
+      "_attention_backward_sums: expected float16, bfloat16, float32 or float64 for the sums, got ",
+      type);
+  const auto [grad_query, grad_key, grad_value] =
+      _attention_backward(grad_output, query, key, value, attn_mask, output, lse, rng_state,
+                          dropout_p, is_causal, scale);
+  const auto sums_of = [&](const Tensor& t, bool wanted) {
+    return wanted ? empty(Dims{t.sizes()[1] * t.sizes()[3]}, type, t.device()) : Tensor();
+  };
+  return {grad_query,
+          grad_key,
+          grad_value,
+          sums_of(grad_query, sum_query),
+          sums_of(grad_key, sum_key),
+          sums_of(grad_value, sum_value)};
+}
 Tensor _attention_dropout_factors(const Tensor&, const Tensor& query, const Tensor& key, double) {
   const auto q = query.sizes();
   return empty(Dims{q[0], q[1], q[2], key.sizes()[2]}, query.dtype(), query.device());

@@ -20,6 +20,14 @@ class _attention_backward_result(NamedTuple):
     grad_key: Tensor
     grad_value: Tensor
 
+class _attention_backward_sums_result(NamedTuple):
+    grad_query: Tensor
+    grad_key: Tensor
+    grad_value: Tensor
+    query_sums: Tensor
+    key_sums: Tensor
+    value_sums: Tensor
+
 class _attention_result(NamedTuple):
     output: Tensor
     lse: Tensor
