@@ -163,6 +163,7 @@ _FLOPS: dict[str, Callable[[Op], int]] = {
     "addmv": _product(1, 2), "linear": _linear, "_linear_activation": _linear,
     "_mm_row_sums": _product(0, 1), "_mm_activation_backward": _product(0, 1),
     "_attention": _attention(0, 5, 2), "_attention_backward": _attention(1, 9, 5),
+    "_attention_backward_sums": _attention(1, 9, 5),
     "_convolution": lambda op: _convolution(op, op.outputs[0].sizes, op.args[1].sizes),
     "_convolution_input_grad": lambda op: _convolution(op, op.args[0].sizes, op.args[1].sizes),
     "_convolution_weight_grad": lambda op: _convolution(op, op.args[0].sizes, op.args[2]),

@@ -22,6 +22,7 @@ def make_op(
     *,
     random_offset: int = -1,
     kernel: Op | None = None,
+    any_strides: bool = False,
     **keywords: Any,
 ) -> Op:
     """A call of the op `name` (as in `_C._ops`, or a tensor's method) for a tape; its kernel is not run.
@@ -30,6 +31,7 @@ def make_op(
     results go; for an op that changes its arguments, those. like: the op whose phase and line it
     takes. random_offset: where its random numbers start in those of the step. kernel: the op whose
     work its kernel does, under the switches of that one (TF32, libraries); None for `like`.
+    any_strides: outputs may have other strides than the op gives its results; its kernels take them.
 
     Raises what the op raises for such arguments, and ValueError if its results are not like
     `outputs`, or a number is given where the tape has a tensor.
@@ -62,7 +64,10 @@ def make_op(
 
     made = [slots[slot] for slot in call.outputs if slot >= 0]
     found = [tuple(slot[2:5]) for slot in made]
-    if found != [(view.sizes, view.strides, view.dtype) for view in outputs]:
+    wanted = [(view.sizes, view.strides, view.dtype) for view in outputs]
+    if any_strides and len(wanted) == len(found):
+        wanted = [(w[0], f[1], w[2]) for w, f in zip(wanted, found)]
+    if found != wanted:
         raise ValueError(f"{name} makes {found}, not {[str(view) for view in outputs]}")
     call.random_offset = random_offset
     call.switches = (kernel or like).call.switches

@@ -42,7 +42,10 @@ SUBSETS = {
     "indexing": Subset(("cuda/test_indexing.py", "cuda/test_embedding.py"), 600),
     "reductions": Subset(("cuda/test_reductions.py", "cuda/test_random.py"), 600),
     "norms": Subset(("cuda/test_norms.py", "cuda/test_cross_entropy.py"), 900),
-    "attention": Subset(("cuda/test_attention.py", "cuda/test_attention_long.py"), 1200),
+    "attention": Subset(
+        ("cuda/test_attention.py", "cuda/test_attention_long.py", "cuda/test_attention_sums.py"),
+        1800,
+    ),
     "products": Subset(
         (
             "cuda/test_small_products.py",

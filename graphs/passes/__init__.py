@@ -7,6 +7,7 @@ and `BITWISE`, whether results stay bit for bit. `docs/passes.md` tells how to w
 from __future__ import annotations
 
 from vibetensor.graphs.passes import (
+    attention_sums,
     bias_gradients,
     casts,
     chains,
@@ -38,6 +39,7 @@ ALL = (
     constants,
     casts,
     copies,
+    attention_sums,
     joined_casts,
     dead_code,
     split_head,

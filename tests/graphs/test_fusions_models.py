@@ -149,8 +149,10 @@ def test_passes_of_cuda(
             # no dropout is between.
             made = [str(d) for d in captured.tape().decisions]
             in_norms = sum("bias_gradients" in d and "as one op" in d for d in made)
+            in_attention = sum("attention_sums" in d and "as one op" in d for d in made)
             assert in_norms >= 1
-            assert names["_mm_row_sums"] + in_norms >= 4 * LAYERS
+            assert in_attention == names["_attention_backward_sums"] == LAYERS * micro
+            assert names["_mm_row_sums"] + in_norms + in_attention >= 4 * LAYERS
     if micro == 2 and not autocast:
         assert names["addmm"] > 0
     if autocast:
