@@ -24,6 +24,7 @@ from vibetensor.graphs.passes import (
     residual_norm,
     rotary,
     split_head,
+    weight_gradients,
 )
 from vibetensor.graphs.tape import Tape
 
@@ -45,6 +46,7 @@ ALL = (
     split_head,
     recompute,
     chains,
+    weight_gradients,
 )
 
 

@@ -1,0 +1,179 @@
+"""Weights' gradients of several layers as one batched product: which, and how near the results are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import vibetensor.torch as vt
+import vibetensor.torch.nn.functional as F
+from tests.graphs.default_device import kind
+from tests.graphs.fusions import captured_names, decisions
+from vibetensor.graphs import capture
+from vibetensor.graphs.passes import epilogues, joined_casts, weight_gradients
+
+ROWS, WIDTH = 96, 16
+MADE = "products of 16 x 96 x 16 as one"
+
+
+@pytest.fixture(autouse=True)
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_gradients, "DEVICES", ("cpu", "cuda"))
+
+
+def model(layers: int = 4, width: int = WIDTH, bias: bool = False) -> Any:
+    class Block(vt.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = vt.nn.LayerNorm(width)
+            self.up = vt.nn.Linear(width, 2 * width, bias=bias)
+            self.down = vt.nn.Linear(2 * width, width, bias=bias)
+            self.side = vt.nn.Linear(width, width, bias=bias)
+
+        def forward(self, x: Any) -> Any:
+            y = self.norm(x)
+            return x + self.down(F.gelu(self.up(y))) + self.side(y)
+
+    return vt.nn.Sequential(*(Block() for _ in range(layers)))
+
+
+def trained(net: Any, *, half: bool = True, use: Any = None) -> Any:
+    optimizer = vt.optim.AdamW(net.parameters(), lr=1e-3)
+
+    def step(x: Any, y: Any) -> Any:
+        optimizer.zero_grad()
+        with vt.autocast(kind(), dtype=vt.bfloat16, enabled=half):
+            loss = F.mse_loss(net(x).float(), y)
+        loss.backward()
+        if use is not None:
+            use(net)
+        norm = vt.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        return loss, norm
+
+    step.state = [*net.parameters()]  # type: ignore[attr-defined]
+    return step
+
+
+def batches(rows: int = ROWS, width: int = WIDTH) -> list[tuple]:
+    vt.manual_seed(1)
+    return [(vt.randn(rows, width), vt.randn(rows, width)) for _ in range(5)]
+
+
+def test_one_product_for_all_layers() -> None:
+    names = captured_names(lambda: trained(model()), batches(), bound=5e-2)
+    assert names.count("bmm") == 3  # of three shapes
+    assert sum(MADE in d for d in decisions()) == 1, decisions()
+    assert all("4 products" in d for d in decisions() if "products of" in d)
+
+
+def test_bits_of_a_product_are_those_of_the_parts() -> None:
+    """The CPU sums a batched product as it does a plain one."""
+    if kind() != "cpu":
+        pytest.skip("of the CPU")
+    vt.manual_seed(0)
+    plain = trained(model())
+    eager = [[r.detach().clone() for r in plain(*args)] for args in batches()]
+    vt.manual_seed(0)
+    step = capture(trained(model()))
+    for args, expected in zip(batches(), eager):
+        for mine, other in zip(step(*args), expected):
+            assert mine.item() == pytest.approx(other.item(), rel=2e-3)
+    assert any(op.name == "bmm" for op in step.tape().ops)
+
+
+@pytest.mark.parametrize("wide", [128, 80], ids=["256 bytes a sum", "160 bytes"])
+def test_sums_for_biases_come_along(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(epilogues, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(joined_casts, "DEVICES", ("cpu", "cuda"))
+    names = captured_names(
+        lambda: trained(model(width=wide, bias=True)), batches(512, wide), bound=5e-2
+    )
+    assert names.count("bmm") == 3
+    made = [d for d in decisions() if "products of" in d and "as one" in d]
+    assert len(made) == 3
+    assert "_mm_row_sums" not in names
+
+
+def test_keys_and_values_of_one_input_are_products_apart() -> None:
+    class Pair(vt.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = vt.nn.LayerNorm(WIDTH)
+            self.k, self.v = (vt.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(2))
+
+        def forward(self, x: Any) -> Any:
+            y = self.norm(x)
+            return x + self.k(y).tanh() * self.v(y)
+
+    names = captured_names(
+        lambda: trained(vt.nn.Sequential(*(Pair() for _ in range(3)))), batches(), bound=5e-2
+    )
+    assert names.count("bmm") == 2
+    assert sum("3 products" in d for d in decisions()) == 2
+
+
+def test_a_gradient_that_is_used_earlier_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reads a gradient in the middle of the backward ends a batch."""
+    monkeypatch.setattr(joined_casts, "DEVICES", ("cpu", "cuda"))
+
+    def early() -> Any:
+        net = model(4)
+        net[2].side.weight.register_hook(lambda grad: grad * 2)
+        return trained(net)
+
+    names = captured_names(early, batches(), bound=5e-2)
+    sides = [d for d in decisions() if "of 16 x 96 x 16 as one" in d]
+    assert len(sides) == 2 and all("2 products" in d for d in sides), decisions()
+    assert names.count("bmm") == 6  # those of the other shapes have operands of the same stacks
+
+
+@pytest.mark.parametrize(
+    ("make", "rows", "why"),
+    [
+        (lambda: trained(model(), half=False), ROWS, "it is a result of the step"),
+        (lambda: trained(model()), 24, None),
+        (lambda: trained(model(1)), ROWS, None),
+        (lambda: trained(model(width=12)), ROWS, "no multiple of 256 bytes"),
+    ],
+    ids=["float32", "short sums", "one layer", "widths"],
+)
+def test_what_stays(make: Any, rows: int, why: str | None) -> None:
+    width = 12 if why and "256" in why else WIDTH
+    names = captured_names(make, batches(rows, width), bound=5e-2)
+    # Products of two widths of "short sums" are still longer than one side.
+    if why is None and rows == ROWS:
+        assert "bmm" not in names
+    if why is not None:
+        assert "bmm" not in names
+        assert any(why in d for d in decisions()), decisions()
+
+
+def test_large_results_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_gradients, "MOST_RESULT", 2 * WIDTH * WIDTH)
+    names = captured_names(lambda: trained(model()), batches(), bound=5e-2)
+    assert names.count("bmm") == 1
+    assert any("its tiles are enough for a device" in d for d in decisions())
+
+
+def test_memory_decides_how_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for most in (1 << 30, 20_000, -(1 << 30)):
+        monkeypatch.setattr(weight_gradients, "MOST_GROWTH", 0)
+        monkeypatch.setattr(weight_gradients, "MOST_BYTES", most)
+        names = captured_names(lambda: trained(model()), batches(), bound=5e-2)
+        made.append(names.count("bmm"))
+    assert made[0] == 3 and made[2] == 0 and made[1] > 3, made
+    assert any("products stay apart" in d for d in decisions())
+
+
+def test_the_arena_of_stacks_holds_their_parts() -> None:
+    """No part of a stack is somebody else's while it is live: gradients over several steps agree."""
+    vt.manual_seed(0)
+    plain = trained(model(6))
+    expected = [plain(*args)[1].item() for args in batches() * 3]
+    vt.manual_seed(0)
+    step = capture(trained(model(6)))
+    seen = [step(*args)[1].item() for args in batches() * 3]
+    assert seen == pytest.approx(expected, rel=2e-2)
