@@ -28,4 +28,25 @@ inline void check_bfloat16(std::string_view op, std::initializer_list<TensorSpan
   }
 }
 
+/// What _add_parts_ takes: for each of `self` a matrix of as many columns as that has elements.
+inline void check_parts(TensorSpan self, TensorSpan parts) {
+  check(self.size() == parts.size(),
+        "_add_parts_: lists of tensors must have the same length, got ", self.size(), " and ",
+        parts.size());
+  for (size_t i = 0; i < self.size(); ++i) {
+    const Tensor &to = self[i], &from = parts[i];
+    check(from.dim() == 2 && from.sizes()[1] == to.numel(), "_add_parts_: expected rows of ",
+          to.numel(), " elements for a tensor of shape ", to.sizes(), ", got shape ", from.sizes());
+    check(from.dtype() == DType::Float32 || from.dtype() == DType::Float64,
+          "_add_parts_: expected parts in float32 or float64, got ", from.dtype());
+    check(is_floating(to.dtype()) && to.itemsize() > 1,
+          "_add_parts_: expected a tensor of floats of "
+          "16 bits or more, got ",
+          to.dtype());
+    check(to.is_contiguous() && from.is_contiguous(),
+          "_add_parts_: expected contiguous tensors, got strides ", to.strides(), " and ",
+          from.strides(), "; call .contiguous() first");
+  }
+}
+
 }  // namespace vt

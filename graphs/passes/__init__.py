@@ -18,6 +18,7 @@ from vibetensor.graphs.passes import (
     embeddings,
     epilogues,
     joined_casts,
+    late_sums,
     optimizer,
     recompute,
     repeated,
@@ -47,6 +48,7 @@ ALL = (
     recompute,
     chains,
     weight_gradients,
+    late_sums,
 )
 
 

@@ -60,7 +60,7 @@ def _sum(edits: Edits, uses: Uses, at: int) -> None:
         edits.refused(f"{norm.name} and sum stay two ops: {why}", ops[at])
         return
     results = [v for v in norm.outputs if v is not None]
-    made = make_op(norm.name, (*norm.args[:-1], True), [*results, sums], norm)
+    made = make_op(norm.name, (*norm.args[:-2], True), [*results, sums], norm)
     edits.replace(last[0], made, {at})
     edits.made(f"{norm.name} + sum as one op", ops[at])
     if sums.buffer.device != "cpu":

@@ -11,7 +11,7 @@ import pytest
 
 import vibetensor.torch as vt
 from vibetensor.graphs import capture
-from vibetensor.graphs.passes import chains, recompute
+from vibetensor.graphs.passes import chains, late_sums, recompute
 
 TIMES = int(os.environ.get("VT_TEST_PROGRAMS", "1"))  # as many programs
 PROGRAMS = 600 * TIMES
@@ -212,6 +212,13 @@ def recompute_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recompute, "MOST_MOVED", 100)
 
 
+def leave_any_sum_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums over rows are left in parts, however few these are."""
+    monkeypatch.setattr(late_sums, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(late_sums, "LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(late_sums, "LEAST_ROWS", 1)
+
+
 @pytest.mark.parametrize("optimize", [False, True])
 @pytest.mark.parametrize("block", range(10))
 def test_programs(block: int, optimize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +226,7 @@ def test_programs(block: int, optimize: bool, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(chains, "LEAST_16_BIT", 0)
     monkeypatch.setattr(chains, "MOST_TENSORS", 16)
     recompute_anything(monkeypatch)
+    leave_any_sum_in_parts(monkeypatch)
     size, refused = PROGRAMS // 10, 0
     for seed in range(block * size, (block + 1) * size):
         program = Program(seed)

@@ -16,7 +16,12 @@ from vibetensor.graphs import capture, foreign
 from vibetensor.graphs.passes import chains
 
 from .default_device import kind
-from .test_random_programs import TIMES, Program, recompute_anything
+from .test_random_programs import (
+    TIMES,
+    Program,
+    leave_any_sum_in_parts,
+    recompute_anything,
+)
 
 PROGRAMS = 36 * TIMES
 BLOCKS = 6
@@ -267,6 +272,7 @@ def test_steps(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chains, "LEAST_16_BIT", 0)
     monkeypatch.setattr(chains, "MOST_TENSORS", 16)
     recompute_anything(monkeypatch)
+    leave_any_sum_in_parts(monkeypatch)
     ran = 0
     for seed in range(block, PROGRAMS, BLOCKS):
         step = Step(seed)

@@ -1,5 +1,6 @@
 // layer_norm and rms_norm, forward and backward. Statistics are two-pass in the row's compute
 // type; weight gradients are summed over fixed groups of rows, so they do not depend on threads.
+#include "core/tensor_lists.h"
 #include "cpu/kernels/dense_rows.h"
 #include "cpu/kernels/row_math.h"
 
@@ -101,15 +102,28 @@ void forward(const Tensor& out, const Tensor* mean_out, const Tensor& rstd_out, 
 template <class T>
 struct RowGroups {
   int64_t groups, per_group;
-  RowGroups(int64_t rows, int64_t n) {
+  /// most: 0, or how many there may be.
+  RowGroups(int64_t rows, int64_t n, int64_t most) {
     groups = std::clamp<int64_t>(rows * n / 32768, 1, std::min<int64_t>(rows, 16));
+    if (most > 0) groups = std::min(groups, most);
     per_group = (rows + groups - 1) / groups;
   }
 };
 
+/// Writes the sum of the groups, or with `parts` each of them as a row of `out`; other rows are 0.
 template <class T>
-void store_group_sums(const Tensor& out, const T* partial, int64_t groups, int64_t step,
-                      int64_t n) {
+void store_group_sums(const Tensor& out, const T* partial, int64_t groups, int64_t step, int64_t n,
+                      int64_t parts) {
+  if (parts > 0) {
+    T* rows = out.data_as<T>();
+    for (int64_t k = 0; k < parts; ++k) {
+      if (k < groups)
+        std::copy(partial + k * step, partial + k * step + n, rows + k * n);
+      else
+        std::fill(rows + k * n, rows + (k + 1) * n, T(0));
+    }
+    return;
+  }
   T* total = scratch<T>(Scratch::Extra, n);
   std::copy(partial, partial + n, total);
   for (int64_t k = 1; k < groups; ++k) {
@@ -122,12 +136,13 @@ void store_group_sums(const Tensor& out, const T* partial, int64_t groups, int64
 }
 
 /// The gradient is grad_out plus the `terms`, in the input's dtype. With a `residual`, the input's
-/// gradient is added to that, and the sum also goes to `low`.
+/// gradient is added to that, and the sum also goes to `low`. With `parts` the gradients of weight
+/// and bias are so many rows, to be added up.
 template <bool kCentre>
 void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias,
               const Tensor& grad_out, const Tensor& input, int64_t n, const Tensor* mean,
               const Tensor& rstd, const Tensor& weight, const Tensor& residual = Tensor(),
-              const Tensor& low = Tensor(), TensorSpan terms = {}) {
+              const Tensor& low = Tensor(), TensorSpan terms = {}, int64_t parts = 0) {
   const auto zero = [](const Tensor& t) {
     if (t.defined() && t.numel() > 0)
       std::memset(t.data(), 0, static_cast<size_t>(t.numel() * t.itemsize()));
@@ -151,7 +166,7 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
     const T* means = kCentre ? mean->data_as<T>() : nullptr;
     const bool want_weight = grad_weight.defined(), want_bias = grad_bias.defined();
     const bool typed = x.dtype() == DTypeOf<T>::value;
-    const RowGroups<T> plan(rows, n);
+    const RowGroups<T> plan(rows, n, parts);
     const Tensor partial =
         want_weight || want_bias ? empty(Dims{plan.groups, 2, n}, DTypeOf<T>::value) : Tensor();
     parallel_chunks(plan.groups, [&](int64_t group) {
@@ -219,21 +234,60 @@ void backward(const Tensor& grad_input, const Tensor& grad_weight, const Tensor&
         }
       }
     });
-    if (want_weight) store_group_sums(grad_weight, partial.data_as<T>(), plan.groups, 2 * n, n);
-    if (want_bias) store_group_sums(grad_bias, partial.data_as<T>() + n, plan.groups, 2 * n, n);
+    if (want_weight)
+      store_group_sums(grad_weight, partial.data_as<T>(), plan.groups, 2 * n, n, parts);
+    if (want_bias)
+      store_group_sums(grad_bias, partial.data_as<T>() + n, plan.groups, 2 * n, n, parts);
   });
 }
 
-/// The sums over the rows of `of`, where they are wanted.
-void sum_rows(const Tensor& out, const Tensor& of, int64_t n) {
+/// The sums over the rows of `of`, where they are wanted; with `parts` as the first of so many
+/// rows.
+void sum_rows(Tensor out, const Tensor& of, int64_t n, int64_t parts) {
   if (!out.defined()) return;
+  if (parts > 0) {
+    std::memset(out.data(), 0, static_cast<size_t>(out.numel() * out.itemsize()));
+    out = make_view(out, Dims{n}, Dims{1}, out.storage_offset());
+  }
   const Tensor rows =
       make_view(of, Dims{n == 0 ? 0 : of.numel() / n, n}, Dims{n, 1}, of.storage_offset());
   const int64_t over[] = {0};
-  kernels_for(DeviceType::CPU).sum_dim(out, rows, IntSpan(over), false, std::nullopt);
+  const std::optional<DType> dtype = parts > 0 ? std::optional(out.dtype()) : std::nullopt;
+  kernels_for(DeviceType::CPU).sum_dim(out, rows, IntSpan(over), false, dtype);
+}
+
+/// The sums over the rows of each matrix as the first of its parts; the others are 0.
+void row_parts(const Tensor& out, const Tensor& self, int64_t parts) {
+  std::memset(out.data(), 0, static_cast<size_t>(out.numel() * out.itemsize()));
+  if (self.numel() == 0) return;
+  const int64_t batch = self.dim() == 3 ? self.sizes()[0] : 1, n = self.sizes().back();
+  const Dims sizes{self.sizes()[self.dim() - 2], n};
+  const Dims strides{self.strides()[self.dim() - 2], self.strides().back()};
+  const int64_t step = self.dim() == 3 ? self.strides()[0] : 0, over[] = {0};
+  for (int64_t b = 0; b < batch; ++b) {
+    const Tensor to = make_view(out, Dims{n}, Dims{1}, out.storage_offset() + b * parts * n);
+    const Tensor from = make_view(self, sizes, strides, self.storage_offset() + b * step);
+    kernels_for(DeviceType::CPU).sum_dim(to, from, IntSpan(over), false, out.dtype());
+  }
+}
+
+/// The rows of each tensor's parts, the first one to the last.
+void add_parts(TensorSpan self, TensorSpan parts) {
+  check_parts(self, parts);
+  for (size_t i = 0; i < self.size(); ++i) {
+    visit_float(parts[i].dtype(), [&]<class T>() {
+      const int64_t rows = parts[i].sizes()[0], n = parts[i].sizes()[1];
+      if (rows == 0)
+        std::memset(self[i].data(), 0, static_cast<size_t>(n * self[i].itemsize()));
+      else
+        store_group_sums(self[i], parts[i].data_as<T>(), rows, n, n, 0);
+    });
+  }
 }
 
 const RegisterCpu register_norms([](KernelTable& t) {
+  t._row_parts = row_parts;
+  t._add_parts_ = add_parts;
   t.native_layer_norm = [](const Tensor& out, const Tensor& mean, const Tensor& rstd,
                            const Tensor& input, IntSpan normalized_shape, const Tensor& weight,
                            const Tensor& bias, double eps) {
@@ -273,21 +327,22 @@ const RegisterCpu register_norms([](KernelTable& t) {
       [](const Tensor& total, const Tensor& grad_weight, const Tensor& grad_bias, const Tensor& low,
          const Tensor& row_sums, const Tensor& grad_out, const Tensor& residual,
          const Tensor& input, IntSpan normalized_shape, const Tensor& mean, const Tensor& rstd,
-         const Tensor& weight, const Tensor&, std::optional<DType>, TensorSpan terms, bool) {
+         const Tensor& weight, const Tensor&, std::optional<DType>, TensorSpan terms, bool,
+         int64_t parts) {
         const int64_t n = product_of(normalized_shape);
         backward<true>(total, grad_weight, grad_bias, grad_out, input, n, &mean, rstd, weight,
-                       residual, low, terms);
-        sum_rows(row_sums, low.defined() ? low : total, n);
+                       residual, low, terms, parts);
+        sum_rows(row_sums, low.defined() ? low : total, n, parts);
       };
   t._residual_rms_norm_backward =
       [](const Tensor& total, const Tensor& grad_weight, const Tensor& low, const Tensor& row_sums,
          const Tensor& grad_out, const Tensor& residual, const Tensor& input,
          IntSpan normalized_shape, const Tensor& rstd, const Tensor& weight, std::optional<DType>,
-         TensorSpan terms, bool) {
+         TensorSpan terms, bool, int64_t parts) {
         const int64_t n = product_of(normalized_shape);
         backward<false>(total, grad_weight, Tensor(), grad_out, input, n, nullptr, rstd, weight,
-                        residual, low, terms);
-        sum_rows(row_sums, low.defined() ? low : total, n);
+                        residual, low, terms, parts);
+        sum_rows(row_sums, low.defined() ? low : total, n, parts);
       };
 });
 

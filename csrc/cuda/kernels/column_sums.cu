@@ -2,6 +2,10 @@
 // eight accesses a thread in flight.
 #include "cuda/kernels/column_sums.cuh"
 
+#include <limits>
+
+#include "core/tensor_lists.h"
+
 namespace vt::cuda {
 namespace {
 
@@ -9,11 +13,10 @@ constexpr int kLines = 16;
 
 /// 32 columns of one result a block; a line of threads takes every 16th part.
 template <class T>
-__global__ void __launch_bounds__(kWarp* kLines)
-    add_parts(const __grid_constant__ ColumnPartsList<T> list, int64_t n, int blocks) {
+__device__ inline void add_strip(const ColumnParts<T>& result, int64_t strip, int64_t n, int blocks,
+                                 T scale) {
   __shared__ T shared[kLines][kWarp];
-  const int64_t column = int64_t{blockIdx.x} * kWarp + threadIdx.x;
-  const ColumnParts<T>& result = list.results[blockIdx.y];
+  const int64_t column = strip * kWarp + threadIdx.x;
   T total = T(0);
   if (column < n) {
     const T* part = result.parts + column;
@@ -26,8 +29,83 @@ __global__ void __launch_bounds__(kWarp* kLines)
   T sum[1] = {T(0)};
 #pragma unroll
   for (int line = 0; line < kLines; ++line) sum[0] += shared[line][threadIdx.x];
-  sum[0] *= list.scale;
+  sum[0] *= scale;
   result.out.template store<1>(column, sum);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kWarp* kLines)
+    add_parts(const __grid_constant__ ColumnPartsList<T> list, int64_t n, int blocks) {
+  add_strip<T>(list.results[blockIdx.y], blockIdx.x, n, blocks, list.scale);
+}
+
+/// The results of one launch, of several lengths and numbers of parts.
+template <class T>
+struct PartsTable {
+  static constexpr int kMost = 192;
+  int count = 0;
+  ColumnParts<T> results[kMost];
+  int64_t n[kMost];
+  int32_t blocks[kMost];
+  int32_t first_strip[kMost + 1];  // of all strips of the launch
+
+  __device__ int find(int strip) const {
+    int low = 0, high = count - 1;
+    while (low < high) {
+      const int middle = (low + high + 1) / 2;
+      if (first_strip[middle] <= strip)
+        low = middle;
+      else
+        high = middle - 1;
+    }
+    return low;
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kWarp* kLines)
+    add_all_parts(const __grid_constant__ PartsTable<T> table) {
+  const int k = table.find(static_cast<int>(blockIdx.x));
+  add_strip<T>(table.results[k], blockIdx.x - table.first_strip[k], table.n[k], table.blocks[k],
+               T(1));
+}
+
+/// Those of the list whose parts are in T.
+template <class T>
+void add_all(const Launch& launch, TensorSpan self, TensorSpan parts) {
+  PartsTable<T> table;
+  int64_t strips = 0;
+  const auto flush = [&] {
+    if (table.count == 0) return;
+    table.first_strip[table.count] = static_cast<int32_t>(strips);
+    launch(add_all_parts<T>, dim3(static_cast<unsigned>(strips)), dim3(kWarp, kLines), 0, table);
+    table.count = 0;
+    strips = 0;
+  };
+  for (size_t i = 0; i < self.size(); ++i) {
+    const int64_t n = self[i].numel(), more = ceil_div<int64_t>(n, kWarp);
+    if (n == 0 || parts[i].dtype() != DTypeOf<T>::value) continue;
+    const int64_t rows = parts[i].sizes()[0];
+    constexpr int64_t kMostOf = std::numeric_limits<int32_t>::max();
+    check(more <= kMostOf && rows <= kMostOf, "_add_parts_: too many parts, of shape ",
+          parts[i].sizes());
+    if (table.count == PartsTable<T>::kMost || strips + more > kMostOf) flush();
+    const int k = table.count++;
+    table.results[k] = {Elements(self[i]), parts[i].data_as<T>()};
+    table.n[k] = n;
+    table.blocks[k] = static_cast<int32_t>(rows);
+    table.first_strip[k] = static_cast<int32_t>(strips);
+    strips += more;
+  }
+  flush();
+}
+
+void add_parts_of_all(TensorSpan self, TensorSpan parts) {
+  check_parts(self, parts);
+  if (self.empty()) return;
+  const Launch launch(self[0].device());
+  add_all<float>(launch, self, parts);
+  add_all<double>(launch, self, parts);
 }
 
 /// Calls f with the storage type of a 16- or 32-bit float.
@@ -66,11 +144,11 @@ __device__ inline float element(const uint4& bits, int k) {
 }
 
 /// blockDim.x threads of W columns across, blockDim.y rows down; a block sums `per_block` rows of its
-/// strip into parts[blockIdx.y].
+/// strip into parts[blockIdx.y]; blockIdx.z is the matrix of a batch.
 template <class S, int W>
 __global__ void __launch_bounds__(kThreads, 2)
     sum_rows(float* parts, const S* data, int64_t rows, int64_t n, int64_t stride,
-             int64_t per_block) {
+             int64_t per_block, int64_t batch_stride) {
   using Bits = std::conditional_t<W != 1, uint4,
                                   std::conditional_t<sizeof(S) == 2, uint16_t, uint32_t>>;
   __shared__ float shared[kThreads * W];
@@ -81,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
   for (int k = 0; k < W; ++k) total[k] = 0;
   if (column < n) {
-    const S* from = data + column;
+    const S* from = data + blockIdx.z * batch_stride + column;
     for (int64_t row = begin + threadIdx.y; row < end; row += kUnroll * blockDim.y) {
       // Loaded as bits: as elements they would be taken apart at once, one row after the other.
       Bits loaded[kUnroll];
@@ -112,7 +190,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (at >= n) break;
     float sum = 0;
     for (unsigned y = 0; y < blockDim.y; ++y) sum += shared[y * across + i];
-    parts[blockIdx.y * n + at] = sum;
+    parts[(int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * n + at] = sum;
   }
 }
 
@@ -135,14 +213,48 @@ void add_column_parts(const Launch& launch, const ColumnPartsList<double>& list,
   add(launch, list, n, blocks);
 }
 
+void clear_rows(const Tensor& matrix, int64_t first, const Launch& launch) {
+  const int64_t rows = matrix.sizes()[0] - first;
+  if (rows <= 0 || matrix.numel() == 0) return;
+  const int64_t row_bytes = matrix.sizes()[1] * matrix.itemsize();
+  check_cuda(cudaMemsetAsync(static_cast<char*>(matrix.data()) + first * row_bytes, 0,
+                             static_cast<size_t>(rows * row_bytes), launch.stream()),
+             "clearing parts of a sum");
+}
+
+namespace {
+
+/// How a matrix of n columns is spread over threads.
+template <class S>
+struct SumShape {
+  static constexpr int kWide = kWidthOf<S>;
+  bool wide;
+  int64_t strips, across, down;
+
+  SumShape(const ColumnSums& p, int64_t batch_stride) {
+    wide = p.n % kWide == 0 && p.stride % kWide == 0 && batch_stride % kWide == 0 &&
+           is_aligned(p.data.data);
+    const int64_t lanes = p.n / (wide ? kWide : 1);  // threads a row
+    strips = std::max<int64_t>(1, ceil_div<int64_t>(lanes, kThreads));
+    across = std::max<int64_t>(1, ceil_div<int64_t>(lanes, strips));
+    down = kThreads / across;
+  }
+  void run(const Launch& launch, const ColumnSums& p, float* out, int64_t parts,
+           int64_t per_block, int64_t batch, int64_t batch_stride) const {
+    launch(wide ? sum_rows<S, kWide> : sum_rows<S, 1>,
+           dim3(static_cast<unsigned>(strips), static_cast<unsigned>(parts),
+                static_cast<unsigned>(batch)),
+           dim3(static_cast<unsigned>(across), static_cast<unsigned>(down)), 0, out,
+           reinterpret_cast<const S*>(p.data.data), p.rows, p.n, p.stride, per_block, batch_stride);
+  }
+};
+
+}  // namespace
+
 void column_sums(const Launch& launch, const ColumnSums& p) {
   visit_narrow_float(p.data.dtype, [&]<class S>() {
-    constexpr int kWide = kWidthOf<S>;
-    const bool wide = p.n % kWide == 0 && p.stride % kWide == 0 && is_aligned(p.data.data);
-    const int64_t lanes = p.n / (wide ? kWide : 1);  // threads a row
-    const int64_t strips = std::max<int64_t>(1, ceil_div<int64_t>(lanes, kThreads));
-    const int64_t across = std::max<int64_t>(1, ceil_div<int64_t>(lanes, strips));
-    const int64_t down = kThreads / across;
+    const SumShape<S> shape(p, 0);
+    const auto [wide, strips, across, down] = shape;
     // 64 registers a thread: 1024 threads fill a multiprocessor.
     const int64_t per_sm = 2 * kThreads / (ceil_div<int64_t>(across * down, kWarp) * kWarp);
     const int64_t wanted =
@@ -151,10 +263,7 @@ void column_sums(const Launch& launch, const ColumnSums& p) {
                                                 kUnroll * down);
     const int64_t blocks = std::max<int64_t>(1, ceil_div(p.rows, per_block));
     const Scratch parts(static_cast<size_t>(blocks * p.n) * sizeof(float), launch);
-    launch(wide ? sum_rows<S, kWide> : sum_rows<S, 1>,
-           dim3(static_cast<unsigned>(strips), static_cast<unsigned>(blocks)),
-           dim3(static_cast<unsigned>(across), static_cast<unsigned>(down)), 0, parts.data<float>(),
-           reinterpret_cast<const S*>(p.data.data), p.rows, p.n, p.stride, per_block);
+    shape.run(launch, p, parts.data<float>(), blocks, per_block, 1, 0);
     ColumnPartsList<float> list;
     list.results[0] = {p.out, parts.data<float>()};
     list.count = 1;
@@ -162,5 +271,17 @@ void column_sums(const Launch& launch, const ColumnSums& p) {
     add_column_parts(launch, list, p.n, blocks);
   });
 }
+
+void column_sums_in_parts(const Launch& launch, const ColumnSums& p, float* out, int64_t parts,
+                          int64_t batch, int64_t batch_stride) {
+  visit_narrow_float(p.data.dtype, [&]<class S>() {
+    SumShape<S>(p, batch_stride)
+        .run(launch, p, out, parts, ceil_div(p.rows, parts), batch, batch_stride);
+  });
+}
+
+namespace {
+const RegisterCuda registered([](KernelTable& t) { t._add_parts_ = add_parts_of_all; });
+}  // namespace
 
 }  // namespace vt::cuda

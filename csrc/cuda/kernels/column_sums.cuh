@@ -30,6 +30,9 @@ void add_column_parts(const Launch& launch, const ColumnPartsList<float>& list, 
 void add_column_parts(const Launch& launch, const ColumnPartsList<double>& list, int64_t n,
                       int64_t blocks);
 
+/// Zeros from a row of a matrix on, parts that no block writes.
+void clear_rows(const Tensor& matrix, int64_t first, const Launch& launch);
+
 /// Sums over the rows of a matrix of 16- or 32-bit floats with dense rows, in float, times scale.
 struct ColumnSums {
   Elements out;   // [n]
@@ -38,5 +41,10 @@ struct ColumnSums {
   float scale;
 };
 void column_sums(const Launch& launch, const ColumnSums& problem);
+
+/// The sums of `batch` such matrices, `batch_stride` elements apart, left in `parts` rows each:
+/// out, [batch, parts, n] in float. out.data and scale count for nothing.
+void column_sums_in_parts(const Launch& launch, const ColumnSums& problem, float* out,
+                          int64_t parts, int64_t batch, int64_t batch_stride);
 
 }  // namespace vt::cuda

@@ -38,6 +38,7 @@ struct NormGradients {
   Tensor mean;  // undefined: not centred
   Tensor rstd;
   int64_t rows, n;
+  int64_t parts = 0;  // or each sum is left in so many rows, [parts, n] in float
 };
 bool stream_norm_gradients(const Launch& launch, const NormGradients& g);
 

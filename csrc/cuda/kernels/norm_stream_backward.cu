@@ -1,6 +1,6 @@
 // Backward of layer_norm and rms_norm at the speed of memory. The sums over rows (gradients of weight
 // and bias, and of the bias of what comes before) stay in a thread's registers until the last row; then
-// blocks write theirs, and a second kernel adds those up in order.
+// blocks write theirs, and a second kernel adds those up in order, or later one those of many norms.
 #include "cuda/kernels/column_sums.cuh"
 #include "cuda/kernels/norm_stream.cuh"
 #include "cuda/kernels/row_stream.cuh"
@@ -225,6 +225,7 @@ bool launch_stream(const Launch& launch, const NormGradients& g) {
                                            1 + static_cast<int>(g.terms.size()));
   if (!shape.choose(launch, g.rows, n, row_bytes, 1, most_threads(4), most_threads(6), 1))
     return false;
+  if (g.parts > 0) shape.blocks = std::min(shape.blocks, g.parts);
   const int64_t blocks = shape.blocks;
   const auto pointer = [](const Tensor& t) { return t.defined() ? t.data() : nullptr; };
   Rows<S, G> p{static_cast<const S*>(pointer(g.input)),
@@ -241,13 +242,18 @@ bool launch_stream(const Launch& launch, const NormGradients& g) {
   for (size_t t = 0; t < g.terms.size(); ++t) p.terms[t] = static_cast<const G*>(g.terms[t].data());
   const Tensor* const wanted[kSums] = {&g.weight_sums, &g.bias_sums, &g.row_sums};
   int64_t kinds = 0;
-  for (const Tensor* t : wanted) kinds += t->defined();
+  for (const Tensor* t : wanted) kinds += t->defined() && g.parts == 0;
   const Scratch scratch(static_cast<size_t>(std::max<int64_t>(1, kinds * blocks * g.n)) *
                             sizeof(float),
                         launch);
   ColumnPartsList<float> parts;
   for (int kind = 0; kind < kSums; ++kind) {
     if (!wanted[kind]->defined()) continue;
+    if (g.parts > 0) {
+      p.sums[kind] = wanted[kind]->data_as<float>();
+      clear_rows(*wanted[kind], blocks, launch);
+      continue;
+    }
     p.sums[kind] = scratch.data<float>() + parts.count * blocks * g.n;
     parts.add(*wanted[kind], p.sums[kind]);
   }

@@ -137,6 +137,31 @@ void sum(const Tensor& out, const Tensor& self, uint64_t mask, std::optional<DTy
   });
 }
 
+/// The sums over the rows of each matrix, each in parts.
+void row_parts(const Tensor& out, const Tensor& self, int64_t parts) {
+  if (out.numel() == 0) return;
+  const Launch launch(self.device());
+  const int64_t batch = self.dim() == 3 ? self.sizes()[0] : 1;
+  const int64_t rows = self.sizes()[self.dim() - 2], n = self.sizes().back();
+  const int64_t batch_stride = self.dim() == 3 ? self.strides()[0] : 0;
+  const int64_t stride = self.strides()[self.dim() - 2];
+  constexpr int64_t kMostOfGrid = 65535;
+  if (self.itemsize() <= 4 && (n == 1 || self.strides().back() == 1) && batch <= kMostOfGrid &&
+      parts <= kMostOfGrid) {
+    const ColumnSums sums{.out = {}, .data = Elements(self), .rows = rows, .n = n,
+                          .stride = stride, .scale = 1};
+    return column_sums_in_parts(launch, sums, out.data_as<float>(), parts, batch, batch_stride);
+  }
+  // The first part is all of the sum.
+  clear_rows(make_view(out, Dims{batch * parts, n}, Dims{n, 1}, out.storage_offset()), 0, launch);
+  for (int64_t b = 0; b < batch; ++b) {
+    const Tensor to = make_view(out, Dims{n}, Dims{1}, out.storage_offset() + b * parts * n);
+    const Tensor from = make_view(self, Dims{rows, n}, Dims{stride, self.strides().back()},
+                                  self.storage_offset() + b * batch_stride);
+    sum(to, from, 0b01, out.dtype(), 1);
+  }
+}
+
 void product(const Tensor& out, const Tensor& self, uint64_t mask, std::optional<DType> dtype) {
   const Tensor input = as_summand(self, dtype);
   visit_accumulator(input, dtype, [&]<class T>() {
@@ -149,6 +174,7 @@ const RegisterCuda registered([](KernelTable& t) {
                  std::optional<DType> dtype) {
     sum(out, self, dim_mask(dim, self.dim()), dtype, 1);
   };
+  t._row_parts = row_parts;
   t.mean_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool,
                   std::optional<DType> dtype) {
     const uint64_t mask = dim_mask(dim, self.dim());

@@ -204,7 +204,7 @@ struct Backward {
   Elements total, low, grad, residual, in, weight;
   const T* means;  // null: not centred
   const T* rstds;
-  T* partial;  // null, or [2][blocks][n]: a block's sums of dy * xhat and of dy
+  T* partial[2];  // null, or [blocks][n]: a block's sums of dy * xhat, and of dy
   int64_t rows;
   Elements terms[kMostTerms];  // the gradient is grad + terms, each sum rounded to in's dtype
 
@@ -288,8 +288,9 @@ __global__ void __launch_bounds__(256) column_sums(const __grid_constant__ Backw
     dw += g[0] * ((x[0] - (p.means ? p.means[row] : T(0))) * p.rstds[row]);
     db += g[0];
   }
-  p.partial[int64_t{blockIdx.y} * n + column] = dw;
-  p.partial[(int64_t{gridDim.y} + blockIdx.y) * n + column] = db;
+  const int64_t at = int64_t{blockIdx.y} * n + column;
+  if (p.partial[0]) p.partial[0][at] = dw;
+  if (p.partial[1]) p.partial[1][at] = db;
 }
 
 /// Rows longer than a block's registers.
@@ -341,7 +342,7 @@ void zero(const Tensor& t, const Launch& launch) {
 void backward(const Tensor& total, const Tensor& grad_weight, const Tensor& grad_bias,
               const Tensor& low, const Tensor& row_sums, const Tensor& grad_output,
               const Tensor& residual, const Tensor& input, int64_t n, const Tensor* mean,
-              const Tensor& rstd, const Tensor& weight, TensorSpan terms) {
+              const Tensor& rstd, const Tensor& weight, TensorSpan terms, int64_t parts) {
   check(terms.size() <= kMostTerms, "gradients of a norm: at most ", kMostTerms + 1,
         " terms, got ", terms.size() + 1);
   const Launch launch(input.device());
@@ -373,7 +374,8 @@ void backward(const Tensor& total, const Tensor& grad_weight, const Tensor& grad
                                        .mean = means,
                                        .rstd = rstds,
                                        .rows = input.numel() / n,
-                                       .n = n}))
+                                       .n = n,
+                                       .parts = parts}))
       return;
     Backward<T> p{Elements(total),
                   Elements(low),
@@ -383,18 +385,25 @@ void backward(const Tensor& total, const Tensor& grad_weight, const Tensor& grad
                   Elements(w),
                   mean ? means.data_as<T>() : nullptr,
                   rstds.data_as<T>(),
-                  nullptr,
+                  {},
                   input.numel() / n,
                   {}};
     for (size_t i = 0; i < more.size(); ++i) p.terms[i] = Elements(more[i]);
     const RowLaunch shape(p.rows, n, kRowItems<T>);
     const int64_t blocks =
-        std::min<int64_t>(ceil_div<int64_t>(p.rows, 16),
-                          int64_t{launch.properties().multiprocessors} * 4);
+        std::min<int64_t>({ceil_div<int64_t>(p.rows, 16), parts > 0 ? parts : p.rows,
+                           int64_t{launch.properties().multiprocessors} * 4});
     const bool wants_sums = grad_weight.defined() || grad_bias.defined();
-    const Scratch partial(wants_sums ? static_cast<size_t>(blocks * 2 * n) * sizeof(T) : 8, launch);
+    const bool finishes = wants_sums && parts == 0;
+    const Scratch partial(finishes ? static_cast<size_t>(blocks * 2 * n) * sizeof(T) : 8, launch);
     if (wants_sums) {
-      p.partial = partial.data<T>();
+      const Tensor* const wanted[] = {&grad_weight, &grad_bias};
+      for (int kind = 0; kind < 2; ++kind) {
+        if (!wanted[kind]->defined()) continue;
+        p.partial[kind] =
+            finishes ? partial.data<T>() + kind * blocks * n : wanted[kind]->data_as<T>();
+        if (!finishes) clear_rows(*wanted[kind], blocks, launch);
+      }
       // Before the gradients: their sum may take the residual's place, never the operands'.
       launch(column_sums<T>,
              dim3(static_cast<unsigned>(ceil_div<int64_t>(n, 256)), static_cast<unsigned>(blocks)),
@@ -411,18 +420,25 @@ void backward(const Tensor& total, const Tensor& grad_weight, const Tensor& grad
       }
       launch(kernel, shape.grid, shape.block, 0, p, static_cast<int>(n));
     }
-    if (wants_sums) {
-      ColumnPartsList<T> parts;
-      parts.add(grad_weight, p.partial);
-      parts.add(grad_bias, p.partial + blocks * n);
-      add_column_parts(launch, parts, n, blocks);
+    if (finishes) {
+      ColumnPartsList<T> list;
+      list.add(grad_weight, p.partial[0]);
+      list.add(grad_bias, p.partial[1]);
+      add_column_parts(launch, list, n, blocks);
     }
     if (row_sums.defined()) {
       const Tensor& of = low.defined() ? low : total;
       const int64_t over[] = {0};
+      Tensor to = row_sums;
+      std::optional<DType> dtype;
+      if (parts > 0) {  // the first of them is all of the sum
+        clear_rows(row_sums, 1, launch);
+        to = make_view(row_sums, Dims{n}, Dims{1}, row_sums.storage_offset());
+        dtype = to.dtype();
+      }
       kernels_for(DeviceType::CUDA)
-          .sum_dim(row_sums, make_view(of, Dims{p.rows, n}, Dims{n, 1}, of.storage_offset()),
-                   IntSpan(over), false, std::nullopt);
+          .sum_dim(to, make_view(of, Dims{p.rows, n}, Dims{n, 1}, of.storage_offset()),
+                   IntSpan(over), false, dtype);
     }
   });
 }
@@ -444,18 +460,18 @@ const RegisterCuda registered([](KernelTable& t) {
       [](const Tensor& total, const Tensor& grad_weight, const Tensor& grad_bias, const Tensor& low,
          const Tensor& row_sums, const Tensor& grad_output, const Tensor& residual,
          const Tensor& input, IntSpan normalized_shape, const Tensor& mean, const Tensor& rstd,
-         const Tensor& weight, const Tensor&, std::optional<DType>, TensorSpan terms,
-         bool) {
+         const Tensor& weight, const Tensor&, std::optional<DType>, TensorSpan terms, bool,
+         int64_t parts) {
         backward(total, grad_weight, grad_bias, low, row_sums, grad_output, residual, input,
-                 product_of(normalized_shape), &mean, rstd, weight, terms);
+                 product_of(normalized_shape), &mean, rstd, weight, terms, parts);
       };
   t._residual_rms_norm_backward =
       [](const Tensor& total, const Tensor& grad_weight, const Tensor& low, const Tensor& row_sums,
          const Tensor& grad_output, const Tensor& residual, const Tensor& input,
          IntSpan normalized_shape, const Tensor& rstd, const Tensor& weight, std::optional<DType>,
-         TensorSpan terms, bool) {
+         TensorSpan terms, bool, int64_t parts) {
         backward(total, grad_weight, Tensor(), low, row_sums, grad_output, residual, input,
-                 product_of(normalized_shape), nullptr, rstd, weight, terms);
+                 product_of(normalized_shape), nullptr, rstd, weight, terms, parts);
       };
 });
 

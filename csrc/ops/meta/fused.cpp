@@ -58,6 +58,14 @@ Tensor row_sums_of(const Tensor& total, const Tensor& copy, IntSpan normalized_s
   return empty(normalized_shape, copy.defined() ? copy.dtype() : total.dtype(), total.device());
 }
 
+/// Where `parts` rows of an unfinished sum go, in the statistics' dtype; without parts, or without
+/// a sum, that itself.
+Tensor in_parts(const Tensor& sum, const Tensor& rstd, int64_t parts, std::string_view op) {
+  check(parts >= 0, op, ": the number of parts must not be negative, got ", parts);
+  if (parts == 0 || !sum.defined()) return sum;
+  return empty(Dims{parts, sum.numel()}, rstd.dtype(), sum.device());
+}
+
 void check_activation(std::string_view activation, std::string_view op) {
   check(activation == "relu" || activation == "gelu" || activation == "gelu_tanh" ||
             activation == "silu",
@@ -87,23 +95,39 @@ std::tuple<Tensor, Tensor, Tensor> _residual_rms_norm(const Tensor& self, const 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> _residual_layer_norm_backward(
     const Tensor& grad_output, const Tensor& residual, const Tensor& input,
     IntSpan normalized_shape, const Tensor& mean, const Tensor& rstd, const Tensor& weight,
-    const Tensor& bias, std::optional<DType> low_dtype, TensorSpan terms, bool sums) {
+    const Tensor& bias, std::optional<DType> low_dtype, TensorSpan terms, bool sums,
+    int64_t parts) {
   auto [total, grad_weight, grad_bias] =
       native_layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias);
-  const Tensor low =
-      second_copy(residual, input, low_dtype, terms, grad_output, "_residual_layer_norm_backward");
-  return {total, grad_weight, grad_bias, low, row_sums_of(total, low, normalized_shape, sums)};
+  constexpr std::string_view kOp = "_residual_layer_norm_backward";
+  const Tensor low = second_copy(residual, input, low_dtype, terms, grad_output, kOp);
+  const Tensor row_sums = row_sums_of(total, low, normalized_shape, sums);
+  return {total, in_parts(grad_weight, rstd, parts, kOp), in_parts(grad_bias, rstd, parts, kOp),
+          low, in_parts(row_sums, rstd, parts, kOp)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> _residual_rms_norm_backward(
     const Tensor& grad_output, const Tensor& residual, const Tensor& input,
     IntSpan normalized_shape, const Tensor& rstd, const Tensor& weight,
-    std::optional<DType> low_dtype, TensorSpan terms, bool sums) {
+    std::optional<DType> low_dtype, TensorSpan terms, bool sums, int64_t parts) {
   auto [total, grad_weight] =
       _rms_norm_backward(grad_output, input, normalized_shape, rstd, weight);
-  const Tensor low =
-      second_copy(residual, input, low_dtype, terms, grad_output, "_residual_rms_norm_backward");
-  return {total, grad_weight, low, row_sums_of(total, low, normalized_shape, sums)};
+  constexpr std::string_view kOp = "_residual_rms_norm_backward";
+  const Tensor low = second_copy(residual, input, low_dtype, terms, grad_output, kOp);
+  const Tensor row_sums = row_sums_of(total, low, normalized_shape, sums);
+  return {total, in_parts(grad_weight, rstd, parts, kOp), low,
+          in_parts(row_sums, rstd, parts, kOp)};
+}
+
+Tensor _row_parts(const Tensor& self, int64_t parts) {
+  check((self.dim() == 2 || self.dim() == 3) && is_floating(self.dtype()) && self.itemsize() > 1,
+        "_row_parts: expected a matrix, or a batch of them, of floats of 16 bits or more, got ",
+        self.dtype(), " of shape ", self.sizes());
+  check(parts > 0, "_row_parts: expected a positive number of parts, got ", parts);
+  Dims sizes(self.sizes());
+  sizes[sizes.size() - 2] = parts;
+  return empty(sizes, self.dtype() == DType::Float64 ? DType::Float64 : DType::Float32,
+               self.device());
 }
 
 std::tuple<Tensor, Tensor> _cross_entropy_index_gradient(
