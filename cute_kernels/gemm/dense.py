@@ -127,9 +127,8 @@ def unpack(to: cute.Tensor, at: int, word: Uint32, dtype) -> None:
         bits[at] = word << 16
         bits[at + 1] = word & Uint32(0xFFFF0000)
         return
-    held = cute.make_rmem_tensor((1,), Uint32)
-    held[0] = word
-    pair = cute.recast_tensor(held, dtype)
+    pair = cute.make_rmem_tensor((2,), dtype)
+    cute.recast_tensor(pair, Uint32)[0] = word
     for i in range(2):
         flat[at + i] = pair[i].to(Float32)
 
