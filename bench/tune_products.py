@@ -107,7 +107,10 @@ def cute_launches(seen: Seen, flat: dict[str, Any]) -> dict[str, Callable[[], ob
     from vibetensor import _cuda
 
     name = kernel_of(seen.product)
-    if not name or not _cuda.cute_compiled_by() or torch.cuda.get_device_capability() != (9, 0):
+    shared = seen.product.batch > 1 and 0 in seen.strides[3:]  # by all products of a batch
+    if not name or shared or not _cuda.cute_compiled_by():
+        return {}
+    if torch.cuda.get_device_capability() != (9, 0):
         return {}
     arguments = _arguments(seen, flat)
     found: dict[str, Callable[[], object]] = {}
