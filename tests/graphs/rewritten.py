@@ -26,7 +26,8 @@ def check_bits(
     poison: float = 0,
 ) -> Tape:
     """The rewritten tape, after the function's results (a list), and what it leaves in its tensors,
-    have been found equal bit for bit to eager's. poison: what results hold before."""
+    have been found equal to eager's: bit for bit, or to the bound that the tape states (of each result's
+    largest element). poison: what results hold before."""
     kept = [t.clone() for t in tensors]
     with vt.no_grad():
         recording = record(lambda: function(*tensors))
@@ -40,7 +41,11 @@ def check_bits(
         lower(tape, recording, adopted).program.run()
         for mine, other in zip((*recording.result, *tensors), expected):
             assert mine.dtype == other.dtype
-            assert same_bits(mine, other), (mine, other)
+            if tape.bound and mine.is_floating_point():
+                apart = (mine.double() - other.double()).abs().max()
+                assert bool(apart <= tape.bound * other.double().abs().max()), (mine, other)
+            else:
+                assert same_bits(mine, other), (mine, other)
     return tape
 
 
