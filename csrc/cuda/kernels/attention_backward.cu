@@ -186,7 +186,7 @@ bool gradients(const Tensor& grad_query, const Tensor& grad_key, const Tensor& g
                       is_causal, scale, sums) ||
         tile_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
                       is_causal, scale, sums))
-      return true;
+      return sums.wanted();
     if (short_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
                        is_causal, scale) ||
         cudnn_backward(launch, grad_query, grad_key, grad_value, g, query, key, value, o, lse,
