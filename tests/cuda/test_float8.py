@@ -67,12 +67,14 @@ def test_conversions_equal_the_cpu(dtype: torch.dtype) -> None:
 
 @BOTH
 def test_making_moving_and_comparing(dtype: torch.dtype) -> None:
-    for value in (0, 1, -2.5, 0.3, 1e9, float("nan")):
+    for value in (0, 1, -2.5, 0.3, torch.finfo(dtype).max, float("nan")):
         for shape in ((7,), (3, 5), ()):
             expected = bits(torch.full(shape, value, dtype=dtype))
             np.testing.assert_array_equal(
                 bits(torch.full(shape, value, dtype=dtype, device="cuda")), expected
             )
+    with pytest.raises(RuntimeError, match="cannot be converted to type Float8.*without overflow"):
+        torch.full((7,), 1e9, dtype=dtype, device="cuda")
     x = torch.zeros(4, 6, dtype=dtype, device="cuda")
     x[1:3, ::2].fill_(-0.3)
     x[0] = 1.0

@@ -117,10 +117,13 @@ def test_integer_division_by_zero_gives_zero() -> None:
         assert result.cpu().numpy().tolist() == [0, 0, 0]
 
 
-def test_overlapping_copy_moves_as_if_through_a_buffer() -> None:
+def test_overlapping_copy_is_refused_and_moves_through_a_clone() -> None:
     x = torch.arange(1000, device="cuda")
-    x[1:].copy_(x[:-1])
-    assert x.cpu().numpy().tolist() == [0, *range(999)]
+    with pytest.raises(RuntimeError, match="refer to a single memory location"):
+        x[1:].copy_(x[:-1])
+    assert x.tolist() == list(range(1000))
+    x[1:].copy_(x[:-1].clone())
+    assert x.tolist() == [0, *range(999)]
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (3, 7, 4), (2, 300, 513), (0, 4), (4, 0)], ids=str)

@@ -253,7 +253,11 @@ def test_memory_behaves_with_the_driver_allocator(run_python: Callable[..., Any]
         "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))",
         "-q", "-p", "no:cacheprovider", "--rootdir", root, "-c", root / "pyproject.toml",
         here / "test_memory.py", here / "test_memory_history.py",
-        env={"VT_CUDA_ALLOC": "backend:async", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env={
+            "VT_CUDA_ALLOC": "backend:async",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTEST_ADDOPTS": "",  # may hold options of those plugins
+        },
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout

@@ -17,5 +17,16 @@ def test_marked_steps_are_the_same() -> None:
         step = capture(lambda x: (x @ x).tanh() + 1)
         for _ in range(4):
             assert step(x).cpu().tolist() == expected
-    assert torch.cuda.nvtx.range_push("outer") == 0
-    assert torch.cuda.nvtx.range_pop() == 0
+
+
+def test_depths_of_ranges() -> None:
+    """From 0 where a profiler is attached; without one the library keeps none, and says so by a
+    negative number."""
+    nvtx = torch.cuda.nvtx
+    pushed = [nvtx.range_push(name) for name in ("outer", "inner")]
+    popped = [nvtx.range_pop(), nvtx.range_pop()]
+    assert all(type(depth) is int for depth in (*pushed, *popped))
+    if pushed[0] >= 0:
+        assert pushed == [0, 1] and popped == [1, 0]
+    else:
+        assert max(*pushed, *popped) < 0
