@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
+from tests.graphs.default_device import kind, random_state
 from vibetensor.graphs import capture
 from vibetensor.graphs.capture import CaptureError
 from vibetensor.torch import nn
@@ -21,6 +22,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(compile|runs as it is|capture
 
 def same(a: Any, b: Any) -> bool:
     return a.shape == b.shape and bool((a == b).all())
+
+
+def agree(a: Any, b: Any) -> bool:
+    """The same; but for a device's passes, which may add a few terms in another order."""
+    if kind() == "cpu":
+        return same(a, b)
+    return a.shape == b.shape and vt.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 class Momentum(vt.optim.Optimizer):
@@ -162,7 +170,7 @@ class PlainOptimizer:
 @pytest.mark.parametrize("counts", [False, True])
 def test_an_own_optimizer_in_a_compiled_step_makes_its_state_as_in_eager(counts: bool) -> None:
     expected = trained(lambda f: f, own_optimizer(counts))
-    assert all(map(same, expected, trained(vt.compile, own_optimizer(counts))))
+    assert all(map(agree, expected, trained(vt.compile, own_optimizer(counts))))
 
 
 def test_a_plain_object_in_a_compiled_step_counts_as_in_eager() -> None:
@@ -180,7 +188,7 @@ def test_a_plain_object_in_a_compiled_step_counts_as_in_eager() -> None:
         return step
 
     expected, found = trained(lambda f: f, make, 1), trained(vt.compile, make, 1)
-    assert all(map(same, expected, found))
+    assert all(map(agree, expected, found))
     assert made[0].t == made[1].t == 1
 
 
@@ -256,14 +264,14 @@ def test_rates_set_by_hand_inside_are_refused(name: str) -> None:
     make = by_hand(*RATES[name])
     with pytest.raises(CaptureError, match="by hand"):
         trained(capture, make)
-    assert all(map(same, trained(lambda f: f, make), trained(vt.compile, make)))
+    assert all(map(agree, trained(lambda f: f, make), trained(vt.compile, make)))
 
 
 def test_an_own_optimizer_that_counts_in_python_is_refused() -> None:
     with pytest.raises(CaptureError, match="'step'"):
         trained(capture, own_optimizer(True))
     expected = trained(lambda f: f, own_optimizer(False))
-    assert all(map(same, expected, trained(capture, own_optimizer(False))))
+    assert all(map(agree, expected, trained(capture, own_optimizer(False))))
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["random", "numpy"])
@@ -298,7 +306,7 @@ def test_a_scaler_that_is_set_anew_goes_on_as_in_eager(name: str) -> None:
         vt.manual_seed(0)
         model = nn.Linear(4, 2)
         optimizer = vt.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-        scaler = vt.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+        scaler = vt.amp.GradScaler(kind(), init_scale=8.0, growth_interval=3)
 
         @wrap
         def step(x: Any) -> None:
@@ -347,7 +355,7 @@ def test_stochastic_rounding_draws_the_same_where_a_scaler_skips() -> None:
         vt.manual_seed(0)
         model = nn.Linear(4, 2, dtype=vt.bfloat16)
         optimizer = vt.optim.AdamW(model.parameters(), lr=0.01, stochastic_rounding=True)
-        scaler = vt.amp.GradScaler("cpu", init_scale=4.0)
+        scaler = vt.amp.GradScaler(kind(), init_scale=4.0)
 
         @wrap
         def step(x: Any) -> None:
@@ -359,10 +367,12 @@ def test_stochastic_rounding_draws_the_same_where_a_scaler_skips() -> None:
         found = []
         for i in range(8):
             step(vt.full((3, 4), float("inf") if i == 4 else 0.1 * i, dtype=vt.bfloat16))
-            found += [vt.get_rng_state(), model.weight.detach().float(), scaler._scale.clone()]
+            found += [random_state(), model.weight.detach().float(), scaler._scale.clone()]
         return found
 
-    assert all(map(same, run(lambda f: f), run(capture)))
+    # Elsewhere than on the CPU passes may leave other bits, which rounding may make larger.
+    wrap = capture if kind() == "cpu" else functools.partial(capture, optimize=False)
+    assert all(map(same, run(lambda f: f), run(wrap)))
 
 
 def test_a_number_of_a_type_of_its_own_is_another_argument() -> None:
