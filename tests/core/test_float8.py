@@ -66,7 +66,9 @@ def test_every_code(dtype: torch.dtype) -> None:
     for wide in (torch.float32, torch.float64, torch.float16):
         got = x.to(wide).numpy().astype(np.float64)
         np.testing.assert_array_equal(got, expected)
-        np.testing.assert_array_equal(np.signbit(got), np.signbit(expected))
+        # The sign of a NaN means nothing, and devices may drop it.
+        signed = slice(None) if x.device.type == "cpu" else ~np.isnan(expected)
+        np.testing.assert_array_equal(np.signbit(got)[signed], np.signbit(expected)[signed])
     np.testing.assert_array_equal(x.bfloat16().float().numpy(), expected)
     np.testing.assert_array_equal(x.reshape(16, 16).t().float().numpy().T.reshape(-1), expected)
     finite = np.isfinite(expected)

@@ -13,6 +13,7 @@ _INTEGERS = "a device has no integer kernel of it, as in torch"
 _TYPE_NAME = "the message names the device's type, which the reference on the CPU does not"
 _EXCHANGE = "PyTorch's tensors are on the CPU here; tests/cuda/test_exchange.py has the device's"
 _REPR = "the text names the device, which the reference on the CPU does not"
+_PRINTING = f"{_REPR}; tests/cuda/test_printing.py has the device's"
 _FLOAT8 = "of NumPy's data on the CPU; tests/cuda/test_float8.py has the device's"
 _REPORT = "reports name the device; the texts that are expected are those of the CPU"
 _OF_THE_CPU = (
@@ -24,6 +25,7 @@ _CPU_PASSES = (
 )
 _CPU_MEMORY = "counts the CPU's memory; tests/cuda/test_graphs.py counts the device's"
 _SHARED = "memory shared with NumPy is the host's"
+_CPU_THREADS = "of the CPU's threads"
 
 NOT_ON_DEVICE: dict[str, str] = {
     "core/test_errors.py::test_message[<lambda>-OutOfMemoryError-tried to allocate]": (
@@ -34,6 +36,11 @@ NOT_ON_DEVICE: dict[str, str] = {
     ),
     "core/test_errors.py::test_message[<lambda>-RuntimeError-ZeroDivisionError]": _ZERO,
     "core/test_limits.py::test_absurd_request[<lambda>-IndexError-out of bounds1]": _INDEX,
+    "core/test_printing.py::test_floats*": _PRINTING,
+    "core/test_printing.py::test_forms": _PRINTING,
+    "core/test_printing.py::test_history*": _PRINTING,
+    "core/test_printing.py::test_named_tuples": _PRINTING,
+    "core/test_printing.py::test_shapes*": _PRINTING,
     "data/test_workers.py::*": _FORK,
     "graphs/test_capture.py::test_host_reads_are_refused_with_their_line[numpy-<lambda>]": (
         "the tests' numpy() copies through the CPU, and is the line that is named"
@@ -62,6 +69,7 @@ NOT_ON_DEVICE: dict[str, str] = {
     "nn/test_module_against_torch.py::test_errors[a tensor for a parameter]": _TYPE_NAME,
     "optim/test_optimizers.py::test_errors_are_torchs[1]": _TYPE_NAME,
     "ops/test_fused.py::test_cross_entropy_gradient_checks_targets": _INDEX,
+    "ops/test_indexing.py::test_indices_that_mean_nothing[index5]": _INDEX,
     "ops/test_indexing.py::test_out_of_bounds_is_an_index_error*": _INDEX,
     "ops/test_against_op_db.py::test_operator[gather-errors]": _INDEX,
     "ops/test_against_op_db.py::test_operator[multinomial-errors]": _WEIGHTS,
@@ -76,11 +84,17 @@ NOT_ON_DEVICE: dict[str, str] = {
     "ops/test_against_torch.py::test_forward[floor_divide-uint8-?]": _ZERO,
     "ops/test_against_torch.py::test_forward[fmod-uint8-?]": _ZERO,
     "ops/test_against_torch.py::test_forward[remainder-uint8-?]": _ZERO,
+    "ops/test_numerics.py::test_probabilities_out_of_range_are_refused*": _WEIGHTS,
+    "ops/test_random_values.py::test_normal_refuses_tensors_of_deviations_below_zero": (
+        "deviations in device memory are not read (docs/differences.md)"
+    ),
+    "ops/test_thread_counts.py::*": _CPU_THREADS,
     "train/test_checkpoint.py::test_saver_killed_before_each_change_of_the_disk*": _FORK,
     "train/test_data.py::test_image_batches_cover_each_image_once_a_pass": (
         "training batches are made on the CPU, from means on the CPU"
     ),
     "io/test_exchange.py::test_*": _SHARED,
+    "io/test_sharded_safetensors.py::test_a_killed_save_leaves_one_whole_save*": _FORK,
     "io/test_exchange_with_frameworks.py::test_*": _EXCHANGE,
     "nn/test_layers_against_torch.py::test_parameter_containers_repr": _REPR,
     "nn/test_layers_against_torch.py::test_parameter_repr": _REPR,

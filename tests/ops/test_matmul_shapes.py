@@ -92,7 +92,7 @@ def test_chain_matmul() -> None:
     random = np.random.default_rng(4)
     sizes = [3, 50, 2, 7, 5]
     arrays = [random.standard_normal(pair) for pair in zip(sizes, sizes[1:])]
-    matrices = [vt.from_numpy(a).requires_grad_() for a in arrays]
+    matrices = [vt.tensor(a, requires_grad=True) for a in arrays]
     product = vt.chain_matmul(*matrices)
     np.testing.assert_allclose(product.detach().numpy(), np.linalg.multi_dot(arrays), rtol=1e-12)
     product.sum().backward()

@@ -138,6 +138,11 @@ def test_normal_refuses_deviations_below_zero() -> None:
             torch.normal(mean, bad)
         with pytest.raises(RuntimeError, match="std >= 0.0"):
             torch.normal(0.0, bad, (3,))
+
+
+def test_normal_refuses_tensors_of_deviations_below_zero() -> None:
+    mean = torch.zeros(2)
+    for bad in (-1.0, math.nan):
         for first in (mean, 0.0):
             with pytest.raises(RuntimeError, match="normal expects all elements of std >= 0.0"):
                 torch.normal(first, torch.tensor([1.0, bad]))
