@@ -1,6 +1,10 @@
 """Runs every test on a CUDA device and says which did not run, and why.
 
-python tests/on_device.py [--device cuda] [--jobs 8] [--out FOLDER]
+python tests/on_device.py [--device cuda] [--jobs 8] [--parts NAMES] [--out FOLDER]
+
+--parts runs those parts alone whose names hold one of NAMES, parted by commas: `--parts captured`,
+`--parts "own, core"`. Parts run one after another, and each says how long it took as it ends. Each
+process of --jobs has a context of its own on the device, which takes memory beside its tests.
 
 The device's own tests (tests/cuda, tests/cute, every op beside the CPU's kernel), then the suites that
 run on any device with the default device moved to the GPU: PARTS. Prints each skipped test with its
@@ -41,8 +45,8 @@ PARTS = (
     Part("ops", ("ops",), moved=True),
     Part("autograd, core, properties", ("autograd", "core", "properties"), moved=True),
     Part("nn, amp, optim", ("nn", "amp", "optim"), moved=True),
-    Part("data, io, train", ("data", "io", "train"), moved=True),
     Part("captured steps", ("graphs",), moved=True),
+    Part("data, io, train", ("data", "io", "train"), moved=True),
 )
 
 
@@ -119,23 +123,38 @@ def run_part(part: Part, options: argparse.Namespace, out: Path) -> tuple[Report
     return (read_report(report) if report.exists() else Report()), status
 
 
+def chosen(parts: Sequence[Part], names: str | None) -> list[Part]:
+    """The parts whose names hold one of `names`, in their order. Raises ValueError for one that none
+    holds."""
+    wanted = [name.strip() for name in (names or "").split(",") if name.strip()]
+    for name in wanted:
+        if not any(name in part.name for part in parts):
+            known = "; ".join(part.name for part in parts)
+            raise ValueError(f"--parts: no part's name holds '{name}'; there are: {known}")
+    if names is not None and not wanted:
+        raise ValueError("--parts names none")
+    return [part for part in parts if not wanted or any(name in part.name for name in wanted)]
+
+
 def main(arguments: list[str] | None = None, parts: Sequence[Part] = PARTS) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--jobs", type=int, default=1, help="processes; more need pytest-xdist")
-    parser.add_argument("--part", action="append", choices=[p.name for p in parts])
+    parser.add_argument("--parts", help="parts of names, parted by commas", metavar="NAMES")
     parser.add_argument("--out", type=Path, help="keeps the reports (JUnit XML) there")
     options = parser.parse_args(arguments)
     if options.jobs > 1 and importlib.util.find_spec("xdist") is None:
         parser.error("--jobs needs pytest-xdist: pip install pytest-xdist")
+    try:
+        parts = chosen(parts, options.parts)
+    except ValueError as error:
+        parser.error(str(error))
     out = options.out or Path(tempfile.mkdtemp(prefix="on_device-"))
     out.mkdir(parents=True, exist_ok=True)
     lines, failed, skipped, bad = [], [], [], False
     for part in parts:
-        if options.part and part.name not in options.part:
-            continue
         print(f"=== {part.name}", flush=True)
         start = time.perf_counter()
         report, status = run_part(part, options, out)
@@ -143,11 +162,13 @@ def main(arguments: list[str] | None = None, parts: Sequence[Part] = PARTS) -> i
         skipped += report.skipped
         wrong = status != 0 or report.failed or not report.passed
         bad |= bool(wrong)
-        lines.append(
+        line = (
             f"{part.name:<30} {report.passed:>6} passed {len(report.failed):>4} failed "
             f"{len(report.skipped):>4} skipped {time.perf_counter() - start:>6.0f} s"
             + (f"  FAILED (pytest's status {status})" if wrong else "")
         )
+        lines.append(line)
+        print(line, flush=True)
     print("\n=== summary")
     print_skipped(skipped)
     for name, reason in failed:

@@ -91,6 +91,29 @@ def test_a_part_that_does_not_run_fails(inner: Path, capfd: pytest.CaptureFixtur
     assert "FAILED (pytest's status" in said and "failed: test_inner" in said
 
 
+def test_parts_are_chosen_by_what_their_names_hold(
+    inner: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def named(names: str | None) -> list[str]:
+        return [part.name for part in on_device.chosen(on_device.PARTS, names)]
+
+    assert named(None) == [part.name for part in on_device.PARTS]
+    assert named("captured") == ["captured steps"]
+    assert named("core, own") == ["the device's own", "autograd, core, properties"]
+    for part in on_device.PARTS:
+        assert named(part.name) == [part.name]
+    parts = [on_device.Part("first", (str(inner),)), on_device.Part("second", (str(inner),))]
+    assert on_device.main(["--parts", "sec"], parts) == 0
+    said = capfd.readouterr().out
+    assert "=== second" in said and "first" not in said
+    # How long it took is said as it ends, before the summary too.
+    assert "2 passed" in said.partition("=== summary")[0].splitlines()[-2]
+    for names, why in (("third", "no part's name holds 'third'"), (" , ", "names none")):
+        with pytest.raises(SystemExit):
+            on_device.main(["--parts", names], parts)
+        assert why in capfd.readouterr().err
+
+
 def test_all_suites_are_in_the_command() -> None:
     """What conftest.py can move is moved, and the device's own folders are there."""
     text = (TESTS / "conftest.py").read_text()
