@@ -13,6 +13,7 @@ from .registry import ROOT, Kernel
 
 #: In the place of a variant: the library's kernel is the fastest for operands of the row's dtype.
 LIBRARY = "library"
+LEAST_WON = 5  # shapes that a model is fitted to
 #: How rows call dtypes, and how contracts do.
 DTYPES = {"bf16": "bfloat16", "f16": "float16"}
 
@@ -57,12 +58,12 @@ def rows_of(tables: tuple[Table, ...]) -> tuple[Row, ...]:
 
 
 def models(kernels: dict[str, Kernel], tables: tuple[Table, ...]) -> dict[str, tuple[str, Model]]:
-    """By kernel the model of the first GPU on which a variant won, and that GPU's name."""
+    """By kernel the model of the first GPU on which variants won often enough for a fit, and that GPU's name."""
     found: dict[str, tuple[str, Model]] = {}
     for table in tables:
         for name in dict.fromkeys(p.kernel for p in table.points):
             points = [p for p in table.points if p.kernel == name]
-            if name in found or not any(p.variant for p in points):
+            if name in found or sum(bool(p.variant) for p in points) < LEAST_WON:
                 continue
             tiles = {v.name: tile_of(v) for v in kernels[name].variants}
             model = Model.of(points, tiles, table.multiprocessors)
