@@ -8,7 +8,9 @@ over the first dimensions, or over the rows of a batch. Rewrite: they leave thei
 CUDA for norms; a `sum.dim` there is taken in another number of parts (`reordered`).
 
 Rule: the parts wait in memory, at most `MOST_BYTES` of them: then those so far are added up. A sum that
-finds no others stays as it is. Sums of fewer than `LEAST_ELEMENTS` stay: they are one stage.
+finds no others stays as it is. Sums of fewer than `LEAST_ELEMENTS` stay, and those of matrices so wide or
+so many that each is one part: they are one stage. So do sums in a dtype that is neither the rows' nor
+float32.
 
 On a GPU only. Runs when `chains` and `weight_gradients` have.
 """
@@ -160,7 +162,7 @@ def _of_dimensions(op: Op) -> _Sum | None:
     """A sum over the first dimensions, or over the rows of each matrix of a batch."""
     x, dims, _, _ = op.args
     out = op.outputs[0]
-    dims = sorted(d % len(x.sizes) for d in dims or ())
+    dims = sorted(d % len(x.sizes) for d in dims or ()) if x.sizes else []
     if dims and dims == list(range(len(dims))) and is_dense(x):
         rows = math.prod(x.sizes[: len(dims)])
         return _of_matrix(0, out, reshaped(x, (rows, numel(x) // max(rows, 1))))
@@ -176,11 +178,14 @@ def _of_matrix(at: int, out: View | None, matrix: View) -> _Sum | None:
         return None
     if batch * rows * n < max(LEAST_ELEMENTS, 1) or not 1 < matrix.dtype.itemsize <= 4:
         return None
-    if not (matrix.dtype.is_floating_point and out.dtype.is_floating_point):
+    # Into other dtypes elements are converted before they are added up, not the sums of parts after.
+    if not matrix.dtype.is_floating_point or out.dtype not in (matrix.dtype, vt.float32):
         return None
     # Two blocks a multiprocessor; one has 512 threads across, of 16 bytes each.
     strips = batch * -(-n * matrix.dtype.itemsize // (16 * 512))
     parts = min(-(-2 * _multiprocessors(out.buffer.device) // strips), -(-rows // _ROWS_OF_A_PART))
+    if parts == 1:  # wide matrices, or many of a batch, fill the device: one stage
+        return None
     return _Sum(at, [out], parts, n, batch, matrix, vt.float32)
 
 

@@ -234,7 +234,8 @@ def _stacked(tape: Tape, uses: Uses, lanes: list[list[int]], parts: int) -> _Sta
             made.bound = max(made.bound, *(reordered(view) for view in sums))
     trial.ops = []
     for at, op in enumerate(tape.ops):
-        trial.ops += new[at] if at in new else [stacks.rebind(op)]
+        # Also what is new: buffers may have become parts of stacks since it was made.
+        trial.ops += [stacks.rebind(one) for one in new.get(at, [op])]
     return made
 
 

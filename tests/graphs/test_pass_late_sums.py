@@ -156,3 +156,33 @@ def test_a_sum_where_it_reads_stays() -> None:
         return [first, x.sum(0)]
 
     check_bits(late_sums.run, step, vt.randn(200, 24))
+
+
+def test_sums_of_numbers_stay() -> None:
+    """A tensor without dimensions has no rows; torch lets its first and last be summed."""
+    names = captured_names(
+        lambda: lambda x, y: (x.mean().sum(0), y.mean().sum((-1,)), x.sum(0), y.sum(0)), batches()
+    )
+    assert names.count("_add_parts_") == 1
+
+
+@pytest.mark.parametrize(
+    ("of", "to"),
+    [(vt.float32, vt.float64), (vt.float32, vt.bfloat16), (vt.float16, vt.bfloat16)],
+    ids=str,
+)
+def test_elements_are_converted_before_they_are_added_up(of: Any, to: Any) -> None:
+    x = vt.randn(4096, 24).to(of)
+
+    def sums(x: Any) -> list[Any]:
+        return [x.sum(0, dtype=to), (x * 2).sum(0, dtype=to)]
+
+    tape = check_bits(late_sums.run, sums, x)
+    assert op_names(tape).count("sum.dim") == 2 and tape.bound == 0
+
+
+def test_many_matrices_stay() -> None:
+    """They fill a device by themselves: their sums are one stage."""
+    x = vt.randn(100, 64, 8)
+    tape = check_bits(late_sums.run, lambda x: [x.sum(1), x.sum((1,), keepdim=True)], x)
+    assert op_names(tape) == ["sum.dim", "sum.dim"]

@@ -217,6 +217,7 @@ def leave_any_sum_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(late_sums, "DEVICES", ("cpu", "cuda"))
     monkeypatch.setattr(late_sums, "LEAST_ELEMENTS", 0)
     monkeypatch.setattr(late_sums, "LEAST_ROWS", 1)
+    monkeypatch.setattr(late_sums, "_ROWS_OF_A_PART", 1)
 
 
 @pytest.mark.parametrize("optimize", [False, True])
