@@ -175,8 +175,8 @@ def _microseconds(value: Any, what: str, where: str) -> float:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A tuning table as JSON has it, its GPUs and product rows checked. Raises ValueError naming the
-    file; OSError where it cannot be read."""
+    """A tuning table as JSON has it, its GPUs and product rows checked, of the rest the types alone.
+    Raises ValueError naming the file; OSError where it cannot be read."""
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"{path}: is larger than {_MOST_BYTES >> 20} MiB")
     try:
@@ -190,6 +190,9 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: needs 'gpus', a list of names")
     if unknown := set(record) - {"gpus", "multiprocessors", "library", "rows", "cublaslt"}:
         raise ValueError(f"{path}: {min(unknown)!r:.50} is not known")
+    for name, kind, what in (("rows", list, "a list"), ("library", dict, "an object of lists")):
+        if not isinstance(record.get(name, kind()), kind):
+            raise ValueError(f"{path}: '{name}' is {what}")
     rows_from(record.get("cublaslt", []), str(path))
     return record
 

@@ -74,8 +74,6 @@ def models(kernels: dict[str, Kernel], tables: tuple[Table, ...]) -> dict[str, t
 def _table(kernels: dict[str, Kernel], path: Path) -> Table:
     record = product_table.read_record(path)
     gpus, rows = record["gpus"], record.get("rows", [])
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: 'rows' is a list")
     multiprocessors = record.get("multiprocessors", 0)
     made, points = [], []
     for at, row in enumerate(rows):

@@ -151,14 +151,20 @@ def test_a_product_has_one_row(tmp_path: Path) -> None:
     "text",
     ["", "{", "[]", "7", "null", '{"gpus": []}', '{"gpus": ["", "x"]}', '{"gpus": "A GPU"}',
      '{"gpus": ["A GPU"], "cublaslt": {}}', '{"gpus": ["A GPU"], "other": 1}',
+     '{"gpus": ["A GPU"], "rows": 5}', '{"gpus": ["A GPU"], "library": [1]}',
      '{"gpus": ["A GPU"], "cublaslt": ' + "[" * 100_000, '{"gpus": ["A GPU"], "multiprocessors": 1'
      + "0" * 10_000],
 )  # fmt: skip
 def test_files_that_are_no_tables(tmp_path: Path, text: str) -> None:
     path = tmp_path / "gpu.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=str(path)):
-        product_table.read_rows(path, GPU)
+    for door in (
+        product_table.read_rows,
+        lambda path, gpu: product_table.update(path, gpu, ROWS, []),
+    ):
+        with pytest.raises(ValueError, match=str(path)):
+            door(path, GPU)
+    assert path.read_text() == text
 
 
 def test_torn_and_damaged_files(tmp_path: Path) -> None:
