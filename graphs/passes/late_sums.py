@@ -4,8 +4,8 @@ Pattern: sums over the rows of large matrices, which a device takes in two stage
 a second launch adds up the blocks' parts. They are gradients of weights and biases of norms
 (`_residual_layer_norm_backward`, `_residual_rms_norm_backward`), the sums of `_mm_row_sums`, and `sum.dim`
 over the first dimensions, or over the rows of a batch. Rewrite: they leave their parts in memory, and one
-`_add_parts_` adds up those of all, where the first of the results is needed. Bitwise on the CPU, and on
-CUDA for norms; a `sum.dim` there is taken in another number of parts (`reordered`).
+`_add_parts_` adds up those of all, where the first of the results is needed. Bitwise on the CPU; on CUDA
+some sums are taken in another number of parts (`reordered`).
 
 Rule: the parts wait in memory, at most `MOST_BYTES` of them: then those so far are added up. A sum that
 finds no others stays as it is. Sums of fewer than `LEAST_ELEMENTS` stay, and those of matrices so wide or
@@ -225,7 +225,9 @@ def _unfinished(tape: Tape, one: _Sum) -> _Unfinished:
         made = make_op(
             op.name, (*op.args[:-1], one.parts), [rooms.get(id(v), v) for v in views], op
         )
-        return _Unfinished([made], one.results, [rooms[id(v)] for v in one.results], 0.0)
+        # Norms whose rows are not streamed take more parts than are asked for, where they finish.
+        bound = 0.0 if device == "cpu" else max(map(reordered, one.results))
+        return _Unfinished([made], one.results, [rooms[id(v)] for v in one.results], bound)
     parts = room(*one.matrix.sizes[:-2])
     ops = [make_op("_row_parts", (one.matrix, one.parts), [parts], op)]
     if op.name == "_mm_row_sums":

@@ -11,6 +11,7 @@ import vibetensor.torch.nn.functional as F
 from tests.graphs.default_device import kind
 from tests.graphs.fusions import captured_names, decisions
 from tests.graphs.rewritten import check_bits, op_names
+from vibetensor import _C
 from vibetensor.graphs.passes import epilogues, late_sums
 
 ROWS, WIDTH = 256, 32
@@ -179,6 +180,26 @@ def test_elements_are_converted_before_they_are_added_up(of: Any, to: Any) -> No
 
     tape = check_bits(late_sums.run, sums, x)
     assert op_names(tape).count("sum.dim") == 2 and tape.bound == 0
+
+
+@pytest.mark.parametrize("dtype", [vt.float32, vt.float64], ids=str)
+@pytest.mark.parametrize("width", [30, 32])
+def test_norms_of_any_width_keep_the_bound(width: int, dtype: Any) -> None:
+    """A device streams rows of whole pieces alone; others it sums in parts of another number."""
+    ops, shape = _C._ops, [width]
+    x, grad = (vt.randn(16384, width).to(dtype) for _ in range(2))
+    w = vt.randn(width).to(dtype)
+
+    def gradients(x: Any, grad: Any, w: Any) -> list[Any]:
+        out = []
+        for y in (x, x * 2):
+            _, mean, rstd = ops.native_layer_norm(y, shape, w, w, 1e-5)
+            args = (grad, y, y, shape, mean, rstd, w, w, None, [], True)
+            out += ops._residual_layer_norm_backward(*args)
+        return [t for t in out if t is not None]
+
+    tape = check_bits(late_sums.run, gradients, x, grad, w)
+    assert op_names(tape).count("_add_parts_") == 1
 
 
 def test_many_matrices_stay() -> None:
