@@ -1,7 +1,7 @@
 #include "cuda/measured_products.h"
 
 #include <cstdlib>
-#include <deque>
+#include <map>
 #include <mutex>
 
 #include "core/error.h"
@@ -10,14 +10,11 @@
 namespace vt::cuda {
 namespace {
 
-struct AddedRow {
-  std::string gpu;
-  AddedProduct row;
-};
-/// Never destroyed: threads may make plans as the process ends.
+/// Files may have a hundred thousand rows. Never destroyed: threads may make plans as the process
+/// ends.
 struct Added {
   std::mutex mutex;
-  std::deque<AddedRow> rows;  // the latest first
+  std::map<std::string, std::map<ProductSignature, AlgorithmConfiguration>, std::less<>> rows;
 };
 Added& added() {
   static auto* const instance = new Added;
@@ -73,8 +70,9 @@ std::optional<AlgorithmConfiguration> measured_algorithm(std::string_view gpu,
   if (!measured_products_enabled()) return std::nullopt;
   {
     const std::lock_guard lock(added().mutex);
-    for (const AddedRow& row : added().rows) {
-      if (row.row.product == product && row.gpu == gpu) return row.row.algorithm;
+    if (const auto of_gpu = added().rows.find(gpu); of_gpu != added().rows.end()) {
+      if (const auto row = of_gpu->second.find(product); row != of_gpu->second.end())
+        return row->second;
     }
   }
   for (const MeasuredProduct& row : compiled_products()) {
@@ -86,12 +84,8 @@ std::optional<AlgorithmConfiguration> measured_algorithm(std::string_view gpu,
 void add_measured_products(const std::string& gpu, std::span<const AddedProduct> rows) {
   {
     const std::lock_guard lock(added().mutex);
-    for (const AddedProduct& row : rows) {
-      std::erase_if(added().rows, [&](const AddedRow& known) {
-        return known.gpu == gpu && known.row.product == row.product;
-      });
-      added().rows.push_front({gpu, row});
-    }
+    auto& of_gpu = added().rows[gpu];
+    for (const AddedProduct& row : rows) of_gpu.insert_or_assign(row.product, row.algorithm);
   }
   changed();
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <compare>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -40,7 +41,7 @@ struct ProductSignature {
   DType dtype = DType::Float32;
   int32_t flags = 0, epilogue = 0;
   int64_t batch = 1, m = 0, n = 0, k = 0;
-  bool operator==(const ProductSignature&) const = default;
+  auto operator<=>(const ProductSignature&) const = default;
 };
 /// "bfloat16 nt batch=1 m=384 n=1152 k=16384, added".
 std::string describe(const ProductSignature& product);
