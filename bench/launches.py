@@ -12,7 +12,6 @@ batches of 2, 3, ..., as `weight_gradients` has them.
 from __future__ import annotations
 
 import argparse
-import importlib
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from train_process import Clock, make_step, nodes_as_recorded
 from workloads import SCALES, WORKLOADS
 
 import vibetensor.torch as vt
-from vibetensor.graphs import capture
+from vibetensor.graphs import capture, passes
 
 # (rows, results, inputs of the layer, layers) by workload.
 PRODUCTS = {
@@ -37,16 +36,18 @@ PRODUCTS = {
 
 @contextmanager
 def left_out(names: list[str]) -> Iterator[None]:
-    """Without these passes, which rewrite for devices of certain types."""
-    modules = [importlib.import_module(f"vibetensor.graphs.passes.{name}") for name in names]
-    kept = [module.DEVICES for module in modules]
-    for module in modules:
-        module.DEVICES = ()
+    """Without these passes."""
+    every = passes.ALL
+    passes.ALL = tuple(one for one in every if name_of(one) not in names)
     try:
         yield
     finally:
-        for module, devices in zip(modules, kept):
-            module.DEVICES = devices
+        passes.ALL = every
+
+
+def name_of(one: Any) -> str:
+    """How `--without` calls a pass."""
+    return str(one.__name__.rpartition(".")[2])
 
 
 def measured(name: str, scale: str, steps: int, recorded: bool) -> None:
@@ -138,7 +139,8 @@ def main() -> None:
     parser.add_argument("--workload", choices=list(WORKLOADS), action="append")
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--without", action="append", default=[], metavar="PASS")
+    known = [name_of(one) for one in passes.ALL]
+    parser.add_argument("--without", action="append", default=[], choices=known, metavar="PASS")
     parser.add_argument("--products", action="store_true")
     options = parser.parse_args()
     print(vt.cuda.get_device_name(0))
