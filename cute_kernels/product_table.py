@@ -177,10 +177,12 @@ def _microseconds(value: Any, what: str, where: str) -> float:
 def read_record(path: Path) -> dict[str, Any]:
     """A tuning table as JSON has it, its GPUs and product rows checked, of the rest the types alone.
     Raises ValueError naming the file; OSError where it cannot be read."""
-    if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"{path}: is larger than {_MOST_BYTES >> 20} MiB")
+    with path.open("rb") as file:
+        text = file.read(_MOST_BYTES + 1)
+    if len(text) > _MOST_BYTES:
+        raise ValueError(f"{path}: is larger than {_MOST_BYTES} bytes")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # also of what is no UTF-8
         raise ValueError(f"{path}: is no JSON: {error}") from None
     if not isinstance(record, dict):

@@ -167,6 +167,22 @@ def test_files_that_are_no_tables(tmp_path: Path, text: str) -> None:
     assert path.read_text() == text
 
 
+def test_files_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "gpu.json"
+    product_table.update(path, GPU, ROWS, [])
+    monkeypatch.setattr(product_table, "_MOST_BYTES", path.stat().st_size)
+    assert len(product_table.read_rows(path, GPU)) == len(ROWS)
+    endless = Path("/dev/zero")  # says that it has no bytes
+    path.write_text(path.read_text() + " ")
+    for one in (path, endless) if endless.exists() else (path,):
+        with pytest.raises(ValueError, match=f"{one}: is larger than"):
+            product_table.read_rows(one, GPU)
+    monkeypatch.setattr(product_table, "_MOST_ROWS", len(ROWS) - 1)
+    monkeypatch.setattr(product_table, "_MOST_BYTES", 1 << 20)
+    with pytest.raises(ValueError, match="at most 4 rows"):
+        product_table.read_rows(path, GPU)
+
+
 def test_torn_and_damaged_files(tmp_path: Path) -> None:
     """A file cut off or changed anywhere reads as some table or raises ValueError that names it."""
     path = tmp_path / "gpu.json"
