@@ -196,13 +196,13 @@ def _operand_is_shared(lefts: list[Any], rights: list[Any]) -> list[Any]:
 
 def _result_is_changed(lefts: list[Any], rights: list[Any]) -> list[Any]:
     made = _plain(lefts, rights)
-    made[1].mul_(made[0])
+    made[1].mul_(-4)
     return [*made, rights[0], lefts[-1]]
 
 
 def _result_is_read(lefts: list[Any], rights: list[Any]) -> list[Any]:
     made = _plain(lefts[:2], rights[:2])
-    return [*made, made[0] * 3, *_plain(lefts[2:], rights[2:])]
+    return [*made, made[0] * 4, *_plain(lefts[2:], rights[2:])]
 
 
 def _sums_beside(lefts: list[Any], rights: list[Any]) -> list[Any]:
