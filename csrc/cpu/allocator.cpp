@@ -1,6 +1,7 @@
 #include "cpu/allocator.h"
 
 #include <sys/mman.h>
+#include <sys/sysinfo.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -131,6 +132,17 @@ void release_block(void*, void* data, size_t nbytes) noexcept {
   pool().give(data, size_class(nbytes));
 }
 
+/// The machine's memory with its swap space: an operating system that overcommits grants more, and
+/// kills the process that writes it.
+size_t most_memory() {
+  static const size_t bytes = [] {
+    struct sysinfo machine;
+    if (sysinfo(&machine) != 0) return size_t{1} << 62;
+    return (static_cast<size_t>(machine.totalram) + machine.totalswap) * machine.mem_unit;
+  }();
+  return bytes;
+}
+
 class CpuAllocator final : public Allocator {
  public:
   Allocation allocate(size_t nbytes, Device) override {
@@ -142,7 +154,7 @@ class CpuAllocator final : public Allocator {
       count_allocated(static_cast<int64_t>(nbytes));
       return {reinterpret_cast<void*>(address), nbytes, raw, release_tiny};
     }
-    void* data = nbytes < (size_t{1} << 62) ? pool().take(size_class(nbytes)) : nullptr;
+    void* data = nbytes <= most_memory() ? pool().take(size_class(nbytes)) : nullptr;
     if (!data) {
       fail(ErrorKind::OutOfMemory, "CPU out of memory: tried to allocate ", nbytes, " bytes (",
            allocated.load(), " bytes are allocated). Free tensors, or use a smaller batch.");

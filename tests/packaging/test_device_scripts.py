@@ -180,6 +180,28 @@ def test_a_run_ends_at_its_limit(
     assert "did not end in time" in capfd.readouterr().out
 
 
+def test_errors_of_cudnn_are_counted_apart(tmp_path: Path, inner: Path) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    lines = ["========= Uninitialized __global__ memory read of size 2 bytes",
+             "=========     at void cudnn::nhwcToNchwKernel<__half>(x)+0x10"]  # fmt: skip
+    tool.write_text(f"""#!{sys.executable}
+import subprocess, sys
+arguments = sys.argv[1:]
+log = arguments[arguments.index("--log-file") + 1].replace("%p", "1")
+lines = {lines!r} * 2 + ["========= ERROR SUMMARY: 2 errors"]
+open(log, "w").write("\\n".join(lines))
+subprocess.run(arguments[arguments.index("--log-file") + 2 :])
+sys.exit({sanitize.FOUND})
+""")
+    tool.chmod(0o755)
+    subset = sanitize.Subset((str(inner),), 60)
+    result = sanitize.run(str(tool), "initcheck", "inner", subset, tmp_path)
+    assert (result.problem, result.errors, result.of_cudnn) == ("", 0, 2)
+    tool.write_text(tool.read_text().replace("2 errors", "3 errors"))
+    result = sanitize.run(str(tool), "initcheck", "inner", subset, tmp_path)
+    assert (result.problem, result.errors, result.of_cudnn) == ("1 errors", 1, 2)
+
+
 def test_summaries_are_summed() -> None:
     assert sanitize.errors_in("nothing") is None
     lines = ["========= ERROR SUMMARY: 0 errors", "x", "========= ERROR SUMMARY: 1 error"]

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _explains_itself(error):
             raise
-        print(f"vibetensor: error: {error or type(error).__name__}", file=sys.stderr)
+        print(f"vibetensor: error: {_one_line(error)}", file=sys.stderr)
         return 1
 
 
@@ -45,6 +45,14 @@ def _explains_itself(error: Exception) -> bool:
 
     known = (ValueError, OSError, ArithmeticError, MemoryError, SafetensorError)
     return isinstance(error, (*known, torch.OutOfMemoryError))
+
+
+def _one_line(error: Exception) -> str:
+    """What the error says. A device's that is out of memory goes on with a table of who holds what."""
+    import vibetensor.torch as torch
+
+    text = str(error) or type(error).__name__
+    return text.partition("\n")[0] if isinstance(error, torch.OutOfMemoryError) else text
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -91,8 +91,9 @@ class Trainer:
         try:
             model = self.task.build_model()
         except (RuntimeError, MemoryError) as error:
+            why = str(error).partition("\n")[0]  # without a device's table of who holds what
             raise ValueError(
-                f"no model of --layers {c.layers}, --width {c.width} can be made: {error}"
+                f"no model of --layers {c.layers}, --width {c.width} can be made: {why}"
             ) from error
         try:
             return model.to(c.device)
