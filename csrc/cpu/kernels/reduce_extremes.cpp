@@ -23,25 +23,36 @@ struct Extremum {
   Acc dense(const T* values, int64_t n) const {
     using V = Vector<T>;
     using Lanes = typename V::type;
-    constexpr int kChains = 4;
-    const T first = start();
-    Lanes best[kChains] = {}, x;
-    for (Lanes& lanes : best) lanes += first;
-    decltype(x != x) nan = {};
-    int64_t k = 0;
-    for (; k + kChains * V::kSize <= n; k += kChains * V::kSize) {
-#pragma GCC unroll 4
-      for (int c = 0; c < kChains; ++c) {
-        std::memcpy(&x, values + k + c * V::kSize, sizeof(x));
-        best[c] = (kMax ? x > best[c] : x < best[c]) ? x : best[c];
-        if constexpr (kFloat) nan |= x != x;
-      }
-    }
     T total = start();
     bool any_nan = false;
-    for (int l = 0; l < V::kSize; ++l) {
-      for (const Lanes& lanes : best) step(total, lanes[l]);
-      if constexpr (kFloat) any_nan |= nan[l] != 0;
+    int64_t k = 0;
+    if (n >= V::kSize) {
+      constexpr int kChains = 4;
+      const auto better = [](auto a, auto b) { return (kMax ? a > b : a < b) ? a : b; };
+      Lanes best[kChains] = {}, x;
+      for (Lanes& lanes : best) lanes += total;
+      decltype(x != x) nan = {};
+      const auto take = [&](Lanes& lanes, const T* from) {
+        std::memcpy(&x, from, sizeof(x));
+        lanes = better(x, lanes);
+        if constexpr (kFloat) nan |= x != x;
+      };
+      for (; k + kChains * V::kSize <= n; k += kChains * V::kSize) {
+#pragma GCC unroll 4
+        for (int c = 0; c < kChains; ++c) take(best[c], values + k + c * V::kSize);
+      }
+      for (; k + V::kSize <= n; k += V::kSize) take(best[0], values + k);
+      // Without branches, which nobody could foresee: in a short row this is half of the work.
+      const Lanes last = better(better(best[3], best[2]), better(best[1], best[0]));
+      T lanes[V::kSize];
+      std::memcpy(lanes, &last, sizeof(lanes));
+      for (int width = V::kSize / 2; width > 0; width /= 2) {
+        for (int l = 0; l < width; ++l) lanes[l] = better(lanes[l + width], lanes[l]);
+      }
+      total = lanes[0];
+      if constexpr (kFloat) {
+        for (int l = 0; l < V::kSize; ++l) any_nan |= nan[l] != 0;
+      }
     }
     for (; k < n; ++k) step(total, values[k]);
     if constexpr (kFloat) {
