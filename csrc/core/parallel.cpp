@@ -7,6 +7,7 @@
 #include "core/parallel.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 
 #include <algorithm>
@@ -80,10 +81,12 @@ class Pool {
   struct alignas(64) Counter {
     std::atomic<int64_t> next{0};
   };
+  static constexpr int kAsleep = -1;
   struct alignas(64) Worker {
     Pool* pool = nullptr;
     int slot = 0;  // the caller's is 0
     std::atomic<uint32_t> pokes{0};
+    std::atomic<int> core{kAsleep};  // where it spins
     pthread_t thread{};
   };
   struct Job {
@@ -99,6 +102,7 @@ class Pool {
   static constexpr uint32_t kInside = (1u << 16) - 1;
 
   static void* worker_main(void* worker);
+  static void poke(Worker& worker, int own_core);
   int start_workers(int wanted);
   void poke_from(int slot, int slots);
   bool join(int slot);
@@ -124,9 +128,17 @@ void* Pool::worker_main(void* argument) {
   in_region = true;
   uint32_t seen = 0;
   for (;;) {
-    const auto poked = [&] { return self.pokes.load(std::memory_order_acquire) != seen; };
+    const auto poked = [&] {
+      const int core = sched_getcpu();
+      if (self.core.load(std::memory_order_relaxed) != core)
+        self.core.store(core, std::memory_order_relaxed);
+      return self.pokes.load(std::memory_order_acquire) != seen;
+    };
     const std::chrono::microseconds limit(pool.spin_us_.load(std::memory_order_relaxed));
-    if (!spin_until(limit, poked)) self.pokes.wait(seen, std::memory_order_acquire);
+    if (!spin_until(limit, poked)) {
+      self.core.store(kAsleep, std::memory_order_relaxed);
+      self.pokes.wait(seen, std::memory_order_acquire);
+    }
     seen = self.pokes.load(std::memory_order_acquire);
     if (pool.stop_.load(std::memory_order_acquire)) return nullptr;
     if (!pool.join(self.slot)) continue;
@@ -151,15 +163,32 @@ void Pool::leave() {
   if (!(before & kOpen) && (before & kInside) == 1) state_.notify_one();
 }
 
+/// Wakes a worker, on another core than the caller's (-1: no matter where). The system likes to
+/// wake a thread where its waker runs, though that one works on and cores are idle, and the thread
+/// then waits for a timer tick or several: for milliseconds.
+void Pool::poke(Worker& worker, int own_core) {
+  const int core = worker.core.load(std::memory_order_relaxed);
+  cpu_set_t allowed;
+  bool kept_off = false;
+  if (own_core >= 0 && (core == kAsleep || core == own_core) &&
+      pthread_getaffinity_np(worker.thread, sizeof(allowed), &allowed) == 0) {
+    cpu_set_t others = allowed;
+    CPU_CLR(own_core, &others);
+    kept_off = pthread_setaffinity_np(worker.thread, sizeof(others), &others) == 0;
+  }
+  worker.pokes.fetch_add(1, std::memory_order_release);
+  worker.pokes.notify_one();
+  // It has its core now, and may go where the system puts it from there.
+  if (kept_off) pthread_setaffinity_np(worker.thread, sizeof(allowed), &allowed);
+}
+
 /// Wakes the slots below `slot` in the tree of wake-ups: one thread alone would take longer to
 /// wake a hundred sleepers than the work lasts.
 void Pool::poke_from(int slot, int slots) {
+  const int own_core = slots <= cores_ ? sched_getcpu() : -1;
   for (int child = slot * kWakeFanOut + 1; child <= (slot + 1) * kWakeFanOut && child < slots;
-       ++child) {
-    Worker& worker = *worker_of_slot_[child].load(std::memory_order_acquire);
-    worker.pokes.fetch_add(1, std::memory_order_release);
-    worker.pokes.notify_one();
-  }
+       ++child)
+    poke(*worker_of_slot_[child].load(std::memory_order_acquire), own_core);
 }
 
 int Pool::start_workers(int wanted) {

@@ -8,9 +8,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <mutex>
 #include <numeric>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -100,6 +103,28 @@ void workers_take_part() {
     while (!other.load() && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
   });
   CHECK(other.load());
+}
+
+/// The cores that a thread of this process may run on, as the system writes them.
+std::string cores_allowed(const std::filesystem::path& task) {
+  std::ifstream status(task / "status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("Cpus_allowed_list:")) return line;
+  }
+  return {};
+}
+
+void workers_may_run_on_every_core() {
+  set_num_threads(available_cores());
+  for (int round = 0; round < 20; ++round) {
+    // Asleep: longer than workers spin.
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    parallel_chunks(64, [](int64_t) {});
+  }
+  const std::string own = cores_allowed("/proc/thread-self");
+  CHECK(!own.empty());
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task"))
+    CHECK(cores_allowed(task.path()) == own);
 }
 
 void nested_regions_are_serial() {
@@ -271,6 +296,7 @@ int main(int argc, char** argv) {
   short_ranges_are_one_direct_call();
   chunks_run_once_and_sum_alike();
   workers_take_part();
+  workers_may_run_on_every_core();
   nested_regions_are_serial();
   exceptions_reach_the_caller();
   rival_threads_share_the_pool();

@@ -284,3 +284,38 @@ def test_gradient_of_an_index_in_the_middle():
 )
 def test_overlapping_writes_are_refused(act):
     refused(lambda t: act(t.arange(6.0)), match="refer to a single memory location")
+
+
+# --- reductions of rows of every length: whole vectors, their remainders, several places at once
+
+LENGTHS = [*range(140), 1000, 4096, 65535, 65536, 65600 + 13, 131072, 131073, 262144 + 77]
+
+
+def test_float32_sums_are_those_of_double():
+    rng = np.random.default_rng(0)
+    for n in LENGTHS:
+        # Integers whose sum, and every part of it, double holds exactly and float32 does not.
+        x = rng.integers(-(1 << 24), 1 << 24, (3, n)).astype(np.float32)
+        exact = x.astype(np.int64).sum(1)
+        rows = vt.tensor(x).sum(1, dtype=vt.float64).numpy()
+        np.testing.assert_array_equal(rows, exact.astype(np.float64))
+        one = vt.tensor(x[1]).sum().item()
+        assert one == float(np.float32(exact[1])), n
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint8"])
+def test_extremes_are_found_at_every_place(dtype):
+    rng = np.random.default_rng(0)
+    for n in LENGTHS[1:141]:
+        x = rng.integers(10, 100, (n, n)).astype(dtype)
+        high, low = x.copy(), x.copy()
+        np.fill_diagonal(high, 101)  # row i has its extreme at i
+        np.fill_diagonal(low, 9)
+        assert (vt.tensor(high).amax(1).numpy() == 101).all(), n
+        assert (vt.tensor(low).amin(1).numpy() == 9).all(), n
+        np.testing.assert_array_equal(vt.tensor(high).argmax(1).numpy(), np.arange(n))
+        if x.dtype.kind == "f":
+            np.fill_diagonal(high, np.nan)
+            assert np.isnan(vt.tensor(high).amax(1).numpy()).all(), n
+            assert np.isnan(vt.tensor(high).amin(1).numpy()).all(), n
+            assert (vt.full((2, n), -INF).amax(1).numpy() == -INF).all(), n

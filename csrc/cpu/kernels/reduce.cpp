@@ -16,28 +16,61 @@ struct Sum {
   Acc start() const { return 0; }
   void step(Acc& a, T x) const { a += static_cast<Acc>(x); }
   void merge(Acc& a, const Acc& b) const { a += b; }
-  /// Four independent vectors of doubles: one alone would wait for each addition.
+  /// Eight independent vectors of doubles: one alone would wait for each addition. They are as wide
+  /// as what one instruction converts from memory; twice as wide takes longer for the same numbers.
   Acc dense(const T* values, int64_t n) const
     requires std::is_same_v<T, float>
   {
-    using V = Vector<double>;
-    typedef float Floats __attribute__((vector_size(32)));
-    constexpr int kChains = 4;
-    typename V::type sums[kChains] = {};
-    int64_t k = 0;
-    for (; k + kChains * V::kSize <= n; k += kChains * V::kSize) {
+    typedef double Doubles __attribute__((vector_size(32)));
+    constexpr int64_t kDoubles = 4;
+    // Where conversions and additions share their units but multiplications do not, x * 1 + sum is
+    // faster by two thirds. The compiler must not see the 1.
+    static const volatile double kOne = 1;
+    [[maybe_unused]] const double one = kOne;
+    const auto add = [one](Doubles& sum, const float* x) {
+      // Element by element: GCC makes this one conversion from memory, where of
+      // __builtin_convertvector it makes two halves that it puts together.
+      const Doubles wide{x[0], x[1], x[2], x[3]};
+#ifdef __FMA__
+      sum += wide * one;
+#else
+      sum += wide;
+#endif
+    };
+    // A step adds up four cache lines. In a long run they lie far apart: the hardware fetches ahead
+    // no further than a page, so four pages at a time wait less at their ends.
+    constexpr int kLines = 4;
+    constexpr int64_t kLine = 16, kAhead = 4 * kLine, kLong = 65536;
+    const int64_t steps = n / (kLines * kLine);
+    const int64_t apart = n >= kLong ? steps * kLine : kLine;
+    const int64_t advance = n >= kLong ? kLine : kLines * kLine;
+    Doubles sum = {}, other = {};
+    if (steps > 0) {
+      Doubles sums[2 * kLines] = {};
+      const float* at = values;
+      for (int64_t i = 0; i < steps; ++i, at += advance) {
 #pragma GCC unroll 4
-      for (int c = 0; c < kChains; ++c) {
-        Floats x;
-        std::memcpy(&x, values + k + c * V::kSize, sizeof(x));
-        sums[c] += __builtin_convertvector(x, typename V::type);
+        for (int c = 0; c < kLines; ++c) {
+          const float* line = at + c * apart;
+          __builtin_prefetch(line + kAhead);
+          for (int64_t l = 0; l < kLine; l += 2 * kDoubles) {
+            add(sums[2 * c], line + l);
+            add(sums[2 * c + 1], line + l + kDoubles);
+          }
+        }
       }
+      sum = (sums[0] + sums[2]) + (sums[4] + sums[6]);
+      other = (sums[1] + sums[3]) + (sums[5] + sums[7]);
     }
-    const typename V::type sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    int64_t k = steps * kLines * kLine;
+    for (; k + 2 * kDoubles <= n; k += 2 * kDoubles) {
+      add(sum, values + k);
+      add(other, values + k + kDoubles);
+    }
+    sum += other;
     double total = 0;
     for (; k < n; ++k) total += values[k];
-    for (int l = 0; l < V::kSize; ++l) total += sum[l];
-    return total;
+    return total + ((sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
 };
 template <class T>

@@ -62,13 +62,6 @@ inline constexpr int kLanes = 16;
 inline constexpr int64_t kNarrowStrip = 64;  // columns that still fill a cache line of any dtype
 inline constexpr int64_t kChunk = 131072;    // elements (rows for inner > 1) a piece covers
 
-/// Sixteen floats or eight doubles: one register, or as many as the ISA needs.
-template <class T>
-struct Vector {
-  typedef T type __attribute__((vector_size(64)));
-  static constexpr int64_t kSize = 64 / static_cast<int64_t>(sizeof(T));
-};
-
 /// An Op has `Acc`, `Acc start()`, `void step(Acc&, T)`, `void merge(Acc&, const Acc&)`, and may
 /// have `Acc dense(const T*, n)` for a run of values where plain steps do not vectorise well.
 template <class T, class Op>

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <limits>
 
+#include "cpu/kernels/row_math.h"
+
 namespace vt::cpu::VT_ISA {
 namespace {
 
@@ -21,27 +23,41 @@ struct Extremum {
   void merge(Acc& a, const Acc& b) const { step(a, b); }
   /// The extreme of the numbers and, apart from it, whether there was a nan: both vectorise.
   Acc dense(const T* values, int64_t n) const {
-    using V = Vector<T>;
-    using Lanes = typename V::type;
-    constexpr int kChains = 4;
-    const T first = start();
-    Lanes best[kChains] = {}, x;
-    for (Lanes& lanes : best) lanes += first;
-    decltype(x != x) nan = {};
-    int64_t k = 0;
-    for (; k + kChains * V::kSize <= n; k += kChains * V::kSize) {
-#pragma GCC unroll 4
-      for (int c = 0; c < kChains; ++c) {
-        std::memcpy(&x, values + k + c * V::kSize, sizeof(x));
-        best[c] = (kMax ? x > best[c] : x < best[c]) ? x : best[c];
-        if constexpr (kFloat) nan |= x != x;
-      }
-    }
+    // As wide as a register, not wider: GCC takes comparisons of wider ones apart, lane by lane.
+    using Lanes = Vector<T>;
+    constexpr int64_t kWidth = VectorOf<T>::lanes;
     T total = start();
     bool any_nan = false;
-    for (int l = 0; l < V::kSize; ++l) {
-      for (const Lanes& lanes : best) step(total, lanes[l]);
-      if constexpr (kFloat) any_nan |= nan[l] != 0;
+    int64_t k = 0;
+    if (n >= kWidth) {
+      constexpr int kChains = 4;
+      const auto keep_better = [](auto& a, const auto& b) { a = (kMax ? b > a : b < a) ? b : a; };
+      Lanes best[kChains] = {}, x;
+      for (Lanes& lanes : best) lanes += total;
+      decltype(x != x) nan = {};
+      const auto take = [&](Lanes& lanes, const T* from) {
+        std::memcpy(&x, from, sizeof(x));
+        keep_better(lanes, x);
+        if constexpr (kFloat) nan |= x != x;
+      };
+      for (; k + kChains * kWidth <= n; k += kChains * kWidth) {
+#pragma GCC unroll 4
+        for (int c = 0; c < kChains; ++c) take(best[c], values + k + c * kWidth);
+      }
+      for (; k + kWidth <= n; k += kWidth) take(best[0], values + k);
+      // Without branches, which nobody could foresee: in a short row this is half of the work.
+      keep_better(best[0], best[1]);
+      keep_better(best[2], best[3]);
+      keep_better(best[0], best[2]);
+      T lanes[kWidth];
+      std::memcpy(lanes, &best[0], sizeof(lanes));
+      for (int width = kWidth / 2; width > 0; width /= 2) {
+        for (int l = 0; l < width; ++l) keep_better(lanes[l], lanes[l + width]);
+      }
+      total = lanes[0];
+      if constexpr (kFloat) {
+        for (int l = 0; l < kWidth; ++l) any_nan |= nan[l] != 0;
+      }
     }
     for (; k < n; ++k) step(total, values[k]);
     if constexpr (kFloat) {
