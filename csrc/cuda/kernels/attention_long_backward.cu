@@ -128,17 +128,7 @@ bool run(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
   return true;
 }
 
-/// Whether memory moves as much as an H200's (4.8 TB/s), not as an H100's (3.4): over long sequences the
-/// kernels read three times what cuDNN's do, and take 1.34 ms there, for cuDNN's 1.12, and 1.03 for 1.09
-/// here (8 x 32 heads of 2048 rows, causal).
-bool has_fast_memory(int device) {
-  int kilohertz = 0, bits = 0;
-  return cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, device) == cudaSuccess &&
-         2e3 * kilohertz * bits / 8 > 4e12;
-}
-
-/// Whether the kernels are faster than cuDNN's. Measured on an H200 and an H100.
+/// Whether the kernels are faster than cuDNN's. Measured on an H200.
 bool chosen(const Launch& launch, const Tensor& query, bool is_causal) {
   const auto q = query.sizes();
   const int64_t units = q[0] * q[1], length = q[2];
@@ -148,7 +138,6 @@ bool chosen(const Launch& launch, const Tensor& query, bool is_causal) {
   if (without_cudnn() || (ordered && units * length * length > int64_t{1} << 30))
     return units * 4 >= most || length <= 1024;  // a block takes whole heads: few leave much idle
   if (length > (is_causal ? 2048 : 512)) return false;
-  if (length > 1024 && !has_fast_memory(launch.device())) return false;
   // In the last round some multiprocessors may have nothing to do; the longer the sequence, the
   // less that may cost.
   const int64_t percent = length > 1024 ? 95 : is_causal ? 70 : 90;
