@@ -8,9 +8,10 @@ rows beside them one `sum.dim`, or one each where they do not fill multiples of 
 results and sums lie in stacks: what were buffers are parts of a larger one, at equal steps. Not bitwise: a
 product that is not split sums in another order (`reordered`).
 
-Rule: a result has fewer than `MOST_RESULT` elements, as larger ones fill a device by themselves. The
-gradients that wait, and the inputs that they are multiplied with, take memory: as many wait for one
-another as leave the peak at most `MOST_GROWTH` of it, or `MOST_BYTES`, above what it was.
+Rule: a result has fewer than `MOST_RESULT` elements, as larger ones fill a device by themselves, and so
+many are one product as have about that many together. The gradients that wait, and the inputs that they
+are multiplied with, take memory: as many wait for one another as leave the peak at most `MOST_GROWTH` of
+it, or `MOST_BYTES`, above what it was.
 
 On a GPU only. Runs when `chains` has, which looks at buffers, not at parts of them.
 """
@@ -207,7 +208,7 @@ def _stacked(tape: Tape, uses: Uses, lanes: list[list[int]], parts: int) -> _Sta
     stacks = _Stacks(trial)
     new: dict[int, list[Op]] = {}
     for lane in lanes:
-        most = -(-len(lane) // parts)
+        most = _most(tape.ops[lane[0]], len(lane), parts)
         for run in _runs(uses, lane, most, stacks):
             ops = [tape.ops[at] for at in run]
             if len(run) < 2:
@@ -237,6 +238,13 @@ def _stacked(tape: Tape, uses: Uses, lanes: list[list[int]], parts: int) -> _Sta
         # Also what is new: buffers may have become parts of stacks since it was made.
         trial.ops += [stacks.rebind(one) for one in new.get(at, [op])]
     return made
+
+
+def _most(op: Op, count: int, parts: int) -> int:
+    """How many of so many products are one: in at least so many parts, and of about one size."""
+    (m, _), n = op.args[0].sizes, op.args[1].sizes[1]
+    enough = max(2, round(MOST_RESULT / (m * n)))
+    return -(-count // max(parts, -(-count // enough)))
 
 
 def _rows(left: View) -> View:

@@ -151,8 +151,18 @@ def test_what_stays(make: Any, rows: int, why: str | None) -> None:
 def test_large_results_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_gradients, "MOST_RESULT", 2 * WIDTH * WIDTH)
     names = captured_names(lambda: trained(model()), batches(), bound=5e-2)
-    assert names.count("bmm") == 1
+    assert names.count("bmm") == 2  # of those of one square, by twos
     assert any("its tiles are enough for a device" in d for d in decisions())
+
+
+@pytest.mark.parametrize(("squares", "products"), [(4, 5), (3, 6)])
+def test_products_have_about_one_size(
+    squares: int, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four layers' three: results of two squares by twos, those of one by fours, or by twos again."""
+    monkeypatch.setattr(weight_gradients, "MOST_RESULT", squares * WIDTH * WIDTH)
+    names = captured_names(lambda: trained(model()), batches(), bound=5e-2)
+    assert names.count("bmm") == products, decisions()
 
 
 def test_memory_decides_how_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
