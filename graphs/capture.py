@@ -441,8 +441,8 @@ class CapturedStep:
     def _run_once(self, recording: Recording, put_off: PutOff) -> None:
         """Runs what a recording has put off, by a program that is not kept."""
         tape = passes.run(recording.tape) if self._optimize else recording.tape
-        outputs = {b: recording.memory(b) for b in tape.buffers if b.role == "output"}
-        lowered = lower(tape, recording, outputs, pool_of=self._pool_of)
+        outputs = {buffer for buffer in tape.buffers if buffer.role == "output"}
+        lowered = lower(tape, recording, {}, recorded=outputs, pool_of=self._pool_of)
         put_off.run(recording.native, lowered.program)
         self._once = tape
 
@@ -549,16 +549,22 @@ class CapturedStep:
         found: list[tuple[Any, bool]],
         arguments: list[Any],
     ) -> Variant:
-        adopted = {}
+        stay = set()
         for gradient in gradients:
             buffer = None if gradient.end is None else recording.buffer_of(gradient.end)
             if buffer is not None and buffer.role == "output":
-                adopted[buffer] = recording.memory(buffer)
+                stay.add(buffer)
         tape = passes.run(recording.tape) if self._optimize else recording.tape
         made_by = [recording.buffer_of(x) if _is_tensor(x) else None for x in outputs]
         lent = dict.fromkeys(b for b in made_by if b is not None and b.role != "state")
         lowered = lower(
-            tape, recording, adopted, pool_of=self._pool_of, inputs=staged, results=lent
+            tape,
+            recording,
+            {},
+            recorded=stay,
+            pool_of=self._pool_of,
+            inputs=staged,
+            results=lent,
         )
         loans: dict[Any, Any] = {}
         made = []

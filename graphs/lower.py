@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ def lower(
     recording: Recording,
     adopted: dict[Buffer, Any],
     *,
+    recorded: Collection[Buffer] = (),
     pool_of: Callable[[str], Any] | None = None,
     arena: bool = True,
     one_by_one: bool = False,
@@ -48,7 +49,8 @@ def lower(
 ) -> Lowered:
     """Plans the tape's memory and binds its ops to it.
 
-    adopted: outputs that stay in the memory they were recorded in, with a tensor on it. pool_of:
+    adopted: outputs that stay in the memory they were recorded in, with a tensor on it. recorded: the
+    same for outputs whose memory may not be there yet: it is asked for after the arena's. pool_of:
     gives the pool by device where the ops of an accelerator become a graph; without it the graph
     has a pool of its own. arena: False gives every scratch buffer memory of its own. one_by_one:
     ops of an accelerator run by themselves, as those of the CPU do. inputs, results: tensors (or
@@ -82,7 +84,8 @@ def lower(
         else:
             base = memory.get(buffer)
             if base is None:
-                base = memory[buffer] = _memory_of(buffer, recording)
+                there = buffer.role == "state" or buffer in recorded
+                base = memory[buffer] = recording.memory(buffer) if there else _new_memory(buffer)
         return _C.graphs.tensor_on(
             base,
             place + view.offset * view.dtype.itemsize,
@@ -103,6 +106,8 @@ def lower(
         if not op.is_view:
             outputs.append([tensor(v) for v in op.outputs])
             program.add(op.call, staged.inputs(op), outputs[-1])
+    for buffer in recorded:  # those too that no op writes
+        memory.setdefault(buffer, recording.memory(buffer))
     # What only led to other constants is done with.
     read = {view.buffer for op in tape.ops if not op.is_view for view in op.reads()}
     for buffer in [b for b in memory if b.role == "constant" and b not in read]:
@@ -199,8 +204,6 @@ def _device(op: Op) -> str:
     return next((view.buffer.device for view in op.writes()), "cpu")
 
 
-def _memory_of(buffer: Buffer, recording: Recording) -> Any:
-    """The start of a buffer's own memory: state stays where it is, an output gets its own."""
-    if buffer.role == "state":
-        return recording.memory(buffer)
+def _new_memory(buffer: Buffer) -> Any:
+    """Memory of its own for an output."""
     return vt.empty(buffer.nbytes, dtype=vt.uint8, device=buffer.device)

@@ -107,7 +107,8 @@ class GraphPool final : public graphs::Pool {
     return allocator.allocate(nbytes, current_stream(device).handle);
   }
   Ref<Storage> arena(size_t nbytes) override {
-    Ref<Storage> small;  // given back for the new one to take, unless a graph still uses it
+    retired().collect();  // a graph that was run once has memory of its own: its results
+    Ref<Storage> small;   // given back for the new one to take, unless a graph still uses it
     {
       const std::lock_guard lock(shared_->mutex);
       if (shared_->arena && shared_->arena->nbytes() >= nbytes) return shared_->arena;
