@@ -210,7 +210,7 @@ int count_in_child() {
   return runs.load() == 64 ? 0 : 1;
 }
 
-void a_forked_child_has_its_own_pool() {
+[[maybe_unused]] void a_forked_child_has_its_own_pool() {
   set_num_threads(3);
   parallel_chunks(64, [](int64_t) {});
   CHECK(status_of_child(count_in_child) == 0);
