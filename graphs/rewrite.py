@@ -272,6 +272,13 @@ def reshaped(view: View, sizes: Sequence[int]) -> View:
     return dataclasses.replace(view, sizes=tuple(sizes), strides=tuple(reversed(strides)))
 
 
+def transposed(view: View) -> View:
+    """The view with its last two dimensions exchanged."""
+    *batch, m, n = view.sizes
+    *steps, down, across = view.strides
+    return dataclasses.replace(view, sizes=(*batch, n, m), strides=(*steps, across, down))
+
+
 def reordered(view: View) -> float:
     """How far a result may be, relative to its largest element, if sums behind it are taken in
     another order: a few roundings in float32, one of the result in 16 bits."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import vibetensor.torch as vt
-from vibetensor.graphs.rewrite import Edits, Uses, is_dense, make_op, reshaped
+from vibetensor.graphs.rewrite import Edits, Uses, is_dense, make_op, reshaped, transposed
 from vibetensor.graphs.tape import Op, Tape, View
 
 BITWISE = False  # on CUDA
@@ -97,7 +97,7 @@ def _matrix(op: Op) -> View | None:
     """The rows that an op sums, as a matrix."""
     rows: View = op.args[0]
     if op.name == "_mm_row_sums":
-        return dataclasses.replace(rows, sizes=rows.sizes[::-1], strides=rows.strides[::-1])
+        return transposed(rows)
     rank = len(rows.sizes)
     if rank < 2 or sorted(d % rank for d in op.args[1] or ()) != list(range(rank - 1)):
         return None

@@ -22,7 +22,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import vibetensor.torch as vt
-from vibetensor.graphs.rewrite import Uses, is_dense, make_op, numel, reordered, reshaped
+from vibetensor.graphs.rewrite import (
+    Uses,
+    is_dense,
+    make_op,
+    numel,
+    reordered,
+    reshaped,
+    transposed,
+)
 from vibetensor.graphs.tape import Decision, Op, Tape, View
 
 BITWISE = False  # on CUDA
@@ -124,18 +132,15 @@ def _sum_of(uses: Uses, at: int) -> _Sum | str | None:
         places = [i for i in _NORMS[op.name] if outputs[i] is not None]
         if not places:
             return None
-        found = _of_norm(op, places)
+        found = _of_norm(at, op, places)
     elif op.name == "sum.dim":
-        found = _of_dimensions(op)
+        found = _of_dimensions(at, op)
     elif op.name == "_mm_row_sums":
-        left = op.args[0]
-        rows = replace(left, sizes=left.sizes[::-1], strides=left.strides[::-1])
-        found = _of_matrix(at, outputs[1], rows)
+        found = _of_matrix(at, outputs[1], transposed(op.args[0]))
     else:
         return None
     if found is None or found.results[0].buffer.device.split(":")[0] not in DEVICES:
         return None
-    found.at = at
     others = [view.buffer for view in op.reads()]
     others += [view.buffer for view in op.writes() if view not in found.results]
     if any(view.buffer in others for view in found.results):
@@ -147,7 +152,7 @@ def _sum_of(uses: Uses, at: int) -> _Sum | str | None:
     return found
 
 
-def _of_norm(op: Op, places: list[int]) -> _Sum | None:
+def _of_norm(at: int, op: Op, places: list[int]) -> _Sum | None:
     results = [view for i in places if (view := op.outputs[i]) is not None]
     x, rstd = op.args[2], op.args[5 if op.name == "_residual_layer_norm_backward" else 4]
     n = math.prod(op.args[3])
@@ -155,19 +160,19 @@ def _of_norm(op: Op, places: list[int]) -> _Sum | None:
         return None
     rows = numel(x) // n
     parts = min(_multiprocessors(x.buffer.device), rows)
-    return _Sum(0, results, parts, n, 1, None, rstd.dtype)
+    return _Sum(at, results, parts, n, 1, None, rstd.dtype)
 
 
-def _of_dimensions(op: Op) -> _Sum | None:
+def _of_dimensions(at: int, op: Op) -> _Sum | None:
     """A sum over the first dimensions, or over the rows of each matrix of a batch."""
     x, dims, _, _ = op.args
     out = op.outputs[0]
     dims = sorted(d % len(x.sizes) for d in dims or ()) if x.sizes else []
     if dims and dims == list(range(len(dims))) and is_dense(x):
         rows = math.prod(x.sizes[: len(dims)])
-        return _of_matrix(0, out, reshaped(x, (rows, numel(x) // max(rows, 1))))
+        return _of_matrix(at, out, reshaped(x, (rows, numel(x) // max(rows, 1))))
     if dims == [1] and len(x.sizes) == 3:
-        return _of_matrix(0, out, x)
+        return _of_matrix(at, out, x)
     return None
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from vibetensor.graphs.passes.recompute import Live
 from vibetensor.graphs.plan import ALIGNMENT, aligned
-from vibetensor.graphs.rewrite import Uses, is_dense, make_op, numel, rebound, reordered
+from vibetensor.graphs.rewrite import Uses, is_dense, make_op, numel, rebound, reordered, transposed
 from vibetensor.graphs.tape import Buffer, Decision, Op, Tape, View
 
 BITWISE = False
@@ -222,13 +222,14 @@ def _stacked(tape: Tape, uses: Uses, lanes: list[list[int]], parts: int) -> _Sta
                 stacks.join([view.buffer for view in column])
             left, right, *results = (stacks.all_of(column) for column in columns)
             product = make_op("bmm", (left, right), results[:1], ops[-1])
+            # The left operand is the transpose of a gradient, or of a batch of them.
             for at, op in zip(run, ops):
-                rows = _rows(stacks.moved(op.args[0]))
+                rows = transposed(stacks.moved(op.args[0]))
                 apart = op.outputs[1:] if len(results) == 1 else []
                 new[at] = [make_op("sum", (rows, [0], False), [sums], op) for sums in apart]
             new[run[-1]].append(product)
             if len(results) > 1:
-                args = (_rows(left), [1], False)
+                args = (transposed(left), [1], False)
                 new[run[-1]].append(make_op("sum", args, results[1:], ops[-1]))
             made.joined.append((product, f"{len(run)} products of {_shape(ops[0])}"))
             sums = [view for op in ops for view in op.writes()]
@@ -245,13 +246,6 @@ def _most(op: Op, count: int, parts: int) -> int:
     (m, _), n = op.args[0].sizes, op.args[1].sizes[1]
     enough = max(2, round(MOST_RESULT / (m * n)))
     return -(-count // max(parts, -(-count // enough)))
-
-
-def _rows(left: View) -> View:
-    """The gradient whose transpose, or a batch of them, a product's left operand is."""
-    *batch, m, k = left.sizes
-    *steps, down, across = left.strides
-    return replace(left, sizes=(*batch, k, m), strides=(*steps, across, down))
 
 
 def _columns(uses: Uses, run: list[int]) -> list[list[View]]:
