@@ -1,8 +1,8 @@
 """Runs compute-sanitizer's four tools over tests of ops and kernels on a GPU.
 
-python tests/sanitize.py [--tool memcheck] [--subset norms] [--out FOLDER]
+python tests/sanitize.py [--tool memcheck] [--subset norms] [--jobs 4] [--processes 4] [--out FOLDER]
 
-Each tool runs each subset (SUBSETS) in a process of its own within the subset's limit, with every
+Each tool runs each subset (SUBSETS) in processes of its own within the subset's limit, with every
 tensor an allocation of its own (VT_CUDA_ALLOC=backend:async), so that accesses outside of one are seen;
 captured steps have the native allocator, whose pools they need. A run is clean if the tool wrote a summary
 without errors and the tests passed; one that does not end in time, or in which no test ran, is not.
@@ -25,6 +25,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,7 +149,9 @@ def find_sanitizer() -> str | None:
     )
 
 
-def run(sanitizer: str, tool: str, name: str, subset: Subset, out: Path) -> Result:
+def run(
+    sanitizer: str, tool: str, name: str, subset: Subset, out: Path, processes: int = 0
+) -> Result:
     """Runs a tool over a subset and ends it at its limit."""
     report, logs = out / f"{tool}-{name}.xml", out / f"{tool}-{name}-logs"
     shutil.rmtree(logs, ignore_errors=True)
@@ -156,7 +159,8 @@ def run(sanitizer: str, tool: str, name: str, subset: Subset, out: Path) -> Resu
     report.unlink(missing_ok=True)
     command = [
         sanitizer, "--tool", tool, "--target-processes", "all", "--error-exitcode", str(FOUND),
-        *OF_TOOLS.get(tool, ()), "--log-file", str(logs / "%p.log"), *pytest_command(subset.paths, report, *subset.options),
+        *OF_TOOLS.get(tool, ()), "--log-file", str(logs / "%p.log"),
+        *pytest_command(subset.paths, report, *subset.options, *("-n", str(processes)) * bool(processes)),
     ]  # fmt: skip
     environment = {**os.environ, "VT_CUDA_ALLOC": subset.settings}
     start = time.perf_counter()
@@ -190,6 +194,8 @@ def main(
     parser.add_argument("--tool", action="append", choices=TOOLS)
     parser.add_argument("--subset", action="append", choices=list(subsets))
     parser.add_argument("--sanitizer", help="the program; default: of the PATH or the toolkit")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--processes", type=int, default=0, help="that share a run's tests")
     parser.add_argument("--out", type=Path, help="keeps the tools' logs and the reports there")
     options = parser.parse_args(arguments)
     sanitizer = options.sanitizer or find_sanitizer()
@@ -197,13 +203,27 @@ def main(
         parser.error("compute-sanitizer was not found: it is part of the CUDA toolkit")
     out = options.out or Path(tempfile.mkdtemp(prefix="sanitize-"))
     out.mkdir(parents=True, exist_ok=True)
-    results: list[Result] = []
-    for tool in options.tool or TOOLS:
-        for name in options.subset or subsets:
-            if (tool, name) not in left_out:
-                print(f"=== {tool}, {name}: at most {subsets[name].limit:.0f} s", flush=True)
-                results.append(run(sanitizer, tool, name, subsets[name], out))
+    asked = [(t, n) for n in options.subset or subsets for t in options.tool or TOOLS]
+    asked = [each for each in asked if each not in left_out]
+
+    def one(each: tuple[str, str]) -> Result:
+        tool, name = each
+        print(f"=== {tool}, {name}: at most {subsets[name].limit:.0f} s", flush=True)
+        result = run(sanitizer, tool, name, subsets[name], out, options.processes)
+        print(described(result), flush=True)
+        return result
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        results = list(pool.map(one, asked))
     return summary(results, subsets, left_out, options, out)
+
+
+def described(r: Result) -> str:
+    of_cudnn = f"; {r.of_cudnn} errors in cuDNN's kernels" if r.of_cudnn else ""
+    return (
+        f"{r.tool:<10} {r.subset:<12} {r.report.passed:>6} passed {len(r.report.skipped):>4} skipped "
+        f"{r.seconds:>6.0f} s  {r.problem or 'clean'}{of_cudnn}"
+    )
 
 
 def summary(
@@ -225,13 +245,8 @@ def summary(
     for result in results:
         for name, reason in result.report.failed:
             print(f"failed: {result.tool}: {name}: {reason}")
-    for r in results:
-        print(
-            f"{r.tool:<10} {r.subset:<12} {r.report.passed:>6} passed {len(r.report.skipped):>4} skipped "
-            f"{r.seconds:>6.0f} s  {r.problem or 'clean'}"
-            + f"; {r.of_cudnn} errors in cuDNN's kernels"
-            * bool(r.of_cudnn)
-        )
+    for result in results:
+        print(described(result))
     bad = [r for r in results if r.problem] or not results
     if any(NO_DEVICE in reason for _, reason in skipped):
         print(f"tests were skipped for want of a device: '{NO_DEVICE}'")

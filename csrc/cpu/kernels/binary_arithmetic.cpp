@@ -25,6 +25,26 @@ void map_float(TensorIterator& it, const F& f) {
   visit_float(it.common_dtype(),
               [&]<class T>() { map_kernel(it, [f](T a, T b) -> T { return f(a, b); }, 8192); });
 }
+/// For functions of which one loop is enough code: their operands are first made dense.
+template <class F>
+void map_long_float(TensorIterator& it, const F& f, int64_t grain = 8192) {
+  visit_float(it.common_dtype(), [&]<class T>() {
+    it.for_each(
+        [&](char** data, const int64_t* strides, int64_t n) {
+          alignas(64) T a[kBlock], b[kBlock], out[kBlock];
+          for (int64_t i = 0; i < n; i += kBlock) {
+            const int64_t m = std::min(kBlock, n - i);
+            load_block<T>(a, data[1] + i * strides[1], strides[1], m, it.dtype(1),
+                          it.compute_dtype(1));
+            load_block<T>(b, data[2] + i * strides[2], strides[2], m, it.dtype(2),
+                          it.compute_dtype(2));
+            for (int64_t k = 0; k < m; ++k) out[k] = f(a[k], b[k]);
+            store_block<T>(data[0] + i * strides[0], strides[0], out, m, it.dtype(0));
+          }
+        },
+        grain);
+  });
+}
 
 void add_scaled(TensorIterator& it, const Scalar& alpha, double sign) {
   const DType dtype = it.common_dtype();
@@ -215,6 +235,11 @@ void pow(TensorIterator& it) {
     return;
   }
   const auto e = fixed_exponent(it);
+  constexpr double kShort[] = {2, 3, 1, 0.5, -1, -2};
+  if (!e || std::ranges::find(kShort, *e) == std::end(kShort)) {
+    map_long_float(it, [](auto a, auto b) { return vpow(a, b); }, 4096);
+    return;
+  }
   visit_float(dtype, [&]<class T>() {
     if (e == 2.0)
       map_kernel(it, [](T a, T) -> T { return a * a; });
@@ -226,10 +251,8 @@ void pow(TensorIterator& it) {
       map_kernel(it, [](T a, T) -> T { return std::sqrt(a); });
     else if (e == -1.0)
       map_kernel(it, [](T a, T) -> T { return T(1) / a; });
-    else if (e == -2.0)
-      map_kernel(it, [](T a, T) -> T { return T(1) / (a * a); });
     else
-      map_kernel(it, [](T a, T b) -> T { return vpow(a, b); }, 4096);
+      map_kernel(it, [](T a, T) -> T { return T(1) / (a * a); });
   });
 }
 
@@ -266,22 +289,24 @@ const RegisterCpu registered([](KernelTable& t) {
   t.remainder = [](TensorIterator& it) { map_division<Remainder>(it); };
   t.fmod = [](TensorIterator& it) { map_division<Fmod>(it); };
   t.pow = pow;
-  t.atan2 = [](TensorIterator& it) { map_float(it, [](auto a, auto b) { return vatan2(a, b); }); };
+  t.atan2 = [](TensorIterator& it) {
+    map_long_float(it, [](auto a, auto b) { return vatan2(a, b); });
+  };
   t.hypot = [](TensorIterator& it) {
-    map_float(it, [](auto a, auto b) { return std::hypot(a, b); });
+    map_long_float(it, [](auto a, auto b) { return std::hypot(a, b); });
   };
   t.copysign = [](TensorIterator& it) {
     map_float(it, [](auto a, auto b) { return std::copysign(a, b); });
   };
   t.xlogy = [](TensorIterator& it) {
-    map_float(it, [](auto a, auto b) {
+    map_long_float(it, [](auto a, auto b) {
       return b != b ? b : a == 0 ? decltype(a)(0) : a * vlog(b);
     });
   };
   t._binary_cross_entropy = [](TensorIterator& it) {
     check_unit_interval(it, 1, "input");
     check_unit_interval(it, 2, "target");
-    map_float(it, [](auto x, auto y) {
+    map_long_float(it, [](auto x, auto y) {
       using T = decltype(x);
       const T yes = std::max(vlog(x), T(-100)), no = std::max(vlog1p(-x), T(-100));
       return (y - 1) * no - y * yes;

@@ -188,6 +188,50 @@ void store_block(char* data, int64_t stride, const T* in, int64_t n, DType to) {
   }
 }
 
+void for_each_as(const TensorIterator& it, std::span<const DType> types, TensorIterator::Loop row,
+                 int64_t grain) {
+  const int operands = static_cast<int>(types.size());
+  bool direct = true;
+  for (int k = 0; k < operands; ++k) direct = direct && it.dtype(k) == types[k];
+  if (direct) {
+    it.for_each(row, grain);
+    return;
+  }
+  it.for_each(
+      [&](char** data, const int64_t* strides, int64_t n) {
+        alignas(64) char buffers[kMaxOperands][kBlock * 8];
+        char* block[kMaxOperands];
+        int64_t step[kMaxOperands];
+        for (int64_t i = 0; i < n; i += kBlock) {
+          const int64_t m = std::min(kBlock, n - i);
+          for (int k = 0; k < operands; ++k) {
+            const int64_t stride = strides[k];
+            char* stored = data[k] + i * stride;
+            if (it.dtype(k) == types[k]) {
+              block[k] = stored;
+              step[k] = stride;
+              continue;
+            }
+            block[k] = buffers[k];
+            const bool repeated = k > 0 && stride == 0;
+            step[k] = repeated ? 0 : item_size(types[k]);
+            if (k == 0) continue;
+            visit_all(types[k], [&]<class T>() {
+              load_block<T>(reinterpret_cast<T*>(buffers[k]), stored, stride, repeated ? 1 : m,
+                            it.dtype(k), it.compute_dtype(k));
+            });
+          }
+          row(block, step, m);
+          if (block[0] != buffers[0]) continue;
+          visit_all(types[0], [&]<class T>() {
+            store_block<T>(data[0] + i * strides[0], strides[0],
+                           reinterpret_cast<const T*>(buffers[0]), m, it.dtype(0));
+          });
+        }
+      },
+      grain);
+}
+
 template void load_block<bool>(bool*, const char*, int64_t, int64_t, DType, DType);
 template void load_block<uint8_t>(uint8_t*, const char*, int64_t, int64_t, DType, DType);
 template void load_block<int8_t>(int8_t*, const char*, int64_t, int64_t, DType, DType);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 #include <tuple>
 #include <utility>
 
@@ -23,6 +24,11 @@ void load_block(T* out, const char* data, int64_t stride, int64_t n, DType from,
 /// Writes dense `T`s as `n` strided elements of dtype `to`.
 template <class T>
 void store_block(char* data, int64_t stride, const T* in, int64_t n, DType to);
+
+/// Walks `it` in rows whose operand k holds `types[k]`: dense blocks converted on the way where it
+/// is stored as another dtype. Apart from the rows' arithmetic, so that it is compiled once.
+void for_each_as(const TensorIterator& it, std::span<const DType> types, TensorIterator::Loop row,
+                 int64_t grain);
 
 /// Calls `f.template operator()<T>()` with the compute type of `dtype`: float for 16-bit
 /// and 8-bit floats. Ops that do not take 8-bit floats are refused before their kernel.
@@ -169,46 +175,13 @@ void map_row(char** data, const int64_t* strides, int64_t n, const F& f,
 
 /// A dense row, or one with a single repeated operand, is computed in place even when `out`
 /// aliases an input (same index, same element); `__restrict__` above states just that.
-template <class R, class... A, class F, size_t... I>
-void map_typed(const TensorIterator& it, const F& f, int64_t grain, std::index_sequence<I...> seq) {
-  bool direct = it.dtype(0) == DTypeOf<R>::value;
-  direct = direct && ((it.dtype(static_cast<int>(I) + 1) == DTypeOf<A>::value) && ...);
-  if (direct) {
-    it.for_each([&](char** data, const int64_t* strides,
-                    int64_t n) { map_row<R, A...>(data, strides, n, f, seq); },
-                grain);
-    return;
-  }
-  it.for_each(
-      [&](char** data, const int64_t* strides, int64_t n) {
-        alignas(64) char buffers[sizeof...(A) + 1][kBlock * 8];
-        char* block[sizeof...(A) + 1] = {};
-        int64_t step[sizeof...(A) + 1] = {};
-        for (int64_t i = 0; i < n; i += kBlock) {
-          const int64_t m = std::min(kBlock, n - i);
-          (([&] {
-             constexpr int k = static_cast<int>(I) + 1;
-             char* source = data[k] + i * strides[k];
-             if (it.dtype(k) == DTypeOf<A>::value) {
-               block[k] = source;
-               step[k] = strides[k];
-               return;
-             }
-             const bool repeated = strides[k] == 0;
-             load_block<A>(reinterpret_cast<A*>(buffers[k]), source, strides[k], repeated ? 1 : m,
-                           it.dtype(k), it.compute_dtype(k));
-             block[k] = buffers[k];
-             step[k] = repeated ? 0 : sizeof(A);
-           }()),
-           ...);
-          const bool store = it.dtype(0) != DTypeOf<R>::value;
-          char* target = data[0] + i * strides[0];
-          block[0] = store ? buffers[0] : target;
-          step[0] = store ? int64_t{sizeof(R)} : strides[0];
-          map_row<R, A...>(block, step, m, f, seq);
-          if (store)
-            store_block<R>(target, strides[0], reinterpret_cast<R*>(buffers[0]), m, it.dtype(0));
-        }
+template <class R, class... A, class F>
+void map_typed(const TensorIterator& it, const F& f, int64_t grain) {
+  constexpr DType types[] = {DTypeOf<R>::value, DTypeOf<A>::value...};
+  for_each_as(
+      it, types,
+      [&f](char** data, const int64_t* strides, int64_t n) {
+        map_row<R, A...>(data, strides, n, f, std::index_sequence_for<A...>());
       },
       grain);
 }
@@ -219,7 +192,7 @@ template <class R, class... A>
 struct MapCaller<R, std::tuple<A...>> {
   template <class F>
   static void run(const TensorIterator& it, const F& f, int64_t grain) {
-    map_typed<R, A...>(it, f, grain, std::index_sequence_for<A...>());
+    map_typed<R, A...>(it, f, grain);
   }
 };
 

@@ -101,6 +101,15 @@ void accumulate(const Tensor& out, const Tensor& self, uint64_t mask, double sca
   });
 }
 
+/// result(index of the kept element, how many of its elements are not zero, of how many).
+void count(const Tensor& self, uint64_t mask,
+           FunctionRef<void(int64_t index, int64_t nonzero, int64_t all)> result) {
+  const ReducePlan plan = plan_reduction(self, mask);
+  visit_values(self.dtype(), [&]<class T>() {
+    reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { result(i, n, plan.reduced); });
+  });
+}
+
 /// `self` as the dtype the sum is asked in, where that is not what the accumulator gives anyway.
 Tensor as_summand(const Tensor& self, std::optional<DType> dtype) {
   if (!dtype || *dtype == self.dtype() ||
@@ -134,23 +143,16 @@ const RegisterCpu registered([](KernelTable& t) {
     accumulate<Product>(out, as_summand(self, dtype), one_dim(dim, self.dim()), 1.0);
   };
   t.any_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool) {
-    const ReducePlan plan = plan_reduction(self, tested_mask(dim, self.dim()));
-    visit_values(self.dtype(), [&]<class T>() {
-      reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n > 0); });
-    });
+    count(self, tested_mask(dim, self.dim()),
+          [&](int64_t i, int64_t nonzero, int64_t) { put<bool>(out, i, nonzero > 0); });
   };
   t.all_dim = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim, bool) {
-    const ReducePlan plan = plan_reduction(self, tested_mask(dim, self.dim()));
-    visit_values(self.dtype(), [&]<class T>() {
-      reduce<T>(plan, Count<T>(),
-                [&](int64_t i, int64_t n) { put<int64_t>(out, i, n == plan.reduced); });
-    });
+    count(self, tested_mask(dim, self.dim()),
+          [&](int64_t i, int64_t nonzero, int64_t all) { put<bool>(out, i, nonzero == all); });
   };
   t.count_nonzero = [](const Tensor& out, const Tensor& self, std::optional<IntSpan> dim) {
-    const ReducePlan plan = plan_reduction(self, dim_mask(dim, self.dim()));
-    visit_values(self.dtype(), [&]<class T>() {
-      reduce<T>(plan, Count<T>(), [&](int64_t i, int64_t n) { put<int64_t>(out, i, n); });
-    });
+    count(self, dim_mask(dim, self.dim()),
+          [&](int64_t i, int64_t nonzero, int64_t) { put<int64_t>(out, i, nonzero); });
   };
 });
 

@@ -64,8 +64,9 @@ inline constexpr int64_t kChunk = 131072;    // elements (rows for inner > 1) a 
 
 /// An Op has `Acc`, `Acc start()`, `void step(Acc&, T)`, `void merge(Acc&, const Acc&)`, and may
 /// have `Acc dense(const T*, n)` for a run of values where plain steps do not vectorise well.
+/// Not inlined: it has several callers for each dtype, and all of the arithmetic.
 template <class T, class Op>
-typename Op::Acc reduce_run(const Op& op, const T* values, int64_t n) {
+[[gnu::noinline]] typename Op::Acc reduce_run(const Op& op, const T* values, int64_t n) {
   if constexpr (requires { op.dense(values, n); }) {
     return op.dense(values, n);
   } else {
@@ -98,8 +99,9 @@ typename Op::Acc reduce_row(const Op& op, const char* data, int64_t n, DType dty
 }
 
 /// result(index of the kept element, accumulator) for every kept element.
-template <class T, class Op, class Result>
-void reduce(const ReducePlan& plan, const Op& op, Result&& result) {
+template <class T, class Op>
+void reduce(const ReducePlan& plan, const Op& op,
+            FunctionRef<void(int64_t index, typename Op::Acc)> result) {
   using Acc = typename Op::Acc;
   const auto* data = static_cast<const char*>(plan.input.data());
   const DType dtype = plan.input.dtype();
@@ -207,13 +209,30 @@ inline uint64_t one_dim(int64_t dim, int64_t ndim) {
   return ndim == 0 ? 0 : uint64_t{1} << wrap_dim(dim, ndim);
 }
 
-/// As visit_all, with bool seen as uint8: std::vector<bool> is no array.
+/// Calls `f.template operator()<T>()` with a type that holds the values of `dtype`, for kernels
+/// that load and store blocks: bool as uint8, the rarer integers as wider ones, 16-bit floats as
+/// float.
 template <class F>
 void visit_values(DType dtype, F&& f) {
-  if (dtype == DType::Bool)
-    f.template operator()<uint8_t>();
-  else
-    visit_numeric(dtype, f);
+  switch (dtype) {
+    case DType::Bool:
+    case DType::UInt8:
+      return f.template operator()<uint8_t>();
+    case DType::Int8:
+    case DType::Int16:
+    case DType::Int32:
+      return f.template operator()<int32_t>();
+    case DType::Int64:
+      return f.template operator()<int64_t>();
+    default:
+      return visit_float(dtype, f);
+  }
+}
+/// The same where the arithmetic is no more for wide integers.
+template <class F>
+void visit_wide(DType dtype, F&& f) {
+  if (is_floating(dtype)) return visit_float(dtype, f);
+  return f.template operator()<int64_t>();
 }
 
 /// Writes values of a compute type as element `index` of a dense output.

@@ -107,7 +107,7 @@ Extreme<T> first_extreme(const char* data, int64_t n, DType dtype) {
       load_block<T>(buffer, data + at * size, size, m, dtype, dtype);
       values = buffer;
     }
-    const T best = op.dense(values, m);
+    const T best = reduce_run<T>(op, values, m);
     if (at > 0 && !better<T, kMax>(best, top.value)) continue;
     top.value = best;
     int64_t k = 0;

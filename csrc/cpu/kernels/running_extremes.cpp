@@ -31,7 +31,7 @@ void running_extreme(const Tensor& values, const Tensor& indices, const Tensor& 
   if (self.numel() == 0) return;
   const int64_t size = input.itemsize(), lanes = input.numel() / length;
   auto* at = indices.data_as<int64_t>();
-  visit_values(self.dtype(), [&]<class T>() {
+  visit_wide(self.dtype(), [&]<class T>() {
     parallel_for(0, lanes, std::max<int64_t>(1, 16384 / length), [&](int64_t b, int64_t e) {
       for (int64_t lane = b; lane < e; ++lane) {
         const int64_t start = lane / inner * length * inner + lane % inner;
@@ -77,7 +77,7 @@ void scatter_reduce(const Tensor& out, const Tensor& self, int64_t dim, const Te
   const int64_t size = out.itemsize(), length = n == 0 ? 1 : self.sizes()[d];
   const Dims strides = contiguous_strides(self.sizes());
   std::vector<bool> seen(include_self ? 0 : static_cast<size_t>(out.numel()));
-  visit_values(out.dtype(), [&]<class T>() {
+  visit_wide(out.dtype(), [&]<class T>() {
     Dims counter(static_cast<size_t>(n), int64_t{0});
     for (int64_t i = 0; i < index.numel(); ++i) {
       check_index(at[i] >= 0 && at[i] < length, "index ", at[i], " is out of bounds for dimension ",

@@ -37,7 +37,7 @@ void scan(const Tensor& out, const Tensor& self, int64_t dim) {
   const auto* from = static_cast<const char*>(input.data());
   auto* to = static_cast<char*>(out.data());
   const DType dtype = out.dtype();
-  visit_values(dtype, [&]<class T>() {
+  visit_wide(dtype, [&]<class T>() {
     using Acc = std::conditional_t<std::is_floating_point_v<T>, double, int64_t>;
     auto next = [](Acc total, T x) {
       return kProduct ? total * static_cast<Acc>(x) : total + static_cast<Acc>(x);
@@ -110,7 +110,7 @@ void sort(const Tensor& values, const Tensor& indices, const Tensor& self, int64
   if (input.numel() == 0) return;
   const int64_t size = input.itemsize();
   auto* index_out = indices.data_as<int64_t>();
-  visit_values(self.dtype(), [&]<class T>() {
+  visit_wide(self.dtype(), [&]<class T>() {
     parallel_for(
         0, e.outer * e.inner, std::max<int64_t>(1, 4096 / (e.length + 1)),
         [&](int64_t b, int64_t end) {

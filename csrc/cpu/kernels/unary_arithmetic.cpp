@@ -1,5 +1,6 @@
 // Unary functions on every dtype: signs, rounding, tests, bits.
 #include <cmath>
+#include <limits>
 
 #include "cpu/kernels/loops.h"
 
@@ -16,17 +17,28 @@ void map_test(TensorIterator& it, const F& f) {
   visit_all(it.common_dtype(),
             [&]<class T>() { map_kernel(it, [f](T x) -> bool { return f(x); }); });
 }
+/// A test that every integer answers alike.
+template <class F>
+void map_float_test(TensorIterator& it, bool of_integers, const F& f) {
+  if (is_floating(it.common_dtype()))
+    visit_float(it.common_dtype(),
+                [&]<class T>() { map_kernel(it, [f](T x) -> bool { return f(x); }); });
+  else
+    map_kernel(it, [of_integers](int64_t) -> bool { return of_integers; });
+}
 /// Integers are already round.
 template <class F>
 void map_rounding(TensorIterator& it, const F& f) {
-  visit_all(it.common_dtype(), [&]<class T>() {
-    map_kernel(it, [f](T x) -> T {
-      if constexpr (std::is_floating_point_v<T>)
-        return f(x);
-      else
-        return x;
-    });
-  });
+  if (is_floating(it.common_dtype()))
+    visit_float(it.common_dtype(),
+                [&]<class T>() { map_kernel(it, [f](T x) -> T { return f(x); }); });
+  else
+    map_kernel(it, [](int64_t x) -> int64_t { return x; });
+}
+
+template <class T>
+constexpr T infinity(T) {
+  return std::numeric_limits<T>::infinity();
 }
 
 template <class T>
@@ -56,11 +68,10 @@ void nan_to_num(TensorIterator& it, std::optional<double> nan, std::optional<dou
   const double a = nan.value_or(0.0), b = posinf.value_or(limit), c = neginf.value_or(-limit);
   map_rounding(it, [=](auto x) {
     using T = decltype(x);
-    constexpr T inf = std::numeric_limits<T>::infinity();
-    return x != x      ? static_cast<T>(a)
-           : x == inf  ? static_cast<T>(b)
-           : x == -inf ? static_cast<T>(c)
-                       : x;
+    return x != x              ? static_cast<T>(a)
+           : x == infinity(x)  ? static_cast<T>(b)
+           : x == -infinity(x) ? static_cast<T>(c)
+                               : x;
   });
 }
 
@@ -95,38 +106,18 @@ const RegisterCpu registered([](KernelTable& t) {
                    [&]<class T>() { map_kernel(it, [](T x) -> T { return static_cast<T>(~x); }); });
   };
   t.logical_not = [](TensorIterator& it) { map_test(it, [](auto x) { return !x; }); };
-  t.isnan = [](TensorIterator& it) { map_test(it, [](auto x) { return x != x; }); };
+  t.isnan = [](TensorIterator& it) { map_float_test(it, false, [](auto x) { return x != x; }); };
   t.isinf = [](TensorIterator& it) {
-    map_test(it, [](auto x) {
-      if constexpr (std::is_floating_point_v<decltype(x)>)
-        return std::fabs(x) == std::numeric_limits<decltype(x)>::infinity();
-      else
-        return false;
-    });
+    map_float_test(it, false, [](auto x) { return std::fabs(x) == infinity(x); });
   };
   t.isfinite = [](TensorIterator& it) {
-    map_test(it, [](auto x) {
-      if constexpr (std::is_floating_point_v<decltype(x)>)
-        return std::fabs(x) < std::numeric_limits<decltype(x)>::infinity();
-      else
-        return true;
-    });
+    map_float_test(it, true, [](auto x) { return std::fabs(x) < infinity(x); });
   };
   t.isposinf = [](TensorIterator& it) {
-    map_test(it, [](auto x) {
-      if constexpr (std::is_floating_point_v<decltype(x)>)
-        return x == std::numeric_limits<decltype(x)>::infinity();
-      else
-        return false;
-    });
+    map_float_test(it, false, [](auto x) { return x == infinity(x); });
   };
   t.isneginf = [](TensorIterator& it) {
-    map_test(it, [](auto x) {
-      if constexpr (std::is_floating_point_v<decltype(x)>)
-        return x == -std::numeric_limits<decltype(x)>::infinity();
-      else
-        return false;
-    });
+    map_float_test(it, false, [](auto x) { return x == -infinity(x); });
   };
   t.signbit = [](TensorIterator& it) {
     map_test(it, [](auto x) {
