@@ -144,7 +144,7 @@ def test_clean_and_unclean_runs(
     one = ["--tool", "memcheck", "--tool", "initcheck"]
     assert sanitize.main([*fake, *one], subsets, left_out) == 0
     said = capfd.readouterr().out
-    assert said.count("  clean") == 1 and "asked for 2 of 4 runs" in said
+    assert said.count("  clean") == 2 and "asked for 2 of 4 runs" in said
     assert "left out: initcheck, inner: why not" in said
     assert "another reason\n    test_inner::test_other" in said
     monkeypatch.setenv("ERRORS", "3")
