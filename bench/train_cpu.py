@@ -77,6 +77,9 @@ def train_rows(steps: int) -> list[dict[str, Any]]:
     return rows
 
 
+AT_MEMORY_SPEED = ("16M sum", "16M sum rows", "16M max rows", "16M bf16 cast")
+
+
 def op_rows() -> list[dict[str, Any]]:
     """Ops on 16M floats."""
     n = 1 << 24
@@ -103,7 +106,9 @@ def op_rows() -> list[dict[str, Any]]:
     }
     for name, make in cases.items():
         theirs, ours = make(*pairs[0]), make(*pairs[1])
-        a, b = median_times(ours, theirs, 20, 21)
+        # Where memory is all that both wait for, a few percent decide, and its speed has phases.
+        rounds = 101 if name in AT_MEMORY_SPEED else 21
+        a, b = median_times(ours, theirs, 20, rounds)
         rows.append(
             {"case": name, "vibetensor": a * 1e3, "torch": b * 1e3, "unit": "ms", "goal": 1.0}
         )
