@@ -48,36 +48,36 @@ SizeClass size_class(size_t nbytes) {
           (size_t{1} << log2) + steps * step};
 }
 
+/// The bytes of a class's blocks.
 size_t class_bytes(int index) {
   if (index == 0) return kSmallest;
   const size_t base = kSmallest << (index - 1) / kStepsPerDoubling;
   return base + base / kStepsPerDoubling * static_cast<size_t>((index - 1) % kStepsPerDoubling + 1);
 }
 
-/// Large blocks are mapped by themselves, in whole huge pages.
+/// Large blocks are mapped by themselves.
 bool is_mapped(size_t bytes) { return bytes >= kHugePage; }
-size_t mapped_bytes(size_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
 
 /// New memory for a block, null if there is none. Large blocks ask for huge pages: where the system
 /// hands those out on request only, streaming through 4 KB pages is a quarter slower. Not from the
 /// C library, whose large blocks may lie in memory that others used, which has its small pages.
 void* new_block(size_t bytes) {
   if (!is_mapped(bytes)) return std::aligned_alloc(kAlignment, bytes);
-  const size_t wanted = mapped_bytes(bytes), mapped = wanted + kHugePage;
   void* const map =
-      mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (map == MAP_FAILED) return nullptr;
   const size_t before = -reinterpret_cast<uintptr_t>(map) % kHugePage;
   char* const block = static_cast<char*>(map) + before;
   if (before > 0) munmap(map, before);
-  munmap(block + wanted, kHugePage - before);
-  madvise(block, wanted, MADV_HUGEPAGE);  // a refusal leaves small pages, which serve too
+  munmap(block + bytes, kHugePage - before);
+  // The part that fills whole huge pages; a refusal leaves small ones, which serve too.
+  madvise(block, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
   return block;
 }
 
 void free_block(void* block, size_t bytes) noexcept {
   if (is_mapped(bytes))
-    munmap(block, mapped_bytes(bytes));
+    munmap(block, bytes);
   else
     std::free(block);
 }

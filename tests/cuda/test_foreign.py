@@ -87,7 +87,12 @@ def test_cupy(door: str) -> None:
     )
 
     def kernel(a: Any, b: Any, out: Any) -> None:
-        with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+        current = torch.cuda.current_stream()
+        if hasattr(cupy.cuda.Stream, "from_external"):  # through __cuda_stream__; since CuPy 14
+            stream = cupy.cuda.Stream.from_external(current)
+        else:
+            stream = cupy.cuda.ExternalStream(current.cuda_stream)
+        with stream:
             multiply_add(take(a), take(b), take(out))
 
     compare(kernel, 1)

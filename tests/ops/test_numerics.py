@@ -292,15 +292,23 @@ LENGTHS = [*range(140), 1000, 4096, 65535, 65536, 65600 + 13, 131072, 131073, 26
 
 
 def test_float32_sums_are_those_of_double():
-    rng = np.random.default_rng(0)
-    for n in LENGTHS:
-        # Integers whose sum, and every part of it, double holds exactly and float32 does not.
-        x = rng.integers(-(1 << 24), 1 << 24, (3, n)).astype(np.float32)
-        exact = x.astype(np.int64).sum(1)
+    for x, exact in integers_beyond_float32():
+        assert vt.tensor(x[1]).sum().item() == float(np.float32(exact[1])), x.shape
+
+
+def test_sums_in_float64_are_exact():
+    for x, exact in integers_beyond_float32():
         rows = vt.tensor(x).sum(1, dtype=vt.float64).numpy()
         np.testing.assert_array_equal(rows, exact.astype(np.float64))
-        one = vt.tensor(x[1]).sum().item()
-        assert one == float(np.float32(exact[1])), n
+
+
+def integers_beyond_float32():
+    """Rows of integers whose sum, and every part of it, double holds exactly and float32 does not;
+    and their sums."""
+    rng = np.random.default_rng(0)
+    for n in LENGTHS:
+        x = rng.integers(-(1 << 24), 1 << 24, (3, n)).astype(np.float32)
+        yield x, x.astype(np.int64).sum(1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint8"])
