@@ -25,22 +25,14 @@ void map_float(TensorIterator& it, const F& f) {
   visit_float(it.common_dtype(),
               [&]<class T>() { map_kernel(it, [f](T a, T b) -> T { return f(a, b); }, 8192); });
 }
-/// For functions of which one loop is enough code: their operands are first made dense.
+/// For functions of which one loop is enough code.
 template <class F>
 void map_long_float(TensorIterator& it, const F& f, int64_t grain = 8192) {
   visit_float(it.common_dtype(), [&]<class T>() {
-    it.for_each(
-        [&](char** data, const int64_t* strides, int64_t n) {
-          alignas(64) T a[kBlock], b[kBlock], out[kBlock];
-          for (int64_t i = 0; i < n; i += kBlock) {
-            const int64_t m = std::min(kBlock, n - i);
-            load_block<T>(a, data[1] + i * strides[1], strides[1], m, it.dtype(1),
-                          it.compute_dtype(1));
-            load_block<T>(b, data[2] + i * strides[2], strides[2], m, it.dtype(2),
-                          it.compute_dtype(2));
-            for (int64_t k = 0; k < m; ++k) out[k] = f(a[k], b[k]);
-            store_block<T>(data[0] + i * strides[0], strides[0], out, m, it.dtype(0));
-          }
+    map_blocks<T, 2>(
+        it,
+        [&](T* out, const T* a, const T* b, int64_t n) {
+          for (int64_t k = 0; k < n; ++k) out[k] = f(a[k], b[k]);
         },
         grain);
   });
@@ -179,19 +171,10 @@ void map_division(TensorIterator& it) {
     return;
   }
   visit_float(dtype, [&]<class T>() {
-    it.for_each(
-        [&](char** data, const int64_t* strides, int64_t n) {
-          alignas(64) T a[kBlock], b[kBlock], mod[kBlock];
-          for (int64_t i = 0; i < n; i += kBlock) {
-            const int64_t m = std::min(kBlock, n - i);
-            load_block<T>(a, data[1] + i * strides[1], strides[1], m, it.dtype(1), dtype);
-            load_block<T>(b, data[2] + i * strides[2], strides[2], m, it.dtype(2), dtype);
-            fmod_block(mod, a, b, m);
-            for (int64_t k = 0; k < m; ++k) mod[k] = Rule::from_mod(a[k], b[k], mod[k]);
-            store_block<T>(data[0] + i * strides[0], strides[0], mod, m, it.dtype(0));
-          }
-        },
-        8192);
+    map_blocks<T, 2>(it, [](T* out, const T* a, const T* b, int64_t n) {
+      fmod_block(out, a, b, n);
+      for (int64_t k = 0; k < n; ++k) out[k] = Rule::from_mod(a[k], b[k], out[k]);
+    });
   });
 }
 

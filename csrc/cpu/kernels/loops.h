@@ -206,4 +206,27 @@ void map_kernel(const TensorIterator& it, const F& f, int64_t grain = 32768) {
   detail::MapCaller<typename S::Result, typename S::Args>::run(it, f, grain);
 }
 
+/// The same by dense blocks: f(out, in…, n) of arrays of T, made of operands of any stride and
+/// dtype and written back. For functions of arrays, and those of which one loop is enough code.
+template <class T, size_t kInputs, class F>
+void map_blocks(const TensorIterator& it, const F& f, int64_t grain = 8192) {
+  it.for_each(
+      [&](char** data, const int64_t* strides, int64_t n) {
+        alignas(64) T out[kBlock], in[kInputs][kBlock];
+        for (int64_t i = 0; i < n; i += kBlock) {
+          const int64_t m = std::min(kBlock, n - i);
+          for (int k = 0; k < static_cast<int>(kInputs); ++k) {
+            load_block<T>(in[k], data[k + 1] + i * strides[k + 1], strides[k + 1], m,
+                          it.dtype(k + 1), it.compute_dtype(k + 1));
+          }
+          if constexpr (kInputs == 1)
+            f(out, in[0], m);
+          else
+            f(out, in[0], in[1], m);
+          store_block<T>(data[0] + i * strides[0], strides[0], out, m, it.dtype(0));
+        }
+      },
+      grain);
+}
+
 }  // namespace vt::cpu::VT_ISA

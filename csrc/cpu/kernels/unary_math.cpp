@@ -18,29 +18,12 @@ void map_float(TensorIterator& it, const F& f, int64_t grain = 8192) {
 
 /// Functions that vectorise over arrays only (their range reduction branches): `array` is vsin_n,
 /// ….
-template <class T, class F>
-void map_array(TensorIterator& it, const F& array) {
-  it.for_each(
-      [&](char** data, const int64_t* strides, int64_t n) {
-        alignas(64) T in[kBlock], out[kBlock];
-        const DType from = it.dtype(1), to = it.dtype(0);
-        for (int64_t i = 0; i < n; i += kBlock) {
-          const int64_t m = std::min(kBlock, n - i);
-          char* target = data[0] + i * strides[0];
-          const char* source = data[1] + i * strides[1];
-          load_block<T>(in, source, strides[1], m, from, it.compute_dtype(1));
-          array(out, in, m);
-          store_block<T>(target, strides[0], out, m, to);
-        }
-      },
-      8192);
-}
 template <class F>
 void map_trig(TensorIterator& it, const F& array) {
   if (it.common_dtype() == DType::Float64)
-    map_array<double>(it, array);
+    map_blocks<double, 1>(it, array);
   else
-    map_array<float>(it, array);
+    map_blocks<float, 1>(it, array);
 }
 
 /// A rational start (Winitzki's approximation of erf, inverted), then three Newton steps.
