@@ -18,6 +18,7 @@ adds up the parts of a product: its reads of the workspace are so many that othe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -43,6 +44,7 @@ OF_TOOLS: dict[str, tuple[str, ...]] = {
     ),
     "synccheck": ("--kernel-name-exclude", "kns=cudnn"),
 }
+_running: set[subprocess.Popen[bytes]] = set()  # what an interruption ends
 _CAPTURED = "in_captured_steps or in_the_place_of"
 
 
@@ -169,6 +171,7 @@ def run(
     environment = {**os.environ, "VT_CUDA_ALLOC": subset.settings}
     start = time.perf_counter()
     child = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    _running.add(child)
     status: int | None
     try:
         status = child.wait(subset.limit)
@@ -178,6 +181,7 @@ def run(
         if child.poll() is None:  # its group is its own: the tests' processes end with it
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
+        _running.discard(child)
     written = "\n".join(path.read_text(errors="replace") for path in sorted(logs.iterdir()))
     found = read_report(report) if report.exists() else Report()
     seconds, errors = time.perf_counter() - start, errors_in(written)
@@ -218,7 +222,14 @@ def main(
         return result
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(one, asked))
+        try:
+            results = list(pool.map(one, asked))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in list(_running):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+            raise
     return summary(results, subsets, left_out, options, out)
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -217,3 +221,32 @@ def test_a_missing_sanitizer_is_named(
     with pytest.raises(SystemExit):
         sanitize.main([])
     assert "part of the CUDA toolkit" in capsys.readouterr().err
+
+
+def test_an_interruption_ends_what_runs(tmp_path: Path) -> None:
+    """At once, with the tools' processes, and no other run begins."""
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(
+        f"#!{sys.executable}\n"
+        "import os, pathlib, time\n"
+        f"(pathlib.Path({str(tmp_path)!r}) / f'{{os.getpid()}}.started').touch()\n"
+        "time.sleep(60)\n"
+    )
+    tool.chmod(0o755)
+    options = ["--sanitizer", str(tool), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    command = [sys.executable, str(TESTS / "sanitize.py"), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 30
+        while len(list(tmp_path.glob("*.started"))) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) != 0
+    finally:
+        process.kill()
+        process.wait()
+    started = [int(path.stem) for path in tmp_path.glob("*.started")]
+    assert len(started) == 2
+    for pid in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
