@@ -6,7 +6,6 @@
 
 #include <cstdint>
 
-#include "core/host_wait.h"
 #include "cuda/error.h"
 #include "cuda/repeated_launch.h"
 #include "cuda/sync.h"
@@ -104,10 +103,23 @@ void launch_kernel(const void* kernel, dim3 grid, dim3 block, size_t shared_byte
     check_cuda(cudaLaunchKernel(kernel, grid, block, arguments, shared_bytes, stream.handle),
                "launching a kernel");
   }
-  if (launch_blocking && !capturing()) [[unlikely]] {
-    const HostWait waiting;
-    check_cuda(cudaStreamSynchronize(stream.handle), "running the kernel just launched");
-  }
+  wait_if_blocking(stream.handle);
+}
+
+void launch_clusters(const void* kernel, dim3 grid, dim3 cluster, dim3 block, size_t shared_bytes,
+                     void** arguments, Stream stream) {
+  cudaLaunchAttribute clusters{};
+  clusters.id = cudaLaunchAttributeClusterDimension;
+  clusters.val.clusterDim = {cluster.x, cluster.y, cluster.z};
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream.handle;
+  config.attrs = &clusters;
+  config.numAttrs = 1;
+  check_cuda(cudaLaunchKernelExC(&config, kernel, arguments), "launching a kernel in clusters");
+  wait_if_blocking(stream.handle);
 }
 
 }  // namespace vt::cuda

@@ -15,5 +15,8 @@ namespace vt::cuda {
 /// current device. Throws what the driver refuses.
 void launch_kernel(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void** arguments,
                    Stream stream);
+/// The same for a kernel whose blocks are in clusters, whose extents divide the grid's.
+void launch_clusters(const void* kernel, dim3 grid, dim3 cluster, dim3 block, size_t shared_bytes,
+                     void** arguments, Stream stream);
 
 }  // namespace vt::cuda

@@ -55,6 +55,13 @@ void wait_for_announced(cudaStream_t stream, std::string_view what) {
   check_cuda(cudaStreamSynchronize(stream), what);
 }
 
+void wait_if_blocking(cudaStream_t stream) {
+  if (!launch_blocking || capturing()) [[likely]]
+    return;
+  const HostWait waiting;
+  check_cuda(cudaStreamSynchronize(stream), "running the kernel just launched");
+}
+
 void wait_for_result(cudaStream_t stream, std::string_view what) {
   announce_wait(what);
   wait_for_announced(stream, what);

@@ -28,5 +28,7 @@ void wait_for_result(cudaStream_t stream, std::string_view what);
 
 /// VT_CUDA_LAUNCH_BLOCKING=1: every launch is waited for, so errors surface at their op.
 extern const bool launch_blocking;
+/// Waits for what was launched there if launches are waited for, unless it is captured.
+void wait_if_blocking(cudaStream_t stream);
 
 }  // namespace vt::cuda

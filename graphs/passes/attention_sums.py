@@ -3,7 +3,8 @@
 Pattern: `_attention_backward`, and a sum over the rows of a matrix whose columns are its gradients:
 those of query, key and value side by side, as `copies` leaves them of one projection, or one alone.
 The sum is `sum.dim`, or part of `_mm_row_sums`. Rewrite: the attention sums what it writes. Bitwise on
-the CPU; on CUDA kernels that hold the rows add them up in another order, see `reordered`.
+the CPU; on CUDA kernels that hold the rows add them up in another order, see `reordered`. Those of wide
+floats there add nothing up, so that such sums stay, which `late_sums` may finish with others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from vibetensor.graphs.rewrite import Edits, Uses, is_dense, make_op, reshaped, 
 from vibetensor.graphs.tape import Op, Tape, View
 
 BITWISE = False  # on CUDA
+WIDE_ON = ("cpu",)  # where it takes sums of float32 and float64
 
 _MAKER = "_attention_backward"
 _JOINERS = ("cat", "clone", "copy_")
@@ -56,6 +58,8 @@ def _take(edits: Edits, uses: Uses, taken: dict[int, _Taken], at: int) -> None:
         why = f"{ops[maker].name} is between"
     elif ops[maker].name != _MAKER:
         why = f"{ops[maker].name} changes the rows first"
+    elif rows.dtype.itemsize > 2 and rows.buffer.device.split(":")[0] not in WIDE_ON:
+        why = "its kernels of wide floats add nothing up"
     elif (matrix := _matrix(op)) is None:
         why = "it sums something else than all rows"
     elif sums.dtype not in (rows.dtype, vt.float32) or sums.dtype.itemsize < rows.dtype.itemsize:

@@ -11,6 +11,7 @@ update read. Rewrite: these read the narrow ones, and the update writes the grad
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import vibetensor.torch as vt
@@ -214,17 +215,45 @@ def _update(
     return make_op(name, lists, changed, op, **args)
 
 
+def gradients(op: Op) -> list[tuple[View, View]]:
+    """An update's gradients, each with what the update reads it from: itself, or another tensor, which
+    it then writes it from. None where the op is no update that could read others."""
+    if op.name not in _NAMES:
+        return []
+    args = _lists(op)
+    if args.get("grad_scale") is not None or args.get("found_inf") is not None:
+        return []
+    grads = list(args["grads"])
+    return list(zip(grads, args.get("sources") or grads, strict=True))
+
+
+def with_sources(op: Op, sources: list[View]) -> Op:
+    """An update that reads its gradients there."""
+    return _update(op, sources=sources)
+
+
+def with_norm_of(op: Op, instead: Mapping[View, View]) -> Op:
+    """A `_clip_coefficient` that reads others in the place of some gradients."""
+    tensors = [instead.get(view, view) for view in op.args[0]]
+    return make_op(op.name, (tensors, *op.args[1:]), list(op.writes()), op)
+
+
+def only_norms_read(uses: Uses, grad: View, at: int) -> bool:
+    """Whether, of what comes before the update at `at`, only norms for clipping read a gradient."""
+    readers = [uses.tape.ops[reader] for reader in uses.reads(grad.buffer) if reader < at]
+    return all(
+        op.name == "_clip_coefficient"
+        and all(view == grad for view in op.reads() if view.buffer is grad.buffer)
+        for op in readers
+    )
+
+
 def _narrow_gradients(edits: Edits, uses: Uses) -> None:
     """Casts of gradients inside the updates and norms that read them."""
     ops = uses.tape.ops
     narrow: dict[int, dict[View, View]] = {}  # by norm: gradients and what they are casts of
     for at, op in enumerate(ops):
-        if op.name not in _NAMES:
-            continue
-        args = _lists(op)
-        grads = list(args["grads"])
-        if args.get("grad_scale") is not None or args.get("found_inf") is not None:
-            continue
+        grads = [grad for grad, _ in gradients(op)]
         casts = [_cast_of(uses, grad, at) for grad in grads]
         written = {view.buffer for view in op.writes()}
         sources = [g if c is None else ops[c].args[0] for g, c in zip(grads, casts)]
@@ -237,7 +266,7 @@ def _narrow_gradients(edits: Edits, uses: Uses) -> None:
             continue
         kept = dict(found)
         sources = [s if g in kept else g for g, s in zip(grads, sources)]
-        made = _update(op, sources=sources)
+        made = with_sources(op, sources)
         edits.replace(at, made, {cast for _, cast in found})
         edits.made(f"{len(found)} casts of gradients in {made.name}", op)
         for grad, cast in found:
@@ -245,10 +274,7 @@ def _narrow_gradients(edits: Edits, uses: Uses) -> None:
                 if cast < reader < at:
                     narrow.setdefault(reader, {})[grad] = ops[cast].args[0]
     for at, instead in narrow.items():
-        op = ops[at]
-        tensors = [instead.get(view, view) for view in op.args[0]]
-        made = make_op(op.name, (tensors, *op.args[1:]), list(op.writes()), op)
-        edits.replace(at, made)
+        edits.replace(at, with_norm_of(ops[at], instead))
 
 
 def _cast_of(uses: Uses, grad: View, at: int) -> int | None:
@@ -263,9 +289,4 @@ def _cast_of(uses: Uses, grad: View, at: int) -> int | None:
         return None
     if set(uses.writes(grad.buffer)) - {cast, at} or uses.written_between(source.buffer, cast, at):
         return None
-    readers = [reader for reader in uses.reads(grad.buffer) if reader < at]
-    if any(ops[i].name != "_clip_coefficient" for i in readers):
-        return None
-    if any(v != grad for i in readers for v in ops[i].reads() if v.buffer is grad.buffer):
-        return None
-    return cast
+    return cast if only_norms_read(uses, grad, at) else None

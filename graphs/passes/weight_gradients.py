@@ -5,11 +5,16 @@ either side of the result: the gradient of a layer's weight, small beside the ro
 such product has too few tiles for a device, so that libraries split its sum and add the parts up in a
 second launch. Rewrite: those of one geometry wait for the last of them and are one `bmm`; the sums of
 rows beside them one `sum.dim`, or one each where they do not fill multiples of 256 bytes. Their operands,
-results and sums lie in stacks: what were buffers are parts of a larger one, at equal steps. Not bitwise: a
-product that is not split sums in another order (`reordered`).
+results and sums lie in stacks: what were buffers are parts of a larger one, at equal steps. A gradient
+that outlives the step cannot be such a part: where only a clip and an update read it, as they do float32
+gradients, the product's result is another buffer, which they read, and from which the update writes the
+gradient. Sums of gradients that a norm's backward adds to in place are buffers of their own where such
+a product reads what was there before. Not bitwise: a product that is not split sums in another order
+(`reordered`).
 
 Rule: a result has fewer than `MOST_RESULT` elements, as larger ones fill a device by themselves, and so
-many are one product as have about that many together. The gradients that wait, and the inputs that they
+many are one product as have about that many together. Of those that updates write, products of `MOST_WORK`
+or more terms in all stay too: split, they fill a device for long enough. The gradients that wait, and the inputs that they
 are multiplied with, take memory: as many wait for one another as leave the peak at most `MOST_GROWTH` of
 it, or `MOST_BYTES`, above what it was.
 
@@ -18,32 +23,49 @@ On a GPU only. Runs when `chains` has, which looks at buffers, not at parts of t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import vibetensor.torch as vt
+from vibetensor.graphs.passes import optimizer
 from vibetensor.graphs.passes.recompute import Live
 from vibetensor.graphs.plan import ALIGNMENT, aligned
-from vibetensor.graphs.rewrite import Uses, is_dense, make_op, numel, rebound, reordered, transposed
+from vibetensor.graphs.rewrite import (
+    Uses,
+    is_dense,
+    make_op,
+    numel,
+    rebound,
+    reordered,
+    transposed,
+    with_buffers,
+)
 from vibetensor.graphs.tape import Buffer, Decision, Op, Tape, View
 
 BITWISE = False
 DEVICES = ("cuda",)  # where it rewrites
 MOST_RESULT = 1 << 22
+MOST_WORK = 1 << 32
 MOST_GROWTH = 1 / 16
 MOST_BYTES = 1 << 30
 _PARTS = (1, 2, 3, 4, 6, 8)  # of the products that could be one
 _NAMES = ("mm", "_mm_row_sums")
+_NORMS = ("_residual_layer_norm_backward", "_residual_rms_norm_backward")
 
 
 def run(tape: Tape) -> Tape:
     """The tape with products for weights' gradients in batches."""
     decisions: list[Decision] = []
+    given = tape
+    for prepared in (_plain_products, _through_updates, _sums_apart):
+        tape = prepared(tape)
     uses = Uses(tape)
     found = [at for at in range(len(tape.ops)) if _is_candidate(uses, at, decisions)]
     lanes = list(_lanes(uses, found))
     if not any(len(lane) > 1 for lane in lanes):
-        return tape.replaced(tape.ops, decisions)
+        return given.replaced(given.ops, decisions)
     device = tape.ops[found[0]].outputs[0].buffer.device  # type: ignore[union-attr]
     before = Live(tape, device).peak
     most = before + max(MOST_BYTES, int(MOST_GROWTH * before))
@@ -60,7 +82,131 @@ def run(tape: Tape) -> Tape:
             return made.tape.replaced(made.tape.ops, decisions, made.bound)
     text = f"products stay apart: no two can wait for one another with {most:,} bytes live at most"
     decisions.append(Decision("weight_gradients", False, text, tape.ops[found[0]]))
-    return tape.replaced(tape.ops, decisions)
+    return given.replaced(given.ops, decisions)
+
+
+def _plain_products(tape: Tape) -> Tape:
+    """The tape with sums of rows as ops of their own where other products of the same operands have none:
+    a first layer's, as the others' come with the norm before them."""
+    plain = {_kind(op) for op in tape.ops if op.name == "mm" and _is_small_product(op)}
+    apart = [
+        op.name == "_mm_row_sums" and _is_small_product(op) and _kind(op) in plain
+        for op in tape.ops
+    ]
+    if not any(apart):
+        return tape
+    trial = _copy(tape)
+    trial.ops = []
+    for op, split in zip(tape.ops, apart):
+        if split:
+            product, sums = op.outputs
+            rows = transposed(op.args[0])
+            trial.ops.append(make_op("mm", op.args, [product], op))
+            trial.ops.append(make_op("sum", (rows, [0], False), [sums], op))
+        else:
+            trial.ops.append(op)
+    return trial
+
+
+def _kind(op: Op) -> tuple[Any, ...]:
+    """What the operands of products that may be one have in common."""
+    return tuple((view.dtype, view.sizes) for view in op.args)
+
+
+def _through_updates(tape: Tape) -> Tape:
+    """The tape with gradients of products that have others of their kind in buffers of the step, where
+    only clips and the updates that write them need them."""
+    uses = Uses(tape)
+    ops = tape.ops
+    kinds: dict[tuple[Any, ...], list[tuple[int, int]]] = {}  # products, and their updates
+    for at, op in enumerate(ops):
+        grads = optimizer.gradients(op)
+        once = Counter(grad for grad, _ in grads)
+        for grad, source in grads:
+            product = uses.writer(grad, at)
+            if product is None or source != grad or once[grad] > 1 or not _is_kept(ops[product]):
+                continue
+            others = set(uses.writes(grad.buffer)) - {product, at}
+            if not others and optimizer.only_norms_read(uses, grad, at):
+                kind = ops[product].name, grad.dtype, *_kind(ops[product])
+                kinds.setdefault(kind, []).append((product, at))
+    moved = [pair for pairs in kinds.values() if len(pairs) > 1 for pair in pairs]
+    if not moved:
+        return tape
+    trial = _copy(tape)
+    instead: dict[View, View] = {}
+    for product, _ in moved:
+        grad = ops[product].outputs[0]
+        assert grad is not None
+        buffer = trial.new_buffer(numel(grad) * grad.dtype.itemsize, grad.buffer.device)
+        instead[grad] = replace(grad, buffer=buffer, offset=0)
+    products, updates = {at for at, _ in moved}, {at for _, at in moved}
+    for at, op in enumerate(ops):
+        if at in products:
+            trial.ops[at] = replace(op, outputs=[instead[op.outputs[0]], *op.outputs[1:]])  # type: ignore[index]
+        elif at in updates:
+            sources = [instead.get(source, source) for _, source in optimizer.gradients(op)]
+            trial.ops[at] = optimizer.with_sources(op, sources)
+        elif op.name == "_clip_coefficient" and any(view in instead for view in op.args[0]):
+            trial.ops[at] = optimizer.with_norm_of(op, instead)
+    return trial
+
+
+def _is_small_product(op: Op) -> bool:
+    """Whether it may be the gradient of a small weight, on a device that it rewrites for."""
+    out = op.outputs[0] if op.name in _NAMES else None
+    return (
+        out is not None and out.buffer.device.split(":")[0] in DEVICES and numel(out) < MOST_RESULT
+    )
+
+
+def _is_kept(op: Op) -> bool:
+    """Whether it makes a small weight's gradient that outlives the step."""
+    if not _is_small_product(op):
+        return False
+    out: View = op.outputs[0]  # type: ignore[assignment]
+    wide = out.dtype in (vt.float32, vt.float64)
+    work = numel(out) * op.args[0].sizes[1]
+    return out.buffer.role != "scratch" and wide and is_dense(out) and work < MOST_WORK
+
+
+def _sums_apart(tape: Tape) -> Tape:
+    """The tape with sums of gradients in new buffers where they would take the place of ones that
+    products read before."""
+    uses = Uses(tape)
+    found = [at for at, op in enumerate(tape.ops) if op.name in _NORMS and _takes_place(uses, at)]
+    if not found:
+        return tape
+    trial = _copy(tape)
+    instead: dict[Buffer, Buffer] = {}
+    for at, op in enumerate(tape.ops):
+        made = with_buffers(op, instead)
+        if at in found:
+            total: View = op.outputs[0]  # type: ignore[assignment]
+            fresh = trial.new_buffer(total.buffer.nbytes, total.buffer.device)
+            made = replace(made, outputs=[replace(total, buffer=fresh), *made.outputs[1:]])
+            instead[total.buffer] = fresh
+        trial.ops[at] = made
+    return trial
+
+
+def _takes_place(uses: Uses, at: int) -> bool:
+    """Whether a norm's backward writes all of a buffer that a product of a weight's gradient reads."""
+    op = uses.tape.ops[at]
+    total, residual = op.outputs[0], op.args[1]
+    if total is None or residual is None or total.buffer is not residual.buffer:
+        return False
+    buffer = total.buffer
+    whole = is_dense(total) and numel(total) * total.dtype.itemsize == buffer.nbytes
+    before = (uses.tape.ops[reader] for reader in uses.reads(buffer) if reader < at)
+    return buffer.role == "scratch" and whole and any(map(_is_small_product, before))
+
+
+def _copy(tape: Tape) -> Tape:
+    """A tape to change: what is given up leaves no buffers behind."""
+    trial = Tape(list(tape.ops), list(tape.buffers), tape.draws, setup=tape.setup)
+    trial.decisions, trial.bound = tape.decisions, tape.bound
+    return trial
 
 
 def _shape(op: Op) -> str:
@@ -201,9 +347,7 @@ class _Stacks:
 
 def _stacked(tape: Tape, uses: Uses, lanes: list[list[int]], parts: int) -> _Stacked:
     """The tape with every lane in so many batches at least."""
-    # Trials that are given up leave no buffers behind.
-    trial = Tape(tape.ops, list(tape.buffers), tape.draws, setup=tape.setup)
-    trial.decisions, trial.bound = tape.decisions, tape.bound
+    trial = _copy(tape)
     made = _Stacked(trial, [], [], 0.0)
     stacks = _Stacks(trial)
     new: dict[int, list[Op]] = {}

@@ -14,7 +14,10 @@ F = torch.nn.functional
 # Of Σ |a b|: sums in float32 stay below about this, products of TF32 (2^-10) do not.
 BOUND = 6e-7
 # All of them for the kernel; the library takes smaller ones.
-SIZES = [(512, 512, 256), (1030, 2060, 45), (4101, 257, 100), (256, 256, 8192), (2050, 36, 1001)]
+SIZES = [(512, 512, 256), (1030, 2060, 45), (4101, 257, 100), (256, 256, 8192), (2050, 36, 1001),
+         # Divided among few blocks and many, of 64 columns and of 128.
+         (4096, 128, 512), (4090, 126, 390), (384, 128, 4096), (301, 61, 4100), (128, 128, 20000),
+         (1000, 250, 20001), (130, 66, 40000)]  # fmt: skip
 
 
 def _matrix(rng: np.random.Generator, rows: int, columns: int, transposed: bool) -> Any:
@@ -101,6 +104,28 @@ def test_numbers_that_cannot_be_split(value: float) -> None:
     finite = np.isfinite(expected)
     scale = np.abs(np.where(np.isfinite(a), a, 0).astype(np.float64)) @ np.abs(b.T)
     assert (np.abs(ours[finite] - expected[finite]) / scale[finite]).max() < BOUND
+
+
+@pytest.mark.parametrize("batch", [2, 6])
+@pytest.mark.parametrize("size", [(512, 128, 4096), (128, 130, 4096), (70, 60, 20000)], ids=str)
+def test_divided_sums_of_a_batch(batch: int, size: tuple[int, int, int]) -> None:
+    """Into memory that was NaN, added to what was there, and with numbers that cannot be split."""
+    m, n, k = size
+    rng = np.random.default_rng(k)
+    a, b = (rng.standard_normal(s, dtype=np.float32) for s in ((batch, k, m), (batch, k, n)))
+    x, y = a.transpose(0, 2, 1).astype(np.float64), b.astype(np.float64)
+    scale = np.abs(x) @ np.abs(y) + 4
+    left, right = torch.from_numpy(a).cuda().transpose(1, 2), torch.from_numpy(b).cuda()
+    out = torch.full((batch, m, n), float("nan"), device="cuda")
+    torch.bmm(left, right, out=out)
+    assert (np.abs(_double(out) - x @ y) / scale).max() < BOUND
+    added = torch.randn(batch, m, n, device="cuda")
+    sums = torch.baddbmm(added, left, right, beta=2.0, alpha=0.5)
+    assert (np.abs(_double(sums) - (x @ y / 2 + 2 * _double(added))) / scale).max() < BOUND
+    a[1, k // 2, 3] = np.inf
+    ours = torch.bmm(torch.from_numpy(a).cuda().transpose(1, 2), right).cpu().numpy()
+    assert np.isinf(ours[1, 3]).all() and np.isfinite(np.delete(ours[1], 3, axis=0)).all()
+    assert np.isfinite(np.delete(ours, 1, axis=0)).all()
 
 
 def test_precision_and_the_switch_of_tf32_agree() -> None:

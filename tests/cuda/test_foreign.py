@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,11 @@ def test_cupy(door: str) -> None:
 
 def test_a_kernel_launched_through_the_stream_s_protocol() -> None:
     """cuda.core takes objects that have __cuda_stream__."""
-    core = pytest.importorskip("cuda.core.experimental")
+    pytest.importorskip("cuda.core")
+    try:
+        core = importlib.import_module("cuda.core.experimental")
+    except ImportError:  # since 1.0
+        core = importlib.import_module("cuda.core")
     source = """extern "C" __global__ void add(const float* a, const float* b, float* out, int n) {
         int i = blockIdx.x * blockDim.x + threadIdx.x; if (i < n) out[i] = a[i] * 2 + b[i]; }"""
     device = core.Device()

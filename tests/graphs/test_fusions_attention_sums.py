@@ -11,7 +11,7 @@ import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
 from tests.graphs.default_device import kind
 from tests.graphs.fusions import captured_names, decisions
-from vibetensor.graphs.passes import epilogues
+from vibetensor.graphs.passes import attention_sums, epilogues
 
 B, T, H, D = 2, 5, 2, 4
 WIDTH = H * D
@@ -84,6 +84,12 @@ def _epilogues(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(epilogues, "DEVICES", ("cpu", "cuda") if request.param else ())
 
 
+@pytest.fixture(autouse=True)
+def _everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "wide_floats_stay" not in request.node.name:
+        monkeypatch.setattr(attention_sums, "WIDE_ON", ("cpu", "cuda"))
+
+
 def _bound(request: pytest.FixtureRequest) -> float:
     """Epilogues have a bound of their own."""
     return 1e-5 if "epilogues" in request.node.name else 0.0
@@ -102,6 +108,15 @@ def test_of_a_joined_projection(
 @pytest.mark.parametrize(("b", "t"), [(1, 1), (1, 7), (6, 1), (3, 65)])
 def test_of_every_number_of_rows(b: int, t: int, request: pytest.FixtureRequest) -> None:
     _one_op(captured_names(lambda: _step(_split), _inputs(b, t), _bound(request)))
+
+
+@pytest.mark.parametrize("dtype", [vt.float32, vt.float64], ids=str)
+def test_wide_floats_stay_where_kernels_do_not_sum_them(dtype: Any) -> None:
+    if kind() == "cpu":
+        pytest.skip("the CPU sums them")
+    names = captured_names(lambda: _step(_split, dtype=dtype), _inputs(), 1e-5)
+    assert PLAIN in names and FUSED not in names
+    assert any("kernels of wide floats add nothing up" in why for why in _why()), decisions()
 
 
 def test_with_dropout_and_mask(request: pytest.FixtureRequest) -> None:

@@ -39,14 +39,15 @@ def model(layers: int = 4, width: int = WIDTH, bias: bool = False) -> Any:
     return vt.nn.Sequential(*(Block() for _ in range(layers)))
 
 
-def trained(net: Any, *, half: bool = True, use: Any = None) -> Any:
+def trained(net: Any, *, half: bool = True, use: Any = None, times: int = 1) -> Any:
     optimizer = vt.optim.AdamW(net.parameters(), lr=1e-3)
 
     def step(x: Any, y: Any) -> Any:
         optimizer.zero_grad()
-        with vt.autocast(kind(), dtype=vt.bfloat16, enabled=half):
-            loss = F.mse_loss(net(x).float(), y)
-        loss.backward()
+        for _ in range(times):
+            with vt.autocast(kind(), dtype=vt.bfloat16, enabled=half):
+                loss = F.mse_loss(net(x).float(), y)
+            loss.backward()
         if use is not None:
             use(net)
         norm = vt.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -69,7 +70,43 @@ def test_one_product_for_all_layers() -> None:
     assert all("4 products" in d for d in decisions() if "products of" in d)
 
 
-def test_bits_of_a_product_are_those_of_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def _scale_gradients(net: Any) -> None:
+    for parameter in net.parameters():
+        parameter.grad.mul_(2)
+
+
+def _sgd(net: Any, clip: bool) -> Any:
+    optimizer = vt.optim.SGD(net.parameters(), lr=1e-2, momentum=0.9)
+
+    def step(x: Any, y: Any) -> Any:
+        optimizer.zero_grad()
+        loss = F.mse_loss(net(x), y)
+        loss.backward()
+        if clip:
+            vt.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+        optimizer.step()
+        return loss, *(p.grad * 1 for p in net.parameters())
+
+    step.state = [*net.parameters()]  # type: ignore[attr-defined]
+    return step
+
+
+@pytest.mark.parametrize("make", [
+    lambda net: trained(net, half=False), lambda net: _sgd(net, True), lambda net: _sgd(net, False),
+], ids=["AdamW, clipped", "SGD, clipped", "SGD"])  # fmt: skip
+@pytest.mark.parametrize("bias", [False, True], ids=["", "biases"])
+def test_float32_gradients_are_written_by_the_update(make: Any, bias: bool) -> None:
+    """They outlive the step, as parts of a stack cannot."""
+    names = captured_names(lambda: make(model(bias=bias)), batches(), bound=1e-5)
+    assert names.count("bmm") == 3, decisions()
+    made = [d for d in decisions() if "products of" in d and "as one" in d]
+    assert len(made) == 3 and all("4 products" in d for d in made)
+
+
+@pytest.mark.parametrize("half", [True, False], ids=["autocast", "float32"])
+def test_bits_of_a_product_are_those_of_the_parts(
+    half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The CPU sums a batched product as it does a plain one."""
     if kind() != "cpu":
         pytest.skip("of the CPU")
@@ -77,7 +114,7 @@ def test_bits_of_a_product_are_those_of_the_parts(monkeypatch: pytest.MonkeyPatc
     for devices in ((), ("cpu",)):
         monkeypatch.setattr(weight_gradients, "DEVICES", devices)
         vt.manual_seed(0)
-        step = capture(trained(model()))
+        step = capture(trained(model(), half=half))
         made.append([[r.item() for r in step(*args)] for args in batches()])
         assert any(op.name == "bmm" for op in step.tape().ops) == bool(devices)
     assert made[0] == made[1]
@@ -132,12 +169,13 @@ def test_a_gradient_that_is_used_earlier_waits_for_nobody(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("make", "rows", "why"),
     [
-        (lambda: trained(model(), half=False), ROWS, "it is a result of the step"),
+        (lambda: trained(model(), half=False, use=_scale_gradients), ROWS, "it is a result of"),
+        (lambda: trained(model(), half=False, times=2), ROWS, "it is a result of the step"),
         (lambda: trained(model()), 24, None),
         (lambda: trained(model(1)), ROWS, None),
         (lambda: trained(model(width=12)), ROWS, "no multiple of 256 bytes"),
     ],
-    ids=["float32", "short sums", "one layer", "widths"],
+    ids=["used before the clip", "accumulated", "short sums", "one layer", "widths"],
 )
 def test_what_stays(make: Any, rows: int, why: str | None) -> None:
     width = 12 if why and "256" in why else WIDTH

@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "core/host_wait.h"
 #include "cuda/cute/late_code.h"
 #include "cuda/device.h"
 #include "cuda/kernel_log.h"
@@ -132,13 +131,6 @@ void enter(const Kernel& kernel, const Code& code, const Call& call, const Launc
 }  // namespace
 
 bool runs_on(int major, int minor) { return major == 9 && minor == 0; }
-
-void wait_if_blocking(cudaStream_t stream) {
-  if (!launch_blocking || capturing()) [[likely]]
-    return;
-  const HostWait waiting;
-  check_cuda(cudaStreamSynchronize(stream), "running the kernel just launched");
-}
 
 bool Module::ready(int device, Step init, Step load, const char* name) {
   const uint64_t bit = uint64_t{1} << device;

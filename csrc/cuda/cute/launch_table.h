@@ -66,8 +66,6 @@ const char* compiled_by();
 
 /// The objects hold code for Hopper alone.
 bool runs_on(int major, int minor);
-/// Where launches are to be waited for (CUDA_LAUNCH_BLOCKING): waits, and throws what went wrong.
-void wait_if_blocking(cudaStream_t stream);
 
 Mode mode();
 void set_mode(Mode mode);

@@ -30,7 +30,13 @@ class Launch {
   template <class... Params, class... Args>
   void operator()(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
                   Args&&... args) const {
-    launch(kernel, grid, block, shared_bytes, Params(std::forward<Args>(args))...);
+    launch(kernel, grid, {}, block, shared_bytes, Params(std::forward<Args>(args))...);
+  }
+  /// In clusters of so many blocks.
+  template <class... Params, class... Args>
+  void in_clusters(void (*kernel)(Params...), dim3 grid, dim3 cluster, dim3 block,
+                   size_t shared_bytes, Args&&... args) const {
+    launch(kernel, grid, cluster, block, shared_bytes, Params(std::forward<Args>(args))...);
   }
   cudaStream_t stream() const { return stream_.handle; }
   int device() const { return stream_.device; }
@@ -44,11 +50,14 @@ class Launch {
 
  private:
   template <class... Params>
-  void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+  void launch(void (*kernel)(Params...), dim3 grid, dim3 cluster, dim3 block, size_t shared_bytes,
               Params... params) const {
     void* pointers[] = {static_cast<void*>(&params)..., nullptr};
-    launch_kernel(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, pointers,
-                  stream_);
+    const auto* const stub = reinterpret_cast<const void*>(kernel);
+    if (cluster.x * cluster.y * cluster.z > 1)
+      launch_clusters(stub, grid, cluster, block, shared_bytes, pointers, stream_);
+    else
+      launch_kernel(stub, grid, block, shared_bytes, pointers, stream_);
   }
 
   DeviceGuard guard_;

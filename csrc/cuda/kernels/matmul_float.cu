@@ -1,12 +1,17 @@
 // Products of float32 matrices on Hopper's tensor cores, as exact as float32's own
-// (tf32_split.cuh). A block computes 128 rows and 128 columns over tiles of 32 terms. Of its three
-// warpgroups one brings tiles into stages of shared memory, where the right operand lies in its two
-// parts; the others compute 64 rows each, whose parts they split in registers. A tile's sums are
-// added to the result's by ordinary additions. Long sums of few results are divided among blocks,
-// whose parts a second kernel adds in order.
+// (tf32_split.cuh). A block computes 128 rows and 64 or 128 columns over tiles of 32 terms. Of its
+// three warpgroups one brings tiles into stages of shared memory, where the right operand lies in its
+// two parts; the others compute 64 rows each, whose parts they split in registers. A tile's sums are
+// added to the result's by ordinary additions.
+//
+// Long sums of few results are divided among the blocks of a cluster, which add up their parts
+// through shared memory, each some of the results; the longest among several clusters, whose parts a
+// second kernel adds. Always in order.
 #include "cuda/kernels/matmul_float.cuh"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 
 #include "core/kernel_switches.h"
 #include "cuda/kernels/matmul_float_tiles.cuh"
@@ -17,16 +22,27 @@ namespace vt::cuda {
 namespace {
 
 constexpr int kStages = 4;
-constexpr int kStage = kLeft + 2 * kRight;
 constexpr int kGroup = 128;  // threads
 constexpr int kProductThreads = 3 * kGroup;
-constexpr int kProductBytes = kStages * kStage + 1024 + 2 * kStages * 8;
+constexpr int kMostInCluster = 8;  // blocks; more are not portable
+
+/// Shared memory of a block of so many columns.
+template <int kColumns>
+struct ProductShared {
+  static constexpr int kRight = kColumns * kRowBytes;  // of either part
+  static constexpr int kStage = kLeft + 2 * kRight;
+  static constexpr int kBytes = kStages * kStage + 1024 + 2 * kStages * 8;
+  /// A row of a part's sums for the cluster, in the place of the stages: so far from the next that
+  /// four rows have banks of their own.
+  static constexpr int kSumsRow = (kColumns + 8) * 4;
+  static_assert(kRows * kSumsRow <= kStages * kStage);
+};
 
 struct FloatProblem {
   const float* a;
   const float* b;
   float* c;
-  float* parts;  // where the sums are divided: [part][batch][m][n], dense
+  float* parts;  // where the sums are divided among clusters: [cluster][batch][m][n], dense
   const float* bias;
   int m, n, k;
   int64_t a_stride, b_stride, c_stride, a_step, b_step, c_step;
@@ -36,14 +52,14 @@ struct FloatProblem {
   bool whole_pieces;  // the result's rows are aligned to 16 bytes, and n a multiple of 4
 };
 
-template <bool kLeftTerms, bool kRightTerms>
+template <bool kLeftTerms, bool kRightTerms, int kColumns>
 __device__ __noinline__ void plain_sums(float* sum, const FloatProblem& p, const float* a,
                                         const float* b, int row, int column, int term, int last) {
   const int lane = threadIdx.x % kWarp;
   row += lane / 4;
   column += lane % 4 * 2;
 #pragma unroll 1
-  for (int j = 0; j < 16; ++j) {
+  for (int j = 0; j < kColumns / 8; ++j) {
     float s[4] = {};
 #pragma unroll 4
     for (int k = term; k < last; ++k) {
@@ -88,10 +104,13 @@ __device__ inline void store_columns(float* row, int n, float (&value)[kWide],
   }
 }
 
-template <bool kLeftTerms, bool kRightTerms>
+template <bool kLeftTerms, bool kRightTerms, int kColumns>
 __global__ void __launch_bounds__(kProductThreads, 1)
     float_product_kernel(const __grid_constant__ FloatProblem p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Shared = ProductShared<kColumns>;
+  constexpr int kStage = Shared::kStage, kRight = Shared::kRight;
+  constexpr int kSums = kColumns / 2;  // of a thread
   extern __shared__ char memory[];
   const uint32_t barriers = static_cast<uint32_t>(__cvta_generic_to_shared(memory));
   const uint32_t stages = (barriers + 2 * kStages * 8 + 1023) & ~1023u;
@@ -116,7 +135,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   if (group == 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
     LeftTiles<kLeftTerms> left(a, p.a_stride, first_row, p.m, term, last, threadIdx.x);
-    RightTiles<kRightTerms> right(b, p.b_stride, first_column, p.n, term, last, threadIdx.x);
+    RightTiles<kRightTerms, kColumns> right(b, p.b_stride, first_column, p.n, term, last, threadIdx.x);
     const int whole = first_column + kColumns <= p.n ? (last - term) / kTerms : 0;  // tiles
     right.template load<0>(whole > 0);
     if (tiles > 1) right.template load<1>(whole > 1);
@@ -141,9 +160,9 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
   const int row = (group - 1) * 64 + threadIdx.x % kGroup / kWarp * 16;
   const uint32_t left_start = stages + left_place<kLeftTerms>(row);
-  float sum[64];
+  float sum[kSums];
 #pragma unroll
-  for (int i = 0; i < 64; ++i) sum[i] = 0.f;
+  for (int i = 0; i < kSums; ++i) sum[i] = 0.f;
   const auto read = [&](SplitPart<4>(&x)[4], int k) {
     barrier_wait(full(k % kStages), k / kStages & 1);
     float from[4][4];
@@ -158,7 +177,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   const auto use = [&](const SplitPart<4>(&x)[4], SplitPart<4>(&next)[4], int k) {
     const uint32_t right = stages + k % kStages * kStage + kLeft;
     const uint64_t high = descriptor_of(right), low = descriptor_of(right + kRight);
-    float c[64];
+    float c[kSums];
     group_begin();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -169,7 +188,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     if (k + 1 < tiles) read(next, k + 1);
     group_wait();
 #pragma unroll
-    for (int i = 0; i < 64; ++i) c[i] *= 1.f / kLowScale;
+    for (int i = 0; i < kSums; ++i) c[i] *= 1.f / kLowScale;
     group_begin();
 #pragma unroll
     for (int i = 0; i < 4; ++i) multiply_group(c, x[i].high, high + i * 2, 1);
@@ -177,7 +196,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     group_wait();
     barrier_arrive(free(k % kStages));
 #pragma unroll
-    for (int i = 0; i < 64; ++i) sum[i] += c[i];
+    for (int i = 0; i < kSums; ++i) sum[i] += c[i];
   };
   SplitPart<4> even[4], odd[4];
   read(even, 0);
@@ -187,29 +206,62 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   }
   float check = 0.f;
 #pragma unroll
-  for (int i = 0; i < 64; ++i) check += sum[i] * 0.f;
+  for (int i = 0; i < kSums; ++i) check += sum[i] * 0.f;
   if (__any_sync(0xffffffffu, check != 0.f)) {
-    float plain[64];
-    plain_sums<kLeftTerms, kRightTerms>(plain, p, a, b, first_row + row, first_column, term, last);
+    float plain[kSums];
+    plain_sums<kLeftTerms, kRightTerms, kColumns>(plain, p, a, b, first_row + row, first_column, term, last);
 #pragma unroll
-    for (int i = 0; i < 64; ++i) sum[i] = plain[i];
+    for (int i = 0; i < kSums; ++i) sum[i] = plain[i];
   }
   const bool divided = p.parts != nullptr;
-  float* const c = divided ? p.parts + (part * (gridDim.x / (p.tiles_m * p.tiles_n)) + batch) *
-                                           int64_t{p.m} * p.n
+  const uint32_t blocks = cluster_blocks();
+  const int64_t batches = gridDim.x / (p.tiles_m * p.tiles_n);
+  float* const c = divided ? p.parts + (part / blocks * batches + batch) * int64_t{p.m} * p.n
                            : p.c + batch * p.c_step;
   const int64_t stride = divided ? p.n : p.c_stride;
   const int lane = threadIdx.x % kWarp;
+  const int own_row = row + lane / 4, own_column = lane % 4 * 2;
+  if (blocks == 1) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int at = first_row + own_row + r * 8;
+      if (at >= p.m) continue;
+#pragma unroll
+      for (int j = 0; j < kColumns / 8; ++j) {
+        float value[2] = {sum[j * 4 + r * 2], sum[j * 4 + r * 2 + 1]};
+        store_columns(c + at * stride, first_column + j * 8 + own_column, value, p, divided);
+      }
+    }
+    return;
+  }
+  // The other warpgroup may still be multiplying what lies where the sums go.
+  asm volatile("bar.sync 1, %0;" ::"n"(2 * kGroup) : "memory");
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int at = first_row + row + lane / 4 + r * 8;
-    if (at >= p.m) continue;
+    const uint32_t to = stages + (own_row + r * 8) * Shared::kSumsRow + own_column * 4;
 #pragma unroll
-    for (int j = 0; j < 16; ++j) {
-      float value[2] = {sum[j * 4 + r * 2], sum[j * 4 + r * 2 + 1]};
-      store_columns(c + at * stride, first_column + j * 8 + lane % 4 * 2, value, p, divided);
-    }
+    for (int j = 0; j < kColumns / 8; ++j)
+      store_two(to + j * 32, sum[j * 4 + r * 2], sum[j * 4 + r * 2 + 1]);
   }
+  cluster_meet();
+  constexpr int kPieces = kColumns / 4;  // of a row
+  for (int i = cluster_rank() * 2 * kGroup + threadIdx.x - kGroup; i < kRows * kPieces;
+       i += blocks * 2 * kGroup) {
+    const int at = i / kPieces, column = i % kPieces * 4;
+    if (first_row + at >= p.m || first_column + column >= p.n) continue;
+    const uint32_t from = stages + at * Shared::kSumsRow + column * 4;
+    float value[4] = {};
+#pragma unroll 4
+    for (uint32_t block = 0; block < blocks; ++block) {
+      const float4 v = load_of_block(from, block);
+      value[0] += v.x;
+      value[1] += v.y;
+      value[2] += v.z;
+      value[3] += v.w;
+    }
+    store_columns(c + (first_row + at) * stride, first_column + column, value, p, divided);
+  }
+  cluster_meet();  // until all have read what lies here
 #endif
 }
 
@@ -234,32 +286,108 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-template <bool kLeftTerms, bool kRightTerms>
-void run(const Launch& launch, FloatProblem p, int64_t batch) {
+/// How a product is divided: the columns of a block, among how many blocks its sums, and how many of
+/// those are a cluster.
+struct Division {
+  int columns, parts, cluster;
+};
+
+/// How many blocks in clusters of so many run at once on the device: one on a processor, and some
+/// processors have no place in a cluster.
+int64_t blocks_at_once(const Launch& launch, int cluster) {
+  if (cluster <= 2) return launch.properties().multiprocessors;
+  static std::array<std::array<std::atomic<int>, kMostInCluster + 1>, kMaxDevices> found{};
+  std::atomic<int>& clusters =
+      found[static_cast<size_t>(launch.device())][static_cast<size_t>(cluster)];
+  if (clusters.load(std::memory_order_relaxed) == 0) {
+    const auto kernel = float_product_kernel<true, true, 128>;
+    allow_shared_memory(kernel, ProductShared<128>::kBytes);
+    cudaLaunchAttribute extents{};
+    extents.id = cudaLaunchAttributeClusterDimension;
+    extents.val.clusterDim = {1, static_cast<unsigned>(cluster), 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(1, static_cast<unsigned>(cluster));
+    config.blockDim = dim3(kProductThreads);
+    config.dynamicSmemBytes = ProductShared<128>::kBytes;
+    config.attrs = &extents;
+    config.numAttrs = 1;
+    int count = 0;
+    check_cuda(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "asking for clusters");
+    clusters.store(std::max(count, 1), std::memory_order_relaxed);
+  }
+  return int64_t{clusters.load(std::memory_order_relaxed)} * cluster;
+}
+
+/// The division that is done first, by what its pieces take on an H200, in microseconds: without
+/// clusters, in clusters of each size, and in as many of them as run at once.
+Division divide(const Launch& launch, const FloatProblem& p, int64_t batch) {
+  struct Cost {
+    int columns;
+    double tile, rest;
+  };
+  constexpr double kCluster = 1.4, kSecondKernel = 3, kBytes = 4e6;  // the last a microsecond
+  constexpr int64_t kMostParts = 64;
+  const int64_t tiles = ceil_div(p.k, kTerms);
+  const double part_bytes = 4. * static_cast<double>(batch) * p.m * p.n;
+  Division best{};
+  double least = 0;
+  for (const Cost& cost : {Cost{128, 1.34, 6.5}, Cost{64, 0.83, 5.3}}) {
+    const int64_t results = batch * ceil_div(p.m, kRows) * ceil_div(p.n, cost.columns);
+    for (int cluster = 1; cluster <= kMostInCluster && cluster <= tiles; cluster *= 2) {
+      const int64_t at_once = blocks_at_once(launch, cluster);
+      const int64_t fill = std::min({at_once / results, tiles, kMostParts}) / cluster * cluster;
+      for (const int64_t wanted : {int64_t{cluster}, fill}) {
+        if (wanted < cluster) continue;
+        const int64_t each = ceil_div(tiles, wanted), parts = ceil_div(tiles, each);
+        if (parts % cluster != 0) continue;
+        const int64_t clusters = parts / cluster;
+        const auto waves = static_cast<double>(ceil_div(results * parts, at_once));
+        double time = waves * (cost.rest + static_cast<double>(each) * cost.tile);
+        if (cluster > 1) time += kCluster;
+        if (clusters > 1)
+          time += kSecondKernel + 2 * static_cast<double>(clusters) * part_bytes / kBytes;
+        if (least > 0 && time >= least) continue;
+        least = time;
+        best = {cost.columns, static_cast<int>(parts), cluster};
+      }
+    }
+  }
+  return best;
+}
+
+template <bool kLeftTerms, bool kRightTerms, int kColumns>
+void run(const Launch& launch, FloatProblem p, int64_t batch, const Division& division) {
   p.tiles_m = ceil_div(p.m, kRows);
   p.tiles_n = ceil_div(p.n, kColumns);
+  p.terms = ceil_div(ceil_div(p.k, kTerms), division.parts) * kTerms;
+  const auto kernel = float_product_kernel<kLeftTerms, kRightTerms, kColumns>;
+  constexpr int kBytes = ProductShared<kColumns>::kBytes;
+  allow_shared_memory(kernel, kBytes);
   const int64_t tiles = int64_t{p.tiles_m} * p.tiles_n * batch;
-  // As many blocks as run at once, four tiles of terms or more in each.
-  const int64_t most =
-      std::min<int64_t>({launch.properties().multiprocessors / tiles, p.k / (4 * kTerms), 64});
-  p.terms = static_cast<int>(ceil_div<int64_t>(ceil_div(p.k, kTerms), std::max<int64_t>(most, 1))) *
-            kTerms;
-  const int parts = ceil_div(p.k, p.terms);
-  const auto kernel = float_product_kernel<kLeftTerms, kRightTerms>;
-  allow_shared_memory(kernel, kProductBytes);
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(parts));
-  if (parts == 1) {
-    launch(kernel, grid, dim3(kProductThreads), kProductBytes, p);
+  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(division.parts));
+  const dim3 cluster(1, static_cast<unsigned>(division.cluster));
+  const int clusters = division.parts / division.cluster;
+  if (clusters == 1) {
+    launch.in_clusters(kernel, grid, cluster, dim3(kProductThreads), kBytes, p);
     return;
   }
   const int64_t size = batch * p.m * p.n;
-  const Scratch scratch(static_cast<size_t>(size * parts) * sizeof(float), launch);
+  const Scratch scratch(static_cast<size_t>(size * clusters) * sizeof(float), launch);
   p.parts = scratch.data<float>();
-  launch(kernel, grid, dim3(kProductThreads), kProductBytes, p);
+  launch.in_clusters(kernel, grid, cluster, dim3(kProductThreads), kBytes, p);
   const int64_t pieces = p.whole_pieces ? size / 4 : size;
   launch(p.whole_pieces ? add_parts<4> : add_parts<1>,
          dim3(static_cast<unsigned>(launch.fill(ceil_div<int64_t>(pieces, 256), 256))), dim3(256),
-         0, p, parts, batch);
+         0, p, clusters, batch);
+}
+
+template <bool kLeftTerms, bool kRightTerms>
+void run(const Launch& launch, const FloatProblem& p, int64_t batch) {
+  const Division d = divide(launch, p, batch);
+  if (d.columns == 64)
+    run<kLeftTerms, kRightTerms, 64>(launch, p, batch, d);
+  else
+    run<kLeftTerms, kRightTerms, 128>(launch, p, batch, d);
 }
 
 bool in_fours(const GemmOperand& o) {

@@ -1,5 +1,5 @@
-// Tiles of a float32 product (matmul_float.cu) in shared memory: 128 rows of the left operand, 128
-// columns of the right one, 32 terms. They lie in rows of 128 bytes whose 16-byte pieces are
+// Tiles of a float32 product (matmul_float.cu) in shared memory: 128 rows of the left operand, 64 or
+// 128 columns of the right one, 32 terms. They lie in rows of 128 bytes whose 16-byte pieces are
 // exchanged.
 #pragma once
 
@@ -8,8 +8,8 @@
 
 namespace vt::cuda {
 
-inline constexpr int kTerms = 32, kRowBytes = 128, kRows = 128, kColumns = 128;
-inline constexpr int kLeft = kRows * kRowBytes, kRight = kColumns * kRowBytes;
+inline constexpr int kTerms = 32, kRowBytes = 128, kRows = 128;
+inline constexpr int kLeft = kRows * kRowBytes;
 
 template <bool kWhole>
 __device__ inline float4 load_part(const float* from, int count) {
@@ -25,21 +25,27 @@ __device__ inline void store_four(uint32_t address, const uint32_t (&v)[4]) {
                "r"(v[2]), "r"(v[3])
                : "memory");
 }
+__device__ inline void store_two(uint32_t address, float x, float y) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
+}
 __device__ inline float load_one(uint32_t address) {
   float v;
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
   return v;
 }
 
-/// The right operand's tiles, 32 numbers of each a thread, split and put into two. Adjacent terms:
-/// column thread / 8 + 16 i, terms thread % 8 * 4 …. Else blocks of 4 columns and 4 terms, turned.
-template <bool kAdjacentTerms>
+/// The right operand's tiles, 32 numbers of each a thread (16 of 64 columns), split and put into two.
+/// Adjacent terms: column thread / 8 + 16 i, terms thread % 8 * 4 …. Else blocks of 4 columns and 4
+/// terms, turned.
+template <bool kAdjacentTerms, int kColumns>
 struct RightTiles {
+  static constexpr int kBytes = kColumns * kRowBytes;  // of either part
+  static constexpr int kBlocks = kColumns / 64;        // of 4 pieces
   const float* from;  // of the thread's first piece
   int64_t stride;
   int columns, terms;  // left, from there on
   uint32_t place[kAdjacentTerms ? 1 : 4];
-  float4 piece[2][8];
+  float4 piece[2][4 * kBlocks];
 
   __device__ RightTiles(const float* data, int64_t row_stride, int first, int extent, int term,
                         int last, int thread)
@@ -64,15 +70,15 @@ struct RightTiles {
   }
   /// Loads the next tile. Whole: all of it is there.
   template <bool kWhole>
-  __device__ void load_into(float4 (&to)[8]) {
+  __device__ void load_into(float4 (&to)[4 * kBlocks]) {
     if constexpr (kAdjacentTerms) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i)
+      for (int i = 0; i < 4 * kBlocks; ++i)
         to[i] = load_part<kWhole>(from + i * 16 * stride, columns > 16 * i ? terms : 0);
       from += kTerms;
     } else {
 #pragma unroll
-      for (int i = 0; i < 8; ++i)
+      for (int i = 0; i < 4 * kBlocks; ++i)
         to[i] = load_part<kWhole>(from + i % 4 * stride + i / 4 * 64,
                                   terms > i % 4 ? columns - i / 4 * 64 : 0);
       from += kTerms * stride;
@@ -97,9 +103,9 @@ struct RightTiles {
   }
   template <int kBuffer>
   __device__ void store(uint32_t high) const {
-    const uint32_t low = high + kRight;
+    const uint32_t low = high + kBytes;
 #pragma unroll
-    for (int block = 0; block < 2; ++block) {
+    for (int block = 0; block < kBlocks; ++block) {
       const float4* v = piece[kBuffer] + block * 4;
       if constexpr (kAdjacentTerms) {
 #pragma unroll
