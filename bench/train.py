@@ -153,13 +153,14 @@ def nodes(capture: dict[str, Any]) -> str:
 
 
 def save(path: Path, record: dict[str, Any]) -> None:
-    """Writes the results; workloads that the same commit was measured for before, on the same machine,
-    stay beside them."""
+    """Writes the results; workloads and dtypes that the same commit was measured for before, on the same
+    machine, stay beside them."""
     if path.exists():
         old = json.loads(path.read_text())
         same = ("commit", "processor", "cores", "threads", "torch", "gpu")
         if all(old.get(key) == record.get(key) for key in same):
-            merged = {each["workload"]: each for each in (*old["steps"], *record["steps"])}
+            steps = (*old["steps"], *record["steps"])
+            merged = {(each["workload"], each["dtype"]): each for each in steps}
             commands = dict.fromkeys((*old["command"].split("; "), record["command"]))
             record = {**record, "steps": list(merged.values()), "command": "; ".join(commands)}
     path.parent.mkdir(exist_ok=True)

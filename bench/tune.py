@@ -210,7 +210,7 @@ def _products_of(dtype: Any, layout: str, epilogue: str, tanh: bool) -> Iterator
     for m, n, k in _linear_shapes(layout):
         if epilogue and n > 8192:
             continue
-        if epilogue == "slope" and n != 4 * k:
+        if epilogue in ("slope", "again") and n != 4 * k:
             continue  # the gradient of what is behind an activation
 
         def rand(*shape: int) -> Any:
@@ -230,6 +230,7 @@ def _products_of(dtype: Any, layout: str, epilogue: str, tanh: bool) -> Iterator
             "bias": {"bias": bias},
             "gelu": {"bias": bias, "z": c},
             "slope": {"z": c, "sums": sums},
+            "again": {"z": c, "y": torch.empty_like(c), "sums": sums},
         }[epilogue]
 
         def given(_, t=(a, b, d, extra)) -> dict[str, Any]:
@@ -243,9 +244,10 @@ def _products_of(dtype: Any, layout: str, epilogue: str, tanh: bool) -> Iterator
                 return F.linear(left, b[0], bias)
             if epilogue == "gelu":
                 return F.gelu(F.linear(left, b[0], bias), approximate=form)
-            if epilogue == "slope":
+            if epilogue in ("slope", "again"):
                 dz = _C._ops.gelu_backward(left @ right, c[0], form)
-                return dz, dz.sum(0)
+                y = F.gelu(c[0], approximate=form) if epilogue == "again" else None
+                return dz, dz.sum(0), y
             return torch.mm(left, right)
 
         yield Case({"l": 1, "m": m, "n": n, "k": k}, given, library)
@@ -265,8 +267,10 @@ CASES: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "gemm_bias_tn": lambda: _products("tn", "bias"),
     "gemm_bias_gelu_tn": lambda: _products("tn", "gelu"),
     "gemm_slope_gelu_nn": lambda: _products("nn", "slope"),
+    "gemm_slope_gelu_again_nn": lambda: _products("nn", "again"),
     "gemm_bias_gelu_tanh_tn": lambda: _products("tn", "gelu", tanh=True),
     "gemm_slope_gelu_tanh_nn": lambda: _products("nn", "slope", tanh=True),
+    "gemm_slope_gelu_tanh_again_nn": lambda: _products("nn", "again", tanh=True),
     "attention_short_forward": lambda: tune_cases.attention(False),
     "attention_short_backward": lambda: tune_cases.attention(True),
     "dropout_forward": tune_cases.dropout,

@@ -32,7 +32,14 @@ from ..dsl import (
 )
 from ..registry import Kernel, register
 from ..rows import present
-from .epilogue import Epilogue, activated, reference_activation, reference_slope, slope
+from .epilogue import (
+    Epilogue,
+    activated,
+    reference_activation,
+    reference_slope,
+    slope,
+    slope_and_activated,
+)
 
 WARPGROUP = 128
 WARPS = 4  # of a warpgroup
@@ -44,6 +51,8 @@ LOADER_REGISTERS, WORKER_REGISTERS = 40, 232
 DTYPE_CODES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 # Named barriers; of each, the next one is the second warpgroup's.
 WRITE_BARRIER, TURN_BARRIER = 1, 3
+# Buffers of a warpgroup for `y`: one is filled while the other is written.
+Y_STAGES = 2
 #: Rows of `sums` for each 128 rows of d: one a warp.
 SUMS_ROWS, SUMS_TILE = 4, 128
 
@@ -89,6 +98,8 @@ def contract(v: GemmVariant, e: Epilogue) -> Contract:
         tensors.append(Tensor("bias", dtype, ("n",), align=4, optional=True))
     if e.save or e.slope_at_z:
         tensors.append(like_d("z", "write" if e.save else "read"))
+    if e.again:
+        tensors.append(like_d("y", "write"))
     if e.add:
         tensors.append(like_d("c", "read"))
     tensors.append(like_d("d", "write", ("c",) if e.add else ()))
@@ -149,11 +160,14 @@ class Gemm:
         self.reads = bool(epilogue.slope_at_z or epilogue.add)
         assert not self.reads or (v.pingpong and self.pieces == v.out_stages)
         assert v.dtype == v.out in ("bf16", "f16")  # what the epilogue unpacks
+        assert epilogue.slope_at_z or not epilogue.again
         assert not epilogue.column_sums or (
             v.pingpong and v.tile_m == SUMS_TILE and v.tile_n == 128
         )
 
-    def launch(self, a, b, bias, z, c, d, sums, max_blocks: Int32, stream: CUstream) -> None:
+    def launch(
+        self, a, b, bias, z, c, d, sums, max_blocks: Int32, stream: CUstream, y=None
+    ) -> None:
         """Traced: all arguments are the contract's, or None where the epilogue has none."""
         v = self.v
 
@@ -167,7 +181,7 @@ class Gemm:
         # (L, rows, k) or (L, k, rows) to (rows, k, L); the dense dimension stays what it is.
         a = matrix(a, [1, 2, 0] if v.a_dense == "k" else [2, 1, 0])
         b = matrix(b, [1, 2, 0] if v.b_dense == "k" else [2, 1, 0])
-        z, c, d = (matrix(t, [1, 2, 0]) for t in (z, c, d))
+        z, y, c, d = (matrix(t, [1, 2, 0]) for t in (z, y, c, d))
         major_a = LayoutEnum.ROW_MAJOR if v.a_dense == "k" else LayoutEnum.COL_MAJOR
         major_b = LayoutEnum.ROW_MAJOR if v.b_dense == "k" else LayoutEnum.COL_MAJOR
         mma = hopper.make_trivial_tiled_mma(
@@ -200,11 +214,18 @@ class Gemm:
             copy_x, tma_x = cpasync.make_tiled_tma_atom(put, z, one_d, piece)
         if const_expr(self.reads):
             copy_x, tma_x = cpasync.make_tiled_tma_atom(get, c if self.e.add else z, one_d, piece)
+        smem_y, store_y, tma_y = None, None, None
+        if const_expr(self.e.again):
+            smem_y = hopper.make_smem_layout_epi(
+                self.out, LayoutEnum.ROW_MAJOR, piece, Y_STAGES * WORKERS
+            )
+            store_y, tma_y = cpasync.make_tiled_tma_atom(put, y, one_d, piece)
         self.stage_bytes = cute.size_in_bytes(self.dtype, one_a) + cute.size_in_bytes(
             self.dtype, one_b
         )
         size_a, size_b, size_d = (cute.cosize(s) for s in (smem_a, smem_b, smem_d))
         size_z = size_d if self.e.save else 0
+        size_y = cute.cosize(smem_y) if self.e.again else 0
 
         @cute.struct
         class Shared:
@@ -214,6 +235,7 @@ class Gemm:
             ring_b: cute.struct.Align[cute.struct.MemRange[self.dtype, size_b], 1024]
             out: cute.struct.Align[cute.struct.MemRange[self.out, size_d], 1024]
             saved: cute.struct.Align[cute.struct.MemRange[self.out, size_z], 1024]
+            again: cute.struct.Align[cute.struct.MemRange[self.out, size_y], 1024]
 
         self.shared = Shared
         # Of clusters.
@@ -222,9 +244,9 @@ class Gemm:
         tiles = tiles_m * tiles_n * d.shape[2]
         self.kernel(
             mma,
-            (load_a, load_b, store_d, copy_x),
-            (tma_a, tma_b, tma_d, tma_x),
-            (smem_a, smem_b, smem_d),
+            (load_a, load_b, store_d, copy_x, store_y),
+            (tma_a, tma_b, tma_d, tma_x, tma_y),
+            (smem_a, smem_b, smem_d, smem_y),
             (d, bias, sums),
             (tiles_m, tiles_n, tiles),
         ).launch(
@@ -257,9 +279,9 @@ class Gemm:
     @cute.kernel
     def kernel(self, mma: cute.TiledMma, copies, tensors, layouts, operands, counts):
         v = self.v
-        load_a, load_b, store_d, copy_x = copies
-        tma_a, tma_b, tma_d, tma_x = tensors
-        smem_a, smem_b, smem_d = layouts
+        load_a, load_b, store_d, copy_x, store_y = copies
+        tma_a, tma_b, tma_d, tma_x, tma_y = tensors
+        smem_a, smem_b, smem_d, smem_y = layouts
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         if warp == 0:
             cpasync.prefetch_descriptor(load_a)
@@ -289,6 +311,9 @@ class Gemm:
         s_x = None
         if const_expr(self.e.save):
             s_x = shared.saved.get_tensor(smem_d.outer, swizzle=smem_d.inner)
+        s_y = None
+        if const_expr(self.e.again):
+            s_y = shared.again.get_tensor(smem_y.outer, swizzle=smem_y.inner)
         if warp < WARPS:
             cute.arch.setmaxregister_decrease(LOADER_REGISTERS)
             if warp == 0:
@@ -305,9 +330,9 @@ class Gemm:
             self.work(
                 ring,
                 mma,
-                (s_a, s_b, s_d, s_x),
-                (store_d, copy_x),
-                (tma_d, tma_x),
+                (s_a, s_b, s_d, s_x, s_y),
+                (store_d, copy_x, store_y),
+                (tma_d, tma_x, tma_y),
                 operands,
                 counts,
                 k_tiles,
@@ -374,9 +399,9 @@ class Gemm:
     ) -> None:
         """Multiplies what the ring brings and writes the tiles."""
         v, e = self.v, self.e
-        s_a, s_b, s_d, s_x = buffers
-        store_d, copy_x = copies
-        tma_d, tma_x = tensors
+        s_a, s_b, s_d, s_x, s_y = buffers
+        store_d, copy_x, store_y = copies
+        tma_d, tma_x, tma_y = tensors
         d, bias, sums = operands
         tiles_m, tiles_n, tiles = counts
         block, _, _ = cute.arch.block_idx()
@@ -419,6 +444,10 @@ class Gemm:
             part_x, tile_x = self.parts(copy_x, s_d, tma_x, (v.tile_m, v.out_columns))
             read_barrier = read_barriers + group
             read_phase = Int32(0)
+        if const_expr(e.again):
+            r_y = cute.make_rmem_tensor(cute.shape(mine.partition_S(s_d))[:3], self.out)
+            to_y = mine.partition_D(s_y)
+            part_y, tile_y = self.parts(store_y, s_y, tma_y, (v.tile_m, v.out_columns))
         everyone = self.groups * WARPGROUP
         stores = pipeline.PipelineTmaStore.create(
             num_stages=v.out_stages,
@@ -514,7 +543,10 @@ class Gemm:
                     for i in cutlass.range_constexpr(count // 2):
                         unpack(read, 2 * i, words(r_x)[i], self.out)
                     for i in cutlass.range_constexpr(count):
-                        if const_expr(e.slope_at_z):
+                        if const_expr(e.again):
+                            factor, read[i] = slope_and_activated(read[i], e.slope_at_z)
+                            r_f[i] = r_f[i] * factor
+                        elif const_expr(e.slope_at_z):
                             r_f[i] = r_f[i] * slope(read[i], e.slope_at_z)
                         else:
                             r_f[i] = r_f[i] + read[i]
@@ -536,6 +568,13 @@ class Gemm:
                             0 if again else v.out_stages - 1, read=True
                         )
                     cute.arch.barrier(barrier_id=together, number_of_threads=everyone)
+                if const_expr(e.again):
+                    r_y.store(read.load().to(self.out))
+                    if warp == 0:
+                        cute.arch.cp_async_bulk_wait_group(Y_STAGES - 1, read=True)
+                    cute.arch.barrier(barrier_id=together, number_of_threads=everyone)
+                    way_y = group * Y_STAGES + p % Y_STAGES
+                    cute.copy(to_smem, r_y, to_y[(None, None, None, way_y)])
                 cute.copy(to_smem, r_d, to_d[(None, None, None, way)])
                 if const_expr(e.save):
                     cute.copy(to_smem, r_z, to_x[(None, None, None, way)])
@@ -546,6 +585,8 @@ class Gemm:
                     cute.copy(store_d, part_d[(None, way)], tile_d[where])
                     if const_expr(e.save):
                         cute.copy(copy_x, part_x[(None, way)], tile_x[where])
+                    if const_expr(e.again):
+                        cute.copy(store_y, part_y[(None, way_y)], tile_y[where])
                     stores.producer_commit()
             if const_expr(e.column_sums):
                 if present(sums):
@@ -644,6 +685,22 @@ class WithSlope(Gemm):
         self.launch(a, b, None, z, None, d, sums, max_blocks, stream)
 
 
+class WithSlopeAndActivation(Gemm):
+    @cute.jit
+    def __call__(
+        self,
+        a: cute.Tensor,
+        b: cute.Tensor,
+        z: cute.Tensor,
+        y: cute.Tensor,
+        d: cute.Tensor,
+        sums: cute.Tensor,
+        max_blocks: Int32,
+        stream: CUstream,
+    ):
+        self.launch(a, b, None, z, None, d, sums, max_blocks, stream, y)
+
+
 class WithAddend(Gemm):
     @cute.jit
     def __call__(
@@ -689,6 +746,8 @@ def reference(a, b, epilogue: Epilogue, a_dense="k", b_dense="k", bias=None, z=N
         x = reference_activation(x, epilogue.activation)
     if epilogue.slope_at_z:
         x = x * reference_slope(np.asarray(z, np.float64), epilogue.slope_at_z)
+    if epilogue.again:
+        made["y"] = reference_activation(np.asarray(z, np.float64), epilogue.slope_at_z)
     if epilogue.add:
         x = x + np.asarray(c, np.float64)
     made["d"] = x
@@ -708,6 +767,10 @@ WIDE = GemmVariant(tile_m=128, tile_n=256, stages=4, pingpong=False, down=2)
 _READING = tuple(replace(v, out_columns=32, out_stages=4) for v in (TURNS, PAIRED))
 _SAVING = tuple(replace(v, out_columns=32) for v in (TURNS, PAIRED))
 _SAVING += (replace(TURNS, stages=4, out_columns=32, out_stages=3),)
+
+
+# With room for y.
+_AGAIN = tuple(replace(v, stages=4) for v in _READING)
 
 
 def _halves(*variants: GemmVariant) -> tuple[GemmVariant, ...]:
@@ -747,3 +810,6 @@ for _name in ("gelu", "gelu_tanh"):
               "tn", _SAVING + _halves(_SAVING[0]), f"z = a bᵀ + bias, d = {_name}(z).")  # fmt: skip
     _register(f"gemm_slope_{_name}", WithSlope, Epilogue(slope_at_z=_name, column_sums=True), "nn",
               _READING + _halves(_READING[0]), f"a bᵀ times the slope of {_name} at z, and sums of its columns.")  # fmt: skip
+    _register(f"gemm_slope_{_name}_again", WithSlopeAndActivation,
+              Epilogue(slope_at_z=_name, again=True, column_sums=True), "nn", _AGAIN + _halves(_AGAIN[0]),
+              f"a bᵀ times the slope of {_name} at z, sums of its columns, and y = {_name}(z).")  # fmt: skip

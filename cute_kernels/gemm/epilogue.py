@@ -26,7 +26,8 @@ class Epilogue:
 
     bias: (N,) is added. save: what is there so far goes to z, laid out like d. activation: one of
     ACTIVATIONS. slope_at_z: the sums are multiplied by the slope of that activation at z, which is
-    read. add: c, laid out like d, is added. column_sums: of each column over the 16 rows of a warp,
+    read. again: the activation at z itself goes to y, laid out like d, as in the forward pass. add: c,
+    laid out like d, is added. column_sums: of each column over the 16 rows of a warp,
     to a row of `sums` (one for each 16 rows of d, float32): adding those up gives a bias gradient.
     """
 
@@ -34,6 +35,7 @@ class Epilogue:
     save: bool = False
     activation: str = ""
     slope_at_z: str = ""
+    again: bool = False
     add: bool = False
     column_sums: bool = False
 
@@ -43,6 +45,7 @@ class Epilogue:
             "bias" * self.bias,
             self.activation,
             f"slope_{self.slope_at_z}" if self.slope_at_z else "",
+            "again" * self.again,
             "add" * self.add,
         )
         return "_".join(p for p in parts if p) or "plain"
@@ -86,11 +89,21 @@ def activated(x: Float32, name: cutlass.Constexpr) -> Float32:
 @cute.jit
 def slope(x: Float32, name: cutlass.Constexpr) -> Float32:
     """The activation's derivative at x."""
+    return slope_and_activated(x, name)[0]
+
+
+@cute.jit
+def slope_and_activated(x: Float32, name: cutlass.Constexpr):
+    """The activation's derivative at x, and the activation, which share most of their work."""
     if const_expr(name == "gelu"):
         a = distance(x)
         density = cute.math.exp2(a * a * (-0.5 * LOG2_E) + LOG2_INV_SQRT_2_PI, fastmath=True)
-        below = lower_tail(a) - a * density
-        return below if x < 0.0 else 1.0 - below
+        tail = lower_tail(a)
+        below = tail - a * density
+        return (
+            below if x < 0.0 else 1.0 - below,
+            cute.arch.fmax(x, Float32(0.0), nan=True) - a * tail,
+        )
     if const_expr(name == "gelu_tanh"):
         # Flat from there on; the power below stays finite.
         y = cute.arch.fmin(x, Float32(9.0), nan=True)
@@ -99,11 +112,11 @@ def slope(x: Float32, name: cutlass.Constexpr) -> Float32:
         e = cute.math.exp2(u * -LOG2_E, fastmath=True)
         s = cute.arch.rcp_approx(1.0 + e)
         rate = 2.0 * SQRT_2_OVER_PI * (1.0 + 3.0 * GELU_CUBIC * y * y)
-        return s + y * rate * (e * s) * s
+        return s + y * rate * (e * s) * s, x * s
     if const_expr(name == "silu"):
         s = sigmoid(x)
-        return s * (1.0 + x * (1.0 - s))
-    return Float32(1.0) if x > 0.0 else Float32(0.0)
+        return s * (1.0 + x * (1.0 - s)), x * s
+    return Float32(1.0) if x > 0.0 else Float32(0.0), Float32(0.0) if x < 0.0 else x
 
 
 def reference_activation(x, name: str):

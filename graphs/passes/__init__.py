@@ -7,6 +7,7 @@ and `BITWISE`, whether results stay bit for bit. `docs/passes.md` tells how to w
 from __future__ import annotations
 
 from vibetensor.graphs.passes import (
+    activations,
     attention_sums,
     bias_gradients,
     casts,
@@ -46,6 +47,7 @@ ALL = (
     dead_code,
     split_head,
     recompute,
+    activations,
     chains,
     weight_gradients,
     late_sums,

@@ -57,7 +57,7 @@ def _here(op: Op) -> bool:
     return any(view.buffer.device.split(":")[0] in DEVICES for view in op.writes())
 
 
-def _activation(op: Op) -> str | None:
+def activation_of(op: Op) -> str | None:
     """The activation that an op computes, or multiplies with the derivative of."""
     if op.name in ("gelu", "gelu_backward"):
         return "gelu_tanh" if op.args[-1] == "tanh" else "gelu"
@@ -71,7 +71,17 @@ def _activation(op: Op) -> str | None:
 def _chosen(activation: str, backward: bool, left: View, right: View, out: View) -> bool:
     """Whether a CuTe kernel is chosen for the product of `left`, whose rows are all its dimensions but
     the last, with `right` and this activation."""
-    if activation not in CHOSEN or out.buffer.device.split(":")[0] != "cuda":
+    if activation not in CHOSEN:
+        return False
+    return chosen_kernel(CHOSEN[activation][backward], left, right, out, backward)
+
+
+def chosen_kernel(
+    name: str, left: View, right: View, out: View, backward: bool, results: str = "zd"
+) -> bool:
+    """Whether this CuTe kernel is chosen for such a product, `backward` with an activation's slope.
+    results: its tensors that are laid out like the result."""
+    if out.buffer.device.split(":")[0] != "cuda":
         return False
     from vibetensor.torch import cuda
     from vibetensor.torch.cuda import _backend
@@ -84,7 +94,7 @@ def _chosen(activation: str, backward: bool, left: View, right: View, out: View)
     if right.strides != (right.sizes[-1], 1) or not is_dense(left) or rows == 0:
         return False
     dtype = str(out.dtype).rpartition(".")[2]
-    shapes = {"a": (rows, k), "b": right.sizes, "z": (rows, n), "d": (rows, n)}
+    shapes = {"a": (rows, k), "b": right.sizes, **dict.fromkeys(results, (rows, n))}
     places = {
         name: (at << 40, dtype, [numel(out), shape[-1]])
         for at, (name, shape) in enumerate(shapes.items(), 1)
@@ -95,13 +105,13 @@ def _chosen(activation: str, backward: bool, left: View, right: View, out: View)
     index = int(out.buffer.device.partition(":")[2] or 0)
     size = cuda.get_device_properties(index).multi_processor_count
     gpu = cuda.get_device_name(index), *cuda.get_device_capability(index), size
-    return bool(native.cute_choice(CHOSEN[activation][backward], extents, places, *gpu))
+    return bool(native.cute_choice(name, extents, places, *gpu))
 
 
 def _activations(edits: Edits, uses: Uses) -> None:
     ops = uses.tape.ops
     for at, op in enumerate(ops):
-        activation = _activation(op) if op.name in ("relu", "gelu", "silu") else None
+        activation = activation_of(op) if op.name in ("relu", "gelu", "silu") else None
         if activation is None or not _here(op):
             continue
         x, out = op.args[0], op.outputs[0]
@@ -139,7 +149,7 @@ def _activations(edits: Edits, uses: Uses) -> None:
 def _derivatives(edits: Edits, uses: Uses) -> None:
     ops = uses.tape.ops
     for at, op in enumerate(ops):
-        activation = _activation(op) if op.name in _BACKWARD else None
+        activation = activation_of(op) if op.name in _BACKWARD else None
         if activation is None or not _here(op):
             continue
         grad, saved = op.args[:2]
@@ -193,7 +203,7 @@ def _column_sums(edits: Edits, uses: Uses) -> None:
             continue
         if not edits.free(product):
             continue
-        self, mat2, saved, activation, _ = ops[product].args
+        self, mat2, saved, activation, _, again = ops[product].args
         why = None
         if activation not in SUMS and not _chosen(activation, True, self, mat2, grad):
             why = "no kernel has both"
@@ -206,8 +216,8 @@ def _column_sums(edits: Edits, uses: Uses) -> None:
             continue
         made = make_op(
             "_mm_activation_backward",
-            (self, mat2, saved, activation, True),
-            [ops[product].outputs[0], out],
+            (self, mat2, saved, activation, True, again),
+            [view for view in (ops[product].outputs[0], out, ops[product].outputs[2]) if view],
             ops[product],
         )
         edits.replace(product, made, {at})

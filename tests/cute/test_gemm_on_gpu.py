@@ -81,6 +81,8 @@ def test_product(kernel, variant, size) -> None:
             activation = "gelu_tanh" if "tanh" in kernel.name else "gelu"
             want["d"] = math.reference_activation(numpy(given["z"]), activation)
         close(given["d"], want["d"], slack)
+        if "y" in written:
+            close(given["y"], want["y"], 1e-6)
         if "sums" in names:
             sums = given["sums"].cpu().numpy().sum(0)
             assert np.allclose(sums, want["sums"], rtol=1e-5, atol=slack * m**0.5 * 4)
@@ -193,8 +195,12 @@ def test_activation_ops(dtype, size, activation: str, left: str) -> None:
         close(y, math.reference_activation(numpy(z), activation), 1e-6 + loose)
     grad, back = operand(m, k, left, dtype), operand(k, n, "dense", dtype)
     slope = math.reference_slope(numpy(z), activation)
-    dz, sums = _C._ops._mm_activation_backward(grad, back, z, activation, True)
+    dz, sums, _ = _C._ops._mm_activation_backward(grad, back, z, activation, True)
     assert bool((_C._ops._mm_activation_backward(grad, back, z, activation, False)[0] == dz).all())
+    for wanted in (True, False):
+        same, _, again = _C._ops._mm_activation_backward(grad, back, z, activation, wanted, True)
+        assert bool((same == dz).all())
+        close(again, math.reference_activation(numpy(z), activation), 1e-6)
     product = numpy(grad) @ numpy(back)
     # Without a kernel of its own the product is rounded once more.
     slack += 2 * half * float(np.abs(product).max())
@@ -204,6 +210,27 @@ def test_activation_ops(dtype, size, activation: str, left: str) -> None:
     assert (np.abs(numpy(sums) - want) <= loose).all()
     dz = numpy(dz)
     assert (np.abs(dz - product * slope) <= 2.1 * half * np.abs(product * slope) + slack).all()
+
+
+def test_slope_and_gelu_far_out() -> None:
+    """The activation beside the slope is the forward's, bit for bit, also of what is no number."""
+    values = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 5.9, -5.9, 6.1, -6.1, 60.0, -60.0, 3e38, -3e38,
+                           float("inf"), float("nan"), -1.0, 1.0], device="cuda")  # fmt: skip
+    for kernel, variant in ((k, v) for k, v in CASES if k.name == "gemm_slope_gelu_again_nn"):
+        dtype = DTYPES[variant.dtype]
+        z = values.to(dtype).expand(1, 16, 16).contiguous()
+        x, w = (torch.ones(1, 16, 16, device="cuda", dtype=dtype) for _ in range(2))
+        dz, y, saved, forward = (torch.empty_like(x) for _ in range(4))
+        sums = torch.empty(4, 16, device="cuda")
+        device.launch(
+            kernel.name, variant.name, a=x, b=w, z=z, y=y, d=dz, sums=sums, max_blocks=132
+        )
+        device.launch("gemm_bias_gelu_tn", f"{variant.dtype}_{variant.dtype}_128x128x5_turns",
+                      a=x * 0, b=w, bias=z[0, 0], z=saved, d=forward, max_blocks=132)  # fmt: skip
+        assert np.array_equal(numpy(y), numpy(forward), equal_nan=True)
+        finite = [i for i in range(16) if abs(float(values[i])) < 100]
+        want = 16 * math.reference_slope(numpy(z)[..., finite], "gelu")
+        assert np.allclose(numpy(dz)[..., finite], want, rtol=2 * HALF_ULP[dtype], atol=1e-4)
 
 
 def test_gelu_far_out() -> None:

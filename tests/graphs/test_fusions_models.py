@@ -14,7 +14,7 @@ import vibetensor.torch as vt
 import vibetensor.torch.nn.functional as F
 from tests.graphs.default_device import kind
 from vibetensor.graphs import capture
-from vibetensor.graphs.passes import epilogues, joined_casts
+from vibetensor.graphs.passes import attention_sums, epilogues, joined_casts
 
 nn = vt.nn
 WIDTH, HEADS, CONTEXT, VOCABULARY, LAYERS = 32, 4, 12, 29, 2
@@ -139,6 +139,7 @@ def test_passes_of_cuda(
 ) -> None:
     monkeypatch.setattr(epilogues, "DEVICES", (kind(),))
     monkeypatch.setattr(joined_casts, "DEVICES", (kind(),))
+    monkeypatch.setattr(attention_sums, "WIDE_ON", (kind(),))
     captured, apart = _both(name, autocast, micro)
     # Adam divides by the gradient's size, so that a rounding may be a whole step of a weight.
     assert apart <= (1e-2 if autocast else 1e-4 if kind() == "cpu" else 2e-3)

@@ -98,16 +98,24 @@ def test_results_of_one_commit_are_kept_together(tmp_path: Path) -> None:
     path = tmp_path / "results" / "steps.json"
 
     def save(commit: str, command: str, **workloads: int) -> dict[str, Any]:
-        steps = [{"workload": name, "runs": value} for name, value in workloads.items()]
+        steps = [
+            {"workload": name.partition("_")[0], "dtype": name.partition("_")[2], "runs": value}
+            for name, value in workloads.items()
+        ]
         train.save(path, {"commit": commit, "command": command, "steps": steps})
         found = json.loads(path.read_text())
-        return {each["workload"]: each["runs"] for each in found["steps"]} | {"": found["command"]}
+        made = {
+            "_".join(filter(None, (each["workload"], each["dtype"]))): each["runs"]
+            for each in found["steps"]
+        }
+        return made | {"": found["command"]}
 
     assert save("a", "one", vit=1, gpt2=2) == {"vit": 1, "gpt2": 2, "": "one"}
-    assert save("a", "two", gpt2=3, reverse=4) == {
+    assert save("a", "two", gpt2=3, reverse=4, vit_bfloat16=6) == {
         "vit": 1,
         "gpt2": 3,
         "reverse": 4,
+        "vit_bfloat16": 6,
         "": "one; two",
     }
     assert save("b", "three", vit=5) == {"vit": 5, "": "three"}

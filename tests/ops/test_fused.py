@@ -275,12 +275,16 @@ def test_mm_activation_backward(m: int, k: int, n: int, activation: str, dtype: 
     a, b, saved = (_normal(*s, dtype=dtype) for s in ((m, k), (k, n), (m, n)))
     # cuBLASLt has a tanh of fewer bits for this one.
     least = 1.25e-6 if activation == "gelu_tanh" and dtype == vt.float32 else 1e-7
-    mine, none = ops._mm_activation_backward(a, b, saved, activation, False)
-    assert none is None
+    mine, *none = ops._mm_activation_backward(a, b, saved, activation, False)
+    assert none == [None, None]
     _same(mine, _derivative(activation, a @ b, saved), least=least)
-    again, sums = ops._mm_activation_backward(a, b, saved, activation, True)
-    _same(again, mine, least=least)
-    _same(sums, mine.sum(0), least=least)
+    for again in (False, True):
+        other, sums, activated = ops._mm_activation_backward(a, b, saved, activation, True, again)
+        _same(other, mine, least=least)
+        _same(sums, mine.sum(0), least=least)
+        assert (activated is not None) is again
+        if again:
+            _same(activated, _apply(activation, saved))
     across = b.t().contiguous().t()
     mine = ops._mm_activation_backward(a, across, saved.t().contiguous().t(), activation, False)
     _same(mine[0], _derivative(activation, a @ across, saved), least=least)

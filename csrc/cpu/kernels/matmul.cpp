@@ -206,10 +206,31 @@ void linear_activation(const Tensor& out, const Tensor& linear, const Tensor& in
   });
 }
 
+/// The activation of a dense tensor.
+void activate(const Tensor& out, const Tensor& in, std::string_view activation) {
+  const DType dtype = out.dtype();
+  const int64_t width = out.sizes()[1];
+  visit_float(dtype, [&]<class T>() {
+    visit_activation<false>(activation, [&](auto f) {
+      const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width));
+      parallel_for(0, out.sizes()[0], grain, [&](int64_t begin, int64_t end) {
+        T* in_row = dtype == DTypeOf<T>::value ? nullptr : scratch<T>(Scratch::Row0, width);
+        T* out_row = dtype == DTypeOf<T>::value ? nullptr : scratch<T>(Scratch::Row1, width);
+        for (int64_t at = begin * width; at < end * width; at += width) {
+          const T* x = load_row<T>(in.data(), dtype, at, width, in_row);
+          T* y = row_target<T>(out.data(), dtype, at, out_row);
+          for (int64_t k = 0; k < width; ++k) y[k] = f(x[k]);
+          store_row<T>(out.data(), dtype, at, width, y);
+        }
+      });
+    });
+  });
+}
+
 /// The sums are those of sum.dim.
-void mm_activation_backward(const Tensor& out, const Tensor& sums, const Tensor& self,
-                            const Tensor& mat2, const Tensor& saved, std::string_view activation,
-                            bool) {
+void mm_activation_backward(const Tensor& out, const Tensor& sums, const Tensor& activated,
+                            const Tensor& self, const Tensor& mat2, const Tensor& saved,
+                            std::string_view activation, bool, bool) {
   const DType dtype = out.dtype();
   const int64_t width = out.sizes()[1];
   const Tensor kept = dense(saved);
@@ -231,6 +252,7 @@ void mm_activation_backward(const Tensor& out, const Tensor& sums, const Tensor&
            out.data(), out.strides()[0], nullptr, &done);
     });
   });
+  if (activated.defined()) activate(activated, kept, activation);
   const int64_t over[] = {0};
   if (sums.defined())
     kernels_for(DeviceType::CPU).sum_dim(sums, out, IntSpan(over), false, std::nullopt);

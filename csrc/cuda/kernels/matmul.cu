@@ -481,14 +481,21 @@ void linear_activation(const Tensor& out, const Tensor& kept, const Tensor& inpu
 // CuTe kernels write a row of column sums for each warp of a tile.
 constexpr int64_t kSumsTile = 128, kSumsRows = 4;
 
-/// A product times the slope of gelu, and where `sums` is defined the sums of its columns, by a CuTe
-/// kernel; false where none is chosen.
+/// What a product with an activation's slope makes; undefined: not wanted.
+struct SlopeResults {
+  Tensor out, sums, activated;
+};
+
+/// A product times the slope of gelu at `at`, and the other results that are wanted, by a CuTe kernel;
+/// false where none is chosen.
 template <class Arguments>
-bool slope_by_cute(const GemmProblem& p, const Tensor& at, const Tensor& sums,
+bool slope_by_cute(const GemmProblem& p, const Tensor& at, const SlopeResults& to,
                    const Launch& launch) {
   Arguments a;
   if (p.a.transposed || p.b.transposed || !cute_product(a, p, launch)) return false;
   a.z = cute_operand(at.data(), p.dtype, p.n, 0);
+  if constexpr (requires { a.y; }) a.y = cute_operand(to.activated.data(), p.dtype, p.n, 0);
+  const Tensor& sums = to.sums;
   a.parts = 1;
   if (!sums.defined()) return cute::launch(a, launch);
   a.parts = ceil_div(p.m, kSumsTile) * kSumsRows;
@@ -502,17 +509,27 @@ bool slope_by_cute(const GemmProblem& p, const Tensor& at, const Tensor& sums,
 }
 
 /// The product times the derivative; true where its sums are there too.
-bool activation_backward(const Tensor& out, const Tensor& sums, const Tensor& self,
-                         const Tensor& mat2, const Tensor& saved, std::string_view name) {
+bool activation_backward(const SlopeResults& to, const Tensor& self, const Tensor& mat2,
+                         const Tensor& saved, std::string_view name) {
+  const Tensor& out = to.out;
   const Launch launch(out.device());
   const Activation activation = activation_of(name);
   const Tensor at = contiguous(saved);
   const auto p = problem_of(out, matrix(self), matrix(mat2), out.strides()[0]);
+  if (to.activated.defined()) {
+    if (p && activation == Activation::Gelu &&
+        slope_by_cute<cute::GemmSlopeGeluAgainNn>(*p, at, to, launch))
+      return true;
+    if (p && activation == Activation::GeluTanh &&
+        slope_by_cute<cute::GemmSlopeGeluTanhAgainNn>(*p, at, to, launch))
+      return true;
+    apply(to.activated, at, Tensor(), activation);
+  }
   if (p && activation == Activation::Gelu &&
-      slope_by_cute<cute::GemmSlopeGeluNn>(*p, at, sums, launch))
+      slope_by_cute<cute::GemmSlopeGeluNn>(*p, at, to, launch))
     return true;
   if (p && activation == Activation::GeluTanh &&
-      slope_by_cute<cute::GemmSlopeGeluTanhNn>(*p, at, sums, launch))
+      slope_by_cute<cute::GemmSlopeGeluTanhNn>(*p, at, to, launch))
     return true;
   if (activation == Activation::GeluTanh &&
       product_with(GemmEpilogue::GeluTanhBackward, p, launch, nullptr, at.data()))
@@ -522,10 +539,11 @@ bool activation_backward(const Tensor& out, const Tensor& sums, const Tensor& se
   return false;
 }
 
-void mm_activation_backward(const Tensor& out, const Tensor& sums, const Tensor& self,
-                            const Tensor& mat2, const Tensor& saved, std::string_view name, bool) {
+void mm_activation_backward(const Tensor& out, const Tensor& sums, const Tensor& activated,
+                            const Tensor& self, const Tensor& mat2, const Tensor& saved,
+                            std::string_view name, bool, bool) {
   const bool summed =
-      out.numel() > 0 && activation_backward(out, sums, self, mat2, saved, name);
+      out.numel() > 0 && activation_backward({out, sums, activated}, self, mat2, saved, name);
   const int64_t over[] = {0};
   if (sums.defined() && !summed)
     kernels_for(DeviceType::CUDA).sum_dim(sums, out, IntSpan(over), false, std::nullopt);

@@ -152,9 +152,10 @@ std::tuple<Tensor, Tensor> _linear_activation(const Tensor& input, const Tensor&
   return {result, keep ? empty(result.sizes(), result.dtype(), result.device()) : Tensor()};
 }
 
-std::tuple<Tensor, Tensor> _mm_activation_backward(const Tensor& self, const Tensor& mat2,
-                                                   const Tensor& saved, std::string_view activation,
-                                                   bool sum) {
+std::tuple<Tensor, Tensor, Tensor> _mm_activation_backward(const Tensor& self, const Tensor& mat2,
+                                                           const Tensor& saved,
+                                                           std::string_view activation, bool sum,
+                                                           bool again) {
   check_activation(activation, "_mm_activation_backward");
   const Tensor result = mm(self, mat2);
   check(is_floating(result.dtype()) && saved.dtype() == result.dtype() &&
@@ -162,7 +163,8 @@ std::tuple<Tensor, Tensor> _mm_activation_backward(const Tensor& self, const Ten
                        result.sizes().end()),
         "_mm_activation_backward: expected ", result.dtype(), " of shape ", result.sizes(),
         " from the forward pass, got ", saved.dtype(), " of shape ", saved.sizes());
-  return {result, sum ? empty(Dims{result.sizes()[1]}, result.dtype(), result.device()) : Tensor()};
+  return {result, sum ? empty(Dims{result.sizes()[1]}, result.dtype(), result.device()) : Tensor(),
+          again ? empty(result.sizes(), result.dtype(), result.device()) : Tensor()};
 }
 
 std::tuple<Tensor, Tensor> _mm_row_sums(const Tensor& self, const Tensor& mat2) {

@@ -90,6 +90,7 @@ class _min_result(NamedTuple):
 class _mm_activation_backward_result(NamedTuple):
     result: Tensor
     sums: Tensor
+    activated: Tensor
 
 class _mm_row_sums_result(NamedTuple):
     result: Tensor
