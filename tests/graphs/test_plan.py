@@ -69,11 +69,21 @@ def test_live_buffers_lie_apart(seed: int) -> None:
             assert (a_low, a_high) == (b_low, b_high)
 
 
-def test_most_tapes_come_within_five_percent_of_the_bound() -> None:
+def test_tapes_come_within_five_percent_of_the_bound() -> None:
     excesses = sorted(plan(_random_tape(seed), "cpu").excess for seed in range(60))
     assert excesses[0] >= 0
-    assert excesses[len(excesses) // 2] <= 0.05
-    assert excesses[-1] <= 0.35
+    assert excesses[len(excesses) // 2] <= 0.01
+    assert excesses[-1] <= 0.05
+
+
+def test_other_orders_are_tried_and_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    tapes = [_random_tape(seed) for seed in range(60)]
+    made = [plan(tape, "cpu") for tape in tapes]
+    assert [p.offsets for p in made] == [plan(tape, "cpu").offsets for tape in tapes]
+    monkeypatch.setattr("vibetensor.graphs.plan.MOST_ROUNDS", 0)
+    plain = [plan(tape, "cpu") for tape in tapes]
+    better = [a.nbytes < b.nbytes for a, b in zip(made, plain)]
+    assert sum(better) > 5 and all(a.nbytes <= b.nbytes for a, b in zip(made, plain))
 
 
 def test_the_bound_is_the_most_that_is_live() -> None:

@@ -116,14 +116,6 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   const uint32_t stages = (barriers + 2 * kStages * 8 + 1023) & ~1023u;
   const auto full = [&](int s) { return barriers + s * 8; };
   const auto free = [&](int s) { return barriers + (kStages + s) * 8; };
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < kStages; ++s) {
-      barrier_init(full(s), 2 * kGroup);
-      barrier_init(free(s), 2 * kGroup);
-    }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  }
-  __syncthreads();
   const int tile = blockIdx.x % (p.tiles_m * p.tiles_n), part = blockIdx.y;
   const int64_t batch = blockIdx.x / (p.tiles_m * p.tiles_n);
   const int first_row = tile / p.tiles_n * kRows, first_column = tile % p.tiles_n * kColumns;
@@ -139,6 +131,14 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     const int whole = first_column + kColumns <= p.n ? (last - term) / kTerms : 0;  // tiles
     right.template load<0>(whole > 0);
     if (tiles > 1) right.template load<1>(whole > 1);
+    if (threadIdx.x == 0) {
+      for (int s = 0; s < kStages; ++s) {
+        barrier_init(full(s), 2 * kGroup);
+        barrier_init(free(s), 2 * kGroup);
+      }
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
     const auto fill = [&]<int kBuffer>(int k) {
       const int s = k % kStages;
       const uint32_t to = stages + s * kStage;
@@ -158,6 +158,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     return;
   }
   asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
+  __syncthreads();  // the barriers are there
   const int row = (group - 1) * 64 + threadIdx.x % kGroup / kWarp * 16;
   const uint32_t left_start = stages + left_place<kLeftTerms>(row);
   float sum[kSums];
