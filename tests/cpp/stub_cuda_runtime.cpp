@@ -369,6 +369,21 @@ cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3, void** argumen
   return vt::stub::enqueue(stream, work_of(kernel, arguments));
 }
 
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
+                                void** arguments) {
+  STUB_ENTER;
+  const dim3 grid = config->gridDim;
+  if (grid.x == 0) return cudaErrorInvalidConfiguration;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const auto& cluster = config->attrs[i].val.clusterDim;
+    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension &&
+        (grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z))
+      return cudaErrorInvalidConfiguration;
+  }
+  ++launched_kernels;
+  return vt::stub::enqueue(config->stream, work_of(kernel, arguments));
+}
+
 }  // extern "C"
 
 #define STUB_DRIVER_ENTER                  \

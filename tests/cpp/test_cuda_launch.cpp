@@ -130,6 +130,40 @@ void other_streams_and_captures() {
   });
 }
 
+void launches_in_clusters() {
+  static const stub::Kernel kernel = logging_kernel();
+  in_thread([] {
+    Stream side{nullptr, 0};
+    cudaStreamCreateWithFlags(&side.handle, cudaStreamNonBlocking);
+    Log log;
+    const auto in_clusters = [&](int value, dim3 grid, Stream stream) {
+      Log* to = &log;
+      void* arguments[] = {&to, &value, nullptr};
+      launch_clusters(&kernel, grid, dim3(1, 4), dim3(32), 0, arguments, stream);
+      value = -1;
+    };
+    // However often, each is a launch of its own, between those that are not.
+    const int64_t kernels = stub::kernel_launches(), graphs = stub::graph_launches();
+    for (int i = 0; i < kMany; ++i) in_clusters(i, dim3(3, 8), kDefault);
+    CHECK(stub::kernel_launches() - kernels == kMany && stub::graph_launches() == graphs);
+    launch(kernel, log, kMany);
+    in_clusters(kMany + 1, dim3(1, 4), kDefault);
+    stub::finish_all();
+    CHECK(log == numbers(kMany + 2));
+    CHECK(!error_of([&] { in_clusters(0, dim3(1, 6), kDefault); }).second.empty());
+    cudaStreamBeginCapture(side.handle, cudaStreamCaptureModeGlobal);
+    in_clusters(0, dim3(1, 4), side);
+    cudaGraph_t graph = nullptr;
+    CHECK(cudaStreamEndCapture(side.handle, &graph) == cudaSuccess);
+    size_t nodes = 0;
+    cudaGraphGetNodes(graph, nullptr, &nodes);
+    CHECK(nodes == 1);
+    cudaGraphDestroy(graph);
+    stub::finish_all();
+    CHECK(log == numbers(kMany + 2));
+  });
+}
+
 void other_contexts() {
   static const stub::Kernel kernel = logging_kernel();
   in_thread([] {
@@ -244,6 +278,7 @@ int main() {
   every_launch_has_its_arguments();
   launches_outlive_the_thread_that_made_them();
   other_streams_and_captures();
+  launches_in_clusters();
   other_contexts();
   refused_launches_are_told();
   many_kernels();

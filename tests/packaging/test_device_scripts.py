@@ -235,7 +235,13 @@ def test_an_interruption_ends_what_runs(tmp_path: Path) -> None:
     tool.chmod(0o755)
     options = ["--sanitizer", str(tool), "--out", str(tmp_path / "out"), "--jobs", "2"]
     command = [sys.executable, str(TESTS / "sanitize.py"), *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # As from a terminal: where these tests run in the background, it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         end = time.monotonic() + 30
         while len(list(tmp_path.glob("*.started"))) < 2 and time.monotonic() < end:
