@@ -102,7 +102,6 @@ __device__ inline uint64_t descriptor_of(uint32_t address) {
          uint64_t{1} << 62;
 }
 
-
 // Clusters: a block's shared memory is read by the others of its cluster.
 
 /// Waits for all threads of the cluster that have not ended; what they wrote before is seen after.
