@@ -14,9 +14,9 @@ a product reads what was there before. Not bitwise: a product that is not split 
 
 Rule: a result has fewer than `MOST_RESULT` elements, as larger ones fill a device by themselves, and so
 many are one product as have about that many together. Of those that updates write, products of `MOST_WORK`
-or more terms in all stay too: split, they fill a device for long enough. The gradients that wait, and the inputs that they
-are multiplied with, take memory: as many wait for one another as leave the peak at most `MOST_GROWTH` of
-it, or `MOST_BYTES`, above what it was.
+or more terms in all stay too: split, they fill a device for long enough. The gradients that wait, and the
+inputs that they are multiplied with, take memory: as many wait for one another as leave the peak at most
+`MOST_GROWTH` of it, or `MOST_BYTES`, above what it was.
 
 On a GPU only. Runs when `chains` has, which looks at buffers, not at parts of them.
 """
@@ -67,7 +67,7 @@ def run(tape: Tape) -> Tape:
     if not any(len(lane) > 1 for lane in lanes):
         return given.replaced(given.ops, decisions)
     device = tape.ops[found[0]].outputs[0].buffer.device  # type: ignore[union-attr]
-    before = Live(tape, device).peak
+    before = Live(given, device).peak
     most = before + max(MOST_BYTES, int(MOST_GROWTH * before))
     for parts in _PARTS:
         made = _stacked(tape, uses, lanes, parts)
@@ -174,7 +174,7 @@ def _sums_apart(tape: Tape) -> Tape:
     """The tape with sums of gradients in new buffers where they would take the place of ones that
     products read before."""
     uses = Uses(tape)
-    found = [at for at, op in enumerate(tape.ops) if op.name in _NORMS and _takes_place(uses, at)]
+    found = {at for at, op in enumerate(tape.ops) if op.name in _NORMS and _takes_place(uses, at)}
     if not found:
         return tape
     trial = _copy(tape)

@@ -181,47 +181,43 @@ void for_each_row(const Block& block, int64_t width, const F& f) {
     f(i * width + block.column, block.columns);
 }
 
+/// out = f(in) in a block of dense matrices, f of numbers of type T.
+template <class T, class F>
+void activate_block(const Tensor& out, const Tensor& in, const Block& block, const F& f) {
+  const DType dtype = out.dtype();
+  const bool direct = dtype == DTypeOf<T>::value;
+  T* in_row = direct ? nullptr : scratch<T>(Scratch::Row0, block.columns);
+  T* out_row = direct ? nullptr : scratch<T>(Scratch::Row1, block.columns);
+  for_each_row(block, out.sizes()[out.dim() - 1], [&](int64_t at, int64_t n) {
+    const T* x = load_row<T>(in.data(), dtype, at, n, in_row);
+    T* y = row_target<T>(out.data(), dtype, at, out_row);
+    for (int64_t k = 0; k < n; ++k) y[k] = f(x[k]);
+    store_row<T>(out.data(), dtype, at, n, y);
+  });
+}
+
 /// The activation is applied to blocks of the product that have just been computed.
 void linear_activation(const Tensor& out, const Tensor& linear, const Tensor& input,
                        const Tensor& weight, const Tensor& bias, std::string_view activation,
                        bool) {
   const Tensor product = linear.defined() ? linear : out;
-  const DType dtype = out.dtype();
-  const int64_t width = weight.sizes()[0];
-  visit_float(dtype, [&]<class T>() {
+  visit_float(out.dtype(), [&]<class T>() {
     visit_activation<false>(activation, [&](auto f) {
-      const BlockDone done = [&](const Block& block) {
-        T* in_row = dtype == DTypeOf<T>::value ? nullptr : scratch<T>(Scratch::Row0, block.columns);
-        T* out_row =
-            dtype == DTypeOf<T>::value ? nullptr : scratch<T>(Scratch::Row1, block.columns);
-        for_each_row(block, width, [&](int64_t at, int64_t n) {
-          const T* x = load_row<T>(product.data(), dtype, at, n, in_row);
-          T* y = row_target<T>(out.data(), dtype, at, out_row);
-          for (int64_t k = 0; k < n; ++k) y[k] = f(x[k]);
-          store_row<T>(out.data(), dtype, at, n, y);
-        });
-      };
+      const BlockDone done = [&](const Block& block) { activate_block<T>(out, product, block, f); };
       linear_product(product, input, weight, bias, &done);
     });
   });
 }
 
-/// The activation of a dense tensor.
+/// The activation of a dense matrix.
 void activate(const Tensor& out, const Tensor& in, std::string_view activation) {
-  const DType dtype = out.dtype();
   const int64_t width = out.sizes()[1];
-  visit_float(dtype, [&]<class T>() {
+  visit_float(out.dtype(), [&]<class T>() {
     visit_activation<false>(activation, [&](auto f) {
       const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width));
       parallel_for(0, out.sizes()[0], grain, [&](int64_t begin, int64_t end) {
-        T* in_row = dtype == DTypeOf<T>::value ? nullptr : scratch<T>(Scratch::Row0, width);
-        T* out_row = dtype == DTypeOf<T>::value ? nullptr : scratch<T>(Scratch::Row1, width);
-        for (int64_t at = begin * width; at < end * width; at += width) {
-          const T* x = load_row<T>(in.data(), dtype, at, width, in_row);
-          T* y = row_target<T>(out.data(), dtype, at, out_row);
-          for (int64_t k = 0; k < width; ++k) y[k] = f(x[k]);
-          store_row<T>(out.data(), dtype, at, width, y);
-        }
+        activate_block<T>(out, in,
+                          {.row = begin, .column = 0, .rows = end - begin, .columns = width}, f);
       });
     });
   });

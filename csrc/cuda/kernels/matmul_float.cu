@@ -127,7 +127,8 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   if (group == 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
     LeftTiles<kLeftTerms> left(a, p.a_stride, first_row, p.m, term, last, threadIdx.x);
-    RightTiles<kRightTerms, kColumns> right(b, p.b_stride, first_column, p.n, term, last, threadIdx.x);
+    RightTiles<kRightTerms, kColumns> right(b, p.b_stride, first_column, p.n, term, last,
+                                            threadIdx.x);
     const int whole = first_column + kColumns <= p.n ? (last - term) / kTerms : 0;  // tiles
     right.template load<0>(whole > 0);
     if (tiles > 1) right.template load<1>(whole > 1);
@@ -210,7 +211,8 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   for (int i = 0; i < kSums; ++i) check += sum[i] * 0.f;
   if (__any_sync(0xffffffffu, check != 0.f)) {
     float plain[kSums];
-    plain_sums<kLeftTerms, kRightTerms, kColumns>(plain, p, a, b, first_row + row, first_column, term, last);
+    plain_sums<kLeftTerms, kRightTerms, kColumns>(plain, p, a, b, first_row + row, first_column,
+                                                  term, last);
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sum[i] = plain[i];
   }
