@@ -50,14 +50,14 @@ def name_of(one: Any) -> str:
     return str(one.__name__.rpartition(".")[2])
 
 
-def measured(name: str, scale: str, steps: int, recorded: bool) -> None:
+def measured(name: str, scale: str, dtype: str | None, steps: int, recorded: bool) -> None:
     """Captures the workload's step, times it and tells what it launches."""
     workload = WORKLOADS[name]
     config = workload.config(scale)
     vt.manual_seed(0)
     model = workload.make(vt, config).to("cuda")
     optimizer = workload.make_optimizer(vt, model.parameters(), fused=True)
-    step = capture(make_step(vt, model, model, optimizer, "cuda", workload.dtype))
+    step = capture(make_step(vt, model, model, optimizer, "cuda", dtype or workload.dtype))
     x, y = (vt.from_numpy(a).to("cuda") for a in workload.batch(config, np.random.default_rng(0)))
     for _ in range(4):
         loss, norm = step(x, y)
@@ -138,6 +138,7 @@ def main() -> None:
     )
     parser.add_argument("--workload", choices=list(WORKLOADS), action="append")
     parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: the workload's")
     parser.add_argument("--steps", type=int, default=30)
     known = [name_of(one) for one in passes.ALL]
     parser.add_argument("--without", action="append", default=[], choices=known, metavar="PASS")
@@ -154,7 +155,7 @@ def main() -> None:
         for index, names in enumerate(trials):
             print(f"{name}, without {', '.join(names) or 'none'}:")
             with left_out(names):
-                measured(name, options.scale, options.steps, recorded=index == 0)
+                measured(name, options.scale, options.dtype, options.steps, recorded=index == 0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Cost of a call on tiny tensors, beside torch in the same run.
 
 python bench/overhead.py [--device cuda] [--save]
+
+On a GPU the limits are in microseconds of the host, so that rounds are taken on cores that nobody else
+keeps busy (quiet_core.py); how many had to be taken elsewhere is printed and saved.
 """
 
 from __future__ import annotations
@@ -9,7 +12,8 @@ import argparse
 from typing import Any
 
 import torch
-from side_by_side import median_times, report
+from quiet_core import QuietCore
+from side_by_side import launch_time, median_times, report
 
 import vibetensor.torch as vt
 
@@ -78,11 +82,17 @@ def main() -> int:
     on_cpu = options.device == "cpu"
     ours, theirs = cases(vt, options.device), cases(torch, options.device)
     rows = []
+    core = None
+    if not on_cpu:
+        for call in (*ours.values(), *theirs.values()):  # starts the threads of both
+            call()
+        core = QuietCore()
     for name in ours:
         calls = options.calls // (10 if "backward" in name or "mm" in name else 1)
         if not on_cpu:
             calls //= 20  # a round must fit the launch queue, or the device's pace is measured
-        a, b = median_times(ours[name], theirs[name], calls, sync=None if on_cpu else synchronize)
+        sync = None if on_cpu else synchronize
+        a, b = median_times(ours[name], theirs[name], calls, sync=sync, core=core)
         rows.append(
             {
                 "case": name,
@@ -94,7 +104,11 @@ def main() -> int:
             }
         )
     name = "overhead" if on_cpu else f"overhead_{options.device}"
-    return 0 if report(name, rows, 1, options.save) else 1
+    circumstances = {}
+    if core:
+        circumstances = {**core.measure(launch_time), "disturbed_rounds": core.disturbed}
+        print(circumstances)
+    return 0 if report(name, rows, 1, options.save, **circumstances) else 1
 
 
 if __name__ == "__main__":

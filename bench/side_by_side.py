@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from quiet_core import QuietCore
+
 RESULTS = Path(__file__).parent / "results"
 SETTLE = 0.02  # seconds in which the threads of the library timed before go to sleep
 
@@ -24,30 +26,38 @@ def median_times(
     rounds: int = 15,
     sync: Callable[[], None] | None = None,
     through: bool = False,
+    core: QuietCore | None = None,
 ) -> tuple[float, float]:
     """Median seconds a call of both, measured in alternating rounds of `calls` calls.
 
     A round starts with a pause and a call that is not timed: the other's threads spin for a while
     after their last call, on the cores that this round needs. `sync` empties a device's queue before a round;
-    with `through` the round's time includes the device's work, else the calls alone.
+    with `through` the round's time includes the device's work, else the calls alone. `core`: rounds that
+    it finds disturbed are repeated.
     """
     samples: tuple[list[float], list[float]] = ([], [])
     for _ in range(2):  # warm up
         for _ in range(max(calls // 10, 1)):
             ours()
             theirs()
+
+    def one_round(function: Callable[[], Any]) -> float:
+        function()
+        if sync:
+            sync()
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        if sync and through:
+            sync()
+        return (time.perf_counter() - start) / calls
+
     for _ in range(rounds):
         for function, sink in zip((ours, theirs), samples):
             time.sleep(SETTLE)
-            function()
-            if sync:
-                sync()
-            start = time.perf_counter()
-            for _ in range(calls):
-                function()
-            if sync and through:
-                sync()
-            sink.append((time.perf_counter() - start) / calls)
+            sink.append(
+                core.measure(lambda f=function: one_round(f)) if core else one_round(function)
+            )
     return statistics.median(samples[0]), statistics.median(samples[1])
 
 
@@ -136,9 +146,11 @@ def describe_run(threads: int) -> dict[str, Any]:
     }
 
 
-def report(name: str, rows: list[dict[str, Any]], threads: int, save: bool) -> bool:
-    """Prints the table and, if asked, writes results/NAME.json. True if every goal is met. Rows
-    without torch's time stand alone."""
+def report(
+    name: str, rows: list[dict[str, Any]], threads: int, save: bool, **circumstances: Any
+) -> bool:
+    """Prints the table and, if asked, writes results/NAME.json, with what else there is to tell of the
+    run. True if every goal is met. Rows without torch's time stand alone."""
     width = max(len(r["case"]) for r in rows)
     met = True
     for r in rows:
@@ -155,6 +167,6 @@ def report(name: str, rows: list[dict[str, Any]], threads: int, save: bool) -> b
         print(f"{r['case']:<{width}}  {r['vibetensor']:>10.4g} {r['unit']}  {beside}{note}")
     if save:
         RESULTS.mkdir(exist_ok=True)
-        record = {**describe_run(threads), "rows": rows}
+        record = {**describe_run(threads), **circumstances, "rows": rows}
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return met

@@ -192,7 +192,7 @@ def _cross_entropy(backward: bool) -> Iterator[tuple[str, Case]]:
 def _linear_shapes(layout: str) -> Iterator[tuple[int, int, int]]:
     """Rows, columns and summed extent of the products of transformers' linear layers."""
     for m in (8192, 16384, 32768):
-        for d in (384, 512, 768, 1024, 2048):
+        for d in (256, 384, 512, 768, 1024, 2048):
             for n, k in ((3 * d, d), (d, d), (4 * d, d), (d, 4 * d)):
                 yield {"tn": (m, n, k), "nn": (m, k, n), "nt": (n, k, m)}[layout]
     for m, n, k in ((32768, 50304, 768), (16384, 32000, 2048)):

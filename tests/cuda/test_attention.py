@@ -101,12 +101,13 @@ LENGTHS = [1, 2, 15, 16, 17, 63, 64, 65, 80, 81, 127, 128, 129, 192, 200, 255, 2
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("width", [32, 64])
 @pytest.mark.parametrize("t", LENGTHS)
-def test_heads_of_every_length(t: int, dtype: Any, causal: bool) -> None:
-    """Heads of 64 between NaN: what is read beyond a row, a head or a batch shows. Bits repeat."""
+def test_heads_of_every_length(t: int, width: int, dtype: Any, causal: bool) -> None:
+    """Heads between NaN: what is read beyond a row, a head or a batch shows. Bits repeat."""
     b, heads = 2, 3
     torch.manual_seed(t)
-    values = [torch.randn(b, heads, t, 64).to(dtype) for _ in range(4)]
+    values = [torch.randn(b, heads, t, width).to(dtype) for _ in range(4)]
 
     expected = _run([x.double() for x in values], is_causal=causal)
     operands = _between_nan(values)
@@ -140,21 +141,23 @@ def test_float32_heads(t: int, width: int, causal: bool) -> None:
         assert np.abs(a - e).max() < 3e-6 * scale
 
 
-def test_queries_that_see_no_number() -> None:
+@pytest.mark.parametrize("width", [32, 64])
+def test_queries_that_see_no_number(width: int) -> None:
     """Scores of -inf give zeros, as from the kernels of other widths."""
     for t in (65, 130):
-        q = torch.ones(1, 1, t, 64, device="cuda", dtype=torch.bfloat16)
-        k = torch.full((1, 1, t, 64), float("-inf"), device="cuda", dtype=torch.bfloat16)
+        q = torch.ones(1, 1, t, width, device="cuda", dtype=torch.bfloat16)
+        k = torch.full((1, 1, t, width), float("-inf"), device="cuda", dtype=torch.bfloat16)
         with sdpa_kernel(OURS), torch.no_grad():
             y = F.scaled_dot_product_attention(q, k, q)
         assert (y.float().cpu().numpy() == 0).all()
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.25, 40.0])
+@pytest.mark.parametrize("width", [32, 64])
 @pytest.mark.parametrize("t", [65, 130])
-def test_scales(t: int, scale: float) -> None:
+def test_scales(t: int, width: int, scale: float) -> None:
     torch.manual_seed(t)
-    values = [torch.randn(1, 2, t, 64).to(torch.bfloat16) for _ in range(4)]
+    values = [torch.randn(1, 2, t, width).to(torch.bfloat16) for _ in range(4)]
 
     expected = _run([x.double() for x in values], is_causal=True, scale=scale)
     with sdpa_kernel(OURS):

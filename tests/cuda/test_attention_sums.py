@@ -136,10 +136,11 @@ WHOLE = [128, 256, 384, 640, 1024]
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("width", [32, D])
 @pytest.mark.parametrize("t", sorted({*LENGTHS, *WHOLE}))
-def test_every_length(t: int, dtype: Any, causal: bool) -> None:
+def test_every_length(t: int, width: int, dtype: Any, causal: bool) -> None:
     torch.manual_seed(t)
-    operands = _operands(3, 5, 5, t, dtype)
+    operands = _operands(3, 5, 5, t, dtype, width)
     with sdpa_kernel(OURS):
         made = _check_op(_saved(operands, causal), dtype)
     # The same from float64 alone: gradients are rounded, and weights before them.
@@ -171,30 +172,41 @@ def test_shared_key_heads_and_many_heads(b: int, h: int, kv: int, t: int, causal
 
 
 @pytest.mark.parametrize(
-    ("b", "h", "kv", "t"), [(64, 6, 6, 256), (512, 6, 6, 65), (32, 12, 12, 1024), (8, 32, 8, 2048)]
+    ("b", "h", "kv", "t", "width"),
+    [
+        (64, 6, 6, 256, 64),
+        (512, 6, 6, 65, 64),
+        (32, 12, 12, 1024, 64),
+        (8, 32, 8, 2048, 64),
+        (256, 8, 8, 80, 32),
+        (64, 8, 8, 128, 32),
+    ],
 )
-def test_models_shapes(b: int, h: int, kv: int, t: int) -> None:
+def test_models_shapes(b: int, h: int, kv: int, t: int, width: int) -> None:
     torch.manual_seed(0)
-    operands = _operands(b, h, kv, t, torch.bfloat16)
-    _check_op(_saved(operands, t != 65), torch.bfloat16, (torch.bfloat16,))
+    operands = _operands(b, h, kv, t, torch.bfloat16, width)
+    _check_op(_saved(operands, t not in (65, 80)), torch.bfloat16, (torch.bfloat16,))
 
 
-def test_wanted_ones_alone() -> None:
+@pytest.mark.parametrize(
+    ("h", "kv", "t", "width"),
+    [(2, 2, 65, 64), (2, 2, 200, 64), (2, 2, 256, 64), (4, 2, 256, 64), (2, 2, 65, 32)],
+)
+def test_wanted_ones_alone(h: int, kv: int, t: int, width: int) -> None:
     torch.manual_seed(1)
-    for h, kv, t in ((2, 2, 65), (2, 2, 200), (2, 2, 256), (4, 2, 256)):
-        with sdpa_kernel(OURS):
-            arguments = _saved(_operands(2, h, kv, t, torch.bfloat16), True)
-            whole = ops._attention_backward_sums(*arguments, True, True, True, None)
-            for bits in range(8):
-                wanted = [bool(bits >> i & 1) for i in range(3)]
-                _poison()
-                made = ops._attention_backward_sums(*arguments, *wanted, None)
-                for i in range(3):
-                    assert np.array_equal(_numbers(made[i]), _numbers(whole[i]))
-                    if wanted[i]:
-                        assert np.array_equal(_numbers(made[i + 3]), _numbers(whole[i + 3]))
-                    else:
-                        assert made[i + 3] is None
+    with sdpa_kernel(OURS):
+        arguments = _saved(_operands(2, h, kv, t, torch.bfloat16, width), True)
+        whole = ops._attention_backward_sums(*arguments, True, True, True, None)
+        for bits in range(8):
+            wanted = [bool(bits >> i & 1) for i in range(3)]
+            _poison()
+            made = ops._attention_backward_sums(*arguments, *wanted, None)
+            for i in range(3):
+                assert np.array_equal(_numbers(made[i]), _numbers(whole[i]))
+                if wanted[i]:
+                    assert np.array_equal(_numbers(made[i + 3]), _numbers(whole[i + 3]))
+                else:
+                    assert made[i + 3] is None
 
 
 @pytest.mark.parametrize(
@@ -234,8 +246,8 @@ def test_without_rows_sums_are_zeros() -> None:
 
 def test_a_nan_stays_in_its_columns() -> None:
     """Rows beyond a sequence are computed, and never counted."""
-    for t in (65, 130, 256):
-        operands = _operands(2, 2, 2, t, torch.bfloat16)
+    for t, width in ((65, 64), (130, 64), (256, 64), (65, 32)):
+        operands = _operands(2, 2, 2, t, torch.bfloat16, width)
         operands[1][1, 1, 3, 7] = float("inf")
         with sdpa_kernel(OURS):
             arguments = _saved(operands, True)

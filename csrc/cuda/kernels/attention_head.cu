@@ -13,13 +13,15 @@ namespace {
 
 constexpr int kMostRows = 128;
 
-template <class S, int kTiles>
+template <class S, int kWidth, int kTiles>
 __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 5 : kTiles == 5 ? 4 : 2)
     forward_head(const __grid_constant__ HeadProblem<S> p, Operand<S> out, float* lse) {
+  constexpr int kPieces = pieces_of<kWidth>;
+  constexpr uint32_t kTileBytes = tile_bytes<kWidth>;
   extern __shared__ __align__(128) char memory[];
   const uint32_t query = shared_address(memory), key = query + kTiles * kTileBytes,
                  value = key + kTiles * kTileBytes;
-  const Lanes at;
+  const Lanes<kWidth> at;
   const int pair = blockIdx.x, b = pair / p.heads, h = pair % p.heads;
   const int lane = threadIdx.x % kWarp, mine = threadIdx.x / kWarp, first = mine * 16;
   const int length = p.length, tiles = (length + 15) / 16;
@@ -35,7 +37,7 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 5 : kTiles == 5 ?
   const int last = p.causal ? mine : tiles - 1;  // tile of keys that is seen
   float scores[kTiles][2][4];
   {
-    uint32_t left[4][4];
+    uint32_t left[kWidth / 16][4];
     load_left(left, query + own, at);
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
@@ -121,18 +123,21 @@ struct ScoreGradients {
   static constexpr int kRow = kTiles * 32 + 16;
 };
 
-template <int kTiles>
+template <int kWidth, int kTiles>
 constexpr int backward_bytes() {
   constexpr int kRows = kTiles * 16;
-  return 4 * kTiles * static_cast<int>(kTileBytes) + kRows * ScoreGradients<kTiles>::kRow +
-         2 * kRows * static_cast<int>(sizeof(float));
+  return 4 * kTiles * static_cast<int>(tile_bytes<kWidth>) +
+         kRows * ScoreGradients<kTiles>::kRow + 2 * kRows * static_cast<int>(sizeof(float));
 }
 
-template <class S, int kTiles, bool kSums>
-__global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ? 3 : 2)
+template <class S, int kWidth, int kTiles, bool kSums>
+__global__ void __launch_bounds__(kTiles* kWarp,
+                                  kTiles <= 5 ? (kTiles <= 4 ? 4 : 3) + (kWidth == 32) : 2)
     backward_head(const __grid_constant__ HeadProblem<S> p,
                   const __grid_constant__ HeadGradients<S> g,
                   const __grid_constant__ SumParts parts) {
+  constexpr int kPieces = pieces_of<kWidth>;
+  constexpr uint32_t kTileBytes = tile_bytes<kWidth>;
   constexpr int kRows = kTiles * 16, kRow = ScoreGradients<kTiles>::kRow;
   extern __shared__ __align__(128) char memory[];
   const uint32_t query = shared_address(memory), key = query + kTiles * kTileBytes,
@@ -142,9 +147,10 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
   float* const along = lse + kRows;
   // Sums take the place of values, which only their own warp reads.
   constexpr int kSumsStride = kTileBytes / sizeof(float);
+  static_assert(3 * kWidth <= kSumsStride);
   float* const sums = reinterpret_cast<float*>(memory + 2 * kTiles * kTileBytes);
   float* const own_sums = sums + threadIdx.x / kWarp * kSumsStride;
-  const Lanes at;
+  const Lanes<kWidth> at;
   const int pair = blockIdx.x, b = pair / p.heads, h = pair % p.heads;
   const int lane = threadIdx.x % kWarp, mine = threadIdx.x / kWarp, first = mine * 16;
   const int length = p.length, tiles = (length + 15) / 16;
@@ -154,16 +160,17 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
   start_rows(value + own, at, p.value.at(b, h), p.value.row, first, length);
   start_rows(grad + own, at, g.grad.at(b, h), g.grad.row, first, length);
   commit_copies();
-  // along = Σ grad · output of every query: 8 threads a row; a warp has rows of its own.
+  // along = Σ grad · output of every query: a thread a piece; a warp has rows of its own.
   {
-    uint4 outputs[4];
+    constexpr int kAccesses = Lanes<kWidth>::kAccesses, kStep = Lanes<kWidth>::kRowsAtOnce;
+    uint4 outputs[kAccesses];
     const int row = first + lane / kPieces;
     const S* from = g.output.at(b, h) + row * g.output.row + lane % kPieces * 8;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kAccesses; ++i) {
       outputs[i] = make_uint4(0, 0, 0, 0);
-      if (row + 4 * i < length)
-        outputs[i] = *reinterpret_cast<const uint4*>(from + 4 * i * g.output.row);
+      if (row + kStep * i < length)
+        outputs[i] = *reinterpret_cast<const uint4*>(from + kStep * i * g.output.row);
     }
     if (lane < 16) {
       const int q = first + lane;
@@ -175,23 +182,23 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
     wait_for_copies<0>();
     __syncwarp();  // a warp's rows are its own copies
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kAccesses; ++i) {
       const uint4 other = load_piece(at.piece_of(grad + own, i));
       const S* x = reinterpret_cast<const S*>(&outputs[i]);
       const S* y = reinterpret_cast<const S*>(&other);
       float sum = 0.f;
 #pragma unroll
       for (int c = 0; c < 8; ++c) sum += convert<float>(x[c]) * convert<float>(y[c]);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 4);
-      if (lane % kPieces == 0) along[row + 4 * i] = sum;
+#pragma unroll
+      for (int other_lane = 1; other_lane < kPieces; other_lane *= 2)
+        sum += __shfl_xor_sync(0xffffffffu, sum, other_lane);
+      if (lane % kPieces == 0) along[row + kStep * i] = sum;
     }
     __syncthreads();
   }
   const float factor = p.scale * kLog2E;
   if (mine < tiles) {
-    uint32_t keys[4][4], values[4][4];
+    uint32_t keys[kWidth / 16][4], values[kWidth / 16][4];
     load_left(keys, key + own, at);
     load_left(values, value + own, at);
     float dk[kPieces][4], dv[kPieces][4];
@@ -248,8 +255,8 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
                                                       first, length);
     if constexpr (kSums) {
       __syncwarp();
-      leave_sums(own_sums, kOfKey, key_sums);
-      leave_sums(own_sums, kOfValue, value_sums);
+      leave_sums<kWidth>(own_sums, kOfKey, key_sums);
+      leave_sums<kWidth>(own_sums, kOfValue, value_sums);
     }
   }
   __syncthreads();
@@ -267,12 +274,12 @@ __global__ void __launch_bounds__(kTiles* kWarp, kTiles <= 4 ? 4 : kTiles == 5 ?
     __syncwarp();
     const float2 query_sums = write_rows_and_sum<kSums>(g.query.at(b, h), g.query.row, query + own,
                                                         at, first, length);
-    if constexpr (kSums) leave_sums(own_sums, kOfQuery, query_sums);
+    if constexpr (kSums) leave_sums<kWidth>(own_sums, kOfQuery, query_sums);
   }
   if constexpr (kSums) {
     __syncthreads();
-    write_partial_sums(parts, int64_t{pair} * kHeadWidth, kOfQuery, kOfValue, sums, kSumsStride,
-                       tiles);
+    write_partial_sums<kWidth>(parts, int64_t{pair} * kWidth, kOfQuery, kOfValue, sums,
+                               kSumsStride, tiles);
   }
 }
 
@@ -282,25 +289,32 @@ bool applies(const Tensor& query, const Tensor& key, const Tensor& value, double
     return false;
   const auto q = query.sizes();
   return (query.dtype() == DType::BFloat16 || query.dtype() == DType::Float16) &&
-         q[3] == kHeadWidth && value.sizes()[3] == kHeadWidth && q[2] <= kMostRows &&
+         (q[3] == 64 || q[3] == 32) && value.sizes()[3] == q[3] && q[2] <= kMostRows &&
          std::ranges::equal(q, key.sizes()) && q[0] * q[1] < (int64_t{1} << 31);
 }
 
-/// Calls f.template operator()<S, tiles of 16 rows>().
+/// Calls f.template operator()<S, width, tiles of 16 rows>().
 template <class F>
-void visit_heads(DType dtype, int64_t length, F&& f) {
-  const auto with = [&]<class S>() {
+void visit_heads(const Tensor& query, F&& f) {
+  const int64_t length = query.sizes()[2], width = query.sizes()[3];
+  const auto of_width = [&]<class S, int kWidth>() {
     if (length <= 64)
-      f.template operator()<S, 4>();
+      f.template operator()<S, kWidth, 4>();
     else if (length <= 80)
-      f.template operator()<S, 5>();
+      f.template operator()<S, kWidth, 5>();
     else
-      f.template operator()<S, 8>();
+      f.template operator()<S, kWidth, 8>();
   };
-  if (dtype == DType::BFloat16)
-    with.template operator()<__nv_bfloat16>();
+  const auto of_dtype = [&]<class S>() {
+    if (width == 64)
+      of_width.template operator()<S, 64>();
+    else
+      of_width.template operator()<S, 32>();
+  };
+  if (query.dtype() == DType::BFloat16)
+    of_dtype.template operator()<__nv_bfloat16>();
   else
-    with.template operator()<__half>();
+    of_dtype.template operator()<__half>();
 }
 
 template <class S>
@@ -317,14 +331,14 @@ bool head_forward(const Launch& launch, const Tensor& out, const Tensor& lse, co
                   const Tensor& key, const Tensor& value, bool is_causal, double scale) {
   if (!applies(query, key, value, scale)) return false;
   bool done = false;
-  visit_heads(query.dtype(), query.sizes()[2], [&]<class S, int kTiles>() {
+  visit_heads(query, [&]<class S, int kWidth, int kTiles>() {
     const auto p = problem<S>(query, key, value, is_causal, scale);
     const Operand<S> target(out);
     if (!in_pieces(p.query) || !in_pieces(p.key) || !in_pieces(p.value) || !in_pieces(target))
       return;
-    constexpr int kBytes = 3 * kTiles * static_cast<int>(kTileBytes);
-    allow_shared_memory(forward_head<S, kTiles>, kBytes);
-    launch(forward_head<S, kTiles>,
+    constexpr int kBytes = 3 * kTiles * static_cast<int>(tile_bytes<kWidth>);
+    allow_shared_memory(forward_head<S, kWidth, kTiles>, kBytes);
+    launch(forward_head<S, kWidth, kTiles>,
            dim3(static_cast<unsigned>(query.sizes()[0] * query.sizes()[1])), dim3(kTiles * kWarp),
            kBytes, p, target, lse.data_as<float>());
     done = true;
@@ -339,7 +353,7 @@ bool head_backward(const Launch& launch, const Tensor& grad_query, const Tensor&
   if (!applies(query, key, value, scale) || lse.dtype() != DType::Float32 || !lse.is_contiguous())
     return false;
   bool done = false;
-  visit_heads(query.dtype(), query.sizes()[2], [&]<class S, int kTiles>() {
+  visit_heads(query, [&]<class S, int kWidth, int kTiles>() {
     const auto p = problem<S>(query, key, value, is_causal, scale);
     const HeadGradients<S> g{Operand<S>(grad),      Operand<S>(output),     Operand<S>(grad_query),
                              Operand<S>(grad_key), Operand<S>(grad_value), lse.data_as<float>()};
@@ -348,7 +362,7 @@ bool head_backward(const Launch& launch, const Tensor& grad_query, const Tensor&
     for (const Operand<S>& t : operands) {
       if (!in_pieces(t)) return;
     }
-    constexpr int kBytes = backward_bytes<kTiles>();
+    constexpr int kBytes = backward_bytes<kWidth, kTiles>();
     const PartialSums partial(launch, sums, query.sizes()[0], query.sizes()[0]);
     const auto with = [&](auto* kernel) {
       allow_shared_memory(kernel, kBytes);
@@ -356,10 +370,10 @@ bool head_backward(const Launch& launch, const Tensor& grad_query, const Tensor&
              dim3(kTiles * kWarp), kBytes, p, g, partial.parts());
     };
     if (sums.wanted()) {
-      with(backward_head<S, kTiles, true>);
+      with(backward_head<S, kWidth, kTiles, true>);
       partial.add(launch);
     } else {
-      with(backward_head<S, kTiles, false>);
+      with(backward_head<S, kWidth, kTiles, false>);
     }
     done = true;
   });

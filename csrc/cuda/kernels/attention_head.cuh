@@ -1,20 +1,24 @@
 // Attention of a head that a block holds in shared memory as a whole: what forward and backward
-// share. Up to 128 rows of 64 16-bit floats, a warp for each 16 of them; every sum has one owner.
+// share. Up to 128 rows of 64 or 32 16-bit floats, a warp for each 16 of them; every sum has one owner.
 //
-// An operand is rows of 64 in shared memory, 128 bytes apart, a row's 16-byte pieces exchanged by the
-// row's number, so that neither ldmatrix nor rows of pieces meet bank conflicts. Rows beyond the
-// sequence are zeros.
+// An operand is dense rows in shared memory, a row's 16-byte pieces exchanged by the number of the 128
+// bytes that it is in, so that neither ldmatrix nor rows of pieces meet bank conflicts. Rows beyond
+// the sequence are zeros.
 #pragma once
 
 #include "cuda/kernels/attention_mma.cuh"
 
 namespace vt::cuda::attention {
 
-inline constexpr int kHeadWidth = 64;
-inline constexpr int kPieces = kHeadWidth / 8;  // of 16 bytes, in a row
+inline constexpr int kHeadWidth = 64;  // where nothing else is said
+template <int kWidth>
+inline constexpr int pieces_of = kWidth / 8;  // of 16 bytes, in a row
+inline constexpr int kPieces = pieces_of<kHeadWidth>;
 inline constexpr float kLog2E = 1.4426950408889634f;
 
-inline constexpr uint32_t kTileBytes = 16 * kHeadWidth * 2;  // 16 rows
+template <int kWidth>
+inline constexpr uint32_t tile_bytes = 16 * kWidth * 2;  // 16 rows
+inline constexpr uint32_t kTileBytes = tile_bytes<kHeadWidth>;
 
 /// Operands of all heads. Rows are dense and aligned to 16 bytes.
 template <class S>
@@ -27,22 +31,36 @@ struct HeadProblem {
 
 /// What a lane adds to the address of a multiple of 16 rows; all pieces of a row follow by exclusive
 /// or, since an operand starts at a multiple of 128 bytes.
+template <int kWidth = kHeadWidth>
 struct Lanes {
+  static_assert(kWidth == 32 || kWidth == 64);
+  static constexpr int kPieces = pieces_of<kWidth>;
+  static constexpr int kRowBytes = kWidth * 2;
+  static constexpr int kRowsAtOnce = kWarp / kPieces;  // a lane for each piece
+  static constexpr int kAccesses = 16 / kRowsAtOnce;   // to 16 rows
+
   uint32_t left;   // ldmatrix of a left operand, and transposed of a right one
   uint32_t right;  // ldmatrix of a right operand
-  uint32_t piece;  // four rows in pieces of 16 bytes, 8 lanes each
+  uint32_t piece;  // kRowsAtOnce rows in pieces of 16 bytes
   uint32_t pair;   // two adjacent sums of a product
 
   __device__ Lanes() {
     const uint32_t lane = threadIdx.x % kWarp, matrix = lane / 8, line = lane % 8;
-    left = (matrix % 2 * 8 + line) * 128 + ((matrix / 2 ^ line) << 4);
-    right = (matrix / 2 * 8 + line) * 128 + ((matrix % 2 ^ line) << 4);
-    piece = matrix * 128 + ((line ^ matrix) << 4);
-    pair = lane / 4 * 128 + (lane / 4 << 4) + lane % 4 * 4;
+    left = (matrix % 2 * 8 + line) * kRowBytes + ((matrix / 2 ^ exchange(line)) << 4);
+    right = (matrix / 2 * 8 + line) * kRowBytes + ((matrix % 2 ^ exchange(line)) << 4);
+    const uint32_t row = lane / kPieces;
+    piece = row * kRowBytes + ((lane % kPieces ^ exchange(row)) << 4);
+    pair = lane / 4 * kRowBytes + (exchange(lane / 4) << 4) + lane % 4 * 4;
   }
-  /// Row 4 i + lane / 8, piece lane % 8.
+  /// The lane's piece, lane % kPieces, of row kRowsAtOnce i + lane / kPieces.
   __device__ uint32_t piece_of(uint32_t rows, int i) const {
-    return (rows + piece + i * 512) ^ ((i & 1) << 6);
+    return (rows + piece + i * kRowsAtOnce * kRowBytes) ^ (exchange(i * kRowsAtOnce) << 4);
+  }
+
+ private:
+  /// By what a row's pieces are exchanged.
+  __device__ static constexpr uint32_t exchange(uint32_t row) {
+    return row * kRowBytes / 128 % kPieces;
   }
 };
 
@@ -75,40 +93,42 @@ __device__ inline void store_pair(uint32_t address, uint32_t value) {
 
 /// Starts copying a warp's 16 rows from `first`, those below `length`; zeros in the others. `rows` is
 /// where the first lies in shared memory.
-template <class S>
-__device__ inline void start_rows(uint32_t rows, const Lanes& at, const S* from, int64_t stride,
-                                  int first, int length) {
-  const int lane = threadIdx.x % kWarp, row = first + lane / kPieces;
-  const S* source = from + (row < length ? row : 0) * stride + lane % kPieces * 8;
+template <class S, int kWidth>
+__device__ inline void start_rows(uint32_t rows, const Lanes<kWidth>& at, const S* from,
+                                  int64_t stride, int first, int length) {
+  constexpr int kStep = Lanes<kWidth>::kRowsAtOnce;
+  const int lane = threadIdx.x % kWarp, row = first + lane / at.kPieces;
+  const S* source = from + (row < length ? row : 0) * stride + lane % at.kPieces * 8;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const bool there = row + 4 * i < length;
+  for (int i = 0; i < at.kAccesses; ++i) {
+    const bool there = row + kStep * i < length;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at.piece_of(rows, i)),
-                 "l"(there ? source + 4 * i * stride : from), "r"(there ? 16 : 0)
+                 "l"(there ? source + kStep * i * stride : from), "r"(there ? 16 : 0)
                  : "memory");
   }
 }
 /// Writes a warp's 16 rows from `first`, those below `length`.
-template <class S>
-__device__ inline void write_rows(S* to, int64_t stride, uint32_t rows, const Lanes& at, int first,
-                                  int length) {
-  const int lane = threadIdx.x % kWarp, row = first + lane / kPieces;
-  S* target = to + row * stride + lane % kPieces * 8;
+template <class S, int kWidth>
+__device__ inline void write_rows(S* to, int64_t stride, uint32_t rows, const Lanes<kWidth>& at,
+                                  int first, int length) {
+  constexpr int kStep = Lanes<kWidth>::kRowsAtOnce;
+  const int lane = threadIdx.x % kWarp, row = first + lane / at.kPieces;
+  S* target = to + row * stride + lane % at.kPieces * 8;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (row + 4 * i < length)
-      *reinterpret_cast<uint4*>(target + 4 * i * stride) = load_piece(at.piece_of(rows, i));
+  for (int i = 0; i < at.kAccesses; ++i) {
+    if (row + kStep * i < length)
+      *reinterpret_cast<uint4*>(target + kStep * i * stride) = load_piece(at.piece_of(rows, i));
   }
 }
-/// Puts 16 x 64 sums, scaled, into 16 rows.
-template <class S>
-__device__ inline void put_rows(uint32_t rows, const Lanes& at, const float (&sums)[kPieces][4],
-                                float scale) {
+/// Puts 16 rows of sums, scaled, into shared memory.
+template <class S, int kWidth>
+__device__ inline void put_rows(uint32_t rows, const Lanes<kWidth>& at,
+                                const float (&sums)[pieces_of<kWidth>][4], float scale) {
 #pragma unroll
-  for (int n = 0; n < kPieces; ++n) {
+  for (int n = 0; n < pieces_of<kWidth>; ++n) {
     const uint32_t to = (rows + at.pair) ^ (n << 4);
     store_pair(to, pack<S>(sums[n][0] * scale, sums[n][1] * scale));
-    store_pair(to + 1024, pack<S>(sums[n][2] * scale, sums[n][3] * scale));
+    store_pair(to + 8 * at.kRowBytes, pack<S>(sums[n][2] * scale, sums[n][3] * scale));
   }
 }
 
@@ -118,10 +138,12 @@ __device__ inline void wait_for_copies() {
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-/// 16 rows as the left operand: four pieces of 16 columns.
-__device__ inline void load_left(uint32_t (&a)[4][4], uint32_t rows, const Lanes& at) {
+/// 16 rows as the left operand, 16 columns at a time.
+template <int kWidth>
+__device__ inline void load_left(uint32_t (&a)[kWidth / 16][4], uint32_t rows,
+                                 const Lanes<kWidth>& at) {
 #pragma unroll
-  for (int k = 0; k < 4; ++k) load_matrices(a[k], (rows + at.left) ^ (k << 5));
+  for (int k = 0; k < kWidth / 16; ++k) load_matrices(a[k], (rows + at.left) ^ (k << 5));
 }
 
 /// c = a b.
@@ -143,11 +165,11 @@ __device__ inline void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t 
 }
 
 /// c = the left operand times 16 rows, transposed.
-template <class S>
-__device__ inline void dot_16(float (&c)[2][4], const uint32_t (&a)[4][4], uint32_t rows,
-                              const Lanes& at) {
+template <class S, int kWidth>
+__device__ inline void dot_16(float (&c)[2][4], const uint32_t (&a)[kWidth / 16][4], uint32_t rows,
+                              const Lanes<kWidth>& at) {
 #pragma unroll
-  for (int k = 0; k < 4; ++k) {
+  for (int k = 0; k < kWidth / 16; ++k) {
     uint32_t b[4];
     load_matrices(b, (rows + at.right) ^ (k << 5));
     if (k == 0) {
@@ -161,11 +183,11 @@ __device__ inline void dot_16(float (&c)[2][4], const uint32_t (&a)[4][4], uint3
 }
 
 /// sum += a (16 x 16) times 16 rows.
-template <class S>
-__device__ inline void add_16(float (&sum)[kPieces][4], const uint32_t (&a)[4], uint32_t rows,
-                              const Lanes& at) {
+template <class S, int kWidth>
+__device__ inline void add_16(float (&sum)[pieces_of<kWidth>][4], const uint32_t (&a)[4],
+                              uint32_t rows, const Lanes<kWidth>& at) {
 #pragma unroll
-  for (int n = 0; n < kPieces; n += 2) {
+  for (int n = 0; n < pieces_of<kWidth>; n += 2) {
     uint32_t b[4];
     load_matrices_transposed(b, (rows + at.left) ^ (n << 4));
     multiply_add<S>(sum[n], a, b[0], b[1]);

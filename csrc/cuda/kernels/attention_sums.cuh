@@ -9,12 +9,12 @@
 
 namespace vt::cuda::attention {
 
-/// Rows of partial sums, heads * 64 each; null: not wanted.
+/// Rows of partial sums, heads times their width each; null: not wanted.
 struct SumParts {
   float *query = nullptr, *key = nullptr, *value = nullptr;
 };
 
-/// Memory for the partial sums of gradients of width 64, for the rest of a scope.
+/// Memory for the partial sums of gradients, for the rest of a scope.
 class PartialSums {
  public:
   /// query_rows, key_rows: rows of partial sums, of the query's gradient, and of the key's and the
@@ -36,10 +36,12 @@ __device__ inline void clear_piece(uint32_t address) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(0) : "memory");
 }
 
-/// Sums of 16 rows of 64 columns, by tensor cores: rows of ones times columns in blocks of 8. As every
-/// row of a product is the sums, a lane keeps those of block lane / 4: columns 2 lane and the next.
-template <class S>
+/// Sums of 16 rows, by tensor cores: rows of ones times columns in blocks of 8. As every row of a
+/// product is the sums, a lane keeps those of block lane / 4: columns 2 lane and the next. Of 32
+/// columns the upper lanes keep the same as the lower.
+template <class S, int kWidth = kHeadWidth>
 struct ColumnBlocks {
+  static constexpr int kPieces = pieces_of<kWidth>;
   float sums[kPieces][4];
 
   /// Block n as a right operand.
@@ -52,7 +54,7 @@ struct ColumnBlocks {
     float2 x[kPieces];
 #pragma unroll
     for (int n = 0; n < kPieces; ++n) x[n] = make_float2(sums[n][0], sums[n][1]);
-    keep<16, 4>(x);
+    if constexpr (kPieces == 8) keep<16, 4>(x);
     keep<8, 2>(x);
     keep<4, 1>(x);
     return x[0];
@@ -72,24 +74,24 @@ struct ColumnBlocks {
 };
 
 /// write_rows(), and with kSums what the rows that it writes add up to in the lane's two columns.
-template <bool kSums, class S>
-__device__ inline float2 write_rows_and_sum(S* to, int64_t stride, uint32_t rows, const Lanes& at,
-                                            int first, int length) {
+template <bool kSums, class S, int kWidth>
+__device__ inline float2 write_rows_and_sum(S* to, int64_t stride, uint32_t rows,
+                                            const Lanes<kWidth>& at, int first, int length) {
   write_rows(to, stride, rows, at, first, length);
   if constexpr (!kSums) {
     return make_float2(0.f, 0.f);
   } else {
     if (first + 16 > length) {  // rows beyond the sequence may be NaN
-      const int lane = threadIdx.x % kWarp, row = first + lane / kPieces;
+      const int row = first + static_cast<int>(threadIdx.x % kWarp) / at.kPieces;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (row + 4 * i >= length) clear_piece(at.piece_of(rows, i));
+      for (int i = 0; i < at.kAccesses; ++i) {
+        if (row + at.kRowsAtOnce * i >= length) clear_piece(at.piece_of(rows, i));
       }
       __syncwarp();
     }
-    ColumnBlocks<S> blocks;
+    ColumnBlocks<S, kWidth> blocks;
 #pragma unroll
-    for (int n = 0; n < kPieces; n += 2) {
+    for (int n = 0; n < at.kPieces; n += 2) {
       uint32_t b[4];
       load_matrices_transposed(b, (rows + at.left) ^ (n << 4));
       blocks.set(n, b[0], b[1]);
@@ -99,27 +101,30 @@ __device__ inline float2 write_rows_and_sum(S* to, int64_t stride, uint32_t rows
   }
 }
 
-/// Where a warp leaves its sums in shared memory: 64 each of query, key and value.
+/// Where a warp leaves its sums in shared memory: a row each of query, key and value.
 enum SumsOf : int { kOfQuery, kOfKey, kOfValue };
 inline constexpr int kWarpSums = 3 * kHeadWidth;
 
+template <int kWidth = kHeadWidth>
 __device__ inline void leave_sums(float* of_warp, SumsOf kind, float2 sums) {
-  *reinterpret_cast<float2*>(of_warp + kind * kHeadWidth + threadIdx.x % kWarp * 2) = sums;
+  const int lane = threadIdx.x % kWarp;
+  if (lane * 2 < kWidth) *reinterpret_cast<float2*>(of_warp + kind * kWidth + lane * 2) = sums;
 }
 
 /// The block's partial sums, from `at` on in rows of these: what its warps left, from the kind `first`
 /// to `last`, `stride` floats apart. All of the block's threads call it, after a barrier.
+template <int kWidth = kHeadWidth>
 __device__ inline void write_partial_sums(const SumParts& parts, int64_t at, SumsOf first,
                                           SumsOf last, const float* of_warps, int stride,
                                           int warps) {
-  for (int c = first * kHeadWidth + static_cast<int>(threadIdx.x); c < (last + 1) * kHeadWidth;
+  for (int c = first * kWidth + static_cast<int>(threadIdx.x); c < (last + 1) * kWidth;
        c += static_cast<int>(blockDim.x)) {
-    const int kind = c / kHeadWidth;
+    const int kind = c / kWidth;
     float* const to = kind == kOfQuery ? parts.query : kind == kOfKey ? parts.key : parts.value;
     if (!to) continue;
     float total = 0.f;
     for (int w = 0; w < warps; ++w) total += of_warps[w * stride + c];
-    to[at + c % kHeadWidth] = total;
+    to[at + c % kWidth] = total;
   }
 }
 

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(256)
 }
 
 template <class S>
-__device__ inline void start_tile(uint32_t to, const Lanes& at, const Operand<S>& t, int b, int h,
+__device__ inline void start_tile(uint32_t to, const Lanes<>& at, const Operand<S>& t, int b, int h,
                                   int tile, int length) {
   const int warp = threadIdx.x / kWarp;
   start_rows(to + warp * kTileBytes, at, t.at(b, h), t.row, tile * kTile + warp * 16, length);
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreadsOfTile, 4)
   extern __shared__ __align__(128) char memory[];
   const uint32_t first_own = shared_address(memory), second_own = first_own + kOperand,
                  stages = second_own + kOperand;
-  const Lanes at;
+  const Lanes<> at;
   const int mine = blockIdx.x % g.tiles, pair = blockIdx.x / g.tiles;
   const int b = pair / p.heads, h = pair % p.heads, length = p.length;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
