@@ -1,6 +1,6 @@
-// Attention of short sequences, a block for each head: up to 128 rows of 64 or 32 16-bit floats, as many
-// keys as queries, a key head for each query head, no mask and no dropout. The bits are the same
-// each time.
+// Attention of short sequences, a block for each head: up to 128 rows of 64 or 32 16-bit floats, as
+// many keys as queries, a key head for each query head, no mask and no dropout. The bits are the
+// same each time.
 #pragma once
 
 #include "core/tensor.h"

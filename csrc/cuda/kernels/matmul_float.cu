@@ -104,11 +104,6 @@ __device__ inline void store_columns(float* row, int n, float (&value)[kWide],
   }
 }
 
-/// A barrier of all the block's warps, who come to it at different places of the program.
-__device__ inline void wait_for_block() {
-  asm volatile("barrier.sync 0, %0;" ::"n"(kProductThreads) : "memory");
-}
-
 template <bool kLeftTerms, bool kRightTerms, int kColumns>
 __global__ void __launch_bounds__(kProductThreads, 1)
     float_product_kernel(const __grid_constant__ FloatProblem p) {
@@ -144,7 +139,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
       }
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    wait_for_block();
+    barrier_of_warps<kProductThreads>();
     const auto fill = [&]<int kBuffer>(int k) {
       const int s = k % kStages;
       const uint32_t to = stages + s * kStage;
@@ -164,7 +159,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     return;
   }
   asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
-  wait_for_block();  // the barriers are there
+  barrier_of_warps<kProductThreads>();  // the barriers are there
   const int row = (group - 1) * 64 + threadIdx.x % kGroup / kWarp * 16;
   const uint32_t left_start = stages + left_place<kLeftTerms>(row);
   float sum[kSums];

@@ -35,6 +35,11 @@ __device__ inline void barrier_wait(uint32_t barrier, int parity) {
       "r"(parity)
       : "memory");
 }
+/// __syncthreads() of warps that come to it at different places of the program.
+template <int kThreads>
+__device__ inline void barrier_of_warps() {
+  asm volatile("barrier.sync 0, %0;" ::"n"(kThreads) : "memory");
+}
 
 /// Makes the thread's writes to shared memory visible to warpgroup products.
 __device__ inline void publish_to_products() {
