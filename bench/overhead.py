@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from quiet_core import QuietCore
-from side_by_side import launch_time, median_times, report
+from side_by_side import median_times, report
 
 import vibetensor.torch as vt
 
@@ -104,11 +104,7 @@ def main() -> int:
             }
         )
     name = "overhead" if on_cpu else f"overhead_{options.device}"
-    circumstances = {}
-    if core:
-        circumstances = {**core.measure(launch_time), "disturbed_rounds": core.disturbed}
-        print(circumstances)
-    return 0 if report(name, rows, 1, options.save, **circumstances) else 1
+    return 0 if report(name, rows, 1, options.save, core) else 1
 
 
 if __name__ == "__main__":

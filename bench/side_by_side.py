@@ -147,10 +147,10 @@ def describe_run(threads: int) -> dict[str, Any]:
 
 
 def report(
-    name: str, rows: list[dict[str, Any]], threads: int, save: bool, **circumstances: Any
+    name: str, rows: list[dict[str, Any]], threads: int, save: bool, core: QuietCore | None = None
 ) -> bool:
-    """Prints the table and, if asked, writes results/NAME.json, with what else there is to tell of the
-    run. True if every goal is met. Rows without torch's time stand alone."""
+    """Prints the table and, if asked, writes results/NAME.json. True if every goal is met. Rows without
+    torch's time stand alone. core: that the rounds were taken on."""
     width = max(len(r["case"]) for r in rows)
     met = True
     for r in rows:
@@ -165,6 +165,10 @@ def report(
         asked = f"{goal}x" if limit is None else f"{limit:.3g} {r['unit']}"
         note = "" if goal is limit is None else f"  goal ≤ {asked} {'met' if ok else 'MISSED'}"
         print(f"{r['case']:<{width}}  {r['vibetensor']:>10.4g} {r['unit']}  {beside}{note}")
+    circumstances: dict[str, Any] = {}
+    if core:
+        circumstances = {**core.measure(launch_time), "disturbed_rounds": core.disturbed}
+        print(circumstances)
     if save:
         RESULTS.mkdir(exist_ok=True)
         record = {**describe_run(threads), **circumstances, "rows": rows}
