@@ -8,6 +8,7 @@ from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor import _C
+from vibetensor.graphs import collector
 from vibetensor.graphs.foreign import NAME as FOREIGN
 from vibetensor.graphs.plan import Plan, plan
 from vibetensor.graphs.record import Recording
@@ -35,6 +36,7 @@ class Lowered:
     foreign: list[Any]
 
 
+@collector.paused()
 def lower(
     tape: Tape,
     recording: Recording,

@@ -6,6 +6,7 @@ and `BITWISE`, whether results stay bit for bit. `docs/passes.md` tells how to w
 
 from __future__ import annotations
 
+from vibetensor.graphs import collector
 from vibetensor.graphs.passes import (
     activations,
     attention_sums,
@@ -54,6 +55,7 @@ ALL = (
 )
 
 
+@collector.paused()
 def run(tape: Tape) -> Tape:
     """Every pass in order. The tape tells how many ops ran before and after each."""
     counts = []
