@@ -189,11 +189,19 @@ def main(arguments: list[str] | None = None, find: Callable[[str], str | None] =
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("build", type=Path, help="the build's folder")
+    parser.add_argument("build", type=Path, nargs="?", help="the build's folder")
+    parser.add_argument(
+        "--sources", action="store_true", help="print the sources looked at, a line each"
+    )
     parser.add_argument(
         "--arch", nargs="+", default=["sm_90a", "sm_90"], help="the first that an object has counts"
     )
     options = parser.parse_args(arguments)
+    if options.sources:
+        print(*EXPECTED, sep="\n")
+        return 0
+    if options.build is None:
+        parser.error("the build's folder is missing")
     cuobjdump, nvdisasm = find("cuobjdump"), find("nvdisasm")
     if cuobjdump is None or nvdisasm is None:
         print(

@@ -32,7 +32,7 @@ _ANY_STRIDES_ON_DEVICES = ("_attention_backward",)
 def run(tape: Tape) -> Tape:
     """The tape without copies that nobody needs."""
     for part in (_drop_dead_stores, _place_pieces, _place_sources, _read_sources):
-        # One rewrite at a time: each changes who uses what.
+        # A rewrite changes who uses what, so the next one that this may concern looks anew.
         while (found := part(tape)) is not None:
             tape = found
     return tape
@@ -165,12 +165,18 @@ def _takes_any_strides(op: Op) -> bool:
 def _place_pieces(tape: Tape) -> Tape | None:
     uses = Uses(tape)
     known = {(d.text, d.op) for d in tape.decisions}
-    refused: list[Decision] = []
+    decisions: list[Decision] = []
+    gone: set[int] = set()
+    changed: dict[int, Op] = {}
+    moved: set[Buffer] = set()  # whose uses are no longer what `uses` says
     for at, op in enumerate(tape.ops):
         if op.name != "cat":
             continue
         (out,) = op.writes()
         pieces: Sequence[View] = op.args[0]
+        buffers = {out.buffer, *(piece.buffer for piece in pieces)}
+        if buffers & moved:
+            continue
         dim = op.args[1] % max(len(out.sizes), 1)
         instead: dict[int, Op] = {}
         start, why_not = 0, ""
@@ -186,18 +192,22 @@ def _place_pieces(tape: Tape) -> Tape | None:
             if uses.touched_between(out.buffer, maker - 1, at):
                 why_not = f"{out} is used before"
                 break
-            placed = _placed(instead.get(maker, tape.ops[maker]), piece, place)
+            before = instead.get(maker) or changed.get(maker) or tape.ops[maker]
+            placed = _placed(before, piece, place)
             if isinstance(placed, str):
                 why_not = placed
                 break
             instead[maker] = placed
         if not why_not:
-            text = f"{len(pieces)} tensors are made joined"
-            return _without(tape, {at}, instead, [*refused, Decision("copies", True, text, op)])
+            decisions.append(Decision("copies", True, f"{len(pieces)} tensors are made joined", op))
+            gone.add(at)
+            changed |= instead
+            moved |= buffers
+            continue
         text = f"cat stays: {why_not}"
         if (text, op) not in known:
-            refused.append(Decision("copies", False, text, op))
-    return tape.replaced(tape.ops, refused) if refused else None
+            decisions.append(Decision("copies", False, text, op))
+    return _without(tape, gone, changed, decisions) if decisions else None
 
 
 def _copied(op: Op) -> tuple[View, View] | None:

@@ -89,6 +89,26 @@ def test_pieces_of_pointwise_ops(dim: int) -> None:
     assert "cat" not in op_names(tape)
 
 
+def test_many_at_once_and_one_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewrites that have nothing to do with one another share a scan; what joins a joined tensor waits
+    for the next. Those that stay tell why once."""
+    scans = []
+    scan = copies._place_pieces
+    monkeypatch.setattr(copies, "_place_pieces", lambda tape: scans.append(0) or scan(tape))
+
+    def step(x: Any, y: Any) -> list[Any]:
+        apart = [vt.cat([x * k, y + k]) for k in range(2, 7)]
+        nested = vt.cat([vt.cat([x.exp(), y.exp()]), vt.cat([x.sin(), y.sin()])], 1)
+        return [*apart, nested, vt.cat([x, y + 1])]
+
+    tape = _check(step, vt.randn(3, 4), vt.randn(3, 4))
+    assert op_names(tape).count("cat") == 2
+    stays = [d for d in tape.decisions if not d.made and d.text.startswith("cat stays")]
+    assert len(stays) == 2 and all("no result of one op" in d.text for d in stays)
+    assert sum("made joined" in d.text for d in tape.decisions) == 7
+    assert len(scans) <= 4  # not one for each
+
+
 def test_pieces_that_stay() -> None:
     x, y = vt.randn(6, 6), vt.randn(6, 6)
 

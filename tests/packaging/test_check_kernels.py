@@ -137,3 +137,12 @@ def test_the_sources_exist(script: ModuleType) -> None:
     assert named | {"attention_mma", "residual_norm"} <= script.EXPECTED.keys()
     for source in script.EXPECTED:
         assert (kernels / f"{source}.cu").exists(), source
+
+
+def test_the_sources_are_told(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the build asks for them that compiles all others quickly."""
+    assert script.main(["--sources"], find=lambda name: None) == 0
+    assert capsys.readouterr().out.split() == list(script.EXPECTED)
+    with pytest.raises(SystemExit):
+        script.main([])
+    assert "build's folder" in capsys.readouterr().err
