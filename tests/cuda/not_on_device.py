@@ -60,6 +60,7 @@ NOT_ON_DEVICE: dict[str, str] = {
     "graphs/test_pass_constants.py::test_a_wrapped_array_is_no_constant": _SHARED,
     "graphs/test_pass_copies.py::test_pieces_of_pointwise_ops*": _CPU_PASSES,
     "graphs/test_pass_copies.py::test_pieces_that_stay": _CPU_PASSES,
+    "graphs/test_pass_copies.py::test_many_at_once_and_one_of_another": _CPU_PASSES,
     "graphs/test_pass_copies.py::test_results_are_written_where_they_are_copied": _CPU_PASSES,
     "graphs/test_promises.py::test_a_replay_takes_no_memory": _CPU_MEMORY,
     "graphs/test_promises.py::test_a_replay_that_fails_says_why_and_the_next_one_works": _INDEX,
