@@ -125,8 +125,9 @@ def launch_time() -> dict[str, float]:
     return {"launch_us": _cuda.Module(code).launch_seconds("empty", 200, 41) * 1e6}
 
 
-def describe_run(threads: int) -> dict[str, Any]:
-    """What is needed to repeat a run: command, commit, machine, versions."""
+def describe_run(threads: int, core: QuietCore | None = None) -> dict[str, Any]:
+    """What is needed to repeat a run: command, commit, machine, versions; and how quiet it was, where
+    rounds were taken on `core`."""
     import torch
 
     import vibetensor as vt
@@ -142,7 +143,8 @@ def describe_run(threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "isa": vt._C._cpu_capability(),
         **gpu(),
-        **launch_time(),
+        **(core.measure(launch_time) if core else launch_time()),
+        **({"disturbed_rounds": core.disturbed} if core else {}),
     }
 
 
@@ -165,12 +167,10 @@ def report(
         asked = f"{goal}x" if limit is None else f"{limit:.3g} {r['unit']}"
         note = "" if goal is limit is None else f"  goal ≤ {asked} {'met' if ok else 'MISSED'}"
         print(f"{r['case']:<{width}}  {r['vibetensor']:>10.4g} {r['unit']}  {beside}{note}")
-    circumstances: dict[str, Any] = {}
     if core:
-        circumstances = {**core.measure(launch_time), "disturbed_rounds": core.disturbed}
-        print(circumstances)
+        print(f"rounds on a core that others used: {core.disturbed}")
     if save:
         RESULTS.mkdir(exist_ok=True)
-        record = {**describe_run(threads), **circumstances, "rows": rows}
+        record = {**describe_run(threads, core), "rows": rows}
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return met

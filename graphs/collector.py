@@ -10,8 +10,8 @@ from contextlib import contextmanager
 @contextmanager
 def paused() -> Iterator[None]:
     """No automatic collections meanwhile; `gc.collect()` still works. What passes make of a tape of
-    thousands of ops starts collections of all objects there are, which take a third of the passes'
-    time."""
+    thousands of ops starts collections of all objects there are, which can take longer than the
+    passes."""
     enabled = gc.isenabled()
     gc.disable()
     try:
