@@ -9,10 +9,11 @@ without errors and the tests passed; one that does not end in time, or in which 
 Skipped tests are printed with their reasons, and what a tool is not run on stands in LEFT_OUT and is
 printed too. Exits with 1 unless all runs are clean.
 
-Errors within cuDNN's own kernels are counted apart and printed: initcheck finds reads of padding in its
-change of layouts. synccheck ends at the first barrier of its attention's backward, which a part of a block
-does not reach, so that it leaves cuDNN's kernels out, and initcheck leaves out the kernel in which cuBLASLt
-adds up the parts of a product: its reads of the workspace are so many that others were dropped (OF_TOOLS).
+Errors within cuDNN's and cuBLASLt's own kernels are counted apart and printed: initcheck finds reads of
+padding in cuDNN's change of layouts, racecheck a buffer of cuBLASLt's small products that is read and
+written. synccheck ends at the first barrier of cuDNN's attention's backward, which a part of a block does
+not reach, so that it leaves cuDNN's kernels out, and initcheck leaves out the kernel in which cuBLASLt adds
+up the parts of a product: its reads of the workspace are so many that others were dropped (OF_TOOLS).
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from on_device import NO_DEVICE, ROOT, Report, print_skipped, pytest_command, read_report
@@ -109,13 +111,21 @@ _SUMMARY = re.compile(
     r"=+ (?:ERROR SUMMARY: (\d+) errors?$|RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) error)",
     re.MULTILINE,
 )
-_AT_CUDNN = re.compile(r"^=+     at .*cudnn", re.MULTILINE)
+_FINDING = re.compile(
+    r"^=+ (\S.*(?:\n=+ {2,}\S.*)*)", re.MULTILINE
+)  # a line and those set in below it
+_PLACE = re.compile(
+    r"(?: {4}at |access at )(.+?)(?:\+0x\w+)?(?: in \S+)?(?: \[\d+ hazards\])?$", re.MULTILINE
+)
+_HEADING = re.compile(r"COMPUTE-SANITIZER$|\w+ SUMMARY: ")
+_OF_LIBRARIES = re.compile(r"cudnn|nvjet_|cublas")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run. errors: that the tool counted, None without a summary of it; of_cudnn: more of them, in
-    cuDNN's kernels."""
+    """One run. errors: that the tool counted, None without a summary of it; of_libraries: more of them, in
+    kernels of cuDNN and cuBLASLt. kinds: how often each of the errors was found, with its kernel, as far as
+    the logs tell."""
 
     tool: str
     subset: str
@@ -123,7 +133,8 @@ class Result:
     status: int | None  # of pytest; None when it was ended at the limit
     errors: int | None
     report: Report
-    of_cudnn: int = 0
+    of_libraries: int = 0
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def problem(self) -> str:
@@ -136,7 +147,7 @@ class Result:
             return f"{self.errors} errors"
         if self.report.failed:
             return f"{len(self.report.failed)} tests failed"
-        if self.status and not (self.status == FOUND and self.of_cudnn):
+        if self.status and not (self.status == FOUND and self.of_libraries):
             return f"status {self.status}"
         return "" if self.report.passed else "no test ran"
 
@@ -145,6 +156,19 @@ def errors_in(text: str) -> int | None:
     """The sum of the errors in a tool's summaries, one for each process; None without any."""
     found = [int(a or b) for a, b in _SUMMARY.findall(text)]
     return sum(found) if found else None
+
+
+def findings_in(text: str) -> tuple[int, Counter[str]]:
+    """How many errors of a tool's logs are in kernels of libraries, and the others by what and where they are."""
+    of_libraries, others = 0, Counter[str]()
+    for finding in _FINDING.findall(text):
+        places = _PLACE.findall(finding)
+        if places and all(map(_OF_LIBRARIES.search, places)):
+            of_libraries += 1
+        elif not _HEADING.match(finding):
+            what = finding.partition("\n")[0].partition(" between ")[0]
+            others[": ".join((what, *dict.fromkeys(places)))] += 1
+    return of_libraries, others
 
 
 def find_sanitizer() -> str | None:
@@ -185,10 +209,10 @@ def run(
     written = "\n".join(path.read_text(errors="replace") for path in sorted(logs.iterdir()))
     found = read_report(report) if report.exists() else Report()
     seconds, errors = time.perf_counter() - start, errors_in(written)
-    of_cudnn = len(_AT_CUDNN.findall(written)) if errors else 0
+    of_libraries, kinds = findings_in(written)
     if errors is not None:
-        errors -= of_cudnn
-    return Result(tool, name, seconds, status, errors, found, of_cudnn)
+        errors -= of_libraries
+    return Result(tool, name, seconds, status, errors, found, of_libraries, kinds)
 
 
 def main(
@@ -234,10 +258,10 @@ def main(
 
 
 def described(r: Result) -> str:
-    of_cudnn = f"; {r.of_cudnn} errors in cuDNN's kernels" if r.of_cudnn else ""
+    apart = f"; {r.of_libraries} errors in kernels of cuDNN and cuBLASLt" if r.of_libraries else ""
     return (
         f"{r.tool:<10} {r.subset:<12} {r.report.passed:>6} passed {len(r.report.skipped):>4} skipped "
-        f"{r.seconds:>6.0f} s  {r.problem or 'clean'}{of_cudnn}"
+        f"{r.seconds:>6.0f} s  {r.problem or 'clean'}{apart}"
     )
 
 
@@ -260,6 +284,8 @@ def summary(
     for result in results:
         for name, reason in result.report.failed:
             print(f"failed: {result.tool}: {name}: {reason}")
+        for kind, times in result.kinds.items():
+            print(f"found {times} times: {result.tool}, {result.subset}: {kind}")
     for result in results:
         print(described(result))
     bad = [r for r in results if r.problem] or not results

@@ -184,26 +184,48 @@ def test_a_run_ends_at_its_limit(
     assert "did not end in time" in capfd.readouterr().out
 
 
-def test_errors_of_cudnn_are_counted_apart(tmp_path: Path, inner: Path) -> None:
+def test_errors_of_libraries_are_counted_apart(
+    tmp_path: Path, inner: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By the kernel that they are in, not by who launched it; others are named."""
     tool = tmp_path / "compute-sanitizer"
-    lines = ["========= Uninitialized __global__ memory read of size 2 bytes",
-             "=========     at void cudnn::nhwcToNchwKernel<__half>(x)+0x10"]  # fmt: skip
-    tool.write_text(f"""#!{sys.executable}
+    read = "========= Uninitialized __global__ memory read of size 2 bytes"
+    of_cudnn = [read, "=========     at void cudnn::nhwcToNchwKernel<__half>(x)+0x10"]
+    race = ["========= Error: Race reported between Read access at nvjet_sm90_hsh_64x24_NNT+0xb30",
+            "=========     and Write access at nvjet_sm90_hsh_64x24_NNT+0x30a0 [480 hazards]"]  # fmt: skip
+    own = [read, "=========     at void vt::copy<float>(int)+0x10 in copy.cuh:5",
+           "=========     Saved host backtrace",
+           "=========         Host Frame: cudnnBackendExecute in libcudnn.so"]  # fmt: skip
+
+    def write(*findings: list[str]) -> None:
+        lines = ["========= COMPUTE-SANITIZER"]
+        for finding in findings:
+            lines += [*finding, "========= "]
+        lines.append(f"========= ERROR SUMMARY: {len(findings)} errors")
+        tool.write_text(f"""#!{sys.executable}
 import subprocess, sys
 arguments = sys.argv[1:]
 log = arguments[arguments.index("--log-file") + 1].replace("%p", "1")
-lines = {lines!r} * 2 + ["========= ERROR SUMMARY: 2 errors"]
-open(log, "w").write("\\n".join(lines))
+open(log, "w").write({chr(10).join(lines)!r})
 subprocess.run(arguments[arguments.index("--log-file") + 2 :])
 sys.exit({sanitize.FOUND})
 """)
-    tool.chmod(0o755)
+        tool.chmod(0o755)
+
     subset = sanitize.Subset((str(inner),), 60)
+    write(of_cudnn, race, of_cudnn)
     result = sanitize.run(str(tool), "initcheck", "inner", subset, tmp_path)
-    assert (result.problem, result.errors, result.of_cudnn) == ("", 0, 2)
-    tool.write_text(tool.read_text().replace("2 errors", "3 errors"))
-    result = sanitize.run(str(tool), "initcheck", "inner", subset, tmp_path)
-    assert (result.problem, result.errors, result.of_cudnn) == ("1 errors", 1, 2)
+    assert (result.problem, result.errors, result.of_libraries) == ("", 0, 3)
+    assert not result.kinds
+
+    write(own, race, own, ["========= Program hit an error on an API call"])
+    options = ["--sanitizer", str(tool), "--out", str(tmp_path), "--tool", "memcheck"]
+    assert sanitize.main(options, {"inner": subset}, {}) == 1
+    said = capfd.readouterr().out
+    what = "Uninitialized __global__ memory read of size 2 bytes: void vt::copy<float>(int)"
+    assert f"found 2 times: memcheck, inner: {what}\n" in said
+    assert "found 1 times: memcheck, inner: Program hit an error on an API call\n" in said
+    assert "3 errors; 1 errors in kernels of cuDNN and cuBLASLt\n" in said
 
 
 def test_summaries_are_summed() -> None:
