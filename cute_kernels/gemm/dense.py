@@ -33,6 +33,7 @@ from ..dsl import (
 from ..registry import Kernel, register
 from ..rows import present
 from .epilogue import (
+    LOWER_TAIL,
     Epilogue,
     activated,
     reference_activation,
@@ -51,8 +52,9 @@ LOADER_REGISTERS, WORKER_REGISTERS = 40, 232
 DTYPE_CODES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 # Named barriers; of each, the next one is the second warpgroup's.
 WRITE_BARRIER, TURN_BARRIER = 1, 3
-# Buffers of a warpgroup for `y`: one is filled while the other is written.
-Y_STAGES = 2
+# Pieces that are written together where each has a buffer of its own: a fence and a barrier less for each
+# other one. `y` has buffers for so many.
+AT_ONCE = 2
 #: Rows of `sums` for each 128 rows of d: one a warp.
 SUMS_ROWS, SUMS_TILE = 4, 128
 
@@ -153,12 +155,15 @@ class Gemm:
         self.threads = WARPGROUP * (1 + WORKERS)
         self.dtype = DTYPES[DTYPE_CODES[v.dtype]]
         self.out = DTYPES[DTYPE_CODES[v.out]]
+        self.tail = LOWER_TAIL.get(DTYPE_CODES[v.out])
         self.pieces = v.tile_n // v.out_columns
         self.groups = 1 if v.pingpong else WORKERS  # that share a tile
         self.cluster = v.down * v.across
         # What the epilogue reads comes into the buffers of the way out; results take its place.
         self.reads = bool(epilogue.slope_at_z or epilogue.add)
+        self.at_once = AT_ONCE if self.reads else 1
         assert not self.reads or (v.pingpong and self.pieces == v.out_stages)
+        assert self.pieces % self.at_once == 0
         assert v.dtype == v.out in ("bf16", "f16")  # what the epilogue unpacks
         assert epilogue.slope_at_z or not epilogue.again
         assert not epilogue.column_sums or (
@@ -217,7 +222,7 @@ class Gemm:
         smem_y, store_y, tma_y = None, None, None
         if const_expr(self.e.again):
             smem_y = hopper.make_smem_layout_epi(
-                self.out, LayoutEnum.ROW_MAJOR, piece, Y_STAGES * WORKERS
+                self.out, LayoutEnum.ROW_MAJOR, piece, AT_ONCE * WORKERS
             )
             store_y, tma_y = cpasync.make_tiled_tma_atom(put, y, one_d, piece)
         self.stage_bytes = cute.size_in_bytes(self.dtype, one_a) + cute.size_in_bytes(
@@ -544,10 +549,10 @@ class Gemm:
                         unpack(read, 2 * i, words(r_x)[i], self.out)
                     for i in cutlass.range_constexpr(count):
                         if const_expr(e.again):
-                            factor, read[i] = slope_and_activated(read[i], e.slope_at_z)
+                            factor, read[i] = slope_and_activated(read[i], e.slope_at_z, self.tail)
                             r_f[i] = r_f[i] * factor
                         elif const_expr(e.slope_at_z):
-                            r_f[i] = r_f[i] * slope(read[i], e.slope_at_z)
+                            r_f[i] = r_f[i] * slope(read[i], e.slope_at_z, self.tail)
                         else:
                             r_f[i] = r_f[i] + read[i]
                         values[self.place_of(p, i)] = r_f[i]
@@ -558,7 +563,7 @@ class Gemm:
                         unpack(r_f, 2 * i, words(r_z)[i], self.out)
                 if const_expr(e.activation):
                     for i in cutlass.range_constexpr(count):
-                        r_f[i] = activated(r_f[i], e.activation)
+                        r_f[i] = activated(r_f[i], e.activation, self.tail)
                 r_d.store(r_f.load().to(self.out))
                 if const_expr(not self.reads):
                     if warp == 0:
@@ -570,24 +575,29 @@ class Gemm:
                     cute.arch.barrier(barrier_id=together, number_of_threads=everyone)
                 if const_expr(e.again):
                     r_y.store(read.load().to(self.out))
-                    if warp == 0:
-                        cute.arch.cp_async_bulk_wait_group(Y_STAGES - 1, read=True)
-                    cute.arch.barrier(barrier_id=together, number_of_threads=everyone)
-                    way_y = group * Y_STAGES + p % Y_STAGES
+                    if const_expr(p % AT_ONCE == 0):
+                        if warp == 0:
+                            cute.arch.cp_async_bulk_wait_group(0, read=True)
+                        cute.arch.barrier(barrier_id=together, number_of_threads=everyone)
+                    way_y = group * AT_ONCE + p % AT_ONCE
                     cute.copy(to_smem, r_y, to_y[(None, None, None, way_y)])
                 cute.copy(to_smem, r_d, to_d[(None, None, None, way)])
                 if const_expr(e.save):
                     cute.copy(to_smem, r_z, to_x[(None, None, None, way)])
-                cute.arch.fence_proxy("async.shared", space="cta")
-                cute.arch.barrier(barrier_id=together, number_of_threads=everyone)
-                if warp == 0:
-                    where = (None, m, n * self.pieces + p, l)
-                    cute.copy(store_d, part_d[(None, way)], tile_d[where])
-                    if const_expr(e.save):
-                        cute.copy(copy_x, part_x[(None, way)], tile_x[where])
-                    if const_expr(e.again):
-                        cute.copy(store_y, part_y[(None, way_y)], tile_y[where])
-                    stores.producer_commit()
+                if const_expr((p + 1) % self.at_once == 0):
+                    cute.arch.fence_proxy("async.shared", space="cta")
+                    cute.arch.barrier(barrier_id=together, number_of_threads=everyone)
+                    if warp == 0:
+                        for q in cutlass.range_constexpr(p + 1 - self.at_once, p + 1):
+                            where = (None, m, n * self.pieces + q, l)
+                            out = (None, first_out + q % v.out_stages)
+                            cute.copy(store_d, part_d[out], tile_d[where])
+                            if const_expr(e.save):
+                                cute.copy(copy_x, part_x[out], tile_x[where])
+                            if const_expr(e.again):
+                                out_y = (None, group * AT_ONCE + q % AT_ONCE)
+                                cute.copy(store_y, part_y[out_y], tile_y[where])
+                        stores.producer_commit()
             if const_expr(e.column_sums):
                 if present(sums):
                     self.add_columns(acc, sums, m * SUMS_ROWS + warp, n, d.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,24 @@ def test_slopes_of_epilogues_agree_with_differences() -> None:
             2 * eps
         )
         assert np.allclose(reference_slope(x, name), found, atol=1e-6), name
+
+
+def test_tails_of_gelu_are_as_exact_as_said() -> None:
+    """The polynomials of the epilogues, in float32 as there: relative errors up to 3, and absolute ones."""
+    from vibetensor.cute_kernels.gemm.epilogue import LOWER_TAIL
+
+    a = np.linspace(0, 6, 60001, dtype=np.float32)
+    tail = np.array([math.erfc(x / math.sqrt(2)) / 2 for x in a.tolist()])
+    for dtype, near, of_gelu in (("bfloat16", 4.3e-4, 6e-5), ("float16", 3e-6, 4e-7)):
+        power = np.zeros_like(a)
+        for c in LOWER_TAIL[dtype]:
+            power = (power.astype(np.float64) * a + np.float32(c)).astype(np.float32)
+        wrong = np.abs(np.exp2(power.astype(np.float64)) - tail)
+        assert (wrong / tail)[a < 3].max() <= near
+        assert (wrong * a).max() <= of_gelu
+        # Beyond, an error is one that float32 has in 1 + erf, and the tail still falls.
+        assert (wrong - near * tail)[a >= 3].max() <= 6e-8
+        assert (wrong / tail).max() <= 0.17 and (np.diff(power) <= 0).all()
 
 
 def test_references_agree_with_derivatives() -> None:
