@@ -53,7 +53,7 @@ DTYPE_CODES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 # Named barriers; of each, the next one is the second warpgroup's.
 WRITE_BARRIER, TURN_BARRIER = 1, 3
 # Pieces that are written together where each has a buffer of its own: a fence and a barrier less for each
-# other one. `y` has buffers for so many.
+# other one.
 AT_ONCE = 2
 #: Rows of `sums` for each 128 rows of d: one a warp.
 SUMS_ROWS, SUMS_TILE = 4, 128
@@ -159,10 +159,12 @@ class Gemm:
         self.pieces = v.tile_n // v.out_columns
         self.groups = 1 if v.pingpong else WORKERS  # that share a tile
         self.cluster = v.down * v.across
-        # What the epilogue reads comes into the buffers of the way out; results take its place.
+        # What the epilogue reads comes into the buffers of the way out; results take its place. The last
+        # piece may have none of its own: it comes where the first was.
         self.reads = bool(epilogue.slope_at_z or epilogue.add)
-        self.at_once = AT_ONCE if self.reads else 1
-        assert not self.reads or (v.pingpong and self.pieces == v.out_stages)
+        self.late = self.pieces > v.out_stages
+        self.at_once = AT_ONCE if self.reads and not self.late else 1
+        assert not self.reads or (v.pingpong and self.pieces - self.late == v.out_stages > 1)
         assert self.pieces % self.at_once == 0
         assert v.dtype == v.out in ("bf16", "f16")  # what the epilogue unpacks
         assert epilogue.slope_at_z or not epilogue.again
@@ -222,7 +224,7 @@ class Gemm:
         smem_y, store_y, tma_y = None, None, None
         if const_expr(self.e.again):
             smem_y = hopper.make_smem_layout_epi(
-                self.out, LayoutEnum.ROW_MAJOR, piece, AT_ONCE * WORKERS
+                self.out, LayoutEnum.ROW_MAJOR, piece, self.at_once * WORKERS
             )
             store_y, tma_y = cpasync.make_tiled_tma_atom(put, y, one_d, piece)
         self.stage_bytes = cute.size_in_bytes(self.dtype, one_a) + cute.size_in_bytes(
@@ -235,7 +237,7 @@ class Gemm:
         @cute.struct
         class Shared:
             barriers: cute.struct.MemRange[cutlass.Int64, v.stages * 2]
-            read: cute.struct.MemRange[cutlass.Int64, WORKERS]
+            read: cute.struct.MemRange[cutlass.Int64, WORKERS * 2]
             ring_a: cute.struct.Align[cute.struct.MemRange[self.dtype, size_a], 1024]
             ring_b: cute.struct.Align[cute.struct.MemRange[self.dtype, size_b], 1024]
             out: cute.struct.Align[cute.struct.MemRange[self.out, size_d], 1024]
@@ -297,7 +299,7 @@ class Gemm:
         if const_expr(self.reads):
             if warp == 0:
                 with cute.arch.elect_one():
-                    for i in cutlass.range_constexpr(WORKERS):
+                    for i in cutlass.range_constexpr(WORKERS * 2):
                         cute.arch.mbarrier_init(read + i, 1)
                 cute.arch.mbarrier_init_fence()
         # Every warp that reads a stage tells every block that fills it.
@@ -447,7 +449,8 @@ class Gemm:
             from_d = from_smem.get_slice(thread).partition_S(s_d)
             r_x = cute.make_rmem_tensor(cute.shape(from_d)[:3], self.out)
             part_x, tile_x = self.parts(copy_x, s_d, tma_x, (v.tile_m, v.out_columns))
-            read_barrier = read_barriers + group
+            read_barrier, late_barrier = read_barriers + group, read_barriers + WORKERS + group
+            piece_bytes = v.tile_m * v.out_columns * self.out.width // 8
             read_phase = Int32(0)
         if const_expr(e.again):
             r_y = cute.make_rmem_tensor(cute.shape(mine.partition_S(s_d))[:3], self.out)
@@ -505,9 +508,9 @@ class Gemm:
                         cute.arch.cp_async_bulk_wait_group(0, read=True)
                         with cute.arch.elect_one():
                             cute.arch.mbarrier_arrive_and_expect_tx(
-                                read_barrier, v.tile_m * v.tile_n * self.out.width // 8
+                                read_barrier, v.out_stages * piece_bytes
                             )
-                        for p in cutlass.range_constexpr(self.pieces):
+                        for p in cutlass.range_constexpr(v.out_stages):
                             cute.copy(
                                 copy_x,
                                 tile_x[(None, m, n * self.pieces + p, l)],
@@ -537,12 +540,13 @@ class Gemm:
                             acc[(q, i % 2, j), i // 2, 0] += pair[q]
             if const_expr(self.reads):
                 cute.arch.mbarrier_wait(read_barrier, read_phase)
-                read_phase = read_phase ^ 1
             for p in cutlass.range_constexpr(self.pieces):
                 way = first_out + p % v.out_stages
                 for i in cutlass.range_constexpr(count):
                     r_f[i] = values[self.place_of(p, i)]
                 if const_expr(self.reads):
+                    if const_expr(p == v.out_stages):
+                        cute.arch.mbarrier_wait(late_barrier, read_phase)
                     cute.copy(from_smem, from_d[(None, None, None, way)], r_x)
                     read = cute.make_rmem_tensor((count,), Float32)
                     for i in cutlass.range_constexpr(count // 2):
@@ -575,11 +579,11 @@ class Gemm:
                     cute.arch.barrier(barrier_id=together, number_of_threads=everyone)
                 if const_expr(e.again):
                     r_y.store(read.load().to(self.out))
-                    if const_expr(p % AT_ONCE == 0):
+                    if const_expr(p % self.at_once == 0):
                         if warp == 0:
                             cute.arch.cp_async_bulk_wait_group(0, read=True)
                         cute.arch.barrier(barrier_id=together, number_of_threads=everyone)
-                    way_y = group * AT_ONCE + p % AT_ONCE
+                    way_y = group * self.at_once + p % self.at_once
                     cute.copy(to_smem, r_y, to_y[(None, None, None, way_y)])
                 cute.copy(to_smem, r_d, to_d[(None, None, None, way)])
                 if const_expr(e.save):
@@ -595,9 +599,23 @@ class Gemm:
                             if const_expr(e.save):
                                 cute.copy(copy_x, part_x[out], tile_x[where])
                             if const_expr(e.again):
-                                out_y = (None, group * AT_ONCE + q % AT_ONCE)
+                                out_y = (None, group * self.at_once + q % self.at_once)
                                 cute.copy(store_y, part_y[out_y], tile_y[where])
                         stores.producer_commit()
+                        if const_expr(self.reads and self.late and p == 1):
+                            # Where the first piece was, which has been read for its store.
+                            cute.arch.cp_async_bulk_wait_group(1, read=True)
+                            with cute.arch.elect_one():
+                                cute.arch.mbarrier_arrive_and_expect_tx(late_barrier, piece_bytes)
+                            last = self.pieces - 1
+                            cute.copy(
+                                copy_x,
+                                tile_x[(None, m, n * self.pieces + last, l)],
+                                part_x[(None, first_out)],
+                                tma_bar_ptr=late_barrier,
+                            )
+            if const_expr(self.reads):
+                read_phase = read_phase ^ 1
             if const_expr(e.column_sums):
                 if present(sums):
                     self.add_columns(acc, sums, m * SUMS_ROWS + warp, n, d.shape[1])
@@ -776,11 +794,11 @@ WIDE = GemmVariant(tile_m=128, tile_n=256, stages=4, pingpong=False, down=2)
 
 _READING = tuple(replace(v, out_columns=32, out_stages=4) for v in (TURNS, PAIRED))
 _SAVING = tuple(replace(v, out_columns=32) for v in (TURNS, PAIRED))
+# A stage more, for buffers of the way out: a store has the arithmetic of the next piece to read its own.
+_SAVING += tuple(replace(v, stages=6, out_stages=1) for v in _SAVING)
 _SAVING += (replace(TURNS, stages=4, out_columns=32, out_stages=3),)
-
-
-# With room for y.
-_AGAIN = tuple(replace(v, stages=4) for v in _READING)
+# With room for y, of the ring or of the way out.
+_AGAIN = (replace(_READING[0], stages=4), *(replace(v, out_stages=3) for v in _READING))
 
 
 def _halves(*variants: GemmVariant) -> tuple[GemmVariant, ...]:
