@@ -52,8 +52,7 @@ LOADER_REGISTERS, WORKER_REGISTERS = 40, 232
 DTYPE_CODES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 # Named barriers; of each, the next one is the second warpgroup's.
 WRITE_BARRIER, TURN_BARRIER = 1, 3
-# Pieces that are written together where each has a buffer of its own: a fence and a barrier less for each
-# other one.
+# Pieces that are written together where each has a buffer of its own: with half of the fences and barriers.
 AT_ONCE = 2
 #: Rows of `sums` for each 128 rows of d: one a warp.
 SUMS_ROWS, SUMS_TILE = 4, 128
@@ -160,9 +159,9 @@ class Gemm:
         self.groups = 1 if v.pingpong else WORKERS  # that share a tile
         self.cluster = v.down * v.across
         # What the epilogue reads comes into the buffers of the way out; results take its place. The last
-        # piece may have none of its own: it comes where the first was.
+        # piece may be late: without a buffer of its own it comes where the first was.
         self.reads = bool(epilogue.slope_at_z or epilogue.add)
-        self.late = self.pieces > v.out_stages
+        self.late = self.reads and self.pieces > v.out_stages
         self.at_once = AT_ONCE if self.reads and not self.late else 1
         assert not self.reads or (v.pingpong and self.pieces - self.late == v.out_stages > 1)
         assert self.pieces % self.at_once == 0
@@ -602,7 +601,7 @@ class Gemm:
                                 out_y = (None, group * self.at_once + q % self.at_once)
                                 cute.copy(store_y, part_y[out_y], tile_y[where])
                         stores.producer_commit()
-                        if const_expr(self.reads and self.late and p == 1):
+                        if const_expr(self.late and p == 1):
                             # Where the first piece was, which has been read for its store.
                             cute.arch.cp_async_bulk_wait_group(1, read=True)
                             with cute.arch.elect_one():
