@@ -5,10 +5,12 @@ the list "cublaslt".
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -252,17 +254,32 @@ def write(path: Path, record: dict[str, Any]) -> None:
         raise
 
 
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Waits until no other process or thread is in here for the folder. What locks is the folder: a
+    file's place is taken by others, and a lock file would stay behind."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # gives the lock back
+
+
 def update(
     path: Path, gpu: str, new: Iterable[ProductRow], measured: Iterable[Product]
 ) -> list[ProductRow]:
-    """Merges rows into a table, or a new one; all product rows that are there then."""
-    if path.exists():
-        record = read_record(path)
-        if gpu not in record["gpus"]:
-            raise ValueError(f"{path}: its rows are of {', '.join(record['gpus'])}, not of {gpu}")
-    else:
-        record = {"gpus": [gpu]}
-    old = rows_from(record.get("cublaslt", []), str(path))
-    rows = merged(old, new, measured)
-    write(path, {**record, "cublaslt": [row.to_json() for row in rows]})
-    return rows
+    """Merges rows into a table, or a new one; all product rows that are there then. Processes that
+    share the file, such as the ranks of a training, take turns."""
+    with _alone_in(path.parent):
+        if path.exists():
+            record = read_record(path)
+            if gpu not in record["gpus"]:
+                of = ", ".join(record["gpus"])
+                raise ValueError(f"{path}: its rows are of {of}, not of {gpu}")
+        else:
+            record = {"gpus": [gpu]}
+        old = rows_from(record.get("cublaslt", []), str(path))
+        rows = merged(old, new, measured)
+        write(path, {**record, "cublaslt": [row.to_json() for row in rows]})
+        return rows

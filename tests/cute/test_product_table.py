@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,6 +182,35 @@ def test_files_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(product_table, "_MOST_BYTES", 1 << 20)
     with pytest.raises(ValueError, match="at most 4 rows"):
         product_table.read_rows(path, GPU)
+
+
+def test_processes_share_a_table(tmp_path: Path) -> None:
+    """None loses another's rows, and nothing stays behind beside the table."""
+    path = tmp_path / "gpu.json"
+    writer = (
+        "import sys; from pathlib import Path\n"
+        "from vibetensor.cute_kernels import product_table as t\n"
+        "print(flush=True); sys.stdin.read(1)\n"
+        "for m in range(int(sys.argv[2]), 60, 3):\n"
+        "    p = t.Product('bf16', 'nt', 1, m + 1, 8, 8)\n"
+        "    t.update(Path(sys.argv[1]), 'A GPU', [t.ProductRow(p, t.Configuration(1), 1.0, 2.0, 3)], [p])\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", writer, str(path), str(first)],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for first in range(3)
+    ]  # fmt: skip
+    for each in writers:
+        assert each.stdout and each.stdout.read(1) == b"\n"  # all have started
+    for each in writers:
+        assert each.stdin
+        each.stdin.close()
+    assert [each.wait(60) for each in writers] == [0, 0, 0]
+    for each in writers:
+        assert each.stdout
+        each.stdout.close()
+    assert sorted(r.product.m for r in product_table.read_rows(path, GPU)) == list(range(1, 61))
+    assert [each.name for each in tmp_path.iterdir()] == ["gpu.json"]
 
 
 def test_torn_and_damaged_files(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def get_results() -> tuple[Result, ...]:
 def write_file(filename: str, device: Any = None) -> bool:
     """Merges what this process has measured on GPUs of the device's model into a file, which is made
     where there is none: rows of products that were measured again are replaced (or removed, where the
-    first answer stays), others are kept.
+    first answer stays), others are kept. Processes may share the file.
 
     Raises ValueError where the file is no table, or of other GPUs.
     """
