@@ -123,9 +123,8 @@ _SUMMARY = re.compile(
     r"=+ (?:ERROR SUMMARY: (\d+) errors?$|RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) error)",
     re.MULTILINE,
 )
-_FINDING = re.compile(
-    r"^=+ (\S.*(?:\n=+ {2,}\S.*)*)", re.MULTILINE
-)  # a line and those set in below it
+# A line and those set in below it.
+_FINDING = re.compile(r"^=+ (\S.*(?:\n=+ {2,}\S.*)*)", re.MULTILINE)
 _PLACE = re.compile(
     r"(?: {4}at |access at )(.+?)(?:\+0x\w+)?(?: in \S+)?(?: \[\d+ hazards\])?$", re.MULTILINE
 )
@@ -171,11 +170,13 @@ def errors_in(text: str) -> int | None:
 
 
 def findings_in(text: str) -> tuple[int, Counter[str]]:
-    """How many errors of a tool's logs are in kernels of libraries, and the others by what and where they are."""
+    """How many errors of a tool's logs are in kernels of libraries, and what else was found, by what and
+    where it is. Racecheck's warnings are among the latter: its summary does not count them as errors."""
     of_libraries, others = 0, Counter[str]()
     for finding in _FINDING.findall(text):
         places = _PLACE.findall(finding)
-        if places and all(map(_OF_LIBRARIES.search, places)):
+        in_library = bool(places) and all(map(_OF_LIBRARIES.search, places))
+        if in_library and not finding.startswith("Warning: "):
             of_libraries += 1
         elif not _HEADING.match(finding):
             what = finding.partition("\n")[0].partition(" between ")[0]

@@ -228,6 +228,19 @@ sys.exit({sanitize.FOUND})
     assert "3 errors; 1 errors in kernels of cuDNN and cuBLASLt\n" in said
 
 
+def test_warnings_about_libraries_hide_no_errors() -> None:
+    """Racecheck's summary has them apart, so that they are not taken off its errors."""
+    race = "Race reported between Read access at {0}+0xb30\n=========     and Write access at {0}+0x3 [8 hazards]\n"
+    log = "========= "
+    log += "========= ".join(
+        ["COMPUTE-SANITIZER\n", "Warning: " + race.format("nvjet_hsh"), "Error: " + race.format("nvjet_hsh"),
+         "Error: " + race.format("vt::sum"), "RACECHECK SUMMARY: 3 hazards displayed (2 errors, 1 warning)\n"]
+    )  # fmt: skip
+    of_libraries, others = sanitize.findings_in(log)
+    assert sanitize.errors_in(log) - of_libraries == 1
+    assert others == {"Error: Race reported: vt::sum": 1, "Warning: Race reported: nvjet_hsh": 1}
+
+
 def test_summaries_are_summed() -> None:
     assert sanitize.errors_in("nothing") is None
     lines = ["========= ERROR SUMMARY: 0 errors", "x", "========= ERROR SUMMARY: 1 error"]
