@@ -154,7 +154,6 @@ class Gemm:
         self.threads = WARPGROUP * (1 + WORKERS)
         self.dtype = DTYPES[DTYPE_CODES[v.dtype]]
         self.out = DTYPES[DTYPE_CODES[v.out]]
-        self.tail = LOWER_TAIL.get(DTYPE_CODES[v.out])
         self.pieces = v.tile_n // v.out_columns
         self.groups = 1 if v.pingpong else WORKERS  # that share a tile
         self.cluster = v.down * v.across
@@ -166,6 +165,7 @@ class Gemm:
         assert not self.reads or (v.pingpong and self.pieces - self.late == v.out_stages > 1)
         assert self.pieces % self.at_once == 0
         assert v.dtype == v.out in ("bf16", "f16")  # what the epilogue unpacks
+        self.power = LOWER_TAIL[DTYPE_CODES[v.out]]
         assert epilogue.slope_at_z or not epilogue.again
         assert not epilogue.column_sums or (
             v.pingpong and v.tile_m == SUMS_TILE and v.tile_n == 128
@@ -236,6 +236,7 @@ class Gemm:
         @cute.struct
         class Shared:
             barriers: cute.struct.MemRange[cutlass.Int64, v.stages * 2]
+            # Of each warpgroup for what it reads, then of each for a late piece.
             read: cute.struct.MemRange[cutlass.Int64, WORKERS * 2]
             ring_a: cute.struct.Align[cute.struct.MemRange[self.dtype, size_a], 1024]
             ring_b: cute.struct.Align[cute.struct.MemRange[self.dtype, size_b], 1024]
@@ -552,10 +553,10 @@ class Gemm:
                         unpack(read, 2 * i, words(r_x)[i], self.out)
                     for i in cutlass.range_constexpr(count):
                         if const_expr(e.again):
-                            factor, read[i] = slope_and_activated(read[i], e.slope_at_z, self.tail)
+                            factor, read[i] = slope_and_activated(read[i], e.slope_at_z, self.power)
                             r_f[i] = r_f[i] * factor
                         elif const_expr(e.slope_at_z):
-                            r_f[i] = r_f[i] * slope(read[i], e.slope_at_z, self.tail)
+                            r_f[i] = r_f[i] * slope(read[i], e.slope_at_z, self.power)
                         else:
                             r_f[i] = r_f[i] + read[i]
                         values[self.place_of(p, i)] = r_f[i]
@@ -566,7 +567,7 @@ class Gemm:
                         unpack(r_f, 2 * i, words(r_z)[i], self.out)
                 if const_expr(e.activation):
                     for i in cutlass.range_constexpr(count):
-                        r_f[i] = activated(r_f[i], e.activation, self.tail)
+                        r_f[i] = activated(r_f[i], e.activation, self.power)
                 r_d.store(r_f.load().to(self.out))
                 if const_expr(not self.reads):
                     if warp == 0:

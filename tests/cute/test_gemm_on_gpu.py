@@ -56,8 +56,8 @@ def close(
     assert wrong.max() <= 0, f"off by {wrong.max()} more than it may be, {(wrong > 0).sum()} times"
 
 
-def product(kernel: registry.Kernel, given: dict[str, np.ndarray]) -> np.ndarray:
-    """What the epilogue begins with, by the kernel without one in the same layout."""
+def without_epilogue(kernel: registry.Kernel, given: dict[str, np.ndarray]) -> np.ndarray:
+    """The product alone, by the kernel of the same layout that has no epilogue."""
     plain = registry.load()[f"gemm_{kernel.name.rpartition('_')[2]}"]
     return plain.reference(a=given["a"], b=given["b"])["d"]
 
@@ -94,7 +94,7 @@ def test_product(kernel, variant, size) -> None:
             want["d"] = math.reference_activation(numpy(given["z"]), activation)
             inexact = tail * np.abs(want["d"])
         elif tail:
-            inexact = tail / 2 * np.abs(product(kernel, before))
+            inexact = tail / 2 * np.abs(without_epilogue(kernel, before))
         close(given["d"], want["d"], slack + inexact)
         if "y" in written:
             close(given["y"], want["y"], 1e-6 + tail * np.abs(want["y"]))
