@@ -7,7 +7,8 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +185,12 @@ def test_files_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         product_table.read_rows(path, GPU)
 
 
-def test_processes_share_a_table(tmp_path: Path) -> None:
+def test_processes_share_a_table(
+    tmp_path: Path, start_python: Callable[..., subprocess.Popen[str]]
+) -> None:
     """None loses another's rows, and nothing stays behind beside the table."""
-    path = tmp_path / "gpu.json"
+    path = tmp_path / "tables" / "gpu.json"
+    path.parent.mkdir()
     writer = (
         "import sys; from pathlib import Path\n"
         "from vibetensor.cute_kernels import product_table as t\n"
@@ -195,22 +199,19 @@ def test_processes_share_a_table(tmp_path: Path) -> None:
         "    p = t.Product('bf16', 'nt', 1, m + 1, 8, 8)\n"
         "    t.update(Path(sys.argv[1]), 'A GPU', [t.ProductRow(p, t.Configuration(1), 1.0, 2.0, 3)], [p])\n"
     )
-    writers = [
-        subprocess.Popen([sys.executable, "-c", writer, str(path), str(first)],
-                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for first in range(3)
-    ]  # fmt: skip
-    for each in writers:
-        assert each.stdout and each.stdout.read(1) == b"\n"  # all have started
-    for each in writers:
-        assert each.stdin
-        each.stdin.close()
-    assert [each.wait(60) for each in writers] == [0, 0, 0]
-    for each in writers:
-        assert each.stdout
-        each.stdout.close()
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(start_python(writer, path, first, stdin=subprocess.PIPE))
+            for first in range(3)
+        ]
+        for each in writers:
+            assert each.stdout and each.stdout.read(1) == "\n"  # all have started
+        for each in writers:
+            assert each.stdin
+            each.stdin.close()
+        assert [each.wait(60) for each in writers] == [0, 0, 0]
     assert sorted(r.product.m for r in product_table.read_rows(path, GPU)) == list(range(1, 61))
-    assert [each.name for each in tmp_path.iterdir()] == ["gpu.json"]
+    assert [each.name for each in path.parent.iterdir()] == ["gpu.json"]
 
 
 def test_torn_and_damaged_files(tmp_path: Path) -> None:
