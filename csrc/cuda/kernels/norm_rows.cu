@@ -5,6 +5,7 @@
 #include "cuda/cute/arguments.h"
 #include "cuda/cute/launch_table.h"
 #include "cuda/kernels/norm_stream.cuh"
+#include "cuda/kernels/row_moments.cuh"
 #include "cuda/kernels/rows.cuh"
 
 namespace vt::cuda {
@@ -34,11 +35,6 @@ struct Forward {
   int64_t rows;
 };
 
-template <class T>
-__device__ inline T reciprocal_root(T x) {
-  return T(1) / sqrt(x);
-}
-
 template <class S, int W>
 __global__ void __launch_bounds__(kRowThreads)
     norm_cached(S* out, const S* in, Parameter<S, Compute<S>> weight,
@@ -56,26 +52,7 @@ __global__ void __launch_bounds__(kRowThreads)
       if (c * step + first >= n) break;
       load_piece<S, T, W>(x + c * step + first, value[c]);
     }
-    T mean = T(0);
-    if (p.means) {
-      T sum = T(0);
-#pragma unroll
-      for (int c = 0; c < kPieces; ++c) {
-        if (c * step + first >= n) break;
-#pragma unroll
-        for (int k = 0; k < W; ++k) sum += value[c][k];
-      }
-      mean = row_reduce(sum, Plus(), shared) / static_cast<T>(n);
-    }
-    T squares = T(0);
-#pragma unroll
-    for (int c = 0; c < kPieces; ++c) {
-      if (c * step + first >= n) break;
-#pragma unroll
-      for (int k = 0; k < W; ++k) squares += (value[c][k] - mean) * (value[c][k] - mean);
-    }
-    squares = row_reduce(squares, Plus(), shared) / static_cast<T>(n);
-    const T rstd = reciprocal_root(squares + p.eps);
+    const auto [mean, rstd] = row_moments(value, p.means != nullptr, p.eps, n, shared);
     if (threadIdx.x == 0) {
       if (p.means) p.means[row] = mean;
       p.rstds[row] = rstd;
@@ -114,7 +91,7 @@ __global__ void __launch_bounds__(kRowThreads)
       squares += d * d;
     }
     squares = row_reduce(squares, Plus(), shared) / static_cast<T>(n);
-    const T rstd = reciprocal_root(squares + p.eps);
+    const T rstd = T(1) / sqrt(squares + p.eps);
     if (threadIdx.x == 0) {
       if (p.means) p.means[row] = mean;
       p.rstds[row] = rstd;

@@ -5,6 +5,7 @@
 // and lengths are norm_stream_forward.cu's and norm_stream_backward.cu's.
 #include "cuda/kernels/column_sums.cuh"
 #include "cuda/kernels/norm_stream.cuh"
+#include "cuda/kernels/row_moments.cuh"
 
 namespace vt::cuda {
 namespace {
@@ -60,26 +61,7 @@ __global__ void __launch_bounds__(kRowThreads)
       p.sum.template round<W>(value[c]);
       p.sum.template store<W>(start + at, value[c]);
     }
-    T mean = T(0);
-    if (p.means) {
-      T total = T(0);
-#pragma unroll
-      for (int c = 0; c < kPieces; ++c) {
-        if (c * step + first >= n) break;
-#pragma unroll
-        for (int k = 0; k < W; ++k) total += value[c][k];
-      }
-      mean = row_reduce(total, Plus(), shared) / static_cast<T>(n);
-    }
-    T squares = T(0);
-#pragma unroll
-    for (int c = 0; c < kPieces; ++c) {
-      if (c * step + first >= n) break;
-#pragma unroll
-      for (int k = 0; k < W; ++k) squares += (value[c][k] - mean) * (value[c][k] - mean);
-    }
-    squares = row_reduce(squares, Plus(), shared) / static_cast<T>(n);
-    const T rstd = T(1) / sqrt(squares + p.eps);
+    const auto [mean, rstd] = row_moments(value, p.means != nullptr, p.eps, n, shared);
     if (threadIdx.x == 0) {
       if (p.means) p.means[row] = mean;
       p.rstds[row] = rstd;
