@@ -38,6 +38,10 @@ __device__ inline void publish_barriers() {
 __device__ inline void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+/// An arrival once all copies (cp.async) that the thread has started have come.
+__device__ inline void arrive_after_copies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 __device__ inline void arrive_expecting(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
@@ -53,7 +57,8 @@ __device__ inline void wait(uint32_t barrier, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
-/// Waits for `threads` threads at the block's barrier of that number (0 is __syncthreads).
+/// Waits for so many threads, of whole warps, at the block's barrier of that number (0 is
+/// __syncthreads).
 template <int kNumber, int kThreads>
 __device__ inline void meet() {
   asm volatile("bar.sync %0, %1;" ::"n"(kNumber), "n"(kThreads) : "memory");

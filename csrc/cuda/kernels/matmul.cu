@@ -508,6 +508,15 @@ bool slope_by_cute(const GemmProblem& p, const Tensor& at, const SlopeResults& t
   return true;
 }
 
+/// The same for either form of gelu; false for other activations.
+template <class Erf, class Tanh>
+bool gelu_slope_by_cute(Activation activation, const std::optional<GemmProblem>& p,
+                        const Tensor& at, const SlopeResults& to, const Launch& launch) {
+  if (!p) return false;
+  if (activation == Activation::Gelu) return slope_by_cute<Erf>(*p, at, to, launch);
+  return activation == Activation::GeluTanh && slope_by_cute<Tanh>(*p, at, to, launch);
+}
+
 /// The product times the derivative; true where its sums are there too.
 bool activation_backward(const SlopeResults& to, const Tensor& self, const Tensor& mat2,
                          const Tensor& saved, std::string_view name) {
@@ -517,19 +526,13 @@ bool activation_backward(const SlopeResults& to, const Tensor& self, const Tenso
   const Tensor at = contiguous(saved);
   const auto p = problem_of(out, matrix(self), matrix(mat2), out.strides()[0]);
   if (to.activated.defined()) {
-    if (p && activation == Activation::Gelu &&
-        slope_by_cute<cute::GemmSlopeGeluAgainNn>(*p, at, to, launch))
-      return true;
-    if (p && activation == Activation::GeluTanh &&
-        slope_by_cute<cute::GemmSlopeGeluTanhAgainNn>(*p, at, to, launch))
+    if (gelu_slope_by_cute<cute::GemmSlopeGeluAgainNn, cute::GemmSlopeGeluTanhAgainNn>(
+            activation, p, at, to, launch))
       return true;
     apply(to.activated, at, Tensor(), activation);
   }
-  if (p && activation == Activation::Gelu &&
-      slope_by_cute<cute::GemmSlopeGeluNn>(*p, at, to, launch))
-    return true;
-  if (p && activation == Activation::GeluTanh &&
-      slope_by_cute<cute::GemmSlopeGeluTanhNn>(*p, at, to, launch))
+  if (gelu_slope_by_cute<cute::GemmSlopeGeluNn, cute::GemmSlopeGeluTanhNn>(activation, p, at, to,
+                                                                           launch))
     return true;
   if (activation == Activation::GeluTanh &&
       product_with(GemmEpilogue::GeluTanhBackward, p, launch, nullptr, at.data()))

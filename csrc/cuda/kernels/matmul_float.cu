@@ -22,7 +22,7 @@ namespace vt::cuda {
 namespace {
 
 constexpr int kStages = 4;
-constexpr int kGroup = 128;  // threads
+constexpr int kGroup = hopper::kWarpgroup;
 constexpr int kProductThreads = 3 * kGroup;
 constexpr int kMostInCluster = 8;  // blocks; more are not portable
 
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   const float* const b = p.b + batch * p.b_step;
   const int group = threadIdx.x / kGroup;
   if (group == 0) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
+    hopper::keep_registers<104>();
     LeftTiles<kLeftTerms> left(a, p.a_stride, first_row, p.m, term, last, threadIdx.x);
     RightTiles<kRightTerms, kColumns> right(b, p.b_stride, first_column, p.n, term, last,
                                             threadIdx.x);
@@ -134,21 +134,21 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     if (tiles > 1) right.template load<1>(whole > 1);
     if (threadIdx.x == 0) {
       for (int s = 0; s < kStages; ++s) {
-        barrier_init(full(s), 2 * kGroup);
-        barrier_init(free(s), 2 * kGroup);
+        hopper::init_barrier(full(s), 2 * kGroup);
+        hopper::init_barrier(free(s), 2 * kGroup);
       }
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    barrier_of_warps<kProductThreads>();
+    hopper::barrier_of_warps<kProductThreads>();
     const auto fill = [&]<int kBuffer>(int k) {
       const int s = k % kStages;
       const uint32_t to = stages + s * kStage;
-      if (k >= kStages) barrier_wait(free(s), (k / kStages - 1) & 1);
+      if (k >= kStages) hopper::wait(free(s), (k / kStages - 1) & 1);
       left.start(to, a);
-      barrier_arrive_after_copies(full(s));
+      hopper::arrive_after_copies(full(s));
       right.template store<kBuffer>(to + kLeft);
-      publish_to_products();
-      barrier_arrive(full(s));
+      hopper::publish_shared();
+      hopper::arrive(full(s));
       if (k + 2 < tiles) right.template load<kBuffer>(whole > k + 2);
     };
     for (int k = 0; k < tiles; k += 2) {
@@ -158,15 +158,15 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     asm volatile("cp.async.wait_all;" ::: "memory");
     return;
   }
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
-  barrier_of_warps<kProductThreads>();  // the barriers are there
+  hopper::take_registers<200>();
+  hopper::barrier_of_warps<kProductThreads>();  // the barriers are there
   const int row = (group - 1) * 64 + threadIdx.x % kGroup / kWarp * 16;
   const uint32_t left_start = stages + left_place<kLeftTerms>(row);
   float sum[kSums];
 #pragma unroll
   for (int i = 0; i < kSums; ++i) sum[i] = 0.f;
   const auto read = [&](SplitPart<4>(&x)[4], int k) {
-    barrier_wait(full(k % kStages), k / kStages & 1);
+    hopper::wait(full(k % kStages), k / kStages & 1);
     float from[4][4];
     read_left<kLeftTerms>(from, left_start + k % kStages * kStage);
 #pragma unroll
@@ -178,25 +178,25 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   // A tile's rows are read and split while the small terms of the last are on their way.
   const auto use = [&](const SplitPart<4>(&x)[4], SplitPart<4>(&next)[4], int k) {
     const uint32_t right = stages + k % kStages * kStage + kLeft;
-    const uint64_t high = descriptor_of(right), low = descriptor_of(right + kRight);
+    const uint64_t high = hopper::descriptor_of(right), low = hopper::descriptor_of(right + kRight);
     float c[kSums];
-    group_begin();
+    hopper::begin_products();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      multiply_group(c, x[i].low, high + i * 2, i > 0);
-      multiply_group(c, x[i].high, low + i * 2, 1);
+      hopper::multiply_group(c, x[i].low, high + i * 2, i > 0);
+      hopper::multiply_group(c, x[i].high, low + i * 2, 1);
     }
-    group_commit();
+    hopper::commit_products();
     if (k + 1 < tiles) read(next, k + 1);
-    group_wait();
+    hopper::wait_for_products<0>();
 #pragma unroll
     for (int i = 0; i < kSums; ++i) c[i] *= 1.f / kLowScale;
-    group_begin();
+    hopper::begin_products();
 #pragma unroll
-    for (int i = 0; i < 4; ++i) multiply_group(c, x[i].high, high + i * 2, 1);
-    group_commit();
-    group_wait();
-    barrier_arrive(free(k % kStages));
+    for (int i = 0; i < 4; ++i) hopper::multiply_group(c, x[i].high, high + i * 2, 1);
+    hopper::commit_products();
+    hopper::wait_for_products<0>();
+    hopper::arrive(free(k % kStages));
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sum[i] += c[i];
   };
@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     for (int i = 0; i < kSums; ++i) sum[i] = plain[i];
   }
   const bool divided = p.parts != nullptr;
-  const uint32_t blocks = cluster_blocks();
+  const uint32_t blocks = hopper::cluster_blocks();
   const int64_t batches = gridDim.x / (p.tiles_m * p.tiles_n);
   float* const c = divided ? p.parts + (part / blocks * batches + batch) * int64_t{p.m} * p.n
                            : p.c + batch * p.c_step;
@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     return;
   }
   // The other warpgroup may still be multiplying what lies where the sums go.
-  asm volatile("bar.sync 1, %0;" ::"n"(2 * kGroup) : "memory");
+  hopper::meet<1, 2 * kGroup>();
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const uint32_t to = stages + (own_row + r * 8) * Shared::kSumsRow + own_column * 4;
@@ -246,9 +246,9 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     for (int j = 0; j < kColumns / 8; ++j)
       store_two(to + j * 32, sum[j * 4 + r * 2], sum[j * 4 + r * 2 + 1]);
   }
-  cluster_meet();
+  hopper::cluster_meet();
   constexpr int kPieces = kColumns / 4;  // of a row
-  for (int i = cluster_rank() * 2 * kGroup + threadIdx.x - kGroup; i < kRows * kPieces;
+  for (int i = hopper::cluster_rank() * 2 * kGroup + threadIdx.x - kGroup; i < kRows * kPieces;
        i += blocks * 2 * kGroup) {
     const int at = i / kPieces, column = i % kPieces * 4;
     if (first_row + at >= p.m || first_column + column >= p.n) continue;
@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     float value[4] = {};
 #pragma unroll 4
     for (uint32_t block = 0; block < blocks; ++block) {
-      const float4 v = load_of_block(from, block);
+      const float4 v = hopper::load_of_block(from, block);
       value[0] += v.x;
       value[1] += v.y;
       value[2] += v.z;
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     }
     store_columns(c + (first_row + at) * stride, first_column + column, value, p, divided);
   }
-  cluster_meet();  // until all have read what lies here
+  hopper::cluster_meet();  // until all have read what lies here
 #endif
 }
 

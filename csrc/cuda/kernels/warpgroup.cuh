@@ -1,53 +1,29 @@
-// Hopper's warpgroup products and the barriers in shared memory that such kernels are built on
-// (compute capability 9.0 alone, sm_90a).
+// What float32 products on Hopper (compute capability 9.0 alone, sm_90a) need beside hopper.cuh:
+// products of TF32 operands by a warpgroup, and clusters.
 //
 // m64n128k8 and m64n64k8: with g = lane / 4 and t = lane % 4, a thread of warp w holds
 //   of A (64 x 8):   rows 16 w + g, + 8 of column t, then of column t + 4;
 //   of C (64 x 128): of columns 8 j + 2t, + 1, rows 16 w + g, then + 8, for j = 0 … 15 (of 64
 //   columns, … 7).
 // B (8 x 128) lies in shared memory, its columns as rows of 128 bytes (swizzled, see
-// descriptor_of). Source: PTX ISA, "Asynchronous warpgroup level matrix instructions" and
-// "mbarrier".
+// descriptor_of). Source: PTX ISA, "Asynchronous warpgroup level matrix instructions".
 #pragma once
 
 #include <cstdint>
 
-namespace vt::cuda {
+#include "cuda/kernels/hopper.cuh"
 
-__device__ inline void barrier_init(uint32_t barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-/// A thread's arrival, or with the next function its arrival once its cp.async so far have come.
-__device__ inline void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ inline void barrier_arrive_after_copies(uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-__device__ inline void barrier_wait(uint32_t barrier, int parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-/// __syncthreads() of warps that come to it at different places of the program.
+namespace vt::cuda::hopper {
+
+/// __syncthreads() of warps that come to it at different places of the program, their threads as they
+/// come.
 template <int kThreads>
 __device__ inline void barrier_of_warps() {
   asm volatile("barrier.sync 0, %0;" ::"n"(kThreads) : "memory");
 }
 
-/// Makes the thread's writes to shared memory visible to warpgroup products.
-__device__ inline void publish_to_products() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-/// d = a b, or += where `keep` is not 0, by a warpgroup. Between group_begin and group_wait the
-/// registers must not be touched.
+/// d = a b, or += where `keep` is not 0, by a warpgroup. Between begin_products and
+/// wait_for_products the registers must not be touched.
 __device__ inline void multiply_group(float (&d)[64], const uint32_t (&a)[4], uint64_t b,
                                       int keep) {
   asm volatile(
@@ -92,13 +68,6 @@ __device__ inline void multiply_group(float (&d)[32], const uint32_t (&a)[4], ui
         "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
 }
-__device__ inline void group_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void group_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-__device__ inline void group_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
 
 /// Rows of 128 bytes from a multiple of 1024, the 16-byte pieces of row r exchanged by r % 8. A
 /// product's 8 terms further on the descriptor is 2 more.
@@ -136,4 +105,4 @@ __device__ inline float4 load_of_block(uint32_t address, uint32_t rank) {
   return v;
 }
 
-}  // namespace vt::cuda
+}  // namespace vt::cuda::hopper
