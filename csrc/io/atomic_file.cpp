@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstdlib>
 #include <system_error>
 #include <utility>
 
@@ -28,10 +29,14 @@ int open_retrying(const char* path, int flags, mode_t mode = 0) {
 
 }  // namespace
 
-AtomicFile::AtomicFile(const std::string& path) : path_(path) {
-  const std::size_t slash = path.rfind('/');
-  folder_ = slash == path.npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
-  const std::string name = slash == path.npos ? path : path.substr(slash + 1);
+AtomicFile::AtomicFile(const std::string& path) : path_(path), target_(path) {
+  if (char* const real = ::realpath(path.c_str(), nullptr)) {
+    target_ = real;
+    std::free(real);
+  }
+  const std::size_t slash = target_.rfind('/');
+  folder_ = slash == target_.npos ? "." : slash == 0 ? "/" : target_.substr(0, slash);
+  const std::string name = slash == target_.npos ? target_ : target_.substr(slash + 1);
   // O_EXCL makes a name ours alone; the loop steps over what a killed process left.
   static std::atomic<unsigned> count{0};
   for (int attempt = 0; attempt < 1000; ++attempt) {
@@ -45,6 +50,9 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path) {
     temporary_.clear();
     fail_with(error, "cannot create a file beside '" + path_ + "'");
   }
+  // Best effort: some file systems have no permissions.
+  if (struct stat old = {}; ::stat(target_.c_str(), &old) == 0 && S_ISREG(old.st_mode))
+    static_cast<void>(::fchmod(fd_, old.st_mode & 07777));
 }
 
 AtomicFile::~AtomicFile() {
@@ -71,7 +79,7 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
 void AtomicFile::commit() {
   if (::fsync(fd_) != 0) fail("cannot sync");
   if (const int fd = std::exchange(fd_, -1); ::close(fd) != 0) fail("cannot close");
-  if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail("cannot rename into");
+  if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail("cannot rename into");
   temporary_.clear();
   // Some file systems refuse to sync a folder; the file itself is whole in any case.
   if (const int fd = open_retrying(folder_.c_str(), O_RDONLY | O_DIRECTORY); fd >= 0) {

@@ -8,9 +8,10 @@
 namespace vt::io {
 
 /// Bytes go to a temporary file in the folder of `path`; commit() syncs it, renames it over `path`
-/// and syncs the folder. Without commit (an error, an exception) the temporary is removed and
-/// `path` stays as it was. Only a killed process leaves its temporary (".NAME.…tmp") behind.
-/// Errors: std::system_error with the path.
+/// and syncs the folder. A file that was there gives its permissions to the new one; where `path`
+/// is a symbolic link to a file, that file is the one that is replaced. Without commit (an error,
+/// an exception) the temporary is removed and `path` stays as it was. Only a killed process leaves
+/// its temporary (".NAME.…tmp") behind. Errors: std::system_error with the path.
 class AtomicFile {
  public:
   explicit AtomicFile(const std::string& path);
@@ -24,7 +25,8 @@ class AtomicFile {
  private:
   [[noreturn]] void fail(const char* what) const;
 
-  std::string path_;
+  std::string path_;    // as given, for errors
+  std::string target_;  // what it leads to
   std::string folder_;
   std::string temporary_;
   int fd_ = -1;

@@ -1,13 +1,12 @@
 """Autocast regions: dtypes inside, nesting, decorators, autograd functions; torch as reference."""
 
-import os
 import threading
 
 import pytest
 
 import vibetensor.torch as vt
+from tests.device import DEVICE
 
-DEVICE = os.environ.get("VT_TEST_DEVICE", "cpu").partition(":")[0]
 DTYPE = {"cpu": vt.bfloat16, "cuda": vt.float16}[DEVICE]  # what a region computes in by default
 
 

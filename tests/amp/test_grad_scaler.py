@@ -1,14 +1,12 @@
 """Loss scaling against torch: the same scales, updates and skipped steps."""
 
 import math
-import os
 import pickle
 
 import pytest
 
 import vibetensor.torch as vt
-
-DEVICE = os.environ.get("VT_TEST_DEVICE", "cpu").partition(":")[0]
+from tests.device import DEVICE
 
 
 def train(api, losses, *, fused=None, clip=False, foreach=None):
@@ -52,6 +50,34 @@ def test_adamw_inside_step_does_not_count_skipped_steps():
     assert scaler.get_scale() == 2.0
     assert not hasattr(optimizer, "grad_scale")
     assert all(math.isfinite(v) for v in p.tolist())
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pytest.mark.parametrize("unscale", [False, True])
+def test_fused_steps_without_gradients_are_torchs(name, unscale, torch):
+    def outcome(api):
+        idle, used = api.nn.Parameter(api.ones(3)), api.nn.Parameter(api.ones(1))
+        optimizer = getattr(api.optim, name)([idle], fused=True)
+        other = getattr(api.optim, name)([used], fused=True)
+        scaler = api.amp.GradScaler(DEVICE if api is vt else "cpu", init_scale=4.0)
+        seen = []
+        for optimizers in ([optimizer, other], [optimizer]):
+            scaler.scale(used.sum()).backward()
+            for each in optimizers:
+                if unscale:
+                    scaler.unscale_(each)
+                seen.append(scaler.step(each))
+            with pytest.raises(RuntimeError, match="since the last update"):
+                scaler.step(optimizer)
+            if len(optimizers) == 2:
+                scaler.update()
+        with pytest.raises(AssertionError, match="No inf checks were recorded prior to update"):
+            scaler.update()
+        return seen, idle.tolist(), used.tolist()
+
+    (seen, *params), (torchs, *torch_params) = outcome(vt), outcome(torch)
+    assert seen == torchs == [None] * 3
+    assert params[0] == torch_params[0] and params[1] == pytest.approx(torch_params[1])
 
 
 def test_natives_are_torchs(torch):

@@ -21,7 +21,7 @@ def describe(value):
         return type(value).__name__, [describe(v) for v in value]
     if isinstance(value, np.ndarray):
         return "ndarray", value.tolist()
-    return value
+    return type(value).__name__, value
 
 
 CASES = [
@@ -30,6 +30,8 @@ CASES = [
     lambda t: [True, False],
     lambda t: ["a", "b"],
     lambda t: [b"a", b"b"],
+    lambda t: [np.str_("a"), np.str_("b")],
+    lambda t: [{"a": np.str_("x"), "b": [1]}, {"a": np.str_("y"), "b": [2]}],
     lambda t: [t.ones(2), t.zeros(2)],
     lambda t: [t.tensor(1), t.tensor(2)],
     lambda t: [np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)],
@@ -58,6 +60,19 @@ def test_default_convert(case, torch):
     assert describe(ours) == describe(torch.utils.data.default_convert(CASES[case](torch)))
 
 
+def test_bytes_of_numpy(torch):
+    batch = [{"a": np.bytes_(b"x")}, {"a": np.bytes_(b"y")}]
+    ours, theirs = data.default_collate(batch), torch.utils.data.default_collate(batch)
+    assert describe(ours) == describe(theirs)
+    assert describe(data.default_convert(batch)) == describe(batch)  # torch refuses these
+
+
+def test_convert_leaves_arrays_of_text_and_objects(torch):
+    for value in (np.array("ab"), np.array(["a", "b"]), np.array(b"ab"), np.array([None])):
+        assert data.default_convert(value) is value
+        assert torch.utils.data.default_convert(value) is value
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -66,6 +81,8 @@ def test_default_convert(case, torch):
         lambda t: [[1, 2], [3]],
         lambda t: [t.ones(2), t.ones(3)],
         lambda t: [np.array(["a"]), np.array(["b"])],
+        lambda t: [np.array("a"), np.array("b")],
+        lambda t: [np.void(b"a"), np.void(b"b")],
     ],
 )
 def test_errors_are_torchs(make, torch):

@@ -90,6 +90,9 @@ def test_distributed(n, drop_last):
 ERRORS = [
     (ValueError, lambda: data.RandomSampler([])),
     (ValueError, lambda: data.RandomSampler([1], num_samples=0)),
+    (ValueError, lambda: list(data.RandomSampler([], num_samples=3))),
+    (ValueError, lambda: list(data.RandomSampler([], True, num_samples=3))),
+    (ValueError, lambda: list(data.DataLoader([], sampler=data.RandomSampler([], False, 3)))),
     (TypeError, lambda: data.RandomSampler([1], replacement=1)),
     (ValueError, lambda: data.WeightedRandomSampler([1.0], 0)),
     (ValueError, lambda: data.WeightedRandomSampler([[1.0]], 1)),

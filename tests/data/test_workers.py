@@ -1,9 +1,12 @@
 """Loading through worker processes: order, shared memory, seeds, errors, and no one left behind."""
 
+import contextlib
+import errno
 import gc
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import subprocess
 import textwrap
@@ -163,6 +166,39 @@ def test_batches_are_writable_and_stay_valid():
     assert large[0][0, 0].item() == 5
 
 
+def large(i):
+    return vt.full((5000,), float(i))
+
+
+def test_batches_that_are_kept_hold_no_descriptors():
+    limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, highest))
+    try:
+        kept = list(data.DataLoader(Calls(60, large), num_workers=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, highest))
+    assert [batch[0, -1].item() for batch in kept] == list(range(60))
+
+
+def test_no_descriptor_left_is_said():
+    batches = iter(data.DataLoader(Calls(20, large), num_workers=1))
+    next(batches)
+    limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 5, highest))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                files.append(open(os.devnull))  # noqa: SIM115
+        with pytest.raises(OSError, match="files open that it may have: .*RLIMIT_NOFILE") as error:
+            list(batches)
+    finally:
+        for file in files:
+            file.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, highest))
+    assert error.value.errno == errno.EMFILE
+
+
 def test_a_tensor_sent_twice_is_one_tensor():
     def twice(i):
         t = vt.full((2,), float(i))
@@ -173,6 +209,25 @@ def test_a_tensor_sent_twice_is_one_tensor():
     )
     a, b = next(iter(loader))
     assert a.tolist() == b.tolist() == [0.0, 0.0]
+
+
+class Columns(dict):
+    """Its tensors are made as they are asked for, and gone after that."""
+
+    def items(self):
+        return ((key, vt.full((3,), value)) for key, value in super().items())
+
+
+def test_tensors_that_live_no_longer_than_their_turn():
+    columns = {letter: number for number, letter in enumerate("abcdefgh")}
+    loader = data.DataLoader(
+        Calls(1, lambda i: Columns(columns)),
+        batch_size=None,
+        num_workers=1,
+        collate_fn=lambda x: x,
+    )
+    batch = dict.items(next(iter(loader)))
+    assert {key: t.tolist() for key, t in batch} == {k: [v] * 3 for k, v in columns.items()}
 
 
 def test_large_arrays_and_objects():

@@ -14,6 +14,7 @@ import pytest
 
 import vibetensor.torch as torch
 from vibetensor.io import safetensors as st
+from vibetensor.io.atomic import write_json
 
 DTYPES = ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 
@@ -153,6 +154,20 @@ def test_safe_open(tmp_path):
         st.safe_open(tmp_path)
 
 
+def test_a_slice_changes_nothing_of_its_file(tmp_path):
+    """Other threads may be taking tensors from the file."""
+
+    class Frozen(st.safe_open):
+        def __setattr__(self, name, value):
+            assert name not in self.__dict__, f"{name} is set again"
+            super().__setattr__(name, value)
+
+    table = torch.arange(12).reshape(3, 4)
+    st.save_file({"a": table}, tmp_path / "a")
+    file = Frozen(tmp_path / "a")
+    assert_same(file.get_slice("a")[1:, ::2], table[1:, ::2])
+
+
 def test_dtype_without_a_tensor_type(tmp_path):
     path = tmp_path / "f8"
     path.write_bytes(
@@ -273,3 +288,31 @@ def test_full_disk_keeps_the_old_file(tmp_path):
 def test_unwritable_folder_names_the_path(tmp_path):
     with pytest.raises(FileNotFoundError, match="no/such"):
         st.save_file({}, tmp_path / "no/such/file")
+
+
+def test_the_file_that_was_there_keeps_its_permissions_and_its_links(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.touch(mode=0o640)
+    target.chmod(0o640)
+    link.symlink_to("target")
+    st.save_file({"x": torch.ones(2)}, link, {"a": "b"})
+    assert link.is_symlink() and target.stat().st_mode & 0o777 == 0o640
+    assert st.load_file(target)["x"].tolist() == [1.0, 1.0]
+    write_json(link, {"a": 1})
+    assert link.is_symlink() and json.loads(target.read_text()) == {"a": 1}
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["link", "target"]
+
+
+def test_paths_and_texts_that_no_file_has(tmp_path):
+    tensors = {"x": torch.ones(2)}
+    with pytest.raises(ValueError, match="null byte"):
+        st.save_file(tensors, str(tmp_path / "a\0b"))
+    with pytest.raises(ValueError, match="null byte"):
+        st.load_file(str(tmp_path / "a\0b"))
+    for broken in ({"k": "\ud800"}, {"\ud800": "v"}):
+        with pytest.raises(st.SafetensorError, match="not Unicode text"):
+            st.save_file(tensors, tmp_path / "x", broken)
+    with pytest.raises(st.SafetensorError, match="not Unicode text"):
+        st.save_file({"\ud800": torch.ones(2)}, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []

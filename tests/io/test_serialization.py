@@ -87,6 +87,47 @@ def test_tensors_keep_values_strides_and_roles(tmp_path):
     assert loaded["sparse"].stride() == (1,)  # the elements between are not written
 
 
+STRIDED = [
+    lambda: torch.arange(3).expand(2, 3),
+    lambda: torch.tensor(4).expand(1_000_000),
+    lambda: torch.arange(24).reshape(2, 3, 4).permute(2, 0, 1),
+    lambda: torch.arange(24)[::6].expand(10, 4),
+    lambda: torch.arange(5).as_strided((2, 2), (1, 1)),
+    lambda: torch.zeros(3, 1, 2).transpose(0, 1),
+    lambda: torch.arange(4).as_strided((1, 4), (77, 1)),
+    lambda: torch.zeros(0).as_strided((0, 3), (5, 9)),
+    lambda: torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last),
+]
+
+
+@pytest.mark.parametrize("make", STRIDED)
+def test_strides_without_gaps_are_kept(make, tmp_path):
+    tensor = make()
+    loaded = through_file(tensor, tmp_path)
+    assert (loaded.shape, loaded.stride()) == (tensor.shape, tensor.stride())
+    assert loaded.tolist() == tensor.tolist()
+    with st.safe_open(tmp_path / "x.pt") as file:  # each element once
+        assert file.get_tensor("0").numel() <= 120
+
+
+def test_gaps_between_elements_are_not_written(tmp_path):
+    base = torch.arange(12).reshape(3, 4)
+    loaded = through_file(base[:, ::2], tmp_path)
+    assert loaded.stride() == (2, 1) and loaded.tolist() == base[:, ::2].tolist()
+    loaded = through_file([base[:, ::2], base], tmp_path)
+    assert loaded[0].stride() == (4, 2) and loaded[0].tolist() == base[:, ::2].tolist()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_integers_of_any_length(sign, tmp_path):
+    for digits in (300, 4300, 5000):
+        value = {"n": sign * 10**digits, 10**digits: [sign * 10**digits]}
+        loaded = through_file(value, tmp_path)
+        assert loaded == value
+    with pytest.raises(TypeError, match=r"torch.save: obj\[\(a long int\)\] is a builtins.object"):
+        torch.save({10**5000: object()}, tmp_path / "x.pt")
+
+
 def test_shared_memory_is_shared_again(tmp_path):
     base = torch.zeros(4, 4)
     value = {
@@ -229,6 +270,10 @@ def nested(depth):
         (node("frozenset", items=[{}]), "an element of a frozenset is a dict"),
         (node("Size", items=["a"]), "an extent of a Size is 'a'"),
         (node("Size", items=[2**63]), "an extent of a Size is 9223372036854775808"),
+        (node("Size", items=[node("int", hex="1" * 5000)]), "an extent of a Size is (a long int)"),
+        (node("int", hex="0xg"), "'0xg' is no int"),
+        (node("int", hex=3), "the hex of a int is 3"),
+        (node("complex", items=[1.0, 10**400]), "a part of a complex number is no float"),
         (node("complex", items=[1.0]), "a complex number has 1 parts"),
         (node("complex", items=[1.0, "i"]), "a part of a complex number is 'i'"),
         (node("float", value="wide"), "'wide' is no float"),

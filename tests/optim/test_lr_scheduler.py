@@ -1,6 +1,8 @@
 """Schedules against torch: the same rates and momenta, bit for bit, at every step."""
 
 import copy
+import io
+import json
 import warnings
 
 import pytest
@@ -46,6 +48,12 @@ def nested(api, optimizer):
     return s.SequentialLR(optimizer, [inner, s.ConstantLR(optimizer, 0.1, 3)], milestones=[8])
 
 
+def ending_in_milestones(api, optimizer):
+    s = api.optim.lr_scheduler
+    parts = [s.ConstantLR(optimizer), s.MultiStepLR(optimizer, [3, 6])]
+    return s.SequentialLR(optimizer, parts, milestones=[7])
+
+
 def chained(api, optimizer):
     s = api.optim.lr_scheduler
     return s.ChainedScheduler(
@@ -89,6 +97,7 @@ SCHEDULES = [
     by_name("CyclicLR", 0.01, 0.2, step_size_up=4, scale_fn=lambda_b),
     sequential,
     nested,
+    ending_in_milestones,
     chained,
 ]
 SCHEDULE_IDS = [f"{i}-{make.__name__}" for i, make in enumerate(SCHEDULES)]
@@ -156,7 +165,59 @@ def test_state_dict_is_torchs_and_resumes(make, torch):
         assert settings(ours) == settings(resumed)
 
 
-@pytest.mark.parametrize("make", SCHEDULES[:-3], ids=SCHEDULE_IDS[:-3])
+def through_json(state):
+    return json.loads(json.dumps(state))
+
+
+def through_save(state):
+    file = io.BytesIO()
+    vt.save(state, file)
+    file.seek(0)
+    return vt.load(file)
+
+
+@pytest.mark.parametrize("store", [through_json, through_save])
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+@pytest.mark.parametrize("make", SCHEDULES, ids=SCHEDULE_IDS)
+@pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
+def test_a_stored_state_resumes(make, kind, store):
+    whole = make_optimizer(vt, kind)
+    a = make(vt, whole)
+    for _ in range(6):
+        whole.step()
+        a.step()
+    resumed = make_optimizer(vt, kind)
+    c = make(vt, resumed)
+    resumed.load_state_dict(store(whole.state_dict()))
+    c.load_state_dict(store(a.state_dict()))
+    for _ in range(12):
+        for optimizer, scheduler in ((whole, a), (resumed, c)):
+            optimizer.step()
+            scheduler.step()
+        assert rates_and_momenta(whole) == rates_and_momenta(resumed)
+        assert a.get_last_lr() == c.get_last_lr()
+
+
+def rates_and_momenta(optimizer):
+    return [(lr, m, betas and list(betas)) for lr, m, betas, _ in settings(optimizer)]
+
+
+@pytest.mark.parametrize("store", [through_json, through_save])
+def test_a_stored_state_of_a_plateau_resumes(store):
+    made = []
+    for _ in range(2):
+        optimizer = make_optimizer(vt, "SGD")
+        made.append(vt.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1))
+    whole, resumed = made
+    resumed.load_state_dict(store(whole.state_dict()))  # its best metric is still infinite
+    for metric in (1.0, 1.1, 1.2, 1.3, 0.5, 0.6, 0.7):
+        whole.step(metric)
+        resumed.step(metric)
+        resumed.load_state_dict(store(whole.state_dict()))
+        assert whole.get_last_lr() == resumed.get_last_lr()
+
+
+@pytest.mark.parametrize("make", SCHEDULES[:-4], ids=SCHEDULE_IDS[:-4])
 def test_last_epoch_resumes_like_torch(make, torch):
     def rates(api):
         first = make_optimizer(api, "SGD")

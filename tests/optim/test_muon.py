@@ -1,16 +1,15 @@
 """Muon against torch and against the singular vectors it approximates."""
 
 import inspect
-import os
 
 import numpy as np
 import pytest
 
 import vibetensor.torch as vt
+from tests.device import DEVICE
 from vibetensor.torch.optim import muon
 from vibetensor.torch.optim.muon import zeropower
 
-DEVICE = os.environ.get("VT_TEST_DEVICE", "cpu").partition(":")[0]
 SHAPES = [(5, 3), (3, 5), (4, 4), (5, 3), (16, 48), (1, 7), (5, 3), (64, 32)]
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 OPTIONS = [

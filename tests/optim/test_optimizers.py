@@ -164,6 +164,38 @@ def test_parameters_added_and_replaced_between_steps():
     assert [p.tolist() for p in (first, second, third)] == [[-2.0] * 2, [-2.0] * 2, [-1.0] * 2]
 
 
+@pytest.mark.parametrize("form", [{}, {"foreach": False}, {"fused": True}])
+@pytest.mark.parametrize("more", [{}, {"nesterov": True}, {"dampening": 0.5}])
+def test_momentum_switched_on_and_off_between_steps(form, more, torch):
+    ours, theirs = make_params(vt), make_params(torch)
+    a = vt.optim.SGD(ours, lr=0.1, **form)
+    b = torch.optim.SGD(theirs, lr=0.1, foreach=False)
+    for step in range(8):
+        on = {"momentum": 0.9, **more}
+        off = {"momentum": 0, "nesterov": False, "dampening": 0}
+        for optimizer in (a, b):
+            optimizer.param_groups[0].update(on if step in (2, 3, 6, 7) else off)
+        skip = (1,) if step in (2, 4) else ()
+        set_grads(vt, ours, step, skip)
+        set_grads(torch, theirs, step, skip)
+        a.step()
+        b.step()
+        assert_close(ours, theirs)
+        assert a.state_dict()["state"].keys() == b.state_dict()["state"].keys()
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_amsgrad_switched_on_between_steps_is_an_error_like_torchs(name, torch):
+    for api in (vt, torch):
+        params = make_params(api)
+        optimizer = getattr(api.optim, name)(params)
+        set_grads(api, params, 1)
+        optimizer.step()
+        optimizer.param_groups[0]["amsgrad"] = True
+        with pytest.raises(KeyError, match="max_exp_avg_sq"):
+            optimizer.step()
+
+
 def test_state_tensors_replaced_by_hand_are_used():
     p = vt.nn.Parameter(vt.ones(2))
     optimizer = vt.optim.SGD([p], lr=1.0, momentum=1.0)

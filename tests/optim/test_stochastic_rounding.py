@@ -1,14 +1,13 @@
 """AdamW that rounds bfloat16 weights and moments at random: right on average, and repeatable."""
 
 import math
-import os
 
 import numpy as np
 import pytest
 
 import vibetensor.torch as vt
+from tests.device import DEVICE
 
-DEVICE = os.environ.get("VT_TEST_DEVICE", "cpu").partition(":")[0]
 SIZES = [(64, 300), (8191,), (3,), (1,), (), (0,), (2, 8193)]
 
 

@@ -75,6 +75,28 @@ def test_scheduler_and_scaler_are_restored(tmp_path):
     assert fresh["scheduler"].count == 4 and fresh["scaler"].count == 5
 
 
+def test_milestones_are_reached_after_resuming(tmp_path):
+    def setup():
+        model, optimizer = small_setup()
+        return model, optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4])
+
+    def rates(optimizer, scheduler, count):
+        seen = []
+        for _ in range(count):
+            optimizer.step()
+            scheduler.step()
+            seen.append(scheduler.get_last_lr())
+        return seen
+
+    model, optimizer, scheduler = setup()
+    rates(optimizer, scheduler, 1)
+    path = save_checkpoint(tmp_path, 1, model, optimizer, config={}, scheduler=scheduler)
+    expected = rates(optimizer, scheduler, 4)
+    other, other_optimizer, other_scheduler = setup()
+    load_checkpoint(path, other, other_optimizer, scheduler=other_scheduler)
+    assert rates(other_optimizer, other_scheduler, 4) == expected
+
+
 def test_keep_removes_only_older_checkpoints(tmp_path):
     model, optimizer = small_setup()
     for step in (2, 10, 9, 11):

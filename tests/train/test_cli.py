@@ -1,16 +1,20 @@
 """The command line on tiny configurations."""
 
+import contextlib
 import io
 import json
 import os
 import re
+import resource
 import signal
+import sys
 import time
 import xml.dom.minidom
 
 import pytest
 
 import vibetensor.torch as torch
+from tests.device import DEVICE_NAME
 from vibetensor.train.cli import main
 from vibetensor.train.config import TrainConfig, default_config, learning_rate
 from vibetensor.train.metrics import Metrics, read_metrics
@@ -18,7 +22,7 @@ from vibetensor.train.progress import Progress, amount, duration
 from vibetensor.viz.loss_curve import loss_curve, nice_ticks, smoothed
 
 TINY = ["--layers", "1", "--heads", "2", "--width", "16", "--batch", "4", "--warmup", "2",
-        "--eval-batches", "2", "--device", os.environ.get("VT_TEST_DEVICE", "cpu")]  # fmt: skip
+        "--eval-batches", "2", "--device", DEVICE_NAME]  # fmt: skip
 
 
 @pytest.fixture
@@ -161,15 +165,32 @@ def test_vit(tmp_path, capsys, write_cifar, write_idx, kind):
         (["train", "minigpt", "--steps", "0"], "--steps must be at least 1"),
         (["train", "minigpt", "--resume", "/nonexistent"], "no checkpoint"),
         (["sample", "/nonexistent"], "no checkpoint"),
-        (["sample", "/nonexistent", "--temperature", "nan"], "--temperature must be at least 0"),
+        (["sample", "/nonexistent", "--temperature", "nan"], "--temperature must be 0 or at least"),
+        (["sample", "/nonexistent", "--temperature", "1e-40"], "at least 1e-6, and finite, got 1e"),
         (["sample", "/nonexistent", "--seed", "9" * 30], "--seed must be from -2^63"),
         (["train", "reverse", "--seed", "9" * 30], "--seed must be from -2^63 to 2^64 - 1"),
         (
             ["train", "reverse", "--batch", "9" * 30],
             "--batch 999999999999999999999999999999 is out",
         ),
-        (["train", "reverse", "--width", "1" + "0" * 13], "--width 10000000000000 can be made: "),
-        (["train", "reverse", "--length", "1" + "0" * 13], "out of memory"),
+        *(
+            (
+                ["train", task, f"--{name}", 2**63 - 1],
+                f"--{name} must be from 1 to 16777216, got 9223372036854775807",
+            )
+            for task, name in [
+                ("reverse", "batch"),
+                ("reverse", "symbols"),
+                ("reverse", "length"),
+                ("reverse", "width"),
+                ("minigpt", "block"),
+                ("vit", "patch"),
+            ]
+        ),
+        (
+            ["train", "reverse", "--width", 2**24, "--symbols", 2**24],
+            "--width 16777216 can be made: ",
+        ),
         (["train", "reverse", "--warmup", "-5"], "--warmup must be at least 0, got -5"),
         (["train", "reverse", "--clip", "-1"], "--clip must be at least 0, got -1.0"),
         (["train", "reverse", "--min-lr", "-1"], "--min-lr must be at least 0, got -1.0"),
@@ -196,8 +217,9 @@ def test_a_device_that_is_not_there(capsys):
     assert one_line(capsys, ["train", "reverse", "--device", "cuda"], "--device cuda: ")
 
 
-def test_errors_of_the_first_step_are_one_line(tmp_path, text, capsys):
-    assert minigpt(tmp_path / "run", text, "--batch", "1000000000000") == 1
+def test_errors_of_the_first_step_are_one_line(tmp_path, capsys):
+    sizes = ["--batch", "16777216", "--length", "1000000", "--out", str(tmp_path / "run")]
+    assert main(["train", "reverse", *TINY, *sizes]) == 1
     assert re.search("vibetensor: error: (CPU|CUDA) out of memory", capsys.readouterr().err)
 
 
@@ -334,6 +356,91 @@ def test_metrics_drop_what_a_resumed_run_repeats(tmp_path):
     assert metrics.series("loss") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["loss"] for line in lines] == [1, 2, 3, 40]
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """Meanwhile no file grows beyond `size` bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The error, not the signal; and no module is compiled into a file that is cut off.
+    handler, flag = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+        sys.dont_write_bytecode = flag
+
+
+def test_metrics_wait_for_room_on_a_full_disk(tmp_path):
+    said = []
+    metrics = Metrics(str(tmp_path), warn=said.append)
+    with files_of_at_most(100):  # in the middle of a line
+        for step in range(1, 21):
+            metrics.write(step, loss=float(step))
+        assert len(said) == 1 and "metrics.jsonl" in said[0] and "File too large" in said[0]
+        assert os.path.getsize(metrics.path) == 100
+    metrics.write(21, loss=21.0)
+    metrics.close()
+    assert len(said) == 1
+    assert read_metrics(metrics.path) == metrics.records
+    assert [step for step, _ in metrics.series("loss")] == list(range(1, 22))
+
+
+def test_resuming_on_a_full_disk_keeps_the_metrics(tmp_path):
+    metrics = Metrics(str(tmp_path))
+    for step in range(1, 21):
+        metrics.write(step, loss=float(step))
+    metrics.close()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
+        Metrics(str(tmp_path), first_step=10)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_events_that_cannot_be_written_end(tmp_path, monkeypatch):
+    class FullBoard:
+        def __call__(self, step, values):
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr("vibetensor.train.metrics._tensorboard", lambda run: FullBoard())
+    said = []
+    metrics = Metrics(str(tmp_path), warn=said.append)
+    for step in (1, 2):
+        metrics.write(step, loss=0.5)
+    metrics.close()
+    assert len(said) == 1 and "TensorBoard's events: No space left" in said[0]
+    assert len(read_metrics(metrics.path)) == 2
+
+
+def test_training_goes_on_when_metrics_cannot_be_written(tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    real = Metrics._write_lines
+
+    def with_room_for_a_few(self):
+        with files_of_at_most(300):
+            real(self)
+
+    monkeypatch.setattr(Metrics, "_write_lines", with_room_for_a_few)
+    assert main(["train", "reverse", *TINY, "--steps", "30", "--out", str(run)]) == 0
+    assert capsys.readouterr().out.count("could not write") == 1
+    assert checkpoints(run) == ["step_30"]
+
+
+def test_a_finished_run_without_metrics_is_validated_again(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "reverse", *TINY, "--steps", "4", "--out", str(run)]) == 0
+    final = re.search(r"validation loss [\d.]+", capsys.readouterr().out)[0]
+    resume = ["train", "reverse", "--resume", str(run)]
+    assert main(resume) == 0
+    assert final in capsys.readouterr().out
+    (run / "metrics.jsonl").unlink()
+    assert main(resume) == 0
+    assert final in capsys.readouterr().out
+    assert [r["step"] for r in read_metrics(str(run / "metrics.jsonl"))] == [4]
 
 
 def test_loss_curve():

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 from typing import Any
 
 
@@ -20,14 +21,17 @@ def sync_folder(folder: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes `value` as JSON so that `path` is either the old file or the whole new one."""
-    target = os.fspath(path)
+    """Writes `value` as JSON so that `path` is either the old file, whose permissions it keeps, or the
+    whole new one. Where `path` is a link to a file, that one is replaced."""
+    target = os.path.realpath(path)
     # Made before a file is touched: a value that is not JSON costs nothing.
     text = json.dumps(value, indent=1, allow_nan=True)
     folder, name = os.path.split(target)
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
+            with contextlib.suppress(OSError):  # there may be no file yet
+                os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode))
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -85,7 +85,7 @@ def save_file(
     Errors: `SafetensorError` classes for what cannot be written, `OSError` from the file system; in
     both cases a file that was there stays untouched.
     """
-    _native.save(os.fsencode(filename), *_writable(tensors, metadata))
+    _native.save(_path(filename), *_writable(tensors, metadata))
 
 
 def save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -126,7 +126,7 @@ class safe_open:
         if framework not in ("vt", "pt"):
             raise ValueError(f"safe_open: framework must be 'vt' or 'pt', not {framework!r}")
         self._device = device
-        self._buffer, header = _native.open_file(os.fsencode(filename))
+        self._buffer, header = _native.open_file(_path(filename))
         self._start, self._metadata, entries = header
         self._entries = {
             name: (code, shape, begin, end) for name, code, shape, begin, end in entries
@@ -164,11 +164,15 @@ class safe_open:
             raise TensorNotFound(f"no tensor {name!r} in the file; it has {len(self)} others")
         return self._entries[name]
 
-    def get_tensor(self, name: str) -> Tensor:
-        """The tensor `name`. Raises `TensorNotFound`, or `UnsupportedDtype` (such as F8_E8M0)."""
+    def _window(self, name: str) -> Tensor:
+        """The tensor `name` on the CPU."""
         if self._buffer is None:
             raise ValueError("safe_open: the file is closed; take tensors inside the with block")
-        return _tensor(self._buffer, self._start, name, *self._entry(name)).to(self._device)
+        return _tensor(self._buffer, self._start, name, *self._entry(name))
+
+    def get_tensor(self, name: str) -> Tensor:
+        """The tensor `name`. Raises `TensorNotFound`, or `UnsupportedDtype` (such as F8_E8M0)."""
+        return self._window(name).to(self._device)
 
     def get_slice(self, name: str) -> TensorSlice:
         """A handle whose indexing reads only what it needs: `file.get_slice("w")[:, ::8]`."""
@@ -189,12 +193,7 @@ class TensorSlice:
         return self._code
 
     def __getitem__(self, index: Any) -> Tensor:
-        device, self._file._device = self._file._device, "cpu"
-        try:
-            window = self._file.get_tensor(self._name)
-        finally:
-            self._file._device = device
-        return window[index].to(device)
+        return self._file._window(self._name)[index].to(self._file._device)
 
 
 def _tensor(
@@ -220,6 +219,7 @@ def _writable(
     for name, tensor in tensors.items():
         if not isinstance(name, str):
             raise TypeError(f"save_file: tensor names must be strings, got {name!r}")
+        _check_text(name, "the name")
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"save_file: {name!r} is {type(tensor).__name__}, not a tensor")
     _refuse_partial_overlap(tensors)
@@ -232,7 +232,27 @@ def _writable(
                 f"tensor {name!r} has dtype {packed.dtype}, unknown to the format"
             )
         arguments.append((name, code, list(packed.shape), _C._as_buffer(packed)))
-    return arguments, None if metadata is None else dict(metadata)
+    if metadata is None:
+        return arguments, None
+    for text in (*metadata, *metadata.values()):
+        if isinstance(text, str):  # what is none is refused by the writer
+            _check_text(text, "the metadata's")
+    return arguments, dict(metadata)
+
+
+def _path(filename: str | os.PathLike[str]) -> bytes:
+    encoded = os.fsencode(filename)
+    if b"\0" in encoded:
+        raise ValueError(f"embedded null byte in the path {filename!r}")
+    return encoded
+
+
+def _check_text(text: str, what: str) -> None:
+    """The format is UTF-8; a str may hold halves of characters that have no such form."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SafetensorError(f"save_file: {what} {text!r} is not Unicode text: {error}") from None
 
 
 def extent(tensor: Tensor) -> tuple[str, int, int]:

@@ -5,8 +5,9 @@ the nesting around them as JSON (see `_Encoder`). Any Safetensors reader can lis
 Saved and restored exactly: dict (any keys that can be saved), OrderedDict, list, tuple, set,
 frozenset, str, bytes, int, float, complex, bool, None, torch.Size, torch.dtype, torch.device,
 tensors and parameters (dtype, device, strides, requires_grad, and that two of them share memory),
-NumPy arrays; NumPy scalars come back as Python numbers, other mappings as dict. Anything else is
-refused with its place in the object.
+NumPy arrays; NumPy scalars come back as Python numbers, other mappings as dict. Elements that no
+saved tensor shows are not written: a tensor with such gaps, x[:, ::2] say, comes back contiguous.
+Anything else is refused with its place in the object.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from __future__ import annotations
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 import vibetensor.torch as torch
 
 _TREE = "vibetensor.tree"
 _MAX_DEPTH = 200
+_MAX_DECIMAL_BITS = 1024
+# The field that holds a value which is written as a string.
+_LEAVES = {"int": "hex", "float": "value", "bytes": "hex", "device": "name", "dtype": "name"}
 
 _CONVERT = """\
 {name} is a {kind}. Loading it can run any code that is inside, so vibetensor does not. Convert it \
@@ -152,8 +156,12 @@ class _Encoder:
 
     def encode(self, value: Any, where: str, depth: int) -> Any:
         kind = type(value)
-        if value is None or kind in (bool, int, str):
+        if value is None or kind in (bool, str):
             return value
+        if kind is int:
+            # Python reads and writes very long decimal numbers only where it is told to.
+            short = value.bit_length() <= _MAX_DECIMAL_BITS
+            return value if short else {"$": "int", "hex": hex(value)}
         if kind is float:
             finite = value == value and abs(value) != float("inf")
             return value if finite else {"$": "float", "value": repr(value)}
@@ -203,8 +211,8 @@ class _Encoder:
             return {k: self.encode(v, f"{where}[{k!r}]", depth) for k, v in value.items()}
         items = [
             [
-                self.encode(k, f"key {k!r} of {where}", depth),
-                self.encode(v, f"{where}[{k!r}]", depth),
+                self.encode(k, f"key {_shown(k)} of {where}", depth),
+                self.encode(v, f"{where}[{_shown(k)}]", depth),
             ]
             for k, v in value.items()
         ]
@@ -249,7 +257,8 @@ class _Encoder:
             first = self._tensors[group[0]].detach()
             begin, end = places[group[0]][1], max(places[index][2] for index in group)
             elements = (end - begin) // first.element_size()
-            alone = len(group) == 1 and (first.is_contiguous() or first.numel() != elements)
+            packed = tuple(first.stride()) == _packed_strides(first.shape)
+            alone = len(group) == 1 and (packed or first.numel() < elements)
             if len({self._tensors[index].dtype for index in group}) > 1:
                 raise SharedStorage(
                     "torch.save: tensors of different dtypes share memory; clone() one of them"
@@ -270,6 +279,22 @@ class _Encoder:
                     entry["parameter"] = True
                 table[index] = entry
         return table
+
+
+def _packed_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor as it is loaded."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def _shown(key: Any) -> str:
+    try:
+        return repr(key)
+    except ValueError:  # an int too long for Python to print
+        return f"(a long {type(key).__name__})"
 
 
 class _Decoder:
@@ -344,7 +369,11 @@ class _Decoder:
         if kind == "complex":
             if len(items) != 2:
                 raise _invalid(f"a complex number has {len(items)} parts")
-            return complex(*(_is(float, part, "a part of a complex number") for part in items))
+            parts = [_is(float, part, "a part of a complex number") for part in items]
+            try:
+                return complex(*parts)
+            except OverflowError as error:
+                raise _invalid(f"a part of a complex number is no float: {error}") from error
         if kind == "Size":
             return torch.Size([_is_extent(item, "an extent of a Size") for item in items])
         for item in items:
@@ -352,13 +381,15 @@ class _Decoder:
         return set(items) if kind == "set" else frozenset(items)
 
     def _leaf(self, kind: Any, node: dict[str, Any]) -> Any:
-        field = {"float": "value", "bytes": "hex", "device": "name", "dtype": "name"}.get(str(kind))
+        field = _LEAVES.get(str(kind))
         if field is None:
             raise _invalid(f"it holds a {kind!r:.60}, which this version does not know")
         text = _is(str, node.get(field), f"the {field} of a {kind}")
         try:
             if kind == "float":
                 return float(text)
+            if kind == "int":
+                return int(text, 16)
             if kind == "bytes":
                 return bytes.fromhex(text)
             if kind == "device":
@@ -411,7 +442,7 @@ def _is(kind: type, value: Any, what: str) -> Any:
 
 def _is_extent(value: Any, what: str) -> int:
     if not 0 <= _is(int, value, what) < 2**63:
-        raise _invalid(f"{what} is {value!r:.60}")
+        raise _invalid(f"{what} is {_shown(value):.60}")
     return value
 
 

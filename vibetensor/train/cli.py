@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--prompt", default="\n", help="text to continue (default: a line break)")
     sample.add_argument("--tokens", type=int, default=400, help="tokens to add (default: 400)")
     sample.add_argument("--temperature", type=float, default=0.8,
-                        help="0 always takes the likeliest token (default: 0.8)")  # fmt: skip
+                        help="0 always takes the likeliest token, else at least 1e-6 (default: 0.8)")  # fmt: skip
     sample.add_argument("--top-k", type=int, default=40,
                         help="choose among the K likeliest; 0: all (default: 40)")  # fmt: skip
     sample.add_argument("--seed", type=int, default=1337, help="seed of the choice (default: 1337)")
@@ -188,8 +188,11 @@ def _new_run_folder(task: str) -> str:
 def _sample(options: argparse.Namespace) -> int:
     if options.tokens < 1 or options.top_k < 0:
         raise ValueError("--tokens must be at least 1, --top-k at least 0")
-    if not 0 <= options.temperature < float("inf"):
-        raise ValueError(f"--temperature must be at least 0, got {options.temperature}")
+    # Logits that are divided by less may leave the range of float32.
+    if options.temperature != 0 and not 1e-6 <= options.temperature < float("inf"):
+        raise ValueError(
+            f"--temperature must be 0 or at least 1e-6, and finite, got {options.temperature}"
+        )
     from vibetensor.train.config import check_seed
 
     check_seed(options.seed)

@@ -70,9 +70,11 @@ class TrainConfig:
             raise ValueError(f"there is no task {self.task!r}; it is one of {[*TASK_DEFAULTS]}")
         for field in dataclasses.fields(self)[1:]:
             self._check_kind(field)
-        for name in ("layers", "heads", "width", "block", "patch", "steps", "batch", "length",
-                     "symbols", "eval_interval", "eval_batches", "save_interval",
-                     "keep"):  # fmt: skip
+        for name in ("layers", "heads", "width", "block", "patch", "batch", "length", "symbols"):
+            value = getattr(self, name)
+            if not 1 <= value <= LARGEST_SIZE:
+                raise ValueError(f"--{name} must be from 1 to {LARGEST_SIZE}, got {value}")
+        for name in ("steps", "eval_interval", "eval_batches", "save_interval", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
         if self.threads is not None and not 1 <= self.threads <= 1024:
@@ -132,6 +134,10 @@ class TrainConfig:
                 )
         return cls(**{**saved, **given})
 
+
+# Of what is an extent of a tensor. No product of two of these overflows a count of bytes: tensors
+# that are too large are an error about memory.
+LARGEST_SIZE = 2**24
 
 # What decides the shapes of the weights, or what they mean: a resumed run cannot change it.
 SHAPING = ("vocab", "length", "symbols", "layers", "heads", "width", "block", "patch")

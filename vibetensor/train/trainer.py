@@ -122,19 +122,22 @@ class Trainer:
         os.makedirs(self.run, exist_ok=True)
         write_json(os.path.join(self.run, "config.json"), config.to_json())
         self.set_aside = set_aside_later(self.run, self.step)
-        self.metrics = Metrics(self.run, self.step)
+        self.progress = Progress(self.step, config.steps, self.task.unit)
+        self.metrics = Metrics(self.run, self.step, self.progress.line)
         with contextlib.closing(self.metrics):
             return self._train()
 
     def _train(self) -> int:
         config = self.config
-        self.progress = Progress(self.step, config.steps, self.task.unit)
         self._introduce()
         first = self.step
         started = time.monotonic()
         self.model.train()
         with StopRequest().listening() as stop:
-            if self.step == 0:
+            # A finished run, to be shown again, may have lost its metrics.
+            if self.step == 0 or (
+                self.step == config.steps and self._validated_step() != self.step
+            ):
                 self._evaluate()
             while self.step < config.steps and stop.signal is None:
                 self._train_step()
@@ -217,6 +220,11 @@ class Trainer:
         self.progress.line(f"step {self.step}/{self.config.steps}  {shown}")
         self.progress.resume_clock()
 
+    def _validated_step(self) -> float | None:
+        """The step of the newest validation."""
+        validations = self.metrics.series("val_loss")
+        return validations[-1][0] if validations else None
+
     def _save(self) -> bool:
         """True if saved. A save that fails (disk full) does not end the run: the last good
         checkpoint is whole, and the next save may succeed."""
@@ -263,4 +271,5 @@ class Trainer:
             name, level = self.task.baseline
             text += f" ({name}: {level:.3f})"
         self.progress.line(text)
-        self.progress.line(f"wrote {self.run}: loss.svg, metrics.jsonl, step_{self.step}/")
+        saved = f", step_{self.step}/" if self.saved_step == self.step else ""
+        self.progress.line(f"wrote {self.run}: loss.svg, metrics.jsonl{saved}")

@@ -155,7 +155,7 @@ class GradScaler:
         """``optimizer.step(*args, **kwargs)``, unless a gradient is infinite or NaN.
 
         Optimizers made with ``fused=True`` unscale and check inside their update, with no wait
-        for the device.
+        for the device. Where no parameter has a gradient, others raise AssertionError.
         """
         self._note_enabled()
         if not self._enabled:
@@ -238,10 +238,15 @@ class GradScaler:
             one = torch.ones((), dtype=torch.float32, device=self._scale.device)
             state["found_inf_per_device"] = self._unscale_grads(optimizer, one, allow_fp16=True)
             grad_scale = self._scale
-        if not state["found_inf_per_device"]:
+        if state["found_inf_per_device"]:
+            found_inf = self._combined([state])
+        elif getattr(optimizer, "_step_supports_amp_scaling", False):
+            # Without gradients its step has nothing to do, which is no error.
+            found_inf = torch.zeros((), dtype=torch.float32, device=self._scale.device)
+        else:
             raise AssertionError("No inf checks were recorded for this optimizer.")
         optimizer.grad_scale = grad_scale
-        optimizer.found_inf = self._combined([state])
+        optimizer.found_inf = found_inf
         try:
             result = optimizer.step(*args, **kwargs)
         finally:

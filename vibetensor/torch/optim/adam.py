@@ -122,15 +122,7 @@ class Adam(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates the parameters that have gradients; returns the closure's loss, if any."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.set_grad_enabled(self.defaults["differentiable"]):
-            for index, group in enumerate(self.param_groups):
-                for bucket, grads in self._buckets(index, group):
-                    self._update(group, bucket, grads)
-        return loss
+        return self._update_all(closure)
 
     def _update(self, group: dict[str, Any], bucket: Any, grads: list[Any]) -> None:
         amsgrad = group["amsgrad"]

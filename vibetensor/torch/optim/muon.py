@@ -81,22 +81,15 @@ class Muon(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates the parameters that have gradients; returns the closure's loss, if any."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad():
-            for index, group in enumerate(self.param_groups):
-                for bucket, grads in self._buckets(index, group):
-                    buffers = bucket.column("momentum_buffer")
-                    self._run_plain(
-                        grads,
-                        [*bucket.params, *buffers],
-                        lambda grads, p=bucket.params, b=buffers, group=group: _muon(
-                            p, grads, b, group
-                        ),
-                    )
-        return loss
+        return self._update_all(closure)
+
+    def _update(self, group: dict[str, Any], bucket: Any, grads: list[Any]) -> None:
+        buffers = bucket.column("momentum_buffer")
+        self._run_plain(
+            grads,
+            [*bucket.params, *buffers],
+            lambda grads: _muon(bucket.params, grads, buffers, group),
+        )
 
 
 def _muon(params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any]) -> None:

@@ -120,7 +120,8 @@ class Optimizer:
     ``params`` is an iterable of tensors, of ``(name, tensor)`` pairs, or of dicts with a
     ``"params"`` entry and options of their own; ``defaults`` are the options of groups that do
     not give them. A subclass writes ``step``; it may build it on ``_buckets``, which sorts the
-    parameters that have gradients by device and dtype and keeps the result between steps.
+    parameters that have gradients by device and dtype and keeps the result between steps, or make
+    it ``_update_all``, which calls ``_update`` for each of those.
     """
 
     # In a class whose own ``step`` knows of recordings: it takes ``group["lr"]`` as a 0-d tensor as
@@ -267,6 +268,22 @@ class Optimizer:
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates the parameters once; ``closure`` recomputes the loss and its gradients."""
         raise NotImplementedError(f"{type(self).__name__} does not implement step()")
+
+    def _update_all(self, closure: Callable[[], Any] | None) -> Any:
+        """A step by `_update`: of every group's buckets, after the closure, whose loss it returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+            for index, group in enumerate(self.param_groups):
+                for bucket, grads in self._buckets(index, group):
+                    self._update(group, bucket, grads)
+        return loss
+
+    def _update(self, group: dict[str, Any], bucket: Bucket, grads: list[Any]) -> None:
+        """Updates the bucket's parameters by `grads`, where ``step`` is `_update_all`."""
+        raise NotImplementedError
 
     def _init_state(self, group: dict[str, Any], param: Any) -> None:
         """Fills ``self.state[param]`` at the first step of a parameter."""

@@ -9,6 +9,7 @@ import vibetensor.torch as torch
 from vibetensor.torch import _recording
 from vibetensor.torch.optim.optimizer import Optimizer
 from vibetensor.torch.optim.scaled import add_scaled
+from vibetensor.torch.optim.step_plan import Bucket
 
 
 class SGD(Optimizer):
@@ -80,17 +81,15 @@ class SGD(Optimizer):
         if group["momentum"] != 0:
             self.state[param]  # an empty entry; the first update makes the buffer
 
+    def _buckets(self, index: int, group: dict[str, Any]) -> list[tuple[Bucket, list[Any]]]:
+        plan = self._plans.get(index)
+        if plan is not None and plan.stateless and group["momentum"] != 0:
+            del self._plans[index]  # momentum was switched on after it was made
+        return super()._buckets(index, group)
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates the parameters that have gradients; returns the closure's loss, if any."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.set_grad_enabled(self.defaults["differentiable"]):
-            for index, group in enumerate(self.param_groups):
-                for bucket, grads in self._buckets(index, group):
-                    self._update(group, bucket, grads)
-        return loss
+        return self._update_all(closure)
 
     def _update(self, group: dict[str, Any], bucket: Any, grads: list[Any]) -> None:
         params, states = bucket.params, bucket.states

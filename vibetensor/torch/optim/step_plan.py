@@ -30,20 +30,27 @@ class Bucket:
         self.uniform = True
 
     def column(self, key: str) -> list[Any]:
-        """The state entry ``key`` of every parameter."""
-        return [state[key] for state in self.states]
+        """The state entry ``key`` of every parameter; KeyError where one has none."""
+        try:
+            return [state[key] for state in self.states]
+        except KeyError:
+            raise KeyError(
+                f"the optimizer's state of a parameter has no {key!r}, which its first step makes "
+                "where it is needed: set options such as amsgrad before that"
+            ) from None
 
 
 class StepPlan:
     """The buckets of a group, and what must still be true for them to be right."""
 
-    __slots__ = ("buckets", "params", "present", "states", "with_grad")
+    __slots__ = ("buckets", "params", "present", "stateless", "states", "with_grad")
 
     def __init__(self, params: list[Any], grads: list[Any], state: Mapping) -> None:
         self.params = list(params)
         self.present = [grad is not None for grad in grads]
         self.with_grad = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
         self.states = [state.get(p) for p in self.with_grad]
+        self.stateless = None in self.states
         by_kind: dict[Any, Bucket] = {}
         seen: set[int] = set()
         for i, (p, grad) in enumerate(zip(params, grads, strict=True)):

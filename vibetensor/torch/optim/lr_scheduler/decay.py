@@ -56,6 +56,13 @@ class MultiStepLR(LRScheduler):
         passed = bisect_right(sorted(self.milestones.elements()), self.last_epoch)
         return [base * self.gamma**passed for base in self.base_lrs]
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what ``state_dict`` gave, also as JSON or a plain mapping gave it back."""
+        super().load_state_dict(state_dict)
+        # JSON makes the epochs strings.
+        saved = state_dict["milestones"].items()
+        self.milestones = Counter({int(k) if isinstance(k, str) else k: n for k, n in saved})
+
 
 class ConstantLR(LRScheduler):
     """Multiplies the rate by ``factor`` until epoch ``total_iters``."""

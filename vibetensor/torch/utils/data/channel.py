@@ -11,12 +11,17 @@ Pickle is only ever used between a process and the workers it started.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
 import io
 import mmap
 import os
 import pickle
 import socket
 import struct
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import vibetensor.torch as torch
@@ -46,6 +51,32 @@ def _anonymous_file(size: int) -> int:
     return fd
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
+)  # fmt: skip
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_FAILED = ctypes.c_void_p(-1).value
+
+
+def _map(fd: int, size: int) -> memoryview:
+    """The first ``size`` bytes of a file, writable, for as long as anything refers to them.
+
+    Python's own mapping would keep a descriptor open, and a program that keeps its batches would
+    run out of them.
+    """
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    address = _libc.mmap(None, size, access, mmap.MAP_SHARED, fd, 0)
+    if address == _FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, f"cannot map {size} bytes of shared memory: {os.strerror(code)}")
+    memory = (ctypes.c_ubyte * size).from_address(address)
+    unmap = weakref.finalize(memory, _libc.munmap, address, size)
+    unmap.atexit = False  # tensors may outlive the finalizers
+    return memoryview(memory).cast("B")
+
+
 def _aligned(offset: int) -> int:
     return -(-offset // _ALIGN) * _ALIGN
 
@@ -67,7 +98,8 @@ class _Pickler(pickle.Pickler):
         self.tensors: list[tuple[Any, int]] = []
         self.buffers: list[tuple[memoryview, int]] = []
         self.size = 0
-        self._placed: dict[int, tuple[Any, ...]] = {}
+        # By id, with the object itself: once it is gone another one may have its id.
+        self._placed: dict[int, tuple[Any, tuple[Any, ...]]] = {}
 
     def _place(self, nbytes: int) -> int:
         offset = _aligned(self.size)
@@ -77,8 +109,7 @@ class _Pickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Any:
         if type(obj) is not torch.Tensor:
             return None
-        placed = self._placed.get(id(obj))
-        if placed is None:
+        if id(obj) not in self._placed:
             if obj.requires_grad and not obj.is_leaf:
                 raise RuntimeError(
                     "a tensor with a graph cannot be sent to another process: call detach() on "
@@ -88,8 +119,8 @@ class _Pickler(pickle.Pickler):
             offset = self._place(tensor.numel() * tensor.element_size())
             self.tensors.append((tensor, offset))
             placed = (offset, _name(tensor.dtype), tuple(tensor.shape), obj.requires_grad)
-            self._placed[id(obj)] = placed
-        return placed
+            self._placed[id(obj)] = (obj, placed)
+        return self._placed[id(obj)][1]
 
     def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
         view = buffer.raw()
@@ -109,6 +140,18 @@ class _Unpickler(pickle.Unpickler):
         return tensor.requires_grad_() if requires_grad else tensor
 
 
+def _no_descriptor_left() -> OSError:
+    import resource
+
+    limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OSError(
+        errno.EMFILE,
+        f"a batch came from a worker, but this process has all of the {limit} files open that it "
+        "may have: close some, or raise the limit with `ulimit -n` or "
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ...), to {highest} at most",
+    )
+
+
 class Channel:
     """One end of a socket pair between the loader and a worker."""
 
@@ -120,6 +163,15 @@ class Channel:
 
     def close(self) -> None:
         self.connection.close()
+
+    @contextlib.contextmanager
+    def _socket(self) -> Iterator[socket.socket]:
+        """The connection as a socket, over which descriptors can go."""
+        end = socket.socket(fileno=self.fileno())
+        try:
+            yield end
+        finally:
+            end.detach()
 
     def send(self, message: Any) -> None:
         """Sends a message; BrokenPipeError or ConnectionResetError when the other end is gone."""
@@ -134,7 +186,7 @@ class Channel:
         in_file = total > INLINE_BYTES
         fd = _anonymous_file(total) if in_file else -1
         try:
-            memory: Any = mmap.mmap(fd, total) if in_file else bytearray(total)
+            memory: Any = _map(fd, total) if in_file else bytearray(total)
             memory[: len(table)] = table
             memory[len(table) : len(table) + len(body)] = body
             for view, offset in pickler.buffers:
@@ -145,7 +197,7 @@ class Channel:
             head = _HEAD.pack(in_file, len(table), len(body), total)
             if in_file:
                 self.connection.send_bytes(head)
-                with socket.socket(fileno=os.dup(self.fileno())) as end:
+                with self._socket() as end:
                     socket.send_fds(end, [b"f"], [fd])
             else:
                 self.connection.send_bytes(head + bytes(memory))
@@ -154,16 +206,19 @@ class Channel:
                 os.close(fd)
 
     def receive(self) -> Any:
-        """The next message; EOFError or an OSError when the other end is gone."""
+        """The next message; EOFError or a ConnectionError when the other end is gone, an OSError of
+        EMFILE when this process may open no more files."""
         data = self.connection.recv_bytes()
         in_file, table_size, body_size, total = _HEAD.unpack_from(data)
         if in_file:
-            with socket.socket(fileno=os.dup(self.fileno())) as end:
-                _, fds, _, _ = socket.recv_fds(end, 1, 1)
+            with self._socket() as end:
+                _, fds, flags, _ = socket.recv_fds(end, 1, 1)
+            if not fds and flags & socket.MSG_CTRUNC:
+                raise _no_descriptor_left()
             if not fds:
                 raise EOFError("the sender died between a message and its memory")
             try:
-                memory: Any = mmap.mmap(fds[0], total)
+                memory: Any = _map(fds[0], total)
             finally:
                 os.close(fds[0])
         else:

@@ -42,11 +42,14 @@ def _rebuild_sequence(like: Any, items: list[Any]) -> Any:
 
 
 def default_convert(data: Any) -> Any:
-    """Turns NumPy arrays inside ``data`` into tensors and leaves the rest as it is."""
-    if isinstance(data, torch.Tensor):
+    """Turns NumPy arrays and numbers inside ``data`` into tensors and leaves the rest as it is,
+    NumPy's strings and arrays of strings or objects among it."""
+    # NumPy's strings are Python's too, and are left before they are taken for numbers.
+    if isinstance(data, (torch.Tensor, str, bytes)):
         return data
     if _is_numpy(data):
-        if getattr(data, "ndim", 0) > 0 and _is_text_array(data):
+        is_record = data.dtype.kind == "V" and data.ndim == 0
+        if _is_text_array(data) and not is_record:
             return data
         return torch.as_tensor(_array(data))
     if isinstance(data, Mapping):
@@ -55,7 +58,7 @@ def default_convert(data: Any) -> Any:
         return type(data)(*map(default_convert, data))
     if isinstance(data, tuple):
         return [default_convert(item) for item in data]
-    if isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
+    if isinstance(data, Sequence):
         return _rebuild_sequence(data, [default_convert(item) for item in data])
     return data
 
@@ -75,6 +78,8 @@ def collate(batch: Sequence[Any], *, collate_fn_map: dict[Any, Callable] | None 
 
     if isinstance(first, torch.Tensor):
         return torch.stack(list(batch), 0)
+    if isinstance(first, (str, bytes)):  # NumPy's too
+        return batch
     if _is_numpy(first):
         if first.ndim == 0 and not _is_text_array(first):
             return torch.as_tensor([value.item() for value in batch], dtype=_dtype_of(first))
@@ -85,8 +90,6 @@ def collate(batch: Sequence[Any], *, collate_fn_map: dict[Any, Callable] | None 
         return torch.tensor(batch, dtype=torch.float64)
     if isinstance(first, int):
         return torch.tensor(batch)
-    if isinstance(first, (str, bytes)):
-        return batch
     if isinstance(first, Mapping):
         columns = {key: again([sample[key] for sample in batch]) for key in first}
         return _rebuild_mapping(first, columns)

@@ -52,7 +52,8 @@ class SequentialSampler(Sampler):
 class RandomSampler(Sampler):
     """A random order, or with ``replacement`` independent draws, ``num_samples`` of them.
 
-    Without a ``generator`` each pass draws its seed from the default one.
+    Without a ``generator`` each pass draws its seed from the default one. A pass over a source that
+    is empty is a ValueError where ``num_samples`` says that there is something to draw.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class RandomSampler(Sampler):
             generator = torch.Generator()
             generator.manual_seed(draw_seed())
         left = self.num_samples
+        if n == 0 and left > 0:
+            raise ValueError(f"RandomSampler: {left} samples of an empty source were asked for")
         while left > 0:
             if self.replacement:
                 size = min(left, 1024)
