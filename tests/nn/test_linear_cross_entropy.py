@@ -1,18 +1,17 @@
 """linear_cross_entropy, whole and in chunks, against linear and cross_entropy, and its memory."""
 
 import gc
-import os
 import warnings
 
 import numpy as np
 import pytest
 
 import vibetensor.torch as vt
+from tests.device import DEVICE
 from vibetensor import _C
 
 F = vt.nn.functional
 Options = vt.nn.LinearCrossEntropyOptions
-DEVICE = os.environ.get("VT_TEST_DEVICE", "cpu").partition(":")[0]
 
 
 @pytest.fixture

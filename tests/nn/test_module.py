@@ -4,6 +4,8 @@ import copy
 import gc
 import pickle
 import weakref
+from collections import OrderedDict
+from types import MappingProxyType
 
 import pytest
 
@@ -79,6 +81,38 @@ def test_attributes_move_between_registries():
     assert "x" in dir(m)
 
 
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_new_buffer_brings_its_own_persistence(before, after):
+    m = nn.Module()
+    m.b = nn.Buffer(vt.ones(2), persistent=before)
+    assert list(m.state_dict()) == ["b"] * before
+    m.b = nn.Buffer(vt.zeros(2), persistent=after)
+    assert list(m.state_dict()) == ["b"] * after and m.b.tolist() == [0, 0]
+    m.b = vt.ones(2)  # a plain tensor keeps what is
+    assert list(m.state_dict()) == ["b"] * after
+    m.b = None
+    m.b = nn.Buffer(vt.ones(1))
+    assert list(m.state_dict()) == ["b"]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_copies_and_pickles_of_a_buffer_know_their_persistence(persistent):
+    buffer = nn.Buffer(vt.tensor([1.0, 2.0]), persistent=persistent)
+    for other in (
+        copy.deepcopy(buffer), copy.deepcopy([buffer, buffer])[1], copy.copy(buffer),
+        pickle.loads(pickle.dumps(buffer)),
+    ):  # fmt: skip
+        assert type(other) is nn.Buffer and other.tolist() == [1, 2]
+        assert other.persistent is persistent
+        m = nn.Module()
+        m.b = other
+        assert list(m.state_dict()) == ["b"] * persistent
+    pair = copy.deepcopy([buffer, buffer])
+    assert pair[0] is pair[1]
+    assert nn.Buffer.persistent
+
+
 def test_parameter_is_a_leaf_that_shares_memory():
     data = vt.ones(2, requires_grad=True) * 1
     p = nn.Parameter(data)
@@ -111,6 +145,63 @@ def test_straight_path_and_hooks_after_removal():
     with m.register_forward_hook(lambda m, a, out: out + 1):
         assert m(vt.ones(1)).item() == 3
     assert calls == [3, 2, 2, 2]
+
+
+def gradient_of_twice(module):
+    x = vt.tensor([-1.0, 1.0], requires_grad=True)
+    y = x * 2
+    z = module(y)
+    (z.sum() + 10 * y.sum()).backward()
+    return x.grad.tolist()
+
+
+def test_in_place_modules_and_backward_hooks():
+    # y is changed: the 10 is of what ReLU left of it.
+    assert gradient_of_twice(nn.ReLU(inplace=True)) == [0, 22]
+    for register in ("register_full_backward_hook", "register_full_backward_pre_hook"):
+        for inner in (nn.ReLU(inplace=True), nn.Dropout(0.5, inplace=True)):
+            for module in (inner, nn.Sequential(nn.Identity(), inner)):
+                handle = getattr(module, register)(lambda *a: None)
+                with pytest.raises(
+                    RuntimeError, match=f"{type(module).__name__} changed its input 0"
+                ):
+                    gradient_of_twice(module)
+                handle.remove()
+        module = nn.ReLU()
+        getattr(module, register)(lambda *a: None)
+        assert gradient_of_twice(module) == [20, 22]
+
+
+def test_changes_in_place_that_hooks_allow():
+    relu = nn.ReLU(inplace=True)
+    relu.register_full_backward_hook(lambda *a: None)
+    x = vt.tensor([-1.0, 1.0])
+    relu(x)
+    assert x.tolist() == [0, 1]
+    y = vt.tensor([-1.0, 1.0], requires_grad=True) * 1
+    with vt.no_grad():
+        relu(y)
+    assert y.tolist() == [0, 1]
+
+    class Counts(nn.Module):
+        def forward(self, x, count):
+            count += 1
+            return x * 2
+
+    module, count = Counts(), vt.zeros(1)
+    module.register_full_backward_hook(lambda *a: None)
+    x = vt.ones(1, requires_grad=True)
+    module(x, count).sum().backward()
+    assert x.grad.item() == 2 and count.item() == 1
+
+
+def test_a_backward_hook_without_gradients_of_inputs_warns():
+    module, seen = nn.Linear(1, 1), []
+    module.register_full_backward_hook(lambda m, gi, go: seen.append(gi))
+    with pytest.warns(UserWarning, match="Full backward hook is firing"):
+        module(vt.ones(1, 1)).sum().backward()
+    module(vt.ones(1, 1, requires_grad=True)).sum().backward()
+    assert seen[0] == (None,) and seen[1][0].shape == (1, 1)
 
 
 def test_train_eval_apply_requires_grad_zero_grad():
@@ -241,6 +332,30 @@ def test_parameter_containers():
     assert list((named | {"z": vt.ones(1)}).keys()) == ["b", "z"]
 
 
+def test_order_of_a_parameter_dict():
+    one = vt.ones(1)
+    assert list(nn.ParameterDict({"b": one, "a": one})) == ["a", "b"]
+    pairs = nn.ParameterDict([("b", one), ("a", one)])
+    assert list(pairs) == list(pairs.copy()) == list(nn.ParameterDict(pairs)) == ["b", "a"]
+    assert list(nn.ParameterDict(OrderedDict([("b", one), ("a", one)]))) == ["b", "a"]
+    assert list(nn.ParameterDict(MappingProxyType({"b": one, "a": one}))) == ["a", "b"]
+    assert list(pairs.fromkeys(["d", "c"], one)) == ["d", "c"]
+    assert list(pairs | {"d": one, "c": one}) == ["b", "a", "c", "d"]
+    pairs |= {"d": one, "c": one}
+    assert list(pairs) == ["b", "a", "c", "d"]
+    with pytest.raises(TypeError, match="key"):
+        nn.ParameterDict({1: one})
+
+
+def test_a_dict_or_a_parameter_dict():
+    named = nn.ParameterDict({"a": vt.ones(1) * 2})
+    made = {"d": 3, "a": 4} | named
+    assert type(made) is dict and list(made) == ["d", "a"]
+    assert made["d"] == 3 and made["a"] is named["a"] and list(named) == ["a"]
+    with pytest.raises(TypeError):
+        [("a", 1)] | named
+
+
 def test_extra_state_and_hooks_of_the_state_dict():
     class Counter(nn.Module):
         def __init__(self):
@@ -265,6 +380,20 @@ def test_extra_state_and_hooks_of_the_state_dict():
     net[0].count = 7
     assert repr(net.load_state_dict(state)) == "<All keys matched successfully>"
     assert net[0].count == 3
+
+
+def test_order_of_what_load_state_dict_reports():
+    with pytest.raises(RuntimeError) as error:
+        nn.Linear(2, 2).load_state_dict({"x": vt.ones(1), "weight": vt.ones(3)})
+    places = [str(error.value).index(word) for word in ("Missing", "Unexpected", "size mismatch")]
+    assert places == sorted(places)
+
+
+def test_positional_arguments_of_state_dict_are_deprecated():
+    layer, into = nn.Linear(1, 1), {}
+    with pytest.warns(FutureWarning, match="positional"):
+        assert layer.state_dict(into, "a.") is into
+    assert list(into) == ["a.weight", "a.bias"] == list(layer.state_dict(prefix="a."))
 
 
 def test_load_state_dict_assign():

@@ -176,6 +176,12 @@ def unexpected(torch, state):
     state["extra"] = state["2.weight"] = state["0.more"] = torch.ones(1)
 
 
+def missing_and_unexpected(torch, state):
+    del state["0.weight"]
+    state["extra"] = torch.ones(1)
+    state["1.bias"] = torch.ones(2)
+
+
 def wrong_size(torch, state):
     state["0.weight"] = torch.ones(2, 2)
     state["1.bias"] = torch.ones(2)
@@ -186,7 +192,9 @@ def not_a_tensor(torch, state):
     state["0.bias"] = [1, 2, 3]
 
 
-@pytest.mark.parametrize("change", [missing, unexpected, wrong_size, not_a_tensor])
+@pytest.mark.parametrize(
+    "change", [missing, unexpected, missing_and_unexpected, wrong_size, not_a_tensor]
+)
 def test_load_state_dict_errors(against_torch, change):
     run = wrong_state(change)
     against_torch.same_error(lambda: run(vt), lambda: run(against_torch.torch))

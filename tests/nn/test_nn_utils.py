@@ -41,6 +41,15 @@ def test_clip_grad_norm_of_one_and_of_none():
     np.testing.assert_allclose(p.grad.numpy(), [0.6, 0.8], rtol=1e-6)
 
 
+def test_order_0_of_one_tensor_is_the_norm_of_its_norm():
+    p = vt.nn.Parameter(vt.zeros(3))
+    p.grad = vt.tensor([1.0, 2.0, 3.0])
+    assert vt.nn.utils.clip_grad_norm_(p, 1.0, norm_type=0).item() == 1
+    np.testing.assert_allclose(p.grad.numpy(), [1, 2, 3], rtol=1e-5)
+    assert vt.nn.utils.get_total_norm([vt.zeros(3)], 0).item() == 0
+    assert vt.nn.utils.get_total_norm([p.grad, vt.zeros(2), p.grad], 0).item() == 2
+
+
 def test_a_generator_of_parameters_is_read_once():
     made = parameters(vt)
     vt.nn.utils.clip_grad_norm_((p for p in made), 1e-3)
@@ -98,6 +107,17 @@ def test_pad_sequence(against_torch, batch_first, side):
         [against_torch.theirs(a) for a in arrays], batch_first, -1.0, side
     )
     against_torch.close(got, expected)
+
+
+def test_pad_sequence_takes_the_first_dtype():
+    narrow, wide = vt.ones(2, requires_grad=True), vt.ones(3, dtype=vt.float64, requires_grad=True)
+    padded = vt.nn.utils.rnn.pad_sequence([narrow, wide], padding_value=0.5)
+    assert padded.dtype is vt.float32 and padded.tolist() == [[1, 1], [1, 1], [0.5, 1]]
+    (padded * 2).sum().backward()
+    assert narrow.grad.tolist() == [2, 2]
+    assert wide.grad.dtype is vt.float64 and wide.grad.tolist() == [2, 2, 2]
+    whole = vt.nn.utils.rnn.pad_sequence([vt.tensor([1]), vt.tensor([2.5, 3.5])])
+    assert whole.dtype is vt.int64 and whole.tolist() == [[1, 2], [0, 3]]
 
 
 def test_unpad_sequence():

@@ -161,8 +161,11 @@ Tensor nll_loss(const Tensor& self, const Tensor& target, const Tensor& weight, 
   const Tensor valid = ops::ne(indices, wrapped_scalar(Scalar(ignore_index)));
   const Tensor safe =
       ops::_to_dtype(ops::mul(indices, ops::_to_dtype(valid, indices.dtype())), DType::Int64);
-  const Tensor picked =
-      ops::squeeze_dim(ops::gather(rows, 1, ops::unsqueeze(safe, 1), false), Dims{1});
+  // Zeros in place of what is ignored, and not only times zero: where all is, the mean's gradient
+  // is no number.
+  const Tensor picked = ops::where(
+      valid, ops::squeeze_dim(ops::gather(rows, 1, ops::unsqueeze(safe, 1), false), Dims{1}),
+      number(0));
   const Tensor keep = ops::_to_dtype(valid, self.dtype());
   const Tensor weights = weight.defined() ? ops::index_select(weight, 0, safe) * keep : keep;
   const Tensor loss = -(picked * weights);

@@ -99,13 +99,15 @@ Tensor group_norm(const Tensor& input, int64_t num_groups, const Tensor& weight,
           t->defined() ? t->sizes() : IntSpan(), " and input of shape ", input.sizes());
   }
   if (input.numel() == 0)
-    return affine(ops::clone(input, std::nullopt), per_channel(weight, input.dim()),
-                  per_channel(bias, input.dim()));
+    return rounded(affine(ops::clone(input, std::nullopt), per_channel(weight, input.dim()),
+                          per_channel(bias, input.dim())),
+                   input.dtype());
   const int64_t row = input.numel() / (n * num_groups);
   const Tensor rows = ops::reshape(input, Dims{n * num_groups, row});
   const Tensor y = std::get<0>(ops::native_layer_norm(rows, Dims{row}, Tensor(), Tensor(), eps));
-  return affine(ops::view(y, input.sizes()), per_channel(weight, input.dim()),
-                per_channel(bias, input.dim()));
+  return rounded(affine(ops::view(y, input.sizes()), per_channel(weight, input.dim()),
+                        per_channel(bias, input.dim())),
+                 input.dtype());
 }
 
 Tensor batch_norm(const Tensor& input, const Tensor& weight, const Tensor& bias,
@@ -138,7 +140,8 @@ Tensor batch_norm(const Tensor& input, const Tensor& weight, const Tensor& bias,
   const Tensor centre = mean(x, dims, true);
   const Tensor deviation = x - centre;
   const Tensor variance = mean(deviation * deviation, dims, true);
-  if (running_mean.defined() || running_var.defined()) {
+  // A batch of nothing has no statistics to follow.
+  if (input.numel() > 0 && (running_mean.defined() || running_var.defined())) {
     const Scoped<bool> no_grad(thread_state.grad_enabled, false);
     const double n =
         static_cast<double>(input.numel()) / static_cast<double>(std::max<int64_t>(c, 1));

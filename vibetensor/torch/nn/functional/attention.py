@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 from vibetensor import _C
@@ -35,7 +36,7 @@ def scaled_dot_product_attention(
 
 
 def canonical_mask(mask: Tensor | None, dtype: Any, name: str) -> Tensor | None:
-    """A mask to add: boolean ones (True is excluded) become -inf and 0. Raises RuntimeError for
+    """A mask to add: boolean ones (True is excluded) become -inf and 0. Raises AssertionError for
     other than boolean and floating masks."""
     if mask is None:
         return None
@@ -43,10 +44,23 @@ def canonical_mask(mask: Tensor | None, dtype: Any, name: str) -> Tensor | None:
         zeros = _ops.zeros(tuple(mask.shape), dtype=dtype, device=mask.device)
         return zeros.masked_fill_(mask, -math.inf)
     if not mask.is_floating_point():
-        raise RuntimeError(
+        raise AssertionError(
             f"only bool and floating types of {name} are supported, got {mask.dtype}"
         )
     return mask
+
+
+def canonical_masks(
+    mask: Tensor | None, padding: Tensor | None, dtype: Any, names: tuple[str, str]
+) -> tuple[Tensor | None, Tensor | None]:
+    """canonical_mask of both; warns if they are given in different dtypes."""
+    if mask is not None and padding is not None and mask.dtype is not padding.dtype:
+        warnings.warn(
+            f"{names[0]} is {mask.dtype} and {names[1]} {padding.dtype}: masks of different types "
+            "are deprecated, give both in the same one.",
+            stacklevel=4,
+        )
+    return canonical_mask(mask, dtype, names[0]), canonical_mask(padding, dtype, names[1])
 
 
 def _project(
@@ -90,8 +104,9 @@ def multi_head_attention_forward(
     """Multi-head attention on (L, N, E) query and (S, N, ·) key and value, or without N.
 
     ``key_padding_mask`` (N, S) and ``attn_mask`` (L, S) or (N·heads, L, S): boolean (True is
-    excluded) or added. Returns the output in query's shape and, with ``need_weights``, the weights
-    (N, L, S), averaged over heads or (N, heads, L, S).
+    excluded) or added. Keys that ``bias_k`` and ``add_zero_attn`` append are open to every query.
+    Returns the output in query's shape and, with ``need_weights``, the weights (N, L, S), averaged
+    over heads or (N, heads, L, S).
     """
     batched = query.dim() == 3
     _check_shapes(query, key, value, key_padding_mask, attn_mask, num_heads)
@@ -100,9 +115,15 @@ def multi_head_attention_forward(
             "Need attn_mask if specifying the is_causal hint. You may use the "
             "Transformer module method `generate_square_subsequent_mask` to create this mask."
         )
-    use_causal_kernel = is_causal and key_padding_mask is None and not need_weights
-    mask = None if use_causal_kernel else canonical_mask(attn_mask, query.dtype, "attn_mask")
-    padding = canonical_mask(key_padding_mask, query.dtype, "key_padding_mask")
+    # The kernel's own causal mask knows nothing of keys that are appended.
+    appends = add_zero_attn or bias_k is not None
+    use_causal_kernel = is_causal and key_padding_mask is None and not need_weights and not appends
+    mask, padding = canonical_masks(
+        None if use_causal_kernel else attn_mask,
+        key_padding_mask,
+        query.dtype,
+        ("attn_mask", "key_padding_mask"),
+    )
     if not batched:
         same_kv, same_qk = key is value, query is key
         query = query.unsqueeze(1)
@@ -141,6 +162,11 @@ def multi_head_attention_forward(
     k, v = (
         _heads(x, static, batch, num_heads, head) for x, static in ((k, static_k), (v, static_v))
     )
+    if padding is not None and tuple(padding.shape) != (batch, k.shape[2] - extra):
+        raise AssertionError(
+            f"Expected key_padding_mask of shape {(batch, k.shape[2] - extra)}, but got "
+            f"{tuple(padding.shape)}"
+        )
     if add_zero_attn:
         zeros = _ops.zeros((batch, num_heads, 1, head), dtype=k.dtype, device=k.device)
         k, v = _ops.cat([k, zeros], 2), _ops.cat([v, zeros], 2)
@@ -163,9 +189,7 @@ def multi_head_attention_forward(
         context = _ops.matmul(weights, v)
     else:
         weights = None
-        context = _ops.scaled_dot_product_attention(
-            q, k, v, mask, p, use_causal_kernel and not extra
-        )
+        context = _ops.scaled_dot_product_attention(q, k, v, mask, p, use_causal_kernel)
     context = context.permute(2, 0, 1, 3).reshape(length, batch, embed)
     output = _ops.linear(context, out_proj_weight, out_proj_bias)
     if weights is not None and average_attn_weights:
@@ -179,7 +203,14 @@ def multi_head_attention_forward(
 def _heads(x: Tensor, static: Tensor | None, batch: int, num_heads: int, head: int) -> Tensor:
     """Keys or values as (N, heads, S, head); a given (N·heads, S, head) tensor replaces them."""
     if static is not None:
+        if static.dim() != 3 or static.shape[0] != batch * num_heads or static.shape[2] != head:
+            raise AssertionError(
+                f"static_k and static_v must be {(batch * num_heads, 'S', head)}, got "
+                f"{tuple(static.shape)}"
+            )
         return static.reshape(batch, num_heads, -1, head)
+    if x.shape[1] != batch:
+        raise RuntimeError(f"key and value have batch size {x.shape[1]}, but query has {batch}")
     return x.reshape(-1, batch, num_heads, head).permute(1, 2, 0, 3)
 
 

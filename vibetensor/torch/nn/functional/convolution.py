@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from vibetensor import _C
 from vibetensor._C import Tensor
+from vibetensor.torch.nn.functional.sizes import sizes
 
 _ops = _C._ops
 
@@ -126,15 +128,19 @@ def _named_padding(
         return input, 0
     if padding != "same":
         raise RuntimeError(f"Invalid padding string: '{padding}'")
-    strides = (stride,) * ndim if isinstance(stride, int) else tuple(stride)
-    if any(s != 1 for s in strides):
+    if any(s != 1 for s in sizes(stride, ndim)):
         raise RuntimeError("padding='same' is not supported for strided convolutions")
-    dilations = (dilation,) * ndim if isinstance(dilation, int) else tuple(dilation)
+    dilations = sizes(dilation, ndim)
     if len(dilations) == 1:
         dilations *= ndim
     total = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:])]
     extra = [t % 2 for t in total]
     if any(extra):
+        warnings.warn(
+            "Using padding='same' where kernel and dilation make the padding odd copies the input "
+            "first, with one more zero at the end.",
+            stacklevel=3,
+        )
         # The odd element goes to the end of its dimension.
         input = pad(input, [n for e in reversed(extra) for n in (0, e)])
     return input, tuple(t // 2 for t in total)

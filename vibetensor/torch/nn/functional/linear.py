@@ -11,10 +11,23 @@ _ops = _C._ops
 def linear(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None
 ) -> Tensor:
-    """x Wᵀ + b: input (*, in), weight (out, in) or (in,), bias (out,) or (), result (*, out)."""
-    if out is not None:
-        return _ops.linear(input, weight, bias, out=out)
-    return _ops.linear(input, weight, bias)
+    """x Wᵀ + b: input (*, in), weight (out, in) and bias (out,) or () give (*, out); weight (in,)
+    and bias () give (*)."""
+    if weight.dim() != 1 and (bias is None or bias.dim() != 0):
+        if out is not None:
+            return _ops.linear(input, weight, bias, out=out)
+        return _ops.linear(input, weight, bias)
+    if weight.dim() != 1:
+        result = _ops.linear(input, weight)
+    elif bias is None or bias.dim() == 0:
+        result = _ops.matmul(input, weight)
+    else:
+        raise RuntimeError(
+            f"linear: a weight of shape {tuple(weight.shape)} takes a bias of shape (), got "
+            f"{tuple(bias.shape)}"
+        )
+    result = result if bias is None else result + bias
+    return result if out is None else out.resize_(tuple(result.shape)).copy_(result)
 
 
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -87,10 +87,10 @@ def mse_loss(
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
-    """(input - target)², times ``weight`` if given."""
+    """(input - target)², times ``weight`` if given; "mean" then divides by the total weight."""
     _warn_if_broadcast(input, target)
     if weight is not None:
-        return _weighted(_ops.mse_loss(input, target, 0), weight, reduction)
+        return _weighted(_ops.mse_loss(input, target, 0), input, weight, reduction)
     return _ops.mse_loss(input, target, reduction_code(reduction, size_average, reduce))
 
 
@@ -102,10 +102,10 @@ def l1_loss(
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
-    """|input - target|, times ``weight`` if given."""
+    """|input - target|, times ``weight`` if given; "mean" then divides by the total weight."""
     _warn_if_broadcast(input, target)
     if weight is not None:
-        return _weighted(_ops.l1_loss(input, target, 0), weight, reduction)
+        return _weighted(_ops.l1_loss(input, target, 0), input, weight, reduction)
     return _ops.l1_loss(input, target, reduction_code(reduction, size_average, reduce))
 
 
@@ -132,12 +132,18 @@ def huber_loss(
     delta: float = 1.0,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """delta * smooth_l1_loss with beta = delta. Raises RuntimeError unless delta > 0."""
+    """delta * smooth_l1_loss with beta = delta, times ``weight`` if given.
+
+    "mean" divides by the number of elements, also with weights. Raises RuntimeError unless
+    delta > 0.
+    """
     if delta <= 0:
         raise RuntimeError("huber_loss does not support non-positive values for delta.")
     _warn_if_broadcast(input, target)
     if weight is not None:
-        return _weighted(_ops.huber_loss(input, target, 0, delta), weight, reduction)
+        loss = _ops.huber_loss(input, target, 0, delta)
+        # Unlike the weighted mse_loss and l1_loss, whose mean is over the weights, as in torch.
+        return _weighted(loss, input, weight, reduction, mean_of_elements=True)
     return _ops.huber_loss(input, target, reduction_code(reduction), delta)
 
 
@@ -246,15 +252,20 @@ def hinge_embedding_loss(
     return _ops.hinge_embedding_loss(input, target, margin, code)
 
 
-def _weighted(loss: Tensor, weight: Tensor, reduction: str) -> Tensor:
-    """Reduces element losses with weights; "mean" divides by the total weight."""
+def _weighted(
+    loss: Tensor, input: Tensor, weight: Tensor, reduction: str, mean_of_elements: bool = False
+) -> Tensor:
+    """Reduces element losses with weights of input's shape; "mean" divides by the total weight or,
+    with ``mean_of_elements``, by the number of elements."""
     code = reduction_code(reduction)
-    if weight.shape != loss.shape:
-        raise ValueError("Inputs and weights must have the same size.")
+    if weight.shape != input.shape:
+        raise ValueError("Weights and input must have the same size.")
     loss = loss * weight
     if code == 0:
         return loss
-    return loss.sum() if code == 2 else loss.sum() / weight.sum()
+    if code == 2:
+        return loss.sum()
+    return loss.mean() if mean_of_elements else loss.sum() / weight.sum()
 
 
 def _warn_if_broadcast(input: Tensor, target: Tensor) -> None:

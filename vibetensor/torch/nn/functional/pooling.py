@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from vibetensor import _C
 from vibetensor._C import Tensor
+from vibetensor.torch.nn.functional.sizes import sizes
 
 _ops = _C._ops
 
@@ -99,15 +101,24 @@ def avg_pool1d(
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
-    """Means over windows chosen so that the result is (…, H', W'); None keeps an extent."""
+    """Means over windows chosen so that the result is (…, H', W'); None keeps an extent.
+
+    Raises ValueError for inputs of fewer than three dimensions, RuntimeError unless ``output_size``
+    is one number or two.
+    """
     if input.dim() < 3:
         raise ValueError(
             f"Input dimension should be at least 3, got {input.dim()} (shape {tuple(input.shape)})"
         )
-    if isinstance(output_size, int):
-        size = (output_size, output_size)
-    else:
-        size = tuple(input.shape[dim] if n is None else n for dim, n in zip((-2, -1), output_size))
+    if not isinstance(output_size, Integral):
+        if len(output_size) != 2:
+            raise RuntimeError(
+                f"adaptive_avg_pool2d: output_size must be 2 numbers, got {output_size}"
+            )
+        output_size = [
+            extent if n is None else n for extent, n in zip(input.shape[-2:], output_size)
+        ]
+    size = sizes(output_size, 2)
     return _ops.adaptive_avg_pool2d(input, size)
 
 
@@ -118,4 +129,7 @@ def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
 
 def _one(value: Any) -> int:
     """The only number of a 1-d setting, which may come as a tuple."""
-    return value if isinstance(value, int) else int(value[0])
+    numbers = sizes(value, 1)
+    if len(numbers) != 1:
+        raise RuntimeError(f"max_pool1d: a setting of one dimension is one int, got {value}")
+    return numbers[0]

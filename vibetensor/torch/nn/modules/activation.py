@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import vibetensor.torch as torch
@@ -75,8 +76,21 @@ class Hardswish(Module):
 class Hardtanh(Module):
     """functional.hardtanh."""
 
-    def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> None:
+    def __init__(
+        self,
+        min_val: float = -1.0,
+        max_val: float = 1.0,
+        inplace: bool = False,
+        min_value: float | None = None,
+        max_value: float | None = None,
+    ) -> None:
         super().__init__()
+        if min_value is not None:
+            _warn_renamed("min_value", "min_val")
+            min_val = min_value
+        if max_value is not None:
+            _warn_renamed("max_value", "max_val")
+            max_val = max_value
         self.min_val = min_val
         self.max_val = max_val
         self.inplace = inplace
@@ -89,6 +103,10 @@ class Hardtanh(Module):
     def extra_repr(self) -> str:
         inplace = ", inplace=True" if self.inplace else ""
         return f"min_val={self.min_val}, max_val={self.max_val}{inplace}"
+
+
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(f"Hardtanh: {old} is deprecated, use {new}", FutureWarning, stacklevel=3)
 
 
 class ReLU6(Hardtanh):

@@ -90,6 +90,8 @@ class _BatchNorm(Module):
         nobody waits for the device, and a capture goes on counting."""
         now = torch.zeros_like(mean), torch.zeros_like(var)
         result = F.batch_norm(input, *now, self.weight, self.bias, True, 1.0, self.eps)
+        if input.numel() == 0:  # a batch of nothing has no statistics
+            return result
         with torch.no_grad():
             factor = self.num_batches_tracked.double().reciprocal()
             for running, found in zip((mean, var), now):

@@ -9,12 +9,9 @@ import vibetensor.torch as torch
 from vibetensor._C import Tensor
 from vibetensor.torch.nn import functional as F
 from vibetensor.torch.nn import init
+from vibetensor.torch.nn.functional.sizes import sizes
 from vibetensor.torch.nn.modules.module import Module
 from vibetensor.torch.nn.parameter import Parameter
-
-
-def _tuple(value: Any, count: int) -> tuple[int, ...]:
-    return (value,) * count if isinstance(value, int) else tuple(value)
 
 
 class _Conv(Module):
@@ -50,9 +47,9 @@ class _Conv(Module):
         ndim = self._ndim
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = _tuple(kernel_size, ndim)
-        self.stride = _tuple(stride, ndim)
-        self.dilation = _tuple(dilation, ndim)
+        self.kernel_size = sizes(kernel_size, ndim)
+        self.stride = sizes(stride, ndim)
+        self.dilation = sizes(dilation, ndim)
         if isinstance(padding, str):
             if padding not in ("same", "valid"):
                 raise ValueError(
@@ -62,7 +59,7 @@ class _Conv(Module):
                 raise ValueError("padding='same' is not supported for strided convolutions")
             self.padding: Any = padding
         else:
-            self.padding = _tuple(padding, ndim)
+            self.padding = sizes(padding, ndim)
         modes = {"zeros", "reflect", "replicate", "circular"}
         if padding_mode not in modes:
             raise ValueError(

@@ -39,7 +39,7 @@ class Dropout1d(_Dropout):
 
 
 class Dropout2d(_Dropout):
-    """Zeroes whole channels of (N, C, H, W) or (C, H, W)."""
+    """Zeroes whole channels of (N, C, H, W); see functional.dropout2d."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.dropout2d(input, self.p, self.training, self.inplace)

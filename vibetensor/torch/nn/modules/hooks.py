@@ -203,6 +203,8 @@ class _BackwardBoundary:
         self.grad_output: tuple[Any, ...] | None = None
         self.inputs: list[int] | None = None
         self.input_count = 0
+        # Inputs that need a gradient, as given, with their versions before forward.
+        self.originals: list[tuple[int, Any, int]] = []
         self.outputs: list[int] = []
         self.output_count = 0
 
@@ -213,11 +215,16 @@ class _BackwardBoundary:
         if not _C.is_grad_enabled() or not any(args[i].requires_grad for i in places):
             return args
         self.inputs = places
+        self.originals = [(i, args[i], args[i]._version) for i in places if args[i].requires_grad]
         wrapped = _Boundary.apply(self.visit_inputs, *(args[i] for i in places))
         return _put(args, places, wrapped)
 
     def wrap_outputs(self, result: Any) -> Any:
-        """Puts the boundary behind the tensors of a forward's result: one, or a tuple's."""
+        """Puts the boundary behind the tensors of a forward's result: one, or a tuple's.
+
+        Raises RuntimeError if forward changed an input in place.
+        """
+        self.refuse_changed_inputs()
         if not isinstance(result, (Tensor, tuple)):
             warnings.warn(
                 "For backward hooks to be called, module output should be a Tensor or a tuple of "
@@ -238,6 +245,18 @@ class _BackwardBoundary:
         # A named tuple keeps its type.
         return type(result)(*wrapped) if hasattr(result, "_fields") else wrapped
 
+    def refuse_changed_inputs(self) -> None:
+        """Forward had an alias of each input, behind the boundary: a change in place has written
+        the caller's tensor, but is no part of that tensor's history."""
+        originals, self.originals = self.originals, []
+        for place, tensor, version in originals:
+            if tensor._version != version:
+                raise RuntimeError(
+                    f"{type(self.module).__name__} changed its input {place} in place, which is not "
+                    "possible under a full backward hook: gradients of that input would be wrong. "
+                    "Use the module without inplace=True, or give it a clone of the input."
+                )
+
     def visit_outputs(self, grads: tuple[Any, ...]) -> tuple[Any, ...]:
         """Gradients of the outputs have arrived: the pre-hooks see them, in a full-length tuple."""
         full = _put((None,) * self.output_count, self.outputs, grads)
@@ -246,6 +265,12 @@ class _BackwardBoundary:
         self.grad_output = full
         if self.inputs is None:
             # No input needs a gradient, so no other boundary will be crossed.
+            if self.hooks:
+                warnings.warn(
+                    f"Full backward hook is firing with the gradients of the outputs alone: no "
+                    f"input of {type(self.module).__name__} requires grad.",
+                    stacklevel=2,
+                )
             nothing = (None,) * self.input_count
             for hook in self.hooks:
                 if _replaced(hook(self.module, nothing, full), nothing) is not nothing:

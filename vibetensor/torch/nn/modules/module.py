@@ -137,6 +137,10 @@ class Module(ModuleState):
                     "(torch.nn.Module or None expected)"
                 )
             fields["_modules"][name] = None
+        elif isinstance(value, Buffer):
+            # Before the test of the name: a new Buffer brings a `persistent` of its own.
+            self._forget(name, keep="_buffers")
+            self.register_buffer(name, value, value.persistent)
         elif name in fields["_buffers"]:
             if value is not None and not isinstance(value, Tensor):
                 raise TypeError(
@@ -144,9 +148,6 @@ class Module(ModuleState):
                     "(torch.nn.Buffer, torch.Tensor or None expected)"
                 )
             fields["_buffers"][name] = value
-        elif isinstance(value, Buffer):
-            self._forget(name, keep="_buffers")
-            self.register_buffer(name, value, value.persistent)
         else:
             same = fields.get(name, _MISSING) is value
             object.__setattr__(self, name, value)
@@ -176,6 +177,23 @@ class Module(ModuleState):
         names = {*dir(type(self)), *self.__dict__}
         names.update(self._parameters, self._modules, self._buffers)
         return sorted(name for name in names if name.isidentifier())
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """What copies and pickles take: not a capture of `forward`, which is one of this object's
+        tensors, but the forward that it was made of."""
+        reduced = super().__reduce_ex__(protocol)
+        forward = self.__dict__.get("forward")
+        plain = getattr(forward, "captured_forward", None)
+        if plain is None or not isinstance(reduced, tuple) or len(reduced) < 3:
+            return reduced
+        state = reduced[2]
+        fields, *slots = state if isinstance(state, tuple) else (state,)
+        if not isinstance(fields, dict) or fields.get("forward") is not forward:
+            return reduced  # a __getstate__ of its own
+        fields = {name: value for name, value in fields.items() if name != "forward"}
+        if getattr(plain, "__func__", None) is not type(self).forward:
+            fields["forward"] = plain
+        return (*reduced[:2], (fields, *slots) if slots else fields, *reduced[3:])
 
     def __setstate__(self, state: Any) -> None:
         fields = self.__dict__
@@ -593,3 +611,31 @@ def observed_reads(observe: Callable[[Module, str], None]) -> Iterator[None]:
             _read_observers = tuple(o for o in _read_observers if o is not observe)
             if not _read_observers:
                 del Module.__getattribute__
+
+
+_mode_observers: tuple[Callable[[Module], None], ...] = ()
+_set_attribute = Module.__setattr__
+
+
+def _observed_write(module: Module, name: str, value: Any) -> None:
+    if name == "training":
+        for observe in _mode_observers:
+            observe(module)
+    _set_attribute(module, name, value)
+
+
+@contextlib.contextmanager
+def observed_modes(observe: Callable[[Module], None]) -> Iterator[None]:
+    """Meanwhile calls ``observe(module)`` before ``training`` of any module is set, by ``train`` and
+    ``eval`` too. Otherwise it costs nothing."""
+    global _mode_observers
+    with _observing:
+        _mode_observers = (*_mode_observers, observe)
+        Module.__setattr__ = _observed_write  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        with _observing:
+            _mode_observers = tuple(o for o in _mode_observers if o is not observe)
+            if not _mode_observers:
+                Module.__setattr__ = _set_attribute  # type: ignore[method-assign]

@@ -10,6 +10,7 @@ from vibetensor import _C
 from vibetensor._C import Tensor
 from vibetensor.torch.nn import functional as F
 from vibetensor.torch.nn import init
+from vibetensor.torch.nn.functional.sizes import sizes
 from vibetensor.torch.nn.modules.module import Module
 from vibetensor.torch.nn.parameter import Parameter
 
@@ -33,9 +34,7 @@ class LayerNorm(Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        shape = (
-            (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-        )
+        shape = sizes(normalized_shape, 1)
         self.normalized_shape = shape
         self.eps = eps
         self.elementwise_affine = elementwise_affine
@@ -81,9 +80,7 @@ class RMSNorm(Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        shape = (
-            (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-        )
+        shape = sizes(normalized_shape, 1)
         self.normalized_shape = shape
         self.eps = eps
         self.elementwise_affine = elementwise_affine

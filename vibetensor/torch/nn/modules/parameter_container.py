@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -92,7 +93,8 @@ class ParameterList(Module):
 
 
 class ParameterDict(Module):
-    """A dict, in order of insertion. Tensors put into it become parameters."""
+    """A dict, in order of insertion, but mappings other than OrderedDict and ParameterDict come
+    in sorted by their keys. Tensors put into it become parameters."""
 
     def __init__(self, parameters: Any = None) -> None:
         super().__init__()
@@ -138,13 +140,20 @@ class ParameterDict(Module):
         result.update(other)
         return result
 
+    def __ror__(self, other: Any) -> Any:
+        if not isinstance(other, dict):
+            return NotImplemented
+        result = other.copy()
+        result.update(self.items())
+        return result
+
     def __ior__(self, other: Any) -> Any:
         self.update(other)
         return self
 
     def copy(self) -> ParameterDict:
         """Another ParameterDict with the same values."""
-        return ParameterDict({key: self[key] for key in self._keys})
+        return ParameterDict(self.items())
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """The value of a key, set to ``default`` first if there is none."""
@@ -174,7 +183,7 @@ class ParameterDict(Module):
 
     def fromkeys(self, keys: Iterable[str], default: Any = None) -> ParameterDict:
         """A ParameterDict with every key set to ``default``."""
-        return ParameterDict({key: default for key in keys})
+        return ParameterDict((key, default) for key in keys)
 
     def keys(self) -> Any:
         """The names."""
@@ -189,9 +198,12 @@ class ParameterDict(Module):
         return (self[key] for key in self._keys)
 
     def update(self, parameters: Any) -> None:
-        """Adds from a mapping or (name, value) pairs."""
-        if isinstance(parameters, (Mapping, ParameterDict)):
+        """Adds from a mapping or (name, value) pairs. Mappings that are neither OrderedDict nor
+        ParameterDict are sorted by their keys, as in torch."""
+        if isinstance(parameters, (OrderedDict, ParameterDict)):
             parameters = parameters.items()
+        elif isinstance(parameters, Mapping):
+            parameters = sorted(parameters.items(), key=operator.itemgetter(0))
         elif not isinstance(parameters, Iterable):
             raise TypeError(
                 "ParametersDict.update should be called with an iterable of key/value pairs, but "

@@ -6,6 +6,7 @@ from typing import Any
 
 from vibetensor._C import Tensor
 from vibetensor.torch.nn import functional as F
+from vibetensor.torch.nn.functional.sizes import sizes
 from vibetensor.torch.nn.modules.module import Module
 
 
@@ -76,10 +77,9 @@ class AvgPool1d(Module):
         count_include_pad: bool = True,
     ) -> None:
         super().__init__()
-        one = tuple(x if isinstance(x, tuple) else (x,) for x in (kernel_size, padding))
-        self.kernel_size, self.padding = one
-        steps = kernel_size if stride is None else stride
-        self.stride = steps if isinstance(steps, tuple) else (steps,)
+        self.kernel_size = sizes(kernel_size, 1)
+        self.stride = sizes(kernel_size if stride is None else stride, 1)
+        self.padding = sizes(padding, 1)
         self.ceil_mode = ceil_mode
         self.count_include_pad = count_include_pad
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -85,6 +86,13 @@ class ModuleState(HookRegistration):
         The tensors share the module's memory; they are detached unless ``keep_vars``. Shared
         (tied) parameters appear under each of their names.
         """
+        if args:
+            warnings.warn(
+                "state_dict: positional arguments are deprecated, name them: destination=, "
+                "prefix=, keep_vars=.",
+                FutureWarning,
+                stacklevel=2,
+            )
         for name, value in zip(("destination", "prefix", "keep_vars"), args):
             if name == "destination":
                 destination = value if destination is None else destination
@@ -234,10 +242,10 @@ class ModuleState(HookRegistration):
 
         load(self, entries)
         if strict:
-            if missing:
-                errors.insert(0, f"Missing key(s) in state_dict: {_quoted(missing)}. ")
             if unexpected:
                 errors.insert(0, f"Unexpected key(s) in state_dict: {_quoted(unexpected)}. ")
+            if missing:
+                errors.insert(0, f"Missing key(s) in state_dict: {_quoted(missing)}. ")
         if errors:
             listed = "\n\t".join(errors)
             raise RuntimeError(

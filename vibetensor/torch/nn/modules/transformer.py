@@ -9,7 +9,7 @@ from typing import Any
 import vibetensor.torch as torch
 from vibetensor._C import Tensor
 from vibetensor.torch.nn import functional as F
-from vibetensor.torch.nn.functional.attention import canonical_mask
+from vibetensor.torch.nn.functional.attention import canonical_masks
 from vibetensor.torch.nn.modules.attention import MultiheadAttention
 from vibetensor.torch.nn.modules.container import ModuleList
 from vibetensor.torch.nn.modules.dropout import Dropout
@@ -85,8 +85,9 @@ class TransformerEncoderLayer(Module):
         is_causal: bool = False,
     ) -> Tensor:
         """``src`` (L, N, E), (N, L, E) with batch_first, or (L, E); the result has its shape."""
-        mask = canonical_mask(src_mask, src.dtype, "src_mask")
-        padding = canonical_mask(src_key_padding_mask, src.dtype, "src_key_padding_mask")
+        mask, padding = canonical_masks(
+            src_mask, src_key_padding_mask, src.dtype, ("src_mask", "src_key_padding_mask")
+        )
         x = src
         if self.norm_first:
             x = x + self._sa_block(self.norm1(x), mask, padding, is_causal)
@@ -139,8 +140,9 @@ class TransformerEncoder(Module):
         is_causal: bool | None = None,
     ) -> Tensor:
         """``is_causal`` None looks whether ``mask`` is the causal one."""
-        mask = canonical_mask(mask, src.dtype, "mask")
-        padding = canonical_mask(src_key_padding_mask, src.dtype, "src_key_padding_mask")
+        mask, padding = canonical_masks(
+            mask, src_key_padding_mask, src.dtype, ("mask", "src_key_padding_mask")
+        )
         causal = _is_causal(mask, is_causal)
         for layer in self.layers:
             src = layer(src, src_mask=mask, is_causal=causal, src_key_padding_mask=padding)

@@ -60,7 +60,9 @@ def get_total_norm(
         return torch.tensor(0.0)
     with torch.no_grad():
         norms = _norms(tensors, norm_type)
-        total = norms[0] if len(norms) == 1 else _stack(norms).norm(norm_type)
+        # Of order 0 the norm of one norm is not that norm: it is 1, or 0 for 0.
+        alone = len(norms) == 1 and norm_type != 0.0
+        total = norms[0] if alone else _stack(norms).norm(norm_type)
     if error_if_nonfinite and not bool(torch.isfinite(total)):
         raise RuntimeError(
             f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, "

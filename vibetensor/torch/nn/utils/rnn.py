@@ -16,7 +16,7 @@ def pad_sequence(
 ) -> Tensor:
     """Tensors (L_i, *) as one (max L, N, *), or (N, max L, *) with ``batch_first``.
 
-    Raises RuntimeError for no sequences and ValueError for another side than left or right.
+    The result has the first tensor's dtype. Raises RuntimeError for no sequences and ValueError for another side than left or right.
     """
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding_side should be either left or right, got {padding_side}")
@@ -26,6 +26,7 @@ def pad_sequence(
     longest = max(s.shape[0] for s in sequences)
     padded = []
     for sequence in sequences:
+        sequence = sequence.to(sequences[0].dtype)
         missing = longest - sequence.shape[0]
         tail = (missing, *sequence.shape[1:])
         if missing:
