@@ -10,7 +10,8 @@ from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor import _C
-from vibetensor.graphs.capture import CaptureError, _modes, itself, qualified_name
+from vibetensor.graphs.arguments import CaptureError, modes
+from vibetensor.graphs.capture import itself, qualified_name
 from vibetensor.graphs.graph import pool_handle
 from vibetensor.graphs.joint import Joint, Pools, Refused, Trains
 from vibetensor.graphs.structure import flatten, unflatten
@@ -106,6 +107,11 @@ class _Forward:
             return self._graphed(*args, **kwargs)
         return self._forward(*args, **kwargs)
 
+    @property
+    def captured_forward(self) -> Callable[..., Any]:
+        """What it runs, for copies of the module."""
+        return self._forward
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self._forward, memo)
 
@@ -128,7 +134,7 @@ class _Graphed:
             functools.update_wrapper(self, function)
         self._pools = pools
         self._function = function
-        self._captured_modes = _modes()[1:]  # gradients are recorded in any case
+        self._captured_modes = modes()[1:]  # gradients are recorded in any case
         self._name = type(module).__name__ if module else getattr(function, "__name__", "callable")
         self._lock = threading.RLock()
         inputs, self._spec = flatten((sample, {}))
@@ -188,7 +194,7 @@ class _Graphed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _C.graphs.recording() is not None or _C.graphs.saved_hooks() or kwargs:
             return self._function(*args, **kwargs)
-        if _modes()[1:] != self._captured_modes:
+        if modes()[1:] != self._captured_modes:
             return self._function(*args, **kwargs)
         if not (vt.is_grad_enabled() or not self._joint.differentiable):
             return self._function(*args)

@@ -19,12 +19,24 @@ import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs import passes
 from vibetensor.graphs import verify as checks
+from vibetensor.graphs.arguments import (
+    CaptureError,
+    Fixed,
+    attributes_of,
+    copies_apart,
+    geometry,
+    given,
+    is_tensor,
+    key_of,
+    stage,
+)
 from vibetensor.graphs.course import Course, course
 from vibetensor.graphs.dry import DryCapture, SchedulesAsTheyWere
 from vibetensor.graphs.lower import Lowered, lower
+from vibetensor.graphs.methods import bound_to
 from vibetensor.graphs.put_off import PutOff
 from vibetensor.graphs.record import Recording, record, recording_of, shared_memory
-from vibetensor.graphs.session import Session
+from vibetensor.graphs.session import Effects, Session
 from vibetensor.graphs.structure import flatten, from_array, unflatten
 from vibetensor.graphs.tape import Tape
 
@@ -38,28 +50,6 @@ _WORTH_KEEPING = 8
 
 
 _MISSED = object()
-
-# An object to call among the arguments may hold others so deep; more of them would be a cycle.
-_DEEPEST = 8
-
-
-# Where an object keeps the captures of its methods.
-_BOUND = "_captured_methods"
-
-
-class _BoundSteps:
-    """The captures of an object's methods. Copies of the object, pickled ones too, start anew."""
-
-    def __init__(self, instance: Any = None) -> None:
-        self.instance = (lambda: None) if instance is None else weakref.ref(instance)
-        self.known: dict[CapturedStep, CapturedStep] = {}
-
-    def __reduce__(self) -> Any:
-        return _BoundSteps, ()
-
-
-class CaptureError(RuntimeError):
-    """A step that cannot be captured, with the reason and the way out."""
 
 
 @dataclass
@@ -88,12 +78,14 @@ class Variant:
     gradients: list[Gradient]
     found: list[tuple[Any, bool]]  # leaves that it uses, and whether each had a .grad at its start
     arguments: list[Any]  # used as they are: the key holds them by identity, so they must live on
+    apart: list[list[Any]]  # for each input the tensors in whose memory an argument may not lie
     verified: bool = False
     slow_replays: int = 0  # by the code below
     course: Course | None = None  # what the report tells of the call
     profile: Any = None  # the latest one
 
     def __post_init__(self) -> None:
+        self._apart = [{t._storage_key() for t in tensors} for tensors in self.apart]
         self.native = _C.graphs.Replay(
             program=self.lowered.program,
             guard=self.guard,
@@ -107,6 +99,7 @@ class Variant:
             build=functools.partial(unflatten, self.result),
             gradients=[(g.leaf, g.start, g.end) for g in self.gradients],
             found=self.found,
+            apart=self.apart,
         )
 
     @property
@@ -122,8 +115,15 @@ class Variant:
         """Whether a call that its key belongs to would take its course."""
         return self.session.same_course() and self.holds() and self.native.gradients_as_found()
 
+    def stands_apart(self, leaves: list[Any]) -> bool:
+        """Whether no argument lies where its copy would not do."""
+        return not any(
+            apart and is_tensor(leaf) and leaf._storage_key() in apart
+            for leaf, apart in zip(leaves, self._apart)
+        )
 
-class CapturedStep:
+
+class CapturedStep(Fixed):
     """A captured function; call it like the function. Made by `capture`.
 
     The first calls run the function and record it; once a call leaves no new state behind, later
@@ -157,6 +157,7 @@ class CapturedStep:
         # next run on. What has a capture is held by that; the others are the program's own to drop.
         self._leaves: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()  # that stepped in a run
+        self._effects = Effects()
         self._unsteady_runs = 0
         self._short_lived = 0  # captures that were dropped before they had paid
         self._warned: set[str] = set()
@@ -168,20 +169,16 @@ class CapturedStep:
         """As a method: each object has captures of its own."""
         if instance is None:
             return self
-        fields = getattr(instance, "__dict__", None)
-        if fields is None:
-            raise TypeError(
-                f"{self._name}: a captured method needs objects with a __dict__, for captures of "
-                f"their own; {type(instance).__name__} has none"
-            )
-        # With the object, so that both can go: a table here would hold the object by its method.
-        steps = fields.get(_BOUND)
-        if steps is None or steps.instance() is not instance:
-            steps = fields[_BOUND] = _BoundSteps(instance)
-        bound = steps.known.get(self)
-        if bound is None:
-            bound = steps.known[self] = self._again(self._function.__get__(instance, owner))
-            self._bound.add(bound)
+        return bound_to(
+            instance,
+            self,
+            self._name,
+            lambda: self._method(self._function.__get__(instance, owner)),
+        )
+
+    def _method(self, function: Callable[..., Any]) -> CapturedStep:
+        bound = self._again(function)
+        self._bound.add(bound)
         return bound
 
     def _again(self, function: Callable[..., Any]) -> CapturedStep:
@@ -213,12 +210,16 @@ class CapturedStep:
             return self._call(args, kwargs) if result is _MISSED else result
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _C.graphs.recording() is not None:  # of another function, as a part of which it runs
+            return self._function(*args, **kwargs)
         leaves, spec = flatten((args, kwargs))
         # Anomaly mode, saved_tensors_hooks and library.Mode look at the ops as they run.
-        if _C.graphs.saved_hooks() and _C.graphs.recording() is None:
+        if _C.graphs.saved_hooks():
             return self._eager(leaves, spec)
-        key = self._key(leaves, spec)
+        key = key_of(self._name, leaves, spec)
         variant = self._find(key)
+        if variant is not None and not variant.stands_apart(leaves):
+            variant = None  # recording it says why it is refused
         if variant is not None:
             if self._verify and not variant.verified:
                 return self._verified(variant, leaves, spec)
@@ -266,8 +267,8 @@ class CapturedStep:
 
     def _eager(self, leaves: list[Any], spec: Any) -> Any:
         """A call that is neither recorded nor replayed; on copies of its arguments too."""
-        staged = _stage(leaves)
-        shared = _copies_apart(leaves, staged)
+        staged = stage(leaves)
+        shared = copies_apart(leaves, staged)
         versions = _C.graphs.Versions([copy for _, copy in shared])
         result = self._plain_call(leaves, staged, spec)
         if not versions.same():
@@ -300,7 +301,7 @@ class CapturedStep:
         if self._verify and not all(variant.verified for variant in known):
             return
         self._replayed_keys.add(key)
-        if any(_attributes(x) is not None for x in leaves):
+        if any(attributes_of(x) is not None for x in leaves):
             return  # these may change between calls, and only the key looks
         natives = [variant.native for variant in known]
         self._replays.add(spec, leaves, natives)
@@ -314,56 +315,11 @@ class CapturedStep:
     def _name(self) -> str:
         return getattr(self._function, "__qualname__", repr(self._function))
 
-    def _key(self, leaves: list[Any], spec: Any) -> Any:
-        parts: list[Any] = [spec, _modes()]
-        places: dict[int, int] = {}
-        copies: dict[tuple[Any, ...], int] = {}
-        for index, leaf in enumerate(leaves):
-            if isinstance(leaf, vt.Tensor):
-                # Which arguments share memory, and which are one tensor, belongs to the course too;
-                # where they lie in it does not, as each has its copy.
-                place = leaf._storage_key()
-                parts.append(places.setdefault(place, index))
-                if _is_state(leaf):
-                    parts.append(id(leaf))
-                else:
-                    parts.append(copies.setdefault((place, *_geometry(leaf)), index))
-                    parts.append((tuple(leaf.shape), leaf.stride(), leaf.dtype, str(leaf.device)))
-            elif _is_array(leaf):
-                parts.append((leaf.shape, leaf.dtype.str))
-            else:
-                parts.append(self._constant(leaf))
-        key = tuple(parts)
-        try:
-            hash(key)
-        except TypeError as error:
-            raise CaptureError(
-                f"{self._name}: every argument of a captured function is a tensor, an array, a "
-                f"hashable constant or a tuple, list or dict of those ({error})"
-            ) from None
-        return key
-
-    def _constant(self, value: Any, depth: int = 0) -> Any:
-        """The part of a key that an argument is which is no tensor and no array."""
-        if isinstance(value, float):
-            return type(value), value.hex()  # 0.0 and -0.0 are equal, and not the same
-        if value is None or type(value).__hash__ is not object.__hash__ or _is_fixed(value):
-            return type(value), value
-        attributes = _attributes(value) if depth < _DEEPEST else None
-        if attributes is None or any(
-            isinstance(x, vt.Tensor) or _is_array(x) for x in attributes.values()
-        ):
-            raise CaptureError(
-                f"{self._name}: an argument of type {type(value).__name__} is compared by "
-                "identity, so a capture would not see what changes in it; pass its tensors"
-            )
-        return value, *((name, self._constant(x, depth + 1)) for name, x in attributes.items())
-
     # --- recording
 
     def _record(self, key: Any, leaves: list[Any], spec: Any) -> Any:
-        staged = _stage(leaves)
-        session = Session()
+        staged = stage(leaves)
+        session = Session(self._effects)
         known = dict(self._leaves.items())  # strong references from here on
         before = {number: leaf.grad for number, leaf in known.items()}
         put_off = PutOff(session)
@@ -391,25 +347,29 @@ class CapturedStep:
         """What comes of a run that was recorded: a capture, if the next one will be like it. Returns
         what the call returns."""
         self._check_arguments(recording, leaves, staged)
-        used = {id(leaf): leaf for leaf in (*recording.leaves, *session.parameters())}
+        # A copy of an argument is a new leaf in each run, and nobody sees its .grad.
+        copies = {id(place) for place in staged if place is not None}
+        touched = (*recording.leaves, *session.parameters())
+        used = {id(leaf): leaf for leaf in touched if id(leaf) not in copies}
         new_leaves = [leaf for number, leaf in used.items() if number not in before]
         self._leaves.update(used)
         self._optimizers.update(session.optimizers)
         result = recording.result
-        copied = [(x, y) for x, y in zip(leaves, staged) if y is not None and _is_tensor(x)]
+        copied = [(x, y) for x, y in zip(leaves, staged) if y is not None and is_tensor(x)]
         if why_not := shared_memory(recording, copied):
             put_off.catch_up(recording.native)
             self._give_up(f"{self._name} cannot be captured: {why_not}")
             return result
         outputs, out_spec = flatten(result)
-        if new_leaves or session.notes.unsteady or self._lasting_state(recording, outputs):
+        own = [*outputs, *(place.grad for place in staged if place is not None)]
+        if new_leaves or session.notes.unsteady or self._lasting_state(recording, own):
             # The next run knows of these leaves before it starts; lasting state exists from then on.
             before.clear()  # gradients that the run dropped need no memory beside a program's
             self._unsteady_runs += 1
             if self._unsteady_runs >= _MOST_UNSTEADY:
                 self._unsteady_runs = 0
                 put_off.catch_up(recording.native)
-                self._give_up(self._unsteady(recording, outputs))
+                self._give_up(self._unsteady(recording, own, new_leaves))
             elif recording.native.puts_off:
                 self._run_once(recording, put_off)
             return result
@@ -455,7 +415,7 @@ class CapturedStep:
         put_off: PutOff | None = None,
     ) -> Recording:
         """Runs the function once, on what stands for its inputs, and records it."""
-        arguments = (x for x in leaves if not _is_tensor(x))
+        arguments = (x for x in leaves if not is_tensor(x))
         session.about_to_run(self._function, arguments, [*self._optimizers])
         with session.watching():
             return record(
@@ -465,8 +425,9 @@ class CapturedStep:
 
     def _plain_call(self, leaves: list[Any], staged: list[Any], spec: Any) -> Any:
         """Calls the function. Results come without history (a graph that lives on would hold all
-        that was saved for backward), those that are inputs or gradients in memory of their own."""
-        inputs = [x if place is None else _given(x, place) for x, place in zip(leaves, staged)]
+        that was saved for backward), those that are inputs or gradients in memory of their own, and
+        those made of the host's data, which are constants of a program."""
+        inputs = [x if place is None else given(x, place) for x, place in zip(leaves, staged)]
         args, kwargs = unflatten(spec, inputs)
         results, structure = flatten(self._function(*args, **kwargs))
         for x in results:
@@ -480,11 +441,9 @@ class CapturedStep:
         return unflatten(structure, [_plain(x, taken) for x in results])
 
     def _check_arguments(self, recording: Recording, leaves: list[Any], staged: list[Any]) -> None:
-        written = {
-            view.buffer for op in recording.tape.ops if not op.is_view for view in op.writes()
-        }
+        written = _written(recording)
         for leaf, place in zip(leaves, staged):
-            if place is None or not _is_tensor(leaf) or recording.native.find(leaf) < 0:
+            if place is None or not is_tensor(leaf) or recording.native.find(leaf) < 0:
                 continue
             if written & {recording.buffer_of(leaf), recording.buffer_of(place)}:
                 raise CaptureError(
@@ -492,7 +451,7 @@ class CapturedStep:
                     "another way (a closure, a global): the argument is a copy, and that use is "
                     "not. Use the argument, or leave it out"
                 )
-        for leaf, place in _copies_apart(leaves, staged):
+        for leaf, place in copies_apart(leaves, staged):
             if recording.buffer_of(place) in written:
                 self._refuse_shared(leaf)
 
@@ -500,9 +459,9 @@ class CapturedStep:
         """Buffers that the run made and that live on, besides results and gradients."""
         holders: dict[Any, set[int]] = {}
         for x in (*outputs, *(leaf.grad for leaf in self._leaves.values())):
-            if _is_tensor(x) and (buffer := recording.buffer_of(x)) is not None:
+            if is_tensor(x) and (buffer := recording.buffer_of(x)) is not None:
                 holders.setdefault(buffer, set()).add(id(x))
-        results = {recording.buffer_of(x): x for x in outputs if _is_tensor(x)}
+        results = {recording.buffer_of(x): x for x in outputs if is_tensor(x)}
         made = [b for b in recording.tape.buffers if b.role == "output"]
         return [
             buffer
@@ -525,8 +484,8 @@ class CapturedStep:
         """The function has run, and a capture of it will never be right."""
         raise CaptureError(message)
 
-    def _unsteady(self, recording: Recording, outputs: list[Any]) -> str:
-        places = []
+    def _unsteady(self, recording: Recording, outputs: list[Any], new_leaves: list[Any]) -> str:
+        places = [f"  the .grad of a tensor of {tuple(leaf.shape)}" for leaf in new_leaves[:5]]
         for buffer in self._lasting_state(recording, outputs)[:5]:
             for op in recording.tape.ops:
                 if any(view.buffer is buffer for view in op.writes()):
@@ -555,7 +514,7 @@ class CapturedStep:
             if buffer is not None and buffer.role == "output":
                 stay.add(buffer)
         tape = passes.run(recording.tape) if self._optimize else recording.tape
-        made_by = [recording.buffer_of(x) if _is_tensor(x) else None for x in outputs]
+        made_by = [recording.buffer_of(x) if is_tensor(x) else None for x in outputs]
         lent = dict.fromkeys(b for b in made_by if b is not None and b.role != "state")
         lowered = lower(
             tape,
@@ -575,7 +534,7 @@ class CapturedStep:
             if buffer not in loans:
                 sent = lowered.sent.get(buffer, -1)
                 loans[buffer] = _C.graphs.Loan(lowered.memory[buffer], sent)
-            made.append((loans[buffer], _geometry(value)))
+            made.append((loans[buffer], geometry(value)))
         guard = _C.graphs.Guard()
         session.freeze()
         for tensor in (*recording.native.firsts(), *recording.leaves, *session.parameters()):
@@ -596,6 +555,7 @@ class CapturedStep:
             gradients,
             found,
             arguments,
+            _apart(recording, staged),
         )
 
     # --- replaying
@@ -618,7 +578,7 @@ class CapturedStep:
         with vt.no_grad():
             for target, value in zip(variant.inputs, leaves):
                 if target is not None:
-                    target.copy_(value if _is_tensor(value) else from_array(value))
+                    target.copy_(value if is_tensor(value) else from_array(value))
             for gradient in variant.gradients:
                 gradient.users = None
                 current = gradient.leaf.grad
@@ -662,7 +622,7 @@ class CapturedStep:
     def _results(self, variant: Variant) -> Any:
         """What the program's latest run made, as the call returns it."""
         values = [
-            loan.tensor(*how) if loan is not None else how.detach() if _is_tensor(how) else how
+            loan.tensor(*how) if loan is not None else how.detach() if is_tensor(how) else how
             for loan, how in variant.outputs
         ]
         variant.lowered.program.extend()
@@ -682,6 +642,7 @@ class CapturedStep:
         grads_before = [(leaf, leaf.grad) for leaf in self._leaves.values()]
         state = checks.state_tensors(variant.recording)
         snapshot = checks.Snapshot(list(state.values()), variant.tape)
+        modes = checks.Modes(variant.session.modules)
         session, stepped = Session(), SchedulesAsTheyWere()
         with stepped.watching():
             again = self._run(session, leaves, variant.inputs, spec)
@@ -693,25 +654,31 @@ class CapturedStep:
                 + "\n  ".join(frozen[:10])
                 + "\nPass what changes as a tensor argument, or a learning rate by param_groups"
             )
-        with stepped.as_before():
+        with stepped.as_before(), modes.as_before():
             self._check_scalars(variant, leaves, spec, grads_before)
-        expected = [x.detach().clone() for x in flatten(again.result)[0] if _is_tensor(x)]
+        expected = [x.detach().clone() for x in flatten(again.result)[0] if is_tensor(x)]
         grads = [g.leaf for g in variant.gradients if g.end is not None]
         expected += [leaf.grad.clone() for leaf in grads]
         # Gradients and constants that a run makes anew are no state of the other run.
         shared = [b for b in state if b not in rates[0] and again.buffer_of(state[b]) is not None]
         expected += [state[buffer].clone() for buffer in shared]
+        names = checks.names_of_state(variant.recording, session.optimizers)
+        kinds = [
+            *["result"] * (len(expected) - len(grads) - len(shared)),
+            *["gradient"] * len(grads),
+        ]
+        kinds += [names.get(buffer, "weight") for buffer in shared]
         random = checks.RandomNumbers(variant.tape)
         snapshot.restore()
         variant.session.read_like(session)
         runs.append(variant)
         variant.lowered.program.run()
         result = self._leave(variant)
-        found = [x for x in flatten(result)[0] if _is_tensor(x)]
+        found = [x for x in flatten(result)[0] if is_tensor(x)]
         found += [leaf.grad for leaf in grads]
         found += [state[buffer] for buffer in shared]
         bound = checks.OF_A_STEP * variant.tape.bound
-        same = all(checks.agree(x.detach(), y, bound) for x, y in zip(found, expected))
+        same = checks.all_agree([x.detach() for x in found], expected, kinds, bound)
         if not same or not random.here():
             where = checks.first_difference(variant.recording, variant.tape, snapshot)
             raise checks.CaptureMismatch(f"a replay of {self._name} is not the function: {where}")
@@ -786,7 +753,7 @@ class CapturedStep:
             variant, leaves = self._latest(), None
             if args or kwargs:
                 leaves, spec = flatten((args, kwargs))
-                found = self._find(self._key(leaves, spec))
+                found = self._find(key_of(self._name, leaves, spec))
                 if found is None:
                     raise CaptureError(
                         f"{self._name} has no capture for these arguments: call it with them first"
@@ -858,7 +825,8 @@ def capture(
 
     ``step = capture(train_step)`` or ``@capture``. The first call runs the function and records
     its ops; later calls copy their tensors into the places of the recorded inputs and run the
-    record: the same numbers as eager, without Python, shape inference, autograd or allocation.
+    record: the same numbers as eager, without Python, shape inference, autograd or allocation. They
+    are the same bit for bit but where a pass adds in another order on a GPU.
 
     function: takes and returns tensors, arrays, constants and containers of them. Parameters,
     optimizer state, buffers, random numbers, learning rates and schedules it uses are found by
@@ -963,97 +931,30 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         file.write(text)
 
 
-def _modes() -> tuple[Any, ...]:
-    return (
-        vt.is_grad_enabled(),
-        vt.is_inference_mode_enabled(),
-        vt.are_deterministic_algorithms_enabled(),
-        _C._get_autocast("cpu"),
-        _C._get_autocast("cuda"),
-        vt.get_default_dtype(),
-        str(vt.get_default_device()),
-        _C._kernel_switches(),
-    )
+def _written(recording: Recording) -> set[Any]:
+    return {view.buffer for op in recording.tape.ops if not op.is_view for view in op.writes()}
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, vt.Tensor)
-
-
-def _is_array(value: Any) -> bool:
-    return not isinstance(value, vt.Tensor) and hasattr(value, "__array_interface__")
-
-
-def _is_state(tensor: Any) -> bool:
-    return tensor.requires_grad
-
-
-_FUNCTIONS = (
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodType,
-    types.MethodWrapperType,
-    type,
-    functools.partial,
-    type(functools.lru_cache(flatten)),
-)
-# What changes in the former two is noticed.
-_FIXED = (vt.nn.Module, vt.optim.Optimizer, vt.dtype, CapturedStep, *_FUNCTIONS)
-
-
-def _is_fixed(value: Any) -> bool:
-    """Whether it is compared by identity and yet means the same each time; a function is itself."""
-    return isinstance(value, _FIXED)
-
-
-def _attributes(value: Any) -> dict[str, Any] | None:
-    """What an object to call has besides its code, a loss function with options say; None for other
-    arguments."""
-    if not callable(value) or _is_fixed(value) or type(value).__hash__ is not object.__hash__:
-        return None
-    names = [*getattr(value, "__dict__", ())]
-    for base in type(value).__mro__:
-        slots = base.__dict__.get("__slots__", ())
-        names += [slots] if isinstance(slots, str) else slots
-    return {name: getattr(value, name) for name in names if hasattr(value, name)}
-
-
-def _stage(leaves: list[Any]) -> list[Any]:
-    """The tensors that stand for inputs in replays; None for what is used as it is."""
-    made: dict[tuple[Any, ...], Any] = {}
-    staged = []
-    for value in leaves:
-        if _is_array(value):
-            staged.append(from_array(value).clone())
-        elif not _is_tensor(value) or _is_state(value):
-            staged.append(None)
-        else:
-            place = (value._storage_key(), *_geometry(value))
-            if place not in made:
-                made[place] = value.detach().clone()
-            staged.append(made[place])
-    return staged
-
-
-def _copies_apart(leaves: list[Any], staged: list[Any]) -> list[tuple[Any, Any]]:
-    """Arguments that share memory, and whose copies do not: right while none of them is written."""
-    copies: dict[int, dict[int, tuple[Any, Any]]] = {}
-    for leaf, place in zip(leaves, staged):
-        if place is not None and _is_tensor(leaf):
-            copies.setdefault(leaf._storage_key(), {})[id(place)] = (leaf, place)
-    return [pair for found in copies.values() if len(found) > 1 for pair in found.values()]
-
-
-def _given(value: Any, place: Any) -> Any:
-    """What the function gets for an argument: an array comes on the default device."""
-    return place.to(vt.get_default_device()) if _is_array(value) else place
+def _apart(recording: Recording, staged: list[Any]) -> list[list[Any]]:
+    """For each input the tensors of the step in whose memory an argument may not lie: those that the
+    step changes or, where it changes the input, uses. What it does there a copy would not show."""
+    written = _written(recording)
+    copies = {place._storage_key() for place in staged if place is not None}
+    used = [t for t in recording.native.firsts() if t._storage_key() not in copies]
+    changed = [t for t in used if recording.buffer_of(t) in written]
+    return [
+        [] if place is None else used if recording.buffer_of(place) in written else changed
+        for place in staged
+    ]
 
 
 def _plain(value: Any, taken: set[int]) -> Any:
-    if not _is_tensor(value):
+    if not is_tensor(value):
         return value
     value = value.detach()
-    return value.clone() if value._storage_key() in taken else value
+    if value._storage_key() in taken or _C.graphs.host_made(value):
+        return value.clone()
+    return value
 
 
 def _gradient(leaf: Any, before: Any, recording: Recording) -> Gradient | None:
@@ -1062,12 +963,3 @@ def _gradient(leaf: Any, before: Any, recording: Recording) -> Gradient | None:
     if not reads and leaf.grad is before:
         return None
     return Gradient(leaf, before if reads else None, leaf.grad)
-
-
-def _geometry(tensor: Any) -> tuple[Any, ...]:
-    return (
-        tensor.storage_offset() * tensor.dtype.itemsize,
-        tensor.dtype,
-        tuple(tensor.shape),
-        tuple(tensor.stride()),
-    )

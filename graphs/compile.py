@@ -13,10 +13,10 @@ from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor import _C
+from vibetensor._environment import env_flag
+from vibetensor.graphs.arguments import CaptureError, modes
 from vibetensor.graphs.capture import (
     CapturedStep,
-    CaptureError,
-    _modes,
     itself,
     qualified_name,
     write_text,
@@ -24,6 +24,7 @@ from vibetensor.graphs.capture import (
 from vibetensor.graphs.course import Course
 from vibetensor.graphs.dry import StateLost
 from vibetensor.graphs.joint import Joint, Refused, Trains, hooked, probe, static_inputs
+from vibetensor.graphs.methods import bound_to
 from vibetensor.graphs.structure import flatten, unflatten
 from vibetensor.torch.nn.modules import hooks
 
@@ -76,18 +77,20 @@ class Compiled:
         """As a method: each object has captures of its own."""
         if instance is None:
             return self
-        name = f"_compiled_{id(self)}"
-        kept = instance.__dict__.get(name)
-        bound = kept.compiled if kept is not None else None
-        if bound is None:
-            bound = Compiled(
-                self._function.__get__(instance, owner),
-                fullgraph=self._fullgraph,
-                max_variants=self._max_variants,
-                optimize=self._optimize,
-            )
-            object.__setattr__(instance, name, _Kept(bound))
-        return bound
+        return bound_to(
+            instance,
+            self,
+            self._name,
+            lambda: self._method(self._function.__get__(instance, owner)),
+        )
+
+    def _method(self, function: Callable[..., Any]) -> Compiled:
+        return Compiled(
+            function,
+            fullgraph=self._fullgraph,
+            max_variants=self._max_variants,
+            optimize=self._optimize,
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self._function, memo)
@@ -99,6 +102,11 @@ class Compiled:
         """Captures belong to this process: pickles are what the name of a decorated function leads to
         there, and the function itself where that is another one."""
         return qualified_name(self) or (itself, (self._function,))
+
+    @property
+    def captured_forward(self) -> Callable[..., Any]:
+        """What it runs, for copies of a module whose forward it is."""
+        return self._function
 
     @property
     def _name(self) -> str:
@@ -377,16 +385,6 @@ class OptimizedModule(vt.nn.Module):
         return (again, (self._modules["_orig_mod"],))
 
 
-class _Kept:
-    """A compiled method in its object; copies and pickles of that make their own."""
-
-    def __init__(self, compiled: Compiled | None = None) -> None:
-        self.compiled = compiled
-
-    def __reduce__(self) -> Any:
-        return (_Kept, ())
-
-
 def _hooked(function: Any) -> bool:
     """Whether hooks would run in a recording as well."""
     owner = getattr(function, "__self__", None)
@@ -427,7 +425,7 @@ def compile(
         )
     if not callable(model):
         raise TypeError(f"compile() takes a module or a function, got {type(model).__name__}")
-    if disable or backend == "eager" or os.environ.get("VT_COMPILE") == "0":
+    if disable or backend == "eager" or not env_flag("VT_COMPILE", True):
         return model
     limit = 16 if recompile_limit is None else recompile_limit
     optimize = bool((options or {}).get("optimize", True))
@@ -436,7 +434,7 @@ def compile(
 
 
 def _key(inputs: list[Any], spec: Any) -> Any:
-    parts: list[Any] = [spec, _modes()]
+    parts: list[Any] = [spec, modes()]
     places: dict[int, int] = {}
     for value in inputs:
         if isinstance(value, vt.Tensor):

@@ -72,7 +72,7 @@ def course(
     facts.update(_modes())
     facts.update((f"the name {name}", _name(x)) for name, x in session.names.items())
     if session.modules:
-        facts["training"] = _training(session.modules)
+        facts["training"] = _training(session.modes())
     for index, optimizer in enumerate(session.optimizers):
         facts.update(_options(f"{type(optimizer).__name__} {index}", optimizer, session))
     present = sum(has for _, has in found)
@@ -80,9 +80,9 @@ def course(
     return Course(number, facts)
 
 
-def _training(modules: list[Any]) -> Fact:
-    """Which modules were training, in the order they ran."""
-    token = tuple((type(module).__name__, module.training) for module in modules)
+def _training(modes: list[tuple[Any, bool]]) -> Fact:
+    """Which modules were training as the call began, in the order they ran."""
+    token = tuple((type(module).__name__, training) for module, training in modes)
     off = [f"{name} {index}" for index, (name, on) in enumerate(token) if not on]
     if not off:
         return Fact(f"on in all {len(token)} modules", token)

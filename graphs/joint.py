@@ -17,7 +17,6 @@ from vibetensor import _C
 from vibetensor.graphs import verify as checks
 from vibetensor.graphs.dry import Captured, DryCapture, PoolOf
 from vibetensor.graphs.record import recording_of, shared_memory
-from vibetensor.graphs.surroundings import surroundings
 from vibetensor.torch.autograd.function import Function
 from vibetensor.torch.random import _set_states as set_random_states
 from vibetensor.torch.random import _states as random_states
@@ -84,7 +83,8 @@ class Joint:
         roots = [function, names_of, outer, *inputs]
         probed = probe(lambda: function(self._static), inputs, self._static, roots, outer)
         # After the first run, which fills caches: what the second one binds anew it always will.
-        self._names = surroundings(names_of)
+        self._names = _C.graphs.Watch()
+        probed.dry.session.surroundings_of(names_of).watch(self._names)
         if probed.trains:
             raise Trains
         dry = DryCapture(roots)
@@ -100,6 +100,8 @@ class Joint:
 
     def _check_steady(self, probed: Probed) -> None:
         first, facts = probed.recording, probed.facts
+        if probed.dry.session.sets_modes or self._forward.session.sets_modes:
+            raise Refused("it leaves modules in another mode (train, eval) than it found them in")
         frozen = checks.frozen_numbers(first, self._forward.recording, [], [])
         if frozen:
             raise Refused("it does not do the same each time: " + frozen[0])

@@ -14,7 +14,8 @@ _known = weakref.WeakKeyDictionary()
 
 def loaded_names(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
     """The names that code and the functions inside it load, with the attributes loaded of them:
-    ("global", "config", "width"), ("variable", "self", "scale"), ("super", "step")."""
+    ("global", "config", "width"), ("variable", "self", "scale"), ("super", "step"). `type(self)` is
+    ("variable", "self", "__class__")."""
     found = _known.get(code)
     if found is None:
         found = _known[code] = tuple(dict.fromkeys(_loads(code, inner=False)))
@@ -23,15 +24,17 @@ def loaded_names(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
 
 def _loads(code: types.CodeType, inner: bool) -> Iterator[tuple[str, ...]]:
     path: tuple[str, ...] = ()  # what leads to the value on top of the stack
+    below: tuple[str, ...] = ()  # and to the one below it
     for instruction in dis.get_instructions(code):
         name, argument = instruction.opname, instruction.argval
         if name in ("LOAD_GLOBAL", "LOAD_NAME"):
-            path = ("global", argument)
+            below, path = path, ("global", argument)
         elif name in ("LOAD_DEREF", "LOAD_CLASSDEREF"):
-            path = ("variable", argument)
+            below, path = path, ("variable", argument)
         elif name.startswith("LOAD_FAST") and not inner:
             # Two names where an instruction loads two.
-            path = ("variable", argument[-1] if isinstance(argument, tuple) else argument)
+            last = argument[-1] if isinstance(argument, tuple) else argument
+            below, path = path, ("variable", last)
         elif name == "LOAD_SUPER_ATTR":
             path = ("super", argument)
         elif name in ("LOAD_ATTR", "LOAD_METHOD") and path:
@@ -39,10 +42,12 @@ def _loads(code: types.CodeType, inner: bool) -> Iterator[tuple[str, ...]]:
         elif name in ("CALL", "CALL_FUNCTION") and argument == 0 and path[-1:] == ("super",):
             path = ("super",)
             continue
+        elif name in ("CALL", "CALL_FUNCTION") and argument == 1 and below == ("global", "type"):
+            path = (*path, "__class__")
         elif name in ("PRECALL", "PUSH_NULL", "CACHE"):
             continue
         else:
-            path = ()
+            path = below = ()
             continue
         if len(path) > 1:
             yield path

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import vibetensor.torch as vt
+from vibetensor.graphs import generators
 from vibetensor.graphs.loaded_names import loaded_names
 from vibetensor.graphs.surroundings import is_fixed, is_ours
 from vibetensor.torch.optim.lr_scheduler import base as schedules
@@ -26,7 +27,8 @@ _MOST = 100_000  # objects; more are data
 
 
 class ObjectsAsTheyWere:
-    """What can be reached from some objects, as it is now: attributes, containers, names."""
+    """What can be reached from some objects, as it is now: attributes, containers, names, and where
+    generators of random numbers are. An iterator goes on from where it has got to."""
 
     def __init__(self) -> None:
         self._seen: dict[int, Any] = {}  # held, so that no id comes twice
@@ -69,6 +71,10 @@ class ObjectsAsTheyWere:
             return value
         if isinstance(value, types.FunctionType):
             return self._function(value)
+        if isinstance(value, types.BuiltinMethodType):  # random.Random().random, say
+            return (value.__self__,)
+        if (put_back := generators.as_now(value)) is not None:
+            self._undo.append(put_back)
         if isinstance(value, types.MethodType):
             return value.__self__, value.__func__
         if isinstance(value, functools.partial):
@@ -119,15 +125,16 @@ class ObjectsAsTheyWere:
         if isinstance(value, vt.Tensor):
             return ()
         # What libraries make has state that is not all in attributes, a file or a generator say.
-        if not known and is_fixed(kind.__module__):
+        if not known and is_fixed(kind.__module__) and kind is not types.SimpleNamespace:
             return ()
         found: list[Any] = []
         fields = getattr(value, "__dict__", None)
         if type(fields) is dict:
             found += self._fields(value, fields)
         for base in kind.__mro__:
+            slots = "__slots__" in vars(base)  # what an extension's class has may be read-only
             for name, member in vars(base).items():
-                if type(member) is types.MemberDescriptorType:
+                if slots and type(member) is types.MemberDescriptorType:
                     held = getattr(value, name, _UNBOUND)
                     self._undo.append(functools.partial(_set_slot, value, name, held))
                     found.append(held)

@@ -143,10 +143,10 @@ def step_of(op: Op) -> Step | str:
     if op.name in ("pow", "pow_") and math.prod(views[1].sizes) != 1:
         return f"{op.name} looks at its exponents as a whole"
     sizes = [n for n in out.sizes if n != 1]
-    result = access_of(out, out.sizes, numel)
+    result = access_of(out, out.sizes)
     if any(stride == 0 for stride in result.strides or ()):
         return f"{op.name} writes one place for several elements"
-    inputs = [access_of(view, out.sizes, numel) for view in views]
+    inputs = [access_of(view, out.sizes) for view in views]
     if device != "cpu" and not _by_rows(result, inputs):
         return f"{op.name} reads its operands across rows"
     dense = all(access.strides is None or access.is_single for access in (result, *inputs))
@@ -206,7 +206,7 @@ def _is_attribute(value: Any) -> bool:
     return isinstance(value, bool | int | float)
 
 
-def access_of(view: View, sizes: Sequence[int], numel: int) -> Access:
+def access_of(view: View, sizes: Sequence[int]) -> Access:
     """How an op over these sizes walks an operand."""
     lead = len(sizes) - len(view.sizes)
     strides = tuple(

@@ -15,7 +15,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from vibetensor.torch.nn.modules import hooks
 from vibetensor.torch.nn.modules.module import (
     CALL_HOOK_TABLES,
     REGISTRIES,
+    observed_modes,
     observed_reads,
 )
 from vibetensor.torch.optim import optimizer as optim
@@ -42,9 +43,9 @@ _SET_BY_SCHEDULES = ("_opt_called", "_step_count")
 
 _NO_KEYS: frozenset[Any] = frozenset()
 
-# Attributes that recorded functions set themselves, a counter or a cache say: effects of Python's,
-# which no replay has and none depends on.
-_effects: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+# Attributes of modules that a function which is recorded sets itself, a counter or a cache say:
+# effects of Python's, which no replay has and none of the function's depends on.
+Effects: TypeAlias = weakref.WeakKeyDictionary[Any, set[str]]
 
 
 @dataclass
@@ -84,16 +85,38 @@ class Momentum:
         self.live.fill_(float(_momentum(self.group[self.key])))
 
 
-class Session:
-    """Collected while a function is recorded, on the thread that records."""
+class _SetModes:
+    """What the function leaves `training` of modules at; it had found it otherwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: list[tuple[Any, bool]]) -> None:
+        self._left = left
+
+    def __call__(self) -> None:
+        for module, mode in self._left:
+            module.training = mode
+
+
+def _mode(module: Any) -> bool:
+    # Where it is a property, the fields do not show it.
+    return module.training if hasattr(type(module), "training") else vars(module)["training"]
+
+
+class Session:
+    """Collected while a function is recorded, on the thread that records.
+
+    effects: of all recordings of the function; what one finds holds for the captures before it too."""
+
+    def __init__(self, effects: Effects | None = None) -> None:
+        self._effects = Effects() if effects is None else effects
         self.modules: list[Any] = []
         self.optimizers: list[Any] = []
         # In the order of the run: what the host does before a replay.
         self.host: list[Callable[[], None]] = []
         self._thread = threading.get_ident()
-        self._modes: list[bool] = []  # `training` of the modules, as the function found it
+        # `training` of the modules that it looks at or sets, as the function found it, and of those
+        # that it leaves otherwise.
+        self._modes: dict[int, tuple[Any, bool]] = {}
+        self._left: list[tuple[Any, bool]] = []
         self._reads: dict[int, tuple[Any, dict[str, Any]]] = {}  # module, marks of its attributes
         self._options: list[list[dict[str, Any]]] = []  # of the optimizers, likewise
         self.course: Any = None  # what decides how Python runs, from freeze() on
@@ -127,9 +150,19 @@ class Session:
     ) -> None:
         """Notes what the names of the function, and of functions among its arguments, are bound to,
         where Python's random numbers are, and the options of optimizers that earlier runs used."""
-        self._surroundings = Surroundings(function, arguments)
+        of_all = (*hooks.CALL_HOOKS_OF_ALL, optim._global_pre_hooks, optim._global_post_hooks)
+        of_all_called = [hook for table in of_all for hook in [*table.values()]]
+        self._surroundings = Surroundings(function, (*arguments, *of_all_called))
         self._hosts_random = _hosts_random()
         self._at_entry = {id(o): [_numbers(group) for group in o.param_groups] for o in optimizers}
+
+    def surroundings_of(self, function: Any) -> Surroundings:
+        """What the names of the function are bound to now, and of what this run of it has met."""
+        found = Surroundings(function, self.modules)
+        for module, reads in self._reads.values():
+            for name in reads:
+                found.read(module, name)
+        return found
 
     def lost(self) -> str:
         """What Python did in a run that no replay would do, though what follows depends on it; empty
@@ -155,16 +188,20 @@ class Session:
                         "recording: keep it in a tensor that the step changes in place"
                     )
         # Other threads may draw from the same generators.
-        if threading.active_count() == 1 and self._hosts_random is not None:
-            for name, before, now in zip(
-                ("random", "numpy.random"), self._hosts_random, _hosts_random()
-            ):
-                if before != now:
-                    return (
-                        f"it draws from Python's {name}, and every replay would have the numbers of "
-                        "the recording: draw tensors (torch.rand), or pass them as arguments"
-                    )
+        if threading.active_count() == 1 and (drawn := self._drawn_from()):
+            return (
+                f"it draws from {drawn}, and every replay would have the numbers of the recording: "
+                "draw tensors (torch.rand), or pass them as arguments"
+            )
         return ""
+
+    def _drawn_from(self) -> str:
+        if self._hosts_random is not None:
+            now = _hosts_random()
+            for name, x, y in zip(("random", "numpy.random"), self._hosts_random, now):
+                if x != y:
+                    return f"Python's {name}"
+        return "" if self._surroundings is None else self._surroundings.drawn_from()
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -174,6 +211,7 @@ class Session:
             with (
                 hooks.observed_calls(self._on_module),
                 observed_reads(self._on_read),
+                observed_modes(self._on_mode),
                 _recording.noting(self.notes),
                 optim.observed_steps(self._before_step, self._after_step),
             ):
@@ -181,6 +219,8 @@ class Session:
         finally:
             schedules.step_observers.remove(self._on_schedule)
             self._give_back()
+            now = [(module, _mode(module), before) for module, before in self._modes.values()]
+            self._left = [(module, mode) for module, mode, before in now if mode != before]
 
     def _elsewhere(self) -> bool:
         return threading.get_ident() != self._thread
@@ -189,14 +229,22 @@ class Session:
         if self.at_first_sight is not None:
             self.at_first_sight(found)
 
+    def _met(self, found: Any) -> None:
+        if self._surroundings is not None:
+            self._surroundings.met(found)
+
     def _on_module(self, module: Any) -> None:
         if id(module) not in self._seen and not self._elsewhere():
             self._seen.add(id(module))
             self._show(module)
+            self._met(module)
             self.modules.append(module)
-            fields = vars(module)
-            own = hasattr(type(module), "training")  # a property, which the fields do not show
-            self._modes.append(module.training if own else fields["training"])
+            self._modes.setdefault(id(module), (module, _mode(module)))
+
+    def _on_mode(self, module: Any) -> None:
+        if id(module) not in self._modes and "_modules" in vars(module) and not self._elsewhere():
+            self._show(module)
+            self._modes[id(module)] = (module, _mode(module))
 
     def _on_read(self, module: Any, name: str) -> None:
         if self._elsewhere():
@@ -207,6 +255,8 @@ class Session:
             known = self._reads[id(module)] = (module, {})
         if name not in known[1]:
             known[1][name] = _mark(_attribute(module, name))
+            if self._surroundings is not None:
+                self._surroundings.read(module, name)
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._elsewhere():
@@ -214,6 +264,7 @@ class Session:
         if id(optimizer) not in self._seen:
             self._seen.add(id(optimizer))
             self._show(optimizer)
+            self._met(optimizer)
             self.optimizers.append(optimizer)
             self._options.append([_options(optimizer, g) for g in optimizer.param_groups])
             if not optimizer._steps_knowingly():
@@ -304,8 +355,10 @@ class Session:
         touched.update((key, module) for key, (module, _) in self._reads.items())
         for module in touched.values():
             self._watch_registries(module)
-        for module, training in zip(self.modules, self._modes):
+        for module, training in self._modes.values():
             self._watch_module(module, training)
+        if self._left:
+            self.host.append(_SetModes(self._left))
         for optimizer, options in zip(self.optimizers, self._options):
             self._watch_optimizer(optimizer, options)
         if self.optimizers:
@@ -325,9 +378,11 @@ class Session:
         """The attributes that the function read, but not those that it also sets. `classes`: what
         is watched of classes already."""
         fields, kind = vars(module), type(module)
-        effects = _effects.setdefault(module, set())
+        effects = self._effects.setdefault(module, set())
         same = {name for name, mark in reads.items() if _mark(_attribute(module, name)) == mark}
         effects.update(reads.keys() - same - {"training"})
+        if id(module) in self._modes:
+            same.discard("training")  # watched as the function found it
         kept = {name: fields.get(name, _C.graphs.ABSENT) for name in same}
         self.course.add_items(fields, kept, effects, _counts(module))
         for name in same - fields.keys():
@@ -402,6 +457,15 @@ class Session:
     def parameters(self) -> list[Any]:
         """What the optimizers that stepped train."""
         return [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
+
+    @property
+    def sets_modes(self) -> bool:
+        """Whether the function leaves `training` of modules otherwise than it found it."""
+        return bool(self._left)
+
+    def modes(self) -> list[tuple[Any, bool]]:
+        """The modules that ran, each with `training` as the function found it."""
+        return [self._modes[id(module)] for module in self.modules]
 
     def acts(self) -> list[Any]:
         """What the host does before a replay, for one without Python code: learning rates as the

@@ -20,6 +20,12 @@ void GeneratorImpl::set_state(uint64_t seed, uint64_t offset) {
   seed_ = seed;
   offset_ = offset;
 }
+namespace {
+thread_local uint64_t draws = 0;
+}  // namespace
+uint64_t own_draws() { return draws; }
+void note_own_draw() { ++draws; }
+
 PhiloxArgs GeneratorImpl::reserve(uint64_t counters) {
   const std::lock_guard lock(mutex_);
   const PhiloxArgs args{seed_, offset_};

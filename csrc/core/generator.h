@@ -43,6 +43,10 @@ class GeneratorImpl final : public RefCounted {
 };
 using Generator = Ref<GeneratorImpl>;
 
+/// How often this thread has drawn numbers from generators other than the default ones.
+uint64_t own_draws();
+void note_own_draw();
+
 /// The process-wide generator of a device.
 const Generator& default_generator(Device device);
 /// Every default generator: the CPU's, then those of CUDA devices, present or not.

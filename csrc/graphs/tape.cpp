@@ -152,6 +152,11 @@ void Tape::host_written(const Storage& storage, bool borrowed) {
   }
 }
 
+bool Tape::host_made(const Tensor& tensor) const {
+  const auto born = born_.find(tensor.storage().get());
+  return born != born_.end() && born->second == Origin::Host;
+}
+
 void Tape::gradient_changes(const Tensor& tensor, const Tensor& before) {
   const auto same = [&](const auto& known) { return known.first.is_same(tensor); };
   if (std::none_of(gradients_.begin(), gradients_.end(), same))
@@ -205,6 +210,8 @@ void Tape::put_back_tensors() {
 }
 
 int64_t Tape::relative_offset(const PhiloxArgs& rng, Device device) {
+  // One of its own may stand where the default one does.
+  check(own_draws() == own_draws_, kReseeded);
   const Generator& generator = default_generator(device);
   const uint64_t now = generator->offset();
   auto draws = std::find_if(draws_.begin(), draws_.end(),
@@ -453,6 +460,7 @@ void Tape::start() {
   thread_state.consumer = this;
   set_storage_observer(this);
   starts_.clear();
+  own_draws_ = own_draws();
   for (const Generator* generator : default_generators())
     starts_.push_back({(*generator)->device(), (*generator)->state()});
   if (recording_ == Recording::Dry) autograd::set_gradient_observer(this);

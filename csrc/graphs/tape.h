@@ -141,6 +141,9 @@ class Tape final : public Consumer,
   Recording recording() const { return recording_; }
   /// The tape that records on this thread, or null.
   static Tape* active();
+  /// While recording: whether the function has filled the tensor's storage with data of the host's;
+  /// not where it shares memory with an array.
+  bool host_made(const Tensor& tensor) const;
   /// Index of the tensor's storage, -1 if the recording has not seen it.
   int find(const Tensor& tensor) const;
   /// Counters that were drawn from a device's default generator.
@@ -221,6 +224,7 @@ class Tape final : public Consumer,
   std::vector<int> open_;  // fresh storages that have their bytes
   std::vector<Draws> draws_;
   std::vector<Start> starts_;
+  uint64_t own_draws_ = 0;                           // before the recording
   std::optional<Device> device_;                     // of what is not on the CPU
   std::unordered_map<const Storage*, Origin> born_;  // while recording; addresses may repeat
 };

@@ -25,6 +25,10 @@ inline void check_compute_dtype(DType dtype, DTypeClass allowed, std::string_vie
     dtype_not_supported(dtype, op);
 }
 
+/// Throw for a bool tensor, which has no difference and no negative, and name what a mask has.
+void refuse_bool_difference(const Tensor& self, const Tensor& other);
+void refuse_bool_negation(const Tensor& self);
+
 /// A Python number; other tensors of 0 dimensions convert as tensors do, by wrapping.
 inline void check_fits(const Tensor& value, DType dtype) {
   if (value.impl()->wrapped_number) check_fits(value.item(), dtype);
@@ -132,6 +136,7 @@ inline PhiloxArgs reserve_counters(const Generator& generator, Device device, ui
   const Generator& source = generator ? generator : default_generator(device);
   check(source->device().type == device.type, "Expected a '", device,
         "' device type for generator but found '", source->device(), "'");
+  if (counters > 0 && source != default_generator(device)) note_own_draw();
   return source->reserve(counters);
 }
 

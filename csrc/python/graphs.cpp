@@ -402,6 +402,14 @@ void bind_graphs(nb::module_& m) {
       },
       "Pauses the recording on this thread; None if there is none.");
   module.def(
+      "host_made",
+      [](const nb::object& tensor) {
+        const Tape* tape = Tape::active();
+        return tape && tape->host_made(one_tensor(tensor));
+      },
+      "Whether the function that is being recorded has filled the tensor's memory with data of the "
+      "host's. False where it shares memory with an array.");
+  module.def(
       "recording",
       []() -> nb::object {
         const Tape* tape = Tape::active();

@@ -69,6 +69,12 @@ Replay::Replay(const Parts& parts)
   for_each(parts.inputs, [&](PyObject* target) { inputs_.push_back(optional_tensor(target)); });
   for_each(parts.transfers, [&](PyObject* number) { transfers_.push_back(int_arg(number)); });
   check(transfers_.size() == inputs_.size(), "a replay has a transfer, or -1, for each input");
+  for_each(parts.apart, [&](PyObject* tensors) {
+    std::vector<const Storage*>& storages = apart_.emplace_back();
+    for_each(Object::borrow(tensors),
+             [&](PyObject* t) { storages.push_back(tensor_of(t).storage().get()); });
+    std::sort(storages.begin(), storages.end());
+  });
   for_each(parts.acts, [&](PyObject* act) {
     const bool rate = PyTuple_Check(act);
     acts_.push_back({Object::borrow(rate ? item(act, 0) : act),
@@ -199,6 +205,15 @@ Object Replay::results() const {
   return own(PyObject_CallFunctionObjArgs(build_.get(), list.get(), nullptr));
 }
 
+bool Replay::stand_apart(const Arguments& arguments) const {
+  for (size_t i = 0; i < apart_.size(); ++i) {
+    if (apart_[i].empty() || arguments[i].array) continue;
+    const Storage* storage = tensor_of(arguments[i].object.get()).storage().get();
+    if (std::binary_search(apart_[i].begin(), apart_[i].end(), storage)) return false;
+  }
+  return true;
+}
+
 Object Replay::run(const Arguments& arguments) {
   program_->join();  // earlier runs read their inputs before others are written
   {
@@ -277,7 +292,7 @@ Object Replays::run(PyObject* args, PyObject* kwargs) {
     for (const Object& object : entry->replays) {
       auto* replay = instance<Replay>(object.get());
       if (!replay->gradients_as_found() || !replay->holds()) continue;
-      if (!replay->gradients_in_place()) return {};
+      if (!replay->gradients_in_place() || !replay->stand_apart(arguments)) return {};
       if (i < entries_.size() && entries_[i] == entry) {
         const auto found = entries_.begin() + static_cast<std::ptrdiff_t>(i);
         std::rotate(entries_.begin(), found, found + 1);
@@ -333,15 +348,16 @@ void bind_replay(nb::module_& graphs) {
              const nb::object& course, const nb::object& tensors, const nb::list& inputs,
              const nb::list& transfers, const nb::list& acts, const nb::list& outputs,
              const nb::object& structure, const nb::object& build, const nb::list& gradients,
-             const nb::list& found) {
-            new (self) Replay({kept(program), kept(guard), kept(course), kept(tensors),
-                               kept(inputs), kept(transfers), kept(acts), kept(outputs),
-                               kept(structure), kept(build), kept(gradients), kept(found)});
+             const nb::list& found, const nb::list& apart) {
+            new (self)
+                Replay({kept(program), kept(guard), kept(course), kept(tensors), kept(inputs),
+                        kept(transfers), kept(acts), kept(outputs), kept(structure), kept(build),
+                        kept(gradients), kept(found), kept(apart)});
           },
           nb::kw_only(), nb::arg("program"), nb::arg("guard"), nb::arg("course"),
           nb::arg("tensors"), nb::arg("inputs"), nb::arg("transfers"), nb::arg("acts"),
           nb::arg("outputs"), nb::arg("structure"), nb::arg("build"), nb::arg("gradients"),
-          nb::arg("found"))
+          nb::arg("found"), nb::arg("apart") = nb::list())
       .def_prop_ro("count", &Replay::count, "How often it ran.")
       .def_prop_ro("last_used", &Replay::last_used, "Larger than that of all used before.")
       .def("touch", &Replay::touch, "It has been used, without Python code or with.")

@@ -29,6 +29,7 @@ class Replay {
     Object build;      // makes them of a list of leaves, where the structure is of a rare kind
     Object gradients;  // (leaf, .grad that is read or None, .grad that is left or None)
     Object found;      // (leaf, whether it had a .grad at the start)
+    Object apart;      // for each of the inputs the tensors in whose memory no argument may lie
   };
   explicit Replay(const Parts& parts);
   Replay(const Replay&) = delete;
@@ -40,6 +41,8 @@ class Replay {
   bool gradients_as_found() const;
   /// Whether the gradients that the step reads are the tensors it is bound to.
   bool gradients_in_place() const;
+  /// Whether no argument lies where its copy would not do.
+  bool stand_apart(const Arguments& arguments) const;
   Object run(const Arguments& arguments);
   /// Of a block without arguments and results, replayed where everything lies: false, and nothing
   /// is done, where something is not as it was.
@@ -80,6 +83,7 @@ class Replay {
   Object build_;
   std::vector<Tensor> inputs_;
   std::vector<int64_t> transfers_;
+  std::vector<std::vector<const Storage*>> apart_;  // in order; the guard's tensors have them
   std::vector<Act> acts_;
   std::vector<Output> outputs_;
   std::vector<graphs::Loan*> loans_;

@@ -192,7 +192,7 @@ def _by_halves(
     steps: list[Step] = []
 
     def access(view: View) -> Access:
-        return access_of(view, sizes, count)
+        return access_of(view, sizes)
 
     def step(part: Op, target: View | None, *read: Access) -> Access:
         """One op on halves; without a target its result stays in registers."""

@@ -119,20 +119,20 @@ def _parts(tape: Tape, head: Op, loss: Op, d_rows: Op, d_table: Op, bias: View |
     n, width = rows // PARTS, x.sizes[-1]
     device = logits.buffer.device
 
-    def new(like: Op, sizes: tuple[int, ...], dtype: Any, role: str = "scratch") -> View:
+    def new(sizes: tuple[int, ...], dtype: Any, role: str = "scratch") -> View:
         count = dtype.itemsize
         for size in sizes:
             count *= size
         view = View(tape.new_buffer(count, device, role), dtype, sizes, (), 0)
         return reshaped(view, sizes)
 
-    number = new(loss, (1,), vt.int64, "constant")
+    number = new((1,), vt.int64, "constant")
     ops = [make_op("_arange_", (number, ignored, 1), [number], loss)]
     share = grad
     count = None
     if reduction == _MEAN:
-        counted = new(loss, target.sizes, vt.bool)
-        count, share = new(loss, (), vt.int64), new(loss, (), grad.dtype)
+        counted = new(target.sizes, vt.bool)
+        count, share = new((), vt.int64), new((), grad.dtype)
         ops += [
             make_op("ne", (target, number), [counted], loss),
             make_op("count_nonzero", (counted,), [count], loss),
@@ -148,10 +148,10 @@ def _parts(tape: Tape, head: Op, loss: Op, d_rows: Op, d_table: Op, bias: View |
             sizes = (n, *view.sizes[1:])
             return replace(view, sizes=sizes, offset=view.offset + part * n * step)
 
-        made = new(head, (n, classes), logits.dtype)
-        one = new(loss, (), dtype)
+        made = new((n, classes), logits.dtype)
+        one = new((), dtype)
         transposed = replace(made, sizes=(classes, n), strides=(1, classes))
-        d_part = new(d_table, d_table.outputs[0].sizes, d_table.outputs[0].dtype)
+        d_part = new(d_table.outputs[0].sizes, d_table.outputs[0].dtype)
         ops += [
             make_op("linear", (cut(x2d), table, bias), [made], head),
             make_op(
@@ -167,7 +167,7 @@ def _parts(tape: Tape, head: Op, loss: Op, d_rows: Op, d_table: Op, bias: View |
         tables.append(d_part)
     total = losses[0]
     for other in losses[1:]:
-        result = new(loss, (), dtype)
+        result = new((), dtype)
         ops.append(make_op("add", (total, other), [result], loss))
         total = result
     if count is None:
@@ -178,12 +178,12 @@ def _parts(tape: Tape, head: Op, loss: Op, d_rows: Op, d_table: Op, bias: View |
     wide = vt.float64 if whole.dtype == vt.float64 else vt.float32
     added = tables[0]
     if added.dtype != wide:
-        first = new(d_table, whole.sizes, wide)
+        first = new(whole.sizes, wide)
         ops.append(make_op("_to_dtype", (added, wide), [first], d_table))
         added = first
     for index, other in enumerate(tables[1:], 2):
         last = index == PARTS and whole.dtype == wide
-        result = whole if last else new(d_table, whole.sizes, wide)
+        result = whole if last else new(whole.sizes, wide)
         ops.append(make_op("add", (added, other), [result], d_table))
         added = result
     if whole.dtype != wide:

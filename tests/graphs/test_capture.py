@@ -473,14 +473,6 @@ def test_gradients_that_nobody_asked_for() -> None:
     assert step.variants[0].replays == 3
 
 
-def test_captures_do_not_nest() -> None:
-    inner = capture(lambda x: x + 1)
-    outer = capture(lambda x: inner(x) * 2)
-    with pytest.raises(RuntimeError, match="nest"):
-        outer(vt.ones(2))
-    assert inner(vt.ones(2)).tolist() == [2, 2]
-
-
 def test_a_step_that_hoards_is_refused() -> None:
     hoard: list[Any] = []
 
@@ -510,3 +502,176 @@ def test_reset_gives_memory_back() -> None:
     assert step.variants == []
     with pytest.raises(CaptureError, match="not been captured"):
         step.tape()
+
+
+def test_modes_that_the_function_sets() -> None:
+    """A step that calls train(), an evaluation that calls eval() and goes back: as in eager, and they
+    replay."""
+    runs = []
+    for wrap in (lambda f: f, capture):
+        vt.manual_seed(1)
+        model = vt.nn.Sequential(vt.nn.Linear(4, 8), vt.nn.Dropout(0.5), vt.nn.Linear(8, 1))
+        optimizer = vt.optim.SGD(model.parameters(), lr=0.1)
+
+        @wrap
+        def train_step(x: Any, model: Any = model, optimizer: Any = optimizer) -> Any:
+            model.train()
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        @wrap
+        def evaluate(x: Any, model: Any = model) -> Any:
+            before = model.training
+            model.eval()
+            with vt.no_grad():
+                y = model(x)
+            model.train(before)
+            return y.sum()
+
+        vt.manual_seed(2)
+        x = vt.randn(3, 4)
+        seen = []
+        for _ in range(5):
+            for _ in range(3):
+                seen.append(train_step(x).item())
+                assert all(module.training for module in model.modules())
+            model.eval()
+            seen += [model(x).sum().item(), evaluate(x).item()]
+            assert not any(module.training for module in model.modules())
+            seen.append(train_step(x).item())
+            seen.append(evaluate(x).item())
+            assert all(module.training for module in model.modules())
+            model.eval()
+        runs.append(seen)
+        if isinstance(train_step, CapturedStep) and isinstance(evaluate, CapturedStep):
+            assert train_step._captures == 2 and evaluate._captures == 2
+            assert sum(v.replays for v in train_step.variants) >= 15
+    assert runs[0] == runs[1]
+
+
+def test_compiled_functions_that_leave_modes_changed_run_as_they_are() -> None:
+    layer = vt.nn.Dropout(0.5)
+    function = vt.compile(lambda x: (layer(x) + 1, layer.eval())[0])
+    x = vt.ones(3)
+    for i in range(3):
+        layer.train()
+        vt.manual_seed(0)
+        wanted = layer(x) + 1
+        vt.manual_seed(0)
+        told = (
+            pytest.warns(UserWarning, match="in another mode")
+            if i == 0
+            else contextlib.nullcontext()
+        )
+        with told:
+            assert function(x).tolist() == wanted.tolist()
+        assert not layer.training
+
+
+def test_attributes_that_another_function_sets_are_watched() -> None:
+    class Scaled(vt.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tau = 1.0
+
+        def forward(self, x: Any) -> Any:
+            return x * self.tau
+
+    model, x = Scaled(), vt.ones(2)
+
+    def halve(x: Any) -> Any:
+        y = model(x)
+        model.tau = model.tau * 0.5
+        return y
+
+    train, evaluate = capture(halve), capture(lambda x: model(x))
+    for _ in range(3):
+        assert evaluate(x).tolist() == [1.0, 1.0]
+    train(x)
+    model.tau = 7.0
+    assert evaluate(x).tolist() == [7.0, 7.0]
+
+
+def test_a_generator_of_its_own_that_stands_where_the_default_one_does() -> None:
+    generator = vt.Generator(device=vt.ones(1).device).manual_seed(3)
+    vt.manual_seed(3)
+    step = capture(lambda x: x + vt.rand(3, generator=generator))
+    with pytest.raises(RuntimeError, match="default generator"):
+        for _ in range(4):
+            step(vt.zeros(3))
+
+
+def test_results_made_of_the_hosts_data_are_new_each_time() -> None:
+    @capture
+    def step(x: Any) -> Any:
+        return (x * x).mean(), vt.tensor(4.0), vt.tensor([1.0, 2.0])
+
+    total = vt.zeros(())
+    for _ in range(5):
+        loss, count, pair_of = step(vt.ones(4))
+        assert (loss.item(), count.item(), pair_of.tolist()) == (1.0, 4.0, [1.0, 2.0])
+        total += count
+        count.add_(1)
+        pair_of.mul_(10)
+    assert total.item() == 20.0
+
+
+def test_arguments_in_the_memory_of_state_that_the_step_changes_are_refused_by_replays_too() -> (
+    None
+):
+    state = vt.zeros(3)
+
+    @capture
+    def step(x: Any) -> Any:
+        state.add_(1)
+        return x * 2
+
+    for _ in range(3):
+        step(vt.ones(3))
+    for argument in (state, state[:], state.detach()):
+        with pytest.raises(CaptureError, match="also uses by another way"):
+            step(argument)
+    count = state[0].item()
+    assert step(vt.ones(3)).tolist() == [2.0] * 3 and state[0].item() == count + 1
+
+
+def test_one_hot_of_so_many_classes() -> None:
+    step = capture(lambda i: F.one_hot(i, 4))
+    for classes in ([1, 2], [3, 0], [0, 0]):
+        index = vt.tensor(classes)
+        assert step(index).tolist() == F.one_hot(index, 4).tolist()
+
+
+def test_gradients_of_arguments() -> None:
+    """As attacks on inputs take them: the argument is a copy, whose .grad is the function's own."""
+    model = vt.nn.Linear(3, 2)
+    plain = copy.deepcopy(model)
+
+    def attack(model: Any, x: Any) -> Any:
+        x = x.requires_grad_()
+        first = x.grad is None
+        model(x).sum().backward()
+        return x.detach() + 0.1 * x.grad.sign() * first
+
+    step = capture(lambda x: attack(model, x))
+    for i in range(6):
+        vt.manual_seed(i)
+        x = vt.randn(2, 3)
+        assert step(x).tolist() == attack(plain, x.clone()).tolist()
+        assert model.weight.grad.tolist() == plain.weight.grad.tolist()
+    assert sum(v.replays for v in step.variants) >= 3
+
+
+def test_a_captured_function_inside_another() -> None:
+    weight = vt.ones(2)
+    inner = capture(lambda x: x * weight)
+    for _ in range(3):
+        inner(vt.ones(2))
+    outer = capture(lambda x: inner(x) + 1)
+    for i in range(5):
+        assert outer(vt.full((2,), float(i))).tolist() == [i + 1.0] * 2
+        weight.add_(0)
+    assert outer.variants[0].replays >= 3 and inner(vt.ones(2)).tolist() == [1.0] * 2

@@ -93,6 +93,65 @@ def test_copies_of_graphed_modules_are_their_own(again: Any) -> None:
     assert again(make_graphed_callables(_plain, (X,)))(X).tolist() == [[4.0, 4.0]]
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 2.0
+        self.weight = nn.Parameter(vt.ones(2))
+
+    def forward(self, x: Any) -> Any:
+        return x * self.weight * self.scale
+
+
+class Decorated(Scaled):
+    @vt.compile
+    def forward(self, x: Any) -> Any:
+        return x * self.weight * self.scale
+
+
+def _compiled() -> Any:
+    module = Scaled()
+    module.compile()
+    return module
+
+
+@pytest.mark.parametrize("again", [_pickled, copy.deepcopy, copy.copy])
+@pytest.mark.parametrize(
+    "make", [_compiled, Decorated, lambda: make_graphed_callables(Scaled(), (X,))]
+)
+def test_copies_run_with_their_own_attributes(make: Any, again: Any) -> None:
+    module = make()
+    for _ in range(2):
+        assert module(X).tolist() == [[2.0, 2.0]]
+    other = again(module)
+    other.scale = 3.0
+    for _ in range(2):
+        assert other(X).tolist() == [[3.0, 3.0]] and module(X).tolist() == [[2.0, 2.0]]
+    assert (other.weight is module.weight) == (again is copy.copy)
+    assert "forward" not in vars(other)  # that of the class again
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, copy.copy])
+def test_copies_keep_the_forward_that_an_object_had(again: Any) -> None:
+    module = Scaled()
+    module.forward = lambda x: x * module.weight * 5  # type: ignore[method-assign]
+    other = again(make_graphed_callables(module, (X,)))
+    assert other(X).tolist() == [[5.0, 5.0]]
+    assert not hasattr(other.forward, "captured_forward")
+
+
+def test_captured_methods_need_a_place_for_their_captures() -> None:
+    class Slots:
+        __slots__ = ()
+
+        @vt.compile
+        def method(self, x: Any) -> Any:
+            return x
+
+    with pytest.raises(TypeError, match="method needs objects with a __dict__.*Slots has none"):
+        Slots().method(X)
+
+
 def test_graphed_modules_keep_to_their_modes() -> None:
     layer = make_graphed_callables(nn.Linear(2, 2), (X,))
     with vt.autocast(kind(), dtype=vt.bfloat16):

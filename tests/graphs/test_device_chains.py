@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
+from tests.device import DEVICE
 from tests.graphs.rewritten import check_chains, op_names
 from vibetensor import _C
 from vibetensor.graphs import capture
@@ -22,7 +22,6 @@ from vibetensor.graphs.plan import plan
 from vibetensor.graphs.pointwise import _ON_GPU, NAME
 from vibetensor.graphs.verify import same_bits
 
-DEVICE = os.environ.get("VT_TEST_DEVICE", "cpu")
 pytestmark = pytest.mark.skipif(DEVICE == "cpu", reason="needs --device: a GPU or simulated")
 on_a_gpu = pytest.mark.skipif(DEVICE in ("cpu", "simulated"), reason="needs a GPU")
 

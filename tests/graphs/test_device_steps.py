@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +15,11 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
+from tests.device import DEVICE
 from vibetensor import _C
 from vibetensor.graphs import capture, make_graphed_callables
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("VT_TEST_DEVICE", "cpu") == "cpu", reason="needs --device: a GPU or simulated"
-)
+pytestmark = pytest.mark.skipif(DEVICE == "cpu", reason="needs --device: a GPU or simulated")
 
 
 def host(*args: Any, **options: Any) -> Any:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import os
 import re
 import weakref
 from functools import partial
@@ -17,9 +16,10 @@ import numpy as np
 import pytest
 
 import vibetensor.torch as vt
+from tests.device import DEVICE
 from vibetensor.graphs import CaptureMismatch, Graph, capture, foreign, foreign_op, graph
 
-ON_CPU = os.environ.get("VT_TEST_DEVICE", "cpu") == "cpu"
+ON_CPU = DEVICE == "cpu"
 on_the_cpu = pytest.mark.skipif(not ON_CPU, reason="host functions run on tensors of the CPU")
 on_a_device = pytest.mark.skipif(ON_CPU, reason="needs --device: a GPU or simulated")
 

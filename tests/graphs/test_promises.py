@@ -544,12 +544,16 @@ def test_weights_that_move_at_every_call_stay_within_the_budget() -> None:
 def test_weights_that_move_now_and_then_are_captured_again() -> None:
     eager, captured = pair()
     step = capture(captured.step, max_variants=2)
+    made: dict[int, Any] = {}
 
     def between(training: Training, index: int) -> None:
+        made.update((id(variant), variant) for variant in step.variants)
         if index % 12 == 11:
             training.model.inner.weight.data = training.model.inner.weight.data.clone()
 
     run_both(eager, captured, range(60), step, between)
+    # Each serves until the weight has moved; the very first call runs eagerly.
+    assert [variant.replays for variant in made.values()] == [10, 11, 11, 11, 11]
 
 
 def test_a_number_that_changes_at_every_call_stays_within_the_budget() -> None:

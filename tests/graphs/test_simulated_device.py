@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.built import library
+from tests.device import DEVICE
 
 ROOT = Path(__file__).parents[2]
 SUITES = ["test_device_steps.py", "test_capture.py", "test_device_chains.py"]
 
 
-@pytest.mark.skipif(
-    os.environ.get("VT_TEST_DEVICE", "cpu") != "cpu", reason="these run on a device already"
-)
+@pytest.mark.skipif(DEVICE != "cpu", reason="these run on a device already")
 @pytest.mark.skipif(
     library("vt_simulated_cuda") is None, reason="needs a build of this tree with its stand-ins"
 )

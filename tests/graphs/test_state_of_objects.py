@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -280,6 +281,77 @@ def test_pythons_random_numbers_are_refused(draw: Any) -> None:
     with pytest.raises(CaptureError, match="random"):
         for _ in range(3):
             step(vt.ones(2))
+
+
+GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "random": (lambda: random.Random(0), lambda g: g.random()),
+    "its method": (lambda: random.Random(0).random, lambda g: g()),
+    "numpy": (lambda: np.random.default_rng(0), lambda g: g.random()),
+    "numpy's method": (lambda: np.random.default_rng(0).random, lambda g: g()),
+    "of another kind": (
+        lambda: np.random.Generator(np.random.MT19937(0)),
+        lambda g: g.standard_normal(),
+    ),
+    "numpy's older": (lambda: np.random.RandomState(0), lambda g: g.rand()),
+}
+
+
+def drawing(name: str, trains: bool, wrap: Callable[[Any], Any]) -> Callable[[], Any]:
+    """A function, or a step, that draws from a generator of its own."""
+    make, draw = GENERATORS[name]
+    generator, weight = make(), vt.ones(2, requires_grad=True)
+    optimizer = vt.optim.SGD([weight], lr=0.1)
+
+    def function(x: Any) -> Any:
+        result = weight * x * float(draw(generator))
+        if trains:
+            optimizer.zero_grad()
+            result.sum().backward()
+            optimizer.step()
+        return result.detach()
+
+    wrapped = wrap(function)
+    return lambda: wrapped(vt.ones(2)).tolist()
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_compiled_function_draws_from_its_own_generator_as_in_eager(
+    name: str, trains: bool
+) -> None:
+    eager, compiled = drawing(name, trains, lambda f: f), drawing(name, trains, vt.compile)
+    assert [eager() for _ in range(4)] == [compiled() for _ in range(4)]
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_draw_from_an_own_generator_is_refused(name: str) -> None:
+    step = drawing(name, True, capture)
+    with pytest.raises(CaptureError, match="draws from a [A-Z].* of its own"):
+        for _ in range(3):
+            step()
+
+
+def test_generators_and_counters_in_a_namespace_are_put_back() -> None:
+    def run(wrap: Callable[[Any], Any]) -> Any:
+        held = SimpleNamespace(generator=random.Random(0), calls=0)
+
+        def function(x: Any) -> Any:
+            held.calls += 1
+            return x * held.generator.random()
+
+        step = wrap(function)
+        return [step(vt.ones(2)).tolist() for _ in range(3)], held.calls
+
+    assert run(vt.compile) == run(lambda f: f)
+
+
+def test_a_generator_of_tensors_goes_on_as_in_eager() -> None:
+    def draws(wrap: Callable[[Any], Any]) -> list[Any]:
+        generator = vt.Generator(vt.get_default_device()).manual_seed(0)
+        function = wrap(lambda x: x * vt.rand(2, generator=generator))
+        return [function(vt.ones(2)).tolist() for _ in range(3)]
+
+    assert draws(lambda f: f) == draws(vt.compile)
 
 
 @pytest.mark.parametrize("workers", [0])

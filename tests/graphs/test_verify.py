@@ -11,6 +11,8 @@ import pytest
 
 import vibetensor.torch as vt
 from vibetensor.graphs import CaptureMismatch, Tape, capture, passes, record
+from vibetensor.graphs.verify import agree, all_agree, state_tensors
+from vibetensor.torch import nn
 
 from .test_capture import Training, batch, pair, run_both
 
@@ -116,6 +118,80 @@ def test_a_wrong_pass_is_caught_at_its_op(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_array_equal(again(x).numpy(), expected)
 
 
+def _classifier(norm: Any) -> tuple[Any, Any]:
+    """A model in float64, and a step of it. A device's passes add some terms in another order."""
+    model = nn.Sequential(nn.Linear(16, 32), norm, nn.ReLU(), nn.Linear(32, 4)).double()
+    optimizer = vt.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def step(x: Any, y: Any) -> Any:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return model, step
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.BatchNorm1d])
+def test_another_order_of_sums_is_no_mismatch(norm: Any) -> None:
+    """Nor in weights and moments, nor in a gradient that is all roundings: that of a bias before a
+    batch norm."""
+    _, step = _classifier(norm(32))
+    captured = capture(step, verify=True)
+    for index in range(4):
+        vt.manual_seed(index)
+        captured(vt.randn(64, 16, dtype=vt.float64), vt.randint(0, 4, (64,)))
+    assert captured.variants[0].verified
+
+
+def test_state_is_compared_as_what_it_is() -> None:
+    model, step = _classifier(nn.BatchNorm1d(32))
+    found = state_tensors(
+        record(lambda: step(vt.randn(64, 16, dtype=vt.float64), vt.randint(0, 4, (64,))))
+    )
+    dtypes = {tensor.data_ptr(): tensor.dtype for tensor in found.values()}
+    assert {dtypes[p.data_ptr()] for p in model.parameters()} == {vt.float64}
+    assert dtypes[model[1].running_var.data_ptr()] == vt.float64
+    assert dtypes[model[1].num_batches_tracked.data_ptr()] == vt.int64
+
+
+@pytest.mark.parametrize("left_out", [0, 1], ids=["weight", "small one"])
+def test_wrong_state_is_caught_whatever_the_bound(
+    left_out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(tape: Tape) -> Tape:
+        ops = [op for op in tape.ops if not op.is_view]
+        del ops[left_out]
+        return tape.replaced(ops, bound=1e-5)
+
+    monkeypatch.setattr(passes, "run", wrong)
+    states = [vt.ones(3), vt.full((3,), 1e-3)]
+
+    @capture(verify=True)
+    def step(x: Any) -> Any:
+        states[0].add_(x)
+        states[1].add_(x)
+
+    step(vt.full((3,), 1e-3))
+    with pytest.raises(CaptureMismatch, match="is not the function"):
+        step(vt.full((3,), 1e-3))
+
+
+def test_how_far_values_may_be() -> None:
+    large, noise = vt.ones(3), vt.full((3,), 1e-9)
+    assert agree(large + 1e-6, large, 1e-5) and not agree(large + 1e-4, large, 1e-5)
+    assert not agree(large + 1e-6, large, 0.0)
+    assert not agree(noise, -noise, 1e-5)
+    kinds = ["gradient", "gradient"]
+    assert all_agree([noise, large], [-noise, large], kinds, 1e-5)
+    assert not all_agree([noise * 1e4, large], [-noise * 1e4, large], kinds, 1e-5)
+    assert not all_agree([noise, large], [-noise, large], ["gradient", "weight"], 1e-5)
+    assert not all_agree([noise, large], [-noise, large], kinds, 0.0)
+    nan = vt.full((3,), float("nan"))
+    assert not agree(nan, large, 1e-5) and not agree(large, nan, 1e-5) and agree(nan, nan, 1e-5)
+
+
 def test_recordings_of_one_function_are_equal() -> None:
     training = Training()
     first = record(lambda: training.step(*batch(0))).tape
@@ -174,6 +250,22 @@ def test_the_check_leaves_rates_steps_and_seeds_alone() -> None:
         assert own.optimizer.param_groups[0]["lr"] == plain.optimizer.param_groups[0]["lr"]
         np.testing.assert_array_equal(own.weight.grad.numpy(), plain.weight.grad.numpy())
     assert vt.initial_seed() == 5 and step.variants[0].verified
+
+
+def test_a_mode_that_the_function_sets_is_no_number() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+
+    @capture(verify=True)
+    def step(x: Any) -> Any:
+        result = model(x)
+        model.eval()
+        return result
+
+    for _ in range(2):
+        model.train()
+        step(vt.ones(2))
+        assert not model.training and not model[1].training
+    assert step.variants[0].verified
 
 
 FACTOR = 2.0

@@ -102,7 +102,9 @@ def compile(
     name: str | None = None,
     recompile_limit: int | None = None,
 ) -> Any:
-    """A model or function that is captured and replayed: the same numbers, bit for bit, in less time.
+    """A model or function that is captured and replayed: the same numbers, in less time.
+
+    They are the same bit for bit but where a pass adds in another order on a GPU.
 
     A function that trains (calls backward and an optimizer) is replayed as a whole step; a model or
     another function as a forward and a backward, for each shape, dtype and mode it is called with.

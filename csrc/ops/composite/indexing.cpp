@@ -65,6 +65,11 @@ Flattened flatten_indices(const Tensor& self, TensorSpan given) {
   for (const Tensor& index : indices) {
     if (index.defined()) used.push_back(&index);
   }
+  for (const Tensor& t : given) {
+    check_index(!t.defined() || t.dim() > 0 || t.dtype() != DType::Bool,
+                "a mask of no dimensions is no index of a dimension; write self[mask]");
+  }
+  check_index(!used.empty(), "an index needs at least one tensor");
   try {
     f.index_shape =
         broadcast_shapes(std::span<const Tensor* const>(used.data(), used.size()), "index");
@@ -317,8 +322,10 @@ Tensor one_hot(const Tensor& self, int64_t num_classes) {
   if (self.numel() == 0)
     check(num_classes > 0, "Can not infer total number of classes from empty tensor.");
   int64_t classes = num_classes;
-  // With the number of classes given, a device is not waited for: a class outside it is no column.
-  if (self.numel() > 0 && (num_classes == -1 || self.device().is_cpu())) {
+  // With the number of classes given neither a device is waited for nor a recording refused: a
+  // class outside it is no column.
+  const bool looked_at = self.device().is_cpu() && !thread_state.consumer;
+  if (self.numel() > 0 && (num_classes == -1 || looked_at)) {
     check(ops::min(self).item().to_int() >= 0, "Class values must be non-negative.");
     const int64_t top = ops::max(self).item().to_int();
     if (classes == -1) classes = top + 1;
