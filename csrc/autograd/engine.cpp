@@ -287,6 +287,16 @@ std::vector<Tensor> root_gradients(TensorSpan roots, TensorSpan gradients) {
   return out;
 }
 
+std::vector<Edge> wanted_edges(TensorSpan inputs) {
+  std::vector<Edge> wanted;
+  for (const Tensor& input : inputs) {
+    Edge edge = gradient_edge(input);
+    check(edge.valid(), "One of the differentiated Tensors does not require grad");
+    wanted.push_back(std::move(edge));
+  }
+  return wanted;
+}
+
 }  // namespace
 
 bool in_backward() { return backward_depth > 0; }
@@ -296,19 +306,12 @@ void backward(TensorSpan roots, TensorSpan gradients, TensorSpan inputs,
   const std::vector<Edge> edges = root_edges(roots);
   const std::vector<Tensor> grads = root_gradients(roots, gradients);
   const DepthGuard depth;
-  const Scoped<SavedTensorHooks*> no_hooks(thread_state.saved_hooks, thread_state.saved_hooks);
   GraphTask task(options);
   if (inputs.empty()) {
     task.run(edges, grads);
     return;
   }
-  std::vector<Edge> wanted;
-  for (const Tensor& input : inputs) {
-    Edge edge = gradient_edge(input);
-    check(edge.valid(), "One of the differentiated Tensors does not require grad");
-    wanted.push_back(std::move(edge));
-  }
-  task.capture(wanted, true);
+  task.capture(wanted_edges(inputs), true);
   const std::vector<Tensor> found = task.run(edges, grads);
   const GradMode grad_mode(options.create_graph);
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -325,14 +328,8 @@ std::vector<Tensor> grad(TensorSpan roots, TensorSpan gradients, TensorSpan inpu
   const std::vector<Edge> edges = root_edges(roots);
   const std::vector<Tensor> grads = root_gradients(roots, gradients);
   const DepthGuard depth;
-  std::vector<Edge> wanted;
-  for (const Tensor& input : inputs) {
-    Edge edge = gradient_edge(input);
-    check(edge.valid(), "One of the differentiated Tensors does not require grad");
-    wanted.push_back(std::move(edge));
-  }
   GraphTask task(options);
-  task.capture(wanted, false);
+  task.capture(wanted_edges(inputs), false);
   std::vector<Tensor> found = task.run(edges, grads);
   for (const Tensor& g : found) {
     check(g.defined() || options.allow_unused,

@@ -112,7 +112,7 @@ void check_inplace(const Tensor& self, bool records, std::string_view op) {
 
 void rebase_history(const Tensor& self, const Ref<Node>& node) {
   self.bump_version();
-  if (!node) return;
+  if (!node || !is_floating(self.dtype())) return;  // integers stay outside the graph
   note_tensor_changes(self);
   AutogradMeta& meta = ensure_meta(self);
   if (!meta.base.defined()) {
@@ -141,7 +141,9 @@ void set_view(const Tensor& view, const Tensor& base) {
   if (thread_state.inference_mode && (base.impl()->inference || !any_requires_grad(base))) return;
   AutogradMeta& meta = ensure_meta(view);
   const AutogradMeta* base_meta = base.impl()->autograd.get();
-  const bool of_view = base_meta && base_meta->base.defined();
+  // A leaf may be a view of what was there before it became one; its own views are views of a leaf.
+  const bool leaf = base.impl()->requires_grad && base_meta && !base_meta->grad_fn;
+  const bool of_view = base_meta && base_meta->base.defined() && !leaf;
   meta.base = of_view ? base_meta->base : base;
   if (of_view && base_meta->created != Created::Normal) {
     meta.created = base_meta->created;

@@ -42,6 +42,9 @@ const Ref<Node>& grad_fn(const Tensor& t);
 /// Where `t`'s gradient goes: its node, or its accumulator if it is a leaf that requires grad.
 Edge gradient_edge(const Tensor& t);
 Ref<Node> grad_accumulator(const Tensor& leaf);
+/// Graphs made from now on accumulate in another node: the leaf takes gradients of another dtype or
+/// device than those made before, which are still about to come.
+void renew_accumulator(const Tensor& leaf);
 void add_edges(Node& node, const Tensor& t);
 void add_edges(Node& node, TensorSpan tensors);
 AutogradMeta& ensure_meta(const Tensor& t);

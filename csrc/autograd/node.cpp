@@ -85,6 +85,11 @@ Ref<Node> grad_accumulator(const Tensor& leaf) {
   return node;
 }
 
+void renew_accumulator(const Tensor& leaf) {
+  const std::lock_guard lock(accumulator_mutex());
+  if (AutogradMeta* meta = leaf.impl()->autograd.get()) meta->accumulator = nullptr;
+}
+
 void AccumulateGrad::call_hooks(Tensor& grad) {
   const AutogradMeta& meta = ensure_meta(variable);
   if (!grad.defined() || meta.hooks.empty()) return;
@@ -94,7 +99,8 @@ void AccumulateGrad::call_hooks(Tensor& grad) {
 }
 
 TensorVec AccumulateGrad::apply(TensorVec grads) {
-  if (!grads[0].defined()) return {};
+  // It may have been told since that it takes none.
+  if (!grads[0].defined() || !variable.impl()->requires_grad) return {};
   AutogradMeta& meta = ensure_meta(variable);
   Tensor grad = std::move(grads[0]);
   if (GradientObserver* observer = gradient_observer()) [[unlikely]]

@@ -1,6 +1,8 @@
 // The description of a tensor that a backward formula needs when it does not need the values.
 #pragma once
 
+#include <vector>
+
 #include "core/tensor.h"
 
 namespace vt::autograd {
@@ -20,7 +22,7 @@ class TensorMeta {
   bool defined() const { return defined_; }
   IntSpan sizes() const { return sizes_; }
   IntSpan strides() const { return strides_; }
-  int64_t size(int64_t dim) const { return sizes_[wrap_dim(dim, this->dim())]; }
+  int64_t size(int64_t dim) const { return sizes_[checked_dim(dim, this->dim())]; }
   int64_t dim() const { return static_cast<int64_t>(sizes_.size()); }
   int64_t numel() const { return numel_; }
   int64_t storage_offset() const { return offset_; }
@@ -35,5 +37,12 @@ class TensorMeta {
   Device device_;
   bool defined_ = false;
 };
+
+inline std::vector<TensorMeta> metas_of(TensorSpan tensors) {
+  std::vector<TensorMeta> metas;
+  metas.reserve(tensors.size());
+  for (const Tensor& t : tensors) metas.emplace_back(t);
+  return metas;
+}
 
 }  // namespace vt::autograd

@@ -57,8 +57,8 @@ void TensorImpl::set_contiguous(IntSpan new_sizes, int64_t new_numel) {
   contiguous = true;
 }
 
-int64_t Tensor::size(int64_t d) const { return impl_->sizes[wrap_dim(d, dim())]; }
-int64_t Tensor::stride(int64_t d) const { return impl_->strides[wrap_dim(d, dim())]; }
+int64_t Tensor::size(int64_t d) const { return impl_->sizes[checked_dim(d, dim())]; }
+int64_t Tensor::stride(int64_t d) const { return impl_->strides[checked_dim(d, dim())]; }
 
 bool Tensor::is_contiguous(MemoryFormat format) const {
   if (format != MemoryFormat::ChannelsLast) return impl_->contiguous;
@@ -94,6 +94,12 @@ int64_t wrap_dim(int64_t dim, int64_t ndim) {
          range - 1, "], but got ", dim, ")");
   }
   return dim < 0 ? dim + range : dim;
+}
+
+int64_t checked_dim(int64_t dim, int64_t ndim) {
+  if (ndim == 0) [[unlikely]]
+    fail(ErrorKind::Index, "Dimension specified as ", dim, " but tensor has no dimensions");
+  return wrap_dim(dim, ndim);
 }
 
 int64_t checked_numel(IntSpan sizes) {

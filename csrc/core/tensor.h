@@ -62,7 +62,6 @@ class Tensor {
   bool defined() const { return static_cast<bool>(impl_); }
   TensorImpl* impl() const { return impl_.get(); }
   const Ref<TensorImpl>& ref() const { return impl_; }
-  TensorImpl* detach_ref() { return impl_.detach(); }
   bool is_same(const Tensor& other) const { return impl_ == other.impl_; }
   void reset() { impl_.reset(); }
 
@@ -106,6 +105,8 @@ using TensorVec = SmallVector<Tensor, 4>;
 
 /// Wraps `dim` in [-ndim, ndim) to [0, ndim); a 0-d tensor accepts -1 and 0. Throws IndexError.
 int64_t wrap_dim(int64_t dim, int64_t ndim);
+/// The same for what has such a dimension: IndexError where there are none.
+int64_t checked_dim(int64_t dim, int64_t ndim);
 /// Product with overflow and negative-size checks; the error names the shape.
 int64_t checked_numel(IntSpan sizes);
 Dims contiguous_strides(IntSpan sizes);

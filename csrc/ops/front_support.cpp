@@ -29,6 +29,21 @@ Tensor WidenedFloat8::operator()(const Tensor& t) const {
   return ops::_to_dtype(narrow, DType::Float16);
 }
 
+void refuse_bool_difference(const Tensor& self, const Tensor& other) {
+  const bool a = self.dtype() == DType::Bool, b = other.dtype() == DType::Bool;
+  check(!(a && b),
+        "Subtraction, the `-` operator, with two bool tensors is not supported. Use the `^` or "
+        "`logical_xor()` operator instead.");
+  check(!a && !b,
+        "Subtraction, the `-` operator, with a bool tensor is not supported. To invert a mask, use "
+        "the `~` or `logical_not()` operator instead.");
+}
+void refuse_bool_negation(const Tensor& self) {
+  check(self.dtype() != DType::Bool,
+        "Negation, the `-` operator, on a bool tensor is not supported. To invert a mask, use the "
+        "`~` or `logical_not()` operator instead.");
+}
+
 uint64_t rounding_counters(TensorSpan tensors) {
   int64_t chunks = 0;
   for (const Tensor& t : tensors) chunks += (t.numel() + kRoundedChunk - 1) / kRoundedChunk;

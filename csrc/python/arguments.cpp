@@ -143,13 +143,6 @@ const char* kind_name(const ArgSpec& spec) {
   return "object";
 }
 
-std::string type_name(PyObject* object) {
-  const Object name(
-      PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object)), "__name__"));
-  const char* text = name ? PyUnicode_AsUTF8AndSize(name.get(), nullptr) : nullptr;
-  return text ? text : "object";
-}
-
 void intern_names(Signature& signature) {
   for (size_t i = 0; i < signature.specs.size(); ++i) {
     signature.names[i] = checked(PyUnicode_InternFromString(signature.specs[i].name));
@@ -297,6 +290,13 @@ bool is_number(PyObject* object) {
   // NumPy scalars: numbers with no length.
   return PyNumber_Check(object) && PyObject_HasAttrString(object, "dtype") &&
          PyObject_Size(object) < 0 && (PyErr_Clear(), true);
+}
+
+std::string type_name(PyObject* object) {
+  const Object name(
+      PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object)), "__name__"));
+  const char* text = name ? PyUnicode_AsUTF8AndSize(name.get(), nullptr) : nullptr;
+  return text ? text : "object";
 }
 
 TensorArg tensor_arg(PyObject* object) {

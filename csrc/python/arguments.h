@@ -101,6 +101,8 @@ class IntListHolder : public Dims {
   using Dims::Dims;
 };
 
+/// The name of the object's class, for errors.
+std::string type_name(PyObject* object);
 TensorArg tensor_arg(PyObject* object);
 TensorArg tensor_or_scalar_arg(PyObject* object);
 TensorListArg tensor_list_arg(PyObject* object);

@@ -49,8 +49,12 @@ class PyTensorHook final : public autograd::TensorHook {
     if (result.get() == Py_None) return {};
     check_type(is_tensor(result.get()), "a tensor hook must return None or a Tensor");
     const Tensor changed = tensor_of(result.get());
-    check(equal(changed.sizes(), grad.sizes()), "hook '",
-          "' has changed the size of value: ", grad.sizes(), " to ", changed.sizes());
+    check(equal(changed.sizes(), grad.sizes()),
+          "a tensor hook has changed the size of the gradient: ", grad.sizes(), " to ",
+          changed.sizes());
+    check(changed.dtype() == grad.dtype() && changed.device() == grad.device(),
+          "a tensor hook has changed the type of the gradient: ", grad.dtype(), " on ",
+          grad.device(), " to ", changed.dtype(), " on ", changed.device());
     return changed;
   }
 
@@ -96,6 +100,8 @@ class PyNodeHook final : public autograd::NodeHook {
           "a node hook must return as many gradients as it got (", grads.size(), ")");
     for (size_t i = 0; i < grads.size(); ++i) {
       PyObject* item = PyTuple_GetItem(items.get(), static_cast<Py_ssize_t>(i));
+      check_type(item == Py_None || is_tensor(item),
+                 "a node hook returns Tensors or None, but this one returned ", type_name(item));
       grads[i] = item == Py_None ? Tensor() : tensor_of(item);
     }
   }
@@ -290,7 +296,10 @@ int set(PyObject* value, const char* name, F&& f) {
   }
 }
 int put_requires_grad(PyObject* self, PyObject* value, void*) {
-  return set(value, "requires_grad", [&] { set_requires_grad(tensor_of(self), bool_arg(value)); });
+  return set(value, "requires_grad", [&] {
+    check(PyBool_Check(value), "requires_grad must be a bool, got ", type_name(value));
+    set_requires_grad(tensor_of(self), value == Py_True);
+  });
 }
 /// A recorded step depends on every .grad that it reads or sets, not on those of backward alone.
 void tell_recording(const Tensor& t) {
@@ -360,6 +369,8 @@ int put_data(PyObject* self, PyObject* value, void*) {
       to->own_version->value.store(to->version->load());
       to->version = &to->own_version->value;
     }
+    if (to->dtype != from->dtype || to->device != from->device)
+      autograd::renew_accumulator(tensor_of(self));
     to->storage = from->storage;
     to->dtype = from->dtype;
     to->device = from->device;
@@ -401,7 +412,10 @@ PyObject* method_requires_grad_(PyObject* self, PyObject* const* args, Py_ssize_
       check_type(name == "requires_grad", "requires_grad_() got an unexpected keyword argument '",
                  name, "'");
     }
-    set_requires_grad(tensor_of(self), nargs + named == 1 ? bool_arg(args[0]) : true);
+    check_type(nargs + named == 0 || PyBool_Check(args[0]),
+               "requires_grad_(): argument 'requires_grad' must be bool, not ",
+               nargs + named == 0 ? "" : type_name(args[0]));
+    set_requires_grad(tensor_of(self), nargs + named == 0 || args[0] == Py_True);
     return new_reference(self);
   });
 }
@@ -471,8 +485,20 @@ PyObject* method_make_subclass(PyObject*, PyObject* args) {
 
 // --- module functions
 
-std::vector<Tensor> tensors_arg(PyObject* object) {
-  return object == Py_None ? std::vector<Tensor>() : optional_tensor_list_arg(object).items;
+/// A sequence of Tensors, or of Tensors and None; None is an empty one.
+std::vector<Tensor> tensors_arg(PyObject* object, const char* what, bool none_allowed = false) {
+  std::vector<Tensor> out;
+  if (object == Py_None) return out;
+  check_type(PySequence_Check(object), what, " must be Tensors, got ", type_name(object));
+  const Object items = own(PySequence_Tuple(object));
+  for (Py_ssize_t i = 0; i < PyTuple_Size(items.get()); ++i) {
+    PyObject* item = PyTuple_GetItem(items.get(), i);
+    const bool none = item == Py_None && none_allowed;
+    check_type(none || is_tensor(item), what, " must be Tensors", none_allowed ? " or None" : "",
+               ", but number ", i, " is ", type_name(item));
+    out.push_back(none ? Tensor() : tensor_of(item));
+  }
+  return out;
 }
 
 PyObject* backward_function(PyObject*, PyObject* args) {
@@ -480,7 +506,10 @@ PyObject* backward_function(PyObject*, PyObject* args) {
     PyObject *roots = nullptr, *grads = nullptr, *inputs = nullptr;
     int retain = 0, create = 0;
     if (!PyArg_ParseTuple(args, "OOppO", &roots, &grads, &retain, &create, &inputs)) return nullptr;
-    const auto r = tensors_arg(roots), g = tensors_arg(grads), i = tensors_arg(inputs);
+    check_type(roots != Py_None, "backward: what to differentiate must be Tensors, not None");
+    const auto r = tensors_arg(roots, "backward: what to differentiate"),
+               g = tensors_arg(grads, "backward: gradients", true),
+               i = tensors_arg(inputs, "backward: inputs");
     ReleaseGil gil(ReleaseGil::kWorthwhile);
     autograd::backward(r, g, i, {retain != 0, create != 0, true});
     gil.reacquire();
@@ -493,7 +522,9 @@ PyObject* grad_function(PyObject*, PyObject* args) {
     int retain = 0, create = 0, unused = 0;
     if (!PyArg_ParseTuple(args, "OOOppp", &roots, &grads, &inputs, &retain, &create, &unused))
       return nullptr;
-    const auto r = tensors_arg(roots), g = tensors_arg(grads), i = tensors_arg(inputs);
+    const auto r = tensors_arg(roots, "grad: outputs"),
+               g = tensors_arg(grads, "grad: grad_outputs", true),
+               i = tensors_arg(inputs, "grad: inputs");
     ReleaseGil gil(ReleaseGil::kWorthwhile);
     const auto found = autograd::grad(r, g, i, {retain != 0, create != 0, unused != 0});
     gil.reacquire();

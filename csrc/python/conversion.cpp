@@ -17,6 +17,18 @@ namespace {
 
 bool is_sequence(PyObject* object) { return PyTuple_Check(object) || PyList_Check(object); }
 
+/// A sequence of another class: range, deque, array.array. Text is none.
+bool is_other_sequence(PyObject* object) {
+  return PySequence_Check(object) && !PyUnicode_Check(object) && !PyBytes_Check(object) &&
+         !is_sequence(object) && !is_tensor(object) && !has_array_interface(object);
+}
+
+Tensor copy_of(const Tensor& t) {
+  Tensor out = empty(t.sizes(), t.dtype(), t.device());
+  ops::copy_(out, t, false);
+  return out;
+}
+
 // --- torch.tensor(data)
 
 /// Shape and common element type of nested lists.
@@ -24,6 +36,7 @@ struct Shape {
   Dims sizes;
   DType dtype = DType::Bool;
   bool any = false;
+  bool other_sequences = false;  // one was found: the rest was not looked at
 };
 
 /// The dtype of a scalar of NumPy's; none for other objects, of Python's own float, int and bool
@@ -63,17 +76,23 @@ void note_scalar(Shape& shape, PyObject* item) {
     dtype = DType::Int64;
   else if (is_number(item))
     dtype = default_dtype();
-  else {
-    const Object name =
-        own(PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(item)), "__name__"));
-    fail(ErrorKind::Type, "new(): invalid data type '", str_arg(name.get()), "'");
-  }
+  else if (PyUnicode_Check(item) || PyBytes_Check(item))
+    fail(ErrorKind::Type, "new(): invalid data type '", type_name(item), "'");
+  else
+    fail(ErrorKind::Runtime, "Could not infer dtype of ", type_name(item),
+         ": data must be numbers, sequences of them, arrays or tensors");
   shape.dtype = shape.any ? promote_types(shape.dtype, dtype) : dtype;
   shape.any = true;
 }
 
 void scan(PyObject* data, Shape& shape, size_t depth) {
+  if (shape.other_sequences) return;
   if (!PyList_Check(data) && !PyTuple_Check(data)) {
+    // Numbers are asked about first: there are many of them.
+    if (!PyFloat_Check(data) && !PyLong_Check(data) && is_other_sequence(data)) {
+      shape.other_sequences = true;
+      return;
+    }
     if (is_tensor(data) && tensor_of(data).dim() > 0) {
       check_value(tensor_of(data).numel() == 1,
                   "only one element tensors can be converted to Python scalars");
@@ -165,10 +184,32 @@ PyObject* first_leaf(PyObject* data) {
   }
 }
 
+/// `data` with every sequence in it as a list.
+Object as_lists(PyObject* data, int64_t depth) {
+  if (!is_sequence(data) && !is_other_sequence(data)) return Object::borrow(data);
+  check_value(depth < kMaxDims, "too many dimensions: a tensor has at most ", kMaxDims);
+  Object list = own(PySequence_List(data));
+  for (Py_ssize_t i = 0; i < PyList_Size(list.get()); ++i)
+    PyList_SetItem(list.get(), i, as_lists(PyList_GetItem(list.get(), i), depth + 1).release());
+  return list;
+}
+
+/// Arrays in a list: NumPy stacks them.
+Tensor from_arrays(PyObject* data) {
+  const Object numpy = own(PyImport_ImportModule("numpy"));
+  const Object array = own(PyObject_CallMethod(numpy.get(), "asarray", "(O)", data));
+  return copy_of(from_array_interface(array.get()));
+}
+
 Tensor from_data(PyObject* data, std::optional<DType> dtype) {
   Shape shape;
   // The first pass follows the first element of each level to learn the depth.
   scan(data, shape, 0);
+  if (shape.other_sequences) {
+    const Object lists = as_lists(data, 0);
+    return is_ndarray(first_leaf(lists.get())) ? from_arrays(lists.get())
+                                               : from_data(lists.get(), dtype);
+  }
   if (!shape.any) shape.dtype = default_dtype();
   const DType target = dtype.value_or(shape.dtype);
   // Build in a type that holds every value exactly, then convert once.
@@ -207,12 +248,6 @@ Tensor from_data(PyObject* data, std::optional<DType> dtype) {
 
 // --- NumPy and buffers
 
-Tensor copy_of(const Tensor& t) {
-  Tensor out = empty(t.sizes(), t.dtype(), t.device());
-  ops::copy_(out, t, false);
-  return out;
-}
-
 struct DataOptions {
   std::optional<DType> dtype;
   std::optional<Device> device;
@@ -241,10 +276,7 @@ Tensor make_tensor(PyObject* data, const DataOptions& options, bool copy) {
       out = from_cuda_array_interface(data);
       if (copy) out = copy_of(out);
     } else if (is_sequence(data) && is_ndarray(first_leaf(data))) {
-      // Arrays in a list: let NumPy stack them.
-      const Object numpy = own(PyImport_ImportModule("numpy"));
-      const Object array = own(PyObject_CallMethod(numpy.get(), "asarray", "(O)", data));
-      out = copy_of(from_array_interface(array.get()));
+      out = from_arrays(data);
     } else {
       out = from_data(data, options.dtype);
     }
@@ -293,15 +325,8 @@ PyObject* as_tensor_function(PyObject*, PyObject* args, PyObject* kwargs) {
 
 PyObject* from_numpy_function(PyObject*, PyObject* array) {
   return guarded([&]() -> PyObject* {
-    check_type(
-        !is_tensor(array) && !is_sequence(array) && has_array_interface(array),
-        "expected np.ndarray (got ",
-        [&] {
-          const Object name =
-              own(PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(array)), "__name__"));
-          return std::string(str_arg(name.get()));
-        }(),
-        ")");
+    check_type(!is_tensor(array) && !is_sequence(array) && has_array_interface(array),
+               "expected np.ndarray (got ", type_name(array), ")");
     return wrap(from_array_interface(array));
   });
 }

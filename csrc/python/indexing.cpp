@@ -40,12 +40,10 @@ Tensor index_tensor(PyObject* item) {
   const bool array = is_ndarray(item);
   const bool sequence = array || (PySequence_Check(item) && !is_text(item));
   if (!sequence && !has_array_interface(item)) {
-    const Object name =
-        own(PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(item)), "__name__"));
     fail(ErrorKind::Index,
          "only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid "
          "indices (got ",
-         str_arg(name.get()), ")");
+         type_name(item), ")");
   }
   Tensor t;
   if (array) {

@@ -52,11 +52,15 @@ PyObject* tensor_new(PyTypeObject* type, PyObject* args, PyObject*) {
     if (n == 1) {
       PyObject* data = PyTuple_GetItem(args, 0);
       if (is_tensor(data)) return wrap_as(type, alias(tensor_of(data)));
+      if (PyType_IsSubtype(Py_TYPE(data), size_type))
+        return wrap_as(type, empty(int_list_arg(data, 0), default_dtype()));
+      check_type(!PyFloat_Check(data) && !PyBool_Check(data) && data != Py_None,
+                 "Tensor(): expected a sequence, a tensor or sizes, got ", type_name(data));
       if (!PyLong_Check(data)) {
         // As in torch, the default device is not for this form.
         const Scoped<DefaultDevice> cpu(default_device_choice, DefaultDevice{Device{}, true});
         const Object module = own(PyImport_ImportModule("vibetensor.torch"));
-        const Object made = own(PyObject_CallMethod(module.get(), "tensor", "O", data));
+        const Object made = own(PyObject_CallMethod(module.get(), "tensor", "(O)", data));
         return wrap_as(type, ops::_to_dtype(tensor_of(made.get()), default_dtype()));
       }
     }
@@ -195,6 +199,8 @@ PyMethodDef basic_methods[] = {
 };
 
 PyGetSetDef basic_properties[] = {
+    {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, "What was set by name.",
+     nullptr},
     {"shape", get_shape, nullptr, "The extents, as torch.Size.", nullptr},
     {"dtype", get_dtype, nullptr, "The element type.", nullptr},
     {"device", get_device, nullptr, "Where the elements live.", nullptr},

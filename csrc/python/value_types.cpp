@@ -316,6 +316,27 @@ PyType_Spec generator_spec = {"vibetensor._C.Generator", sizeof(PyGenerator), 0,
 
 // --- Size
 
+/// Size(iterable) of ints and of what counts as one, which becomes an int.
+PyObject* size_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
+  return guarded([&]() -> PyObject* {
+    static const auto tuple_new =
+        reinterpret_cast<newfunc>(PyType_GetSlot(&PyTuple_Type, Py_tp_new));
+    Object made = own(tuple_new(type, args, kwargs));
+    for (Py_ssize_t i = 0; i < PyTuple_Size(made.get()); ++i) {
+      PyObject* item = PyTuple_GetItem(made.get(), i);
+      if (PyLong_CheckExact(item)) continue;
+      const bool whole = is_tensor(item) ? is_integral(tensor_of(item).dtype(), true) &&
+                                               tensor_of(item).numel() == 1
+                                         : PyIndex_Check(item) != 0;
+      check_type(whole, "torch.Size() takes an iterable of ints, item ", int64_t{i}, " is ",
+                 type_name(item));
+      // Of a bool too: PyNumber_Index would give it back.
+      const Object number = own(PyNumber_Index(item));
+      PyTuple_SetItem(made.get(), i, checked(PyLong_FromLongLong(int_arg(number.get()))));
+    }
+    return made.release();
+  });
+}
 PyObject* size_repr(PyObject* self) {
   return guarded([&]() -> PyObject* {
     std::string out = "torch.Size([";
@@ -364,6 +385,7 @@ PyObject* size_subscript(PyObject* self, PyObject* index) {
 PyMethodDef size_methods[] = {{"numel", size_numel, METH_NOARGS, "The number of elements."},
                               {nullptr, nullptr, 0, nullptr}};
 PyType_Slot size_slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(size_new)},
     {Py_tp_repr, reinterpret_cast<void*>(size_repr)},
     {Py_nb_add, reinterpret_cast<void*>(size_add)},
     {Py_sq_repeat, reinterpret_cast<void*>(size_repeat)},

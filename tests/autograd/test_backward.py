@@ -303,3 +303,96 @@ def test_long_graph_of_functions_and_of_views_is_freed() -> None:
     for i in range(20_000):
         base[0:1].add_(1) if i % 2 else base.mul_(1)
     del base, y
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t, y, x: y.backward(1.0),
+        lambda t, y, x: y.backward([1.0]),
+        lambda t, y, x: y.backward(inputs=[3]),
+        lambda t, y, x: t.autograd.backward(None),
+        lambda t, y, x: t.autograd.backward([y], [1.0]),
+        lambda t, y, x: t.autograd.backward("ab"),
+        lambda t, y, x: t.autograd.grad(y, [None]),
+        lambda t, y, x: t.autograd.grad([None], [x]),
+        lambda t, y, x: t.autograd.grad(y, [1.0]),
+        lambda t, y, x: t.autograd.grad(y, x, [[1.0]]),
+    ],
+)
+def test_what_is_no_tensor_is_refused(api, call) -> None:
+    x = leaf(api)
+    y = (x * 2).sum()
+    with pytest.raises((TypeError, RuntimeError, AssertionError, AttributeError)):
+        call(api, y, x)
+    y.backward()
+    assert x.grad.tolist() == [2.0] * 3
+
+
+def test_the_error_names_what_is_no_tensor() -> None:
+    x = leaf(vt)
+    with pytest.raises(TypeError, match=r"inputs must be Tensors, but number 1 is NoneType"):
+        vt.autograd.grad((x * 2).sum(), [x, None])
+    with pytest.raises(
+        TypeError, match=r"gradients must be Tensors or None, but number 0 is float"
+    ):
+        vt.autograd.backward([(x * 2).sum()], [1.0])
+
+
+@pytest.mark.parametrize("join", ["cat", "stack", "hstack"])
+def test_joining_keeps_only_sizes(api, join) -> None:
+    """What is joined may be changed in place afterwards, as a skip connection's is."""
+    x = leaf(api)
+    y, z = x * 2, x * 3
+    joined = getattr(api, join)([y, z])
+    y.add_(1)
+    (joined.sum() + y.sum()).backward()
+    assert x.grad.tolist() == [7.0] * 3
+
+
+def test_joined_tensors_are_freed() -> None:
+    from vibetensor import _C
+
+    x = leaf(vt)
+    y, z = x * 2, x * 3
+    joined = vt.cat([y, z])
+    before = _C._live_counts()["storages"]
+    del y, z
+    assert _C._live_counts()["storages"] == before - 2
+    assert joined.requires_grad
+
+
+@pytest.mark.parametrize("change", [lambda x: x[0].mul_(2), lambda x: x.view(-1).mul_(2)])
+def test_views_of_a_leaf_that_is_a_view_are_not_changed(api, change) -> None:
+    x = api.arange(6.0).view(2, 3).requires_grad_()
+    with pytest.raises(RuntimeError, match="view of a leaf Variable that requires grad"):
+        change(x)
+    (x * 2).sum().backward()
+    assert x.is_leaf and x.grad.tolist() == [[2.0] * 3] * 2
+
+
+def test_integers_stay_outside_the_graph(api) -> None:
+    w = leaf(api)
+    counts = api.zeros(3, dtype=api.int64)
+    counts.copy_(w * 3)
+    counts[0] = (w * 2).sum()
+    assert not counts.requires_grad and counts.tolist() == [12, 6, 9]
+
+
+@pytest.mark.parametrize("off", [lambda x: x.requires_grad_(False), lambda x: x.detach_()])
+def test_a_leaf_that_needs_no_gradient_any_more_gets_none(api, off) -> None:
+    x, w = leaf(api), leaf(api)
+    y = (x * w).sum()
+    off(x)
+    y.backward()
+    assert x.grad is None and w.grad.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_leaf_that_is_converted_gets_gradients_of_its_new_dtype(api) -> None:
+    """Also while a graph of the old one is alive."""
+    layer = api.nn.Linear(2, 2)
+    alive = layer(api.ones(1, 2)).sum()
+    layer.to(api.bfloat16)
+    layer(api.ones(1, 2).bfloat16()).sum().backward()
+    assert layer.weight.grad.dtype == api.bfloat16
+    del alive

@@ -147,6 +147,19 @@ def test_mark_dirty(api) -> None:
         Double.apply(leaf(api))
 
 
+@pytest.mark.parametrize("mark", ["mark_dirty", "mark_non_differentiable"])
+@pytest.mark.parametrize("value", [3, None, [3]])
+def test_only_tensors_are_marked(api, mark, value) -> None:
+    class Marks(api.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            getattr(ctx, mark)(value)
+            return x * 2
+
+    with pytest.raises(RuntimeError, match=mark):
+        Marks.apply(leaf(api))
+
+
 def test_input_returned_as_it_is(api) -> None:
     class Identity(api.autograd.Function):
         @staticmethod

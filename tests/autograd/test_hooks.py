@@ -316,3 +316,17 @@ def test_prehook_runs_only_with_its_node(api) -> None:
     assert calls == ["y"]
     y.sum().backward(inputs=[x])
     assert calls == ["y", "y", "x"]
+
+
+def test_hooks_must_keep_dtype_and_return_tensors(api) -> None:
+    x = leaf(api)
+    handle = x.register_hook(lambda g: g.double())
+    with pytest.raises(RuntimeError, match="has changed the type of"):
+        (x * 2).sum().backward()
+    handle.remove()
+    y = x * 2
+    y.grad_fn.register_prehook(lambda grads: (3,))
+    with pytest.raises((TypeError, RuntimeError)):
+        y.sum().backward()
+    (x * 2).sum().backward()
+    assert x.grad.tolist() == [2.0] * 3

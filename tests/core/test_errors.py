@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import vibetensor.torch as vt
@@ -54,6 +55,82 @@ def test_message(call, error, message) -> None:
     assert (vt.ones(2) + 1).tolist() == [2.0, 2.0]
 
 
+# What is not a tensor, a dtype or a device: TypeError, with the function and what it takes.
+WRONG_TYPES = {
+    "to a dict": (lambda x: x.to({}), r"to\(\): the first argument must be .*, not dict"),
+    "to a list": (lambda x: x.to([1]), r"to\(\): the first argument must be .*, not list"),
+    "to NumPy's dtype": (lambda x: x.to(np.float64), r"to\(\): .* not the class float64"),
+    "to a text beside": (lambda x: x.to("cpu", "a"), r"to\(\): argument 'dtype' .* not str"),
+    "to a dtype that is text": (lambda x: x.to(dtype="a"), r"to\(\): argument 'dtype' .* not str"),
+    "to a device that is a dict": (lambda x: x.to(device={}), r"argument 'device' .* not dict"),
+    "to another number": (lambda x: x.to(other=3), r"to\(\): argument 'other' must be Tensor"),
+    "to two devices": (lambda x: x.to("cpu", device="cpu"), r"both by position and by name"),
+    "to two dtypes": (lambda x: x.to(vt.int32, dtype=vt.int8), r"both by position and by name"),
+    "to too much": (lambda x: x.to("cpu", vt.int8, True, True, 1), r"at most 4 .*, got 5"),
+    "type of a list": (lambda x: x.type([1]), r"type\(\): argument 'dtype' .* not list"),
+    "type of NumPy's": (lambda x: x.type(np.int8), r"type\(\): .* not the class int8"),
+    "cuda": (lambda x: x.cuda({}), r"cuda\(\): argument 'device' .* not dict"),
+    "type_as": (lambda x: x.type_as(3), r"type_as\(\): argument 'other' must be Tensor, not int"),
+    "is_same_size": (lambda x: x.is_same_size(1), r"is_same_size\(\): argument 'other' .* not int"),
+    "numel": (lambda x: vt.numel([1]), r"numel\(\): argument 'input' must be Tensor, not list"),
+    "is_floating_point": (lambda x: vt.is_floating_point(2), r"is_floating_point\(\): .* not int"),
+    "is_complex": (lambda x: vt.is_complex(2), r"is_complex\(\): argument 'input' .* not int"),
+    "is_nonzero": (lambda x: vt.is_nonzero(2), r"is_nonzero\(\): argument 'input' .* not int"),
+    "atleast_1d": (
+        lambda x: vt.atleast_1d([1, 2]),
+        r"atleast_1d\(\) takes tensors, number 0 is int",
+    ),
+    "atleast_2d": (lambda x: vt.atleast_2d(3), r"atleast_2d\(\) takes tensors, number 0 is int"),
+    "atleast_3d": (lambda x: vt.atleast_3d(x, 3), r"atleast_3d\(\) takes tensors, number 1 is int"),
+    "block_diag": (lambda x: vt.block_diag(x, "a"), r"block_diag\(\) takes .*, number 1 is str"),
+    "cartesian_prod": (lambda x: vt.cartesian_prod(1), r"cartesian_prod\(\) takes .* 0 is int"),
+    "meshgrid": (lambda x: vt.meshgrid(x, 1), r"meshgrid\(\) takes tensors, number 1 is int"),
+    "unique": (lambda x: vt.unique(1), r"unique\(\): argument 'input' must be Tensor, not int"),
+    "unique_consecutive": (
+        lambda x: vt.unique_consecutive([1]),
+        r"unique_consecutive\(\): argument",
+    ),
+    "nonzero": (
+        lambda x: vt.nonzero(1, as_tuple=True),
+        r"nonzero\(\): argument 'input' .* not int",
+    ),
+    "where": (lambda x: vt.where({}), r"where\(\): argument 'condition' must be Tensor, not dict"),
+    "repeat_interleave": (lambda x: vt.repeat_interleave([1]), r"argument 'repeats' .* not list"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TYPES)
+def test_wrong_types(case) -> None:
+    call, message = WRONG_TYPES[case]
+    with pytest.raises(TypeError, match=message):
+        call(vt.ones(2))
+
+
+def test_dtypes_by_name_and_as_python_types() -> None:
+    x = vt.ones(2)
+    for made, dtype in (
+        (x.to(float), vt.float64),
+        (x.to(dtype=int), vt.int64),
+        (x.to(None, vt.int8), vt.int8),
+        (x.to(x.device, bool), vt.bool),
+        (x.to(x.device, None, True), vt.float32),
+        (x.type("torch.LongTensor"), vt.int64),
+        (vt.nn.Linear(1, 1).to(float).weight, vt.float64),
+    ):
+        assert made.dtype is dtype
+
+
+def test_cuda_takes_no_other_device() -> None:
+    with pytest.raises(RuntimeError, match="must be a CUDA device, got cpu"):
+        vt.ones(2).cuda("cpu")
+
+
+def test_block_diag_of_blocks() -> None:
+    assert vt.block_diag().shape == (1, 0)
+    with pytest.raises(RuntimeError, match="block_diag: .* number 1 has 3"):
+        vt.block_diag(vt.ones(1), vt.ones(1, 1, 1))
+
+
 def test_in_place_errors_of_autograd() -> None:
     leaf = vt.ones(2, requires_grad=True)
     with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
@@ -72,8 +149,6 @@ def test_in_place_errors_of_autograd() -> None:
 
 
 def test_numbers_in_data_keep_their_dtype() -> None:
-    import numpy as np
-
     for data, dtype in (
         ([np.float64(1)], vt.float64),
         ([1.0, np.float64(1)], vt.float64),
@@ -100,8 +175,6 @@ def test_large_ints_become_floats() -> None:
 
 
 def test_membership() -> None:
-    import numpy as np
-
     x = vt.tensor([1.0, 2.0])
     assert 2 in x and 3 not in x and np.float32(1) in x and vt.tensor(2.0) in x
 

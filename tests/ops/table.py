@@ -13,6 +13,9 @@ GENERATOR = REPO / "csrc" / "ops" / "gen"
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
 
+# The end of the error of an op that takes a tensor where a sample has a number.
+TENSORS_ONLY = "must be Tensor, not int"
+
 # Their values are whatever was in memory.
 UNINITIALISED = {
     "empty",
@@ -124,7 +127,7 @@ class Makers:
             if dtype == "bool":
                 return rng.integers(0, 2, shape).astype(bool)
             if dtype in INTEGERS:
-                low = 0 if dtype == "uint8" else low
+                low = max(low, 0) if dtype == "uint8" else low
                 return rng.integers(int(low), max(int(high), int(low) + 1) + 1, shape).astype(dtype)
             return rng.uniform(low, high, shape)
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 import vibetensor.torch as torch
+from tests.device import DEVICE
 from vibetensor import _C
 from vibetensor.torch.nn.functional import scaled_dot_product_attention
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("VT_TEST_DEVICE", "cpu") != "cpu", reason="counts the CPU's bytes"
-)
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="counts the CPU's bytes")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -155,6 +155,38 @@ def test_unique_and_nonzero():
     assert vt.where(vt.tensor([False, True]))[0].tolist() == [1]
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+@pytest.mark.parametrize("counts", [[1, 2, 3], [0, 2, 0, 1], [4], [0], []])
+def test_repeat_interleave_of_the_repeats_alone(counts, dtype):
+    counts = np.array(counts, dtype=dtype)
+    want = torch.repeat_interleave(torch.from_numpy(counts))
+    for got in (
+        vt.repeat_interleave(vt.as_tensor(counts)),
+        vt.repeat_interleave(repeats=vt.as_tensor(counts)),
+        vt.repeat_interleave(vt.as_tensor(counts), output_size=int(counts.sum())),
+    ):
+        assert str(got.dtype) == str(want.dtype)
+        np.testing.assert_array_equal(got.numpy(), want.numpy())
+
+
+@pytest.mark.parametrize(
+    ("act", "error"),
+    [
+        (lambda api: api.repeat_interleave(api.tensor([1, -2])), RuntimeError),
+        (lambda api: api.repeat_interleave(api.tensor([[1, 2]])), RuntimeError),
+        (lambda api: api.repeat_interleave(api.tensor(3)), RuntimeError),
+        (lambda api: api.repeat_interleave(api.tensor([1, 2]), output_size=4), RuntimeError),
+        (lambda api: api.repeat_interleave(api.tensor([1.0])), NotImplementedError),
+        (lambda api: api.repeat_interleave(api.tensor([1]), [2]), TypeError),
+        (lambda api: api.repeat_interleave(), TypeError),
+    ],
+)
+def test_repeats_that_are_refused(act, error):
+    for api in (vt, torch):
+        with pytest.raises(error):
+            act(api)
+
+
 @pytest.mark.parametrize("descending", [False, True])
 def test_sort_is_stable_and_puts_nan_last(descending):
     values = np.array([2.0, np.nan, 1.0, 2.0, -np.inf, np.nan, 1.0], dtype=np.float32)
@@ -193,3 +225,53 @@ def test_long_float_sums_stay_accurate():
     x = np.random.default_rng(0).random(1 << 20, dtype=np.float32)
     exact = x.astype(np.float64).sum()
     assert abs(vt.as_tensor(x).sum().item() - exact) <= 1e-6 * exact
+
+
+def test_tensors_without_dimensions_have_no_extent_to_ask_for() -> None:
+    x = vt.tensor(1.0)
+    for ask in (
+        lambda: x.size(-1),
+        lambda: x.size(0),
+        lambda: x.stride(0),
+        lambda: x.stride(-1),
+        lambda: x.unflatten(-1, (-1, 1)),
+        lambda: x.unflatten(0, (1, 1)),
+    ):
+        with pytest.raises(IndexError, match="tensor has no dimensions"):
+            ask()
+    for same in (x.movedim(-1, 0), x.movedim(0, 0), vt.moveaxis(x, 0, -1), x.adjoint()):
+        assert same.shape == () and same.item() == 1.0
+    with pytest.raises(IndexError, match="Dimension out of range"):
+        x.movedim(0, 1)
+
+
+def test_index_put_without_an_index() -> None:
+    x = vt.zeros(2, 3)
+    for indices in ([None], (), [None, None]):
+        with pytest.raises(IndexError, match="at least one tensor"):
+            x.index_put_(indices, vt.tensor(1.0))
+        with pytest.raises(IndexError, match="at least one tensor"):
+            vt.index(x, indices)
+    with pytest.raises(IndexError, match=r"self\[mask\]"):
+        x.index_put_((vt.tensor(True),), vt.tensor(1.0))
+    assert x.tolist() == [[0.0] * 3] * 2
+    x[vt.tensor(False)] = 5
+    assert x.tolist() == [[0.0] * 3] * 2
+    x[vt.tensor(True)] = 1
+    assert x.tolist() == [[1.0] * 3] * 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_parts_of_what_was_sorted_are_dense(dtype: str) -> None:
+    x = vt.tensor([[3, 1, 2, 4], [4, 3, 2, 1]], dtype=getattr(vt, dtype))
+    results = [*x.topk(2), *x.kthvalue(2), *x.kthvalue(2, keepdim=True), *x.median(1)]
+    results += [*x.topk(1, dim=0), *x.kthvalue(1, dim=0)]
+    assert all(result.is_contiguous() for result in results)
+    assert x.topk(2)[0].view(-1).tolist() == [4, 3, 4, 3]
+
+
+def test_pow_by_the_name_of_its_exponent() -> None:
+    x = vt.tensor([1.0, 2.0])
+    assert vt.pow(x, exponent=2).tolist() == x.pow(exponent=2).tolist() == [1.0, 4.0]
+    assert vt.pow(2, exponent=x).tolist() == [2.0, 4.0]
+    assert x.clone().pow_(exponent=3).tolist() == [1.0, 8.0]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 
 import vibetensor.torch as vt
+from tests.device import DEVICE
 from vibetensor.torch.nn.attention.varlen import AuxRequest, varlen_attn, varlen_attn_out
 
-DEVICE = os.environ.get("VT_TEST_DEVICE", "cpu").partition(":")[0]
 TOLERANCE = {"float64": 1e-10, "float32": 2e-5, "bfloat16": 3e-2, "float16": 4e-3}
 LENGTHS = {
     "equal": ([5, 12, 1], [5, 12, 1]),

@@ -73,6 +73,14 @@ from vibetensor.torch._tensor import (  # noqa: E402
     numel,
 )
 from vibetensor.torch._tensor_str import set_printoptions  # noqa: E402
+from vibetensor.torch._compositions import (  # noqa: E402
+    cross,
+    diag,
+    diag_embed,
+    kron,
+    nanquantile,
+    quantile,
+)
 from vibetensor.torch._variadic import (  # noqa: E402
     atleast_1d,
     atleast_2d,
@@ -85,6 +93,7 @@ from vibetensor.torch._variadic import (  # noqa: E402
     einsum,
     meshgrid,
     nonzero,
+    repeat_interleave,
     tensordot,
     unique,
     unique_consecutive,
@@ -181,7 +190,13 @@ _HAND_WRITTEN = [
     "broadcast_shapes",
     "broadcast_tensors",
     "cartesian_prod",
+    "cross",
+    "diag",
+    "diag_embed",
     "einsum",
+    "kron",
+    "nanquantile",
+    "quantile",
     "tensordot",
     "meshgrid",
     "nonzero",

@@ -17,23 +17,35 @@ def is_tensor(obj: object) -> bool:
     return isinstance(obj, Tensor)
 
 
+def check_tensor(function: str, argument: str, value: object) -> None:
+    """Raises TypeError, which names the function and its argument, unless `value` is a Tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{function}(): argument '{argument}' must be Tensor, not {builtins.type(value).__name__}"
+        )
+
+
 def is_floating_point(input: Tensor) -> bool:
     """True if the dtype is a floating type."""
+    check_tensor("is_floating_point", "input", input)
     return input.is_floating_point()
 
 
 def is_complex(input: Tensor) -> bool:
     """Always False: there are no complex dtypes."""
+    check_tensor("is_complex", "input", input)
     return input.is_complex()
 
 
 def numel(input: Tensor) -> int:
     """The number of elements."""
+    check_tensor("numel", "input", input)
     return input.numel()
 
 
 def is_nonzero(input: Tensor) -> bool:
     """The truth of a single-element tensor."""
+    check_tensor("is_nonzero", "input", input)
     if input.numel() != 1:
         raise RuntimeError(
             f"Boolean value of Tensor with {'no' if not input.numel() else 'more than one'} value is ambiguous"
@@ -50,6 +62,27 @@ def _method(function: Any, name: str | None = None) -> Any:
 # --- conversion
 
 
+_DTYPE_OF_TYPE = {float: _C.float64, int: _C.int64, bool: _C.bool}
+
+
+def _is_dtype(value: Any) -> bool:
+    """Whether `value` names a dtype: one of ours, or Python's float, int or bool."""
+    return isinstance(value, _C.dtype) or any(value is known for known in _DTYPE_OF_TYPE)
+
+
+def _is_device(value: Any) -> bool:
+    return isinstance(value, (str, int, _C.device))
+
+
+def _wrong(function: str, argument: str, wanted: str, value: object) -> TypeError:
+    """The error for an argument of another type; a class that was passed is named itself."""
+    if isinstance(value, builtins.type):
+        given = f"the class {value.__name__}"
+    else:
+        given = builtins.type(value).__name__
+    return TypeError(f"{function}(): {argument} must be {wanted}, not {given}")
+
+
 def _parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, bool, bool, Any]:
     """The forms of Tensor.to: (dtype), (device[, dtype]), (other), with keywords."""
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
@@ -59,25 +92,39 @@ def _parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, 
     if kwargs:
         raise TypeError(f"to() got an unexpected keyword argument '{next(iter(kwargs))}'")
     rest = list(args)
-    if rest and other is None:
+    if rest:
         first = rest.pop(0)
+        on_device = first is None or _is_device(first)
+        if (
+            device is not None
+            or other is not None
+            or (dtype is not None and (rest or not on_device))
+        ):
+            raise TypeError("to() got a device, dtype or tensor both by position and by name")
         if isinstance(first, Tensor):
             other = first
-        elif isinstance(first, _C.dtype) or first in (float, int, bool):
+        elif _is_dtype(first):
             dtype = first
-        elif isinstance(first, (str, int, _C.device)):
+        elif on_device:
             device = first
-            if rest and (rest[0] is None or isinstance(rest[0], _C.dtype)):
+            if rest:
                 dtype = rest.pop(0)
-        elif first is not None:
-            raise TypeError(f"to() received an invalid argument of type {type(first).__name__}")
+        else:
+            raise _wrong("to", "the first argument", "torch.device, torch.dtype or Tensor", first)
     if rest:
         non_blocking = rest.pop(0)
     if rest:
         copy = rest.pop(0)
+    if rest:
+        raise TypeError(f"to() takes at most 4 positional arguments, got {len(args)}")
     if other is not None:
+        check_tensor("to", "other", other)
         device, dtype = other.device, other.dtype
-    return device, dtype, non_blocking, copy, memory_format
+    if device is not None and not _is_device(device):
+        raise _wrong("to", "argument 'device'", "torch.device", device)
+    if dtype is not None and not _is_dtype(dtype):
+        raise _wrong("to", "argument 'dtype'", "torch.dtype", dtype)
+    return device, _DTYPE_OF_TYPE.get(dtype, dtype), non_blocking, copy, memory_format
 
 
 @_method
@@ -95,10 +142,8 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if target.type != self.device.type or (target.index is not None and target != self.device):
             moved = _ops.empty(tuple(result.shape), dtype=result.dtype, device=target)
             result = moved.copy_(result, non_blocking)
-    if dtype is not None:
-        dtype = {float: _C.float64, int: _C.int64, bool: _C.bool}.get(dtype, dtype)
-        if result.dtype is not dtype:
-            result = _ops._to_dtype(result, dtype)
+    if dtype is not None and result.dtype is not dtype:
+        result = _ops._to_dtype(result, dtype)
     if memory_format is not None and memory_format is not _C.preserve_format:
         result = result.contiguous(memory_format=memory_format)
     return result.clone() if copy and result is self else result
@@ -133,6 +178,10 @@ def cpu(self: Tensor, memory_format: Any = None) -> Tensor:
 @_method
 def cuda(self: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor:
     """This tensor on a CUDA device. Raises RuntimeError where there is no CUDA backend."""
+    if device is not None and not _is_device(device):
+        raise _wrong("cuda", "argument 'device'", "torch.device", device)
+    if device is not None and _C.device(device).type != "cuda":
+        raise RuntimeError(f"cuda(): the device must be a CUDA device, got {device}")
     return self.to("cuda" if device is None else device, non_blocking=non_blocking)
 
 
@@ -193,12 +242,15 @@ def type(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
         dtype = next((getattr(_C, k) for k, v in names.items() if v == wanted), None)
         if dtype is None:
             raise ValueError(f"invalid type: '{wanted}'")
+    elif not _is_dtype(dtype):
+        raise _wrong("type", "argument 'dtype'", "torch.dtype or a type's name", dtype)
     return self.to(dtype, non_blocking=non_blocking)
 
 
 @_method
 def type_as(self: Tensor, other: Tensor) -> Tensor:
     """This tensor converted to the dtype of `other`."""
+    check_tensor("type_as", "other", other)
     return self.to(other.dtype)
 
 
@@ -370,66 +422,99 @@ _method(__repr__, "__str__")
 
 
 @_method
-def __deepcopy__(self: Tensor, memo: dict[Any, Any]) -> Tensor:
-    if not self.is_leaf:
+def __copy__(self: Tensor) -> Tensor:
+    """A leaf of this class over the same memory, with the same Python attributes and without .grad."""
+    result = Tensor._make_subclass(self.__class__, self.detach(), self.requires_grad)
+    result.__dict__.update(self.__dict__)
+    return result
+
+
+def copied_leaf(tensor: Tensor, memo: dict[Any, Any]) -> Tensor:
+    """A leaf of the tensor's class with a copy of its memory, as the memo of deepcopy knows it.
+
+    Without .grad and Python attributes. Tensors that share a storage still share it in the copy.
+    """
+    if not tensor.is_leaf:
         raise RuntimeError(
             "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment."
         )
-    if id(self) in memo:
-        return memo[id(self)]
-    import copy
-
+    if id(tensor) in memo:
+        return memo[id(tensor)]
     with _no_grad():
-        # Tensors that share a storage still share it in the copy.
         storages = memo.setdefault("vibetensor storages", {})
-        key = self._storage_key()
+        key = tensor._storage_key()
         if key not in storages:
             whole = _ops.as_strided(
-                self.detach(), (self._storage_nbytes() // self.itemsize,), (1,), 0
+                tensor.detach(), (tensor._storage_nbytes() // tensor.itemsize,), (1,), 0
             )
             storages[key] = whole.clone()
         base = storages[key]
         data = (
-            _ops.as_strided(base, tuple(self.shape), self.stride(), self.storage_offset())
-            if base.dtype is self.dtype
-            else self.detach().clone()
+            _ops.as_strided(base, tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+            if base.dtype is tensor.dtype
+            else tensor.detach().clone()
         )
-    result = Tensor._make_subclass(self.__class__, data, self.requires_grad)
-    memo[id(self)] = result
+    result = Tensor._make_subclass(tensor.__class__, data, tensor.requires_grad)
+    memo[id(tensor)] = result
+    return result
+
+
+@_method
+def __deepcopy__(self: Tensor, memo: dict[Any, Any]) -> Tensor:
+    if id(self) in memo:
+        return memo[id(self)]
+    import copy
+
+    result = copied_leaf(self, memo)
     if self.grad is not None:
         # By deepcopy, which keeps the original: the memo knows it by an address that the next
         # gradient would otherwise have.
         result.grad = copy.deepcopy(self.grad, memo)
-    attributes = getattr(self, "__dict__", None)
-    if attributes:
-        result.__dict__.update(copy.deepcopy(attributes, memo))
+    result.__dict__.update(copy.deepcopy(self.__dict__, memo))
     return result
 
 
 @_method
 def __reduce_ex__(self: Tensor, protocol: int) -> Any:
     del protocol
-    data = self.detach().cpu().contiguous()
+    data = self.detach()
+    # The memory from the first element to the last, once, so that strides stay: transposed,
+    # stepped and expanded tensors too.
+    steps = zip(self.shape, self.stride())
+    extent = 1 + sum((size - 1) * step for size, step in steps) if self.numel() else 0
+    span = _ops.as_strided(data, (extent,), (1,), data.storage_offset()).cpu()
     return (
         _rebuild,
         (
             self.__class__,
-            bytes(_C._as_buffer(data)),
+            bytes(_C._as_buffer(span)),
             str(self.dtype).removeprefix("torch."),
             tuple(self.shape),
             self.requires_grad,
             str(self.device),
+            self.stride(),
+            self.__dict__,
         ),
     )
 
 
 def _rebuild(
     cls: Any, data: bytes, dtype: str, shape: tuple[int, ...], requires_grad: bool,
-    device: str = "cpu",
+    device: str = "cpu", strides: tuple[int, ...] | None = None,
+    attributes: dict[str, Any] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Unpickles a tensor, onto the device it was on: raw bytes, no code."""
-    made = _C._from_buffer(bytearray(data), getattr(_C, dtype), shape).to(device)
-    return Tensor._make_subclass(cls, made, requires_grad)
+    """Unpickles a tensor, onto the device it was on: raw bytes, no code.
+
+    Without `strides`, as older pickles are, the bytes are those of a contiguous tensor.
+    """
+    element = getattr(_C, dtype)
+    extent = shape if strides is None else (len(data) // element.itemsize,)
+    made = _C._from_buffer(bytearray(data), element, extent).to(device)
+    if strides is not None:
+        made = _ops.as_strided(made, shape, strides, 0)
+    result = Tensor._make_subclass(cls, made, requires_grad)
+    result.__dict__.update(attributes or {})
+    return result
 
 
 @_method
@@ -499,6 +584,7 @@ def new_tensor(
 @_method
 def is_same_size(self: Tensor, other: Tensor) -> bool:
     """True if both have the same shape."""
+    check_tensor("is_same_size", "other", other)
     return self.shape == other.shape
 
 

@@ -118,11 +118,11 @@ Tensor scatter_backward_self(const Tensor& grad, int64_t dim, const Tensor& inde
   return ops::scatter_value(grad, dim, index, wrapped_scalar(Scalar(0)));
 }
 
-std::vector<Tensor> cat_backward(const Tensor& grad, const std::vector<Tensor>& tensors,
+std::vector<Tensor> cat_backward(const Tensor& grad, const std::vector<TensorMeta>& tensors,
                                  int64_t dim) {
   std::vector<Tensor> out;
   int64_t start = 0;
-  for (const Tensor& t : tensors) {
+  for (const TensorMeta& t : tensors) {
     if (t.dim() == 1 && t.numel() == 0) {
       out.push_back(ops::zeros(t.sizes(), grad.dtype(), grad.device()));
       continue;

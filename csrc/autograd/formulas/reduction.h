@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "autograd/tensor_meta.h"
 #include "core/tensor.h"
 
 namespace vt::autograd {
@@ -29,7 +30,7 @@ std::tuple<Tensor, Tensor> scatter_reduce_backward(const Tensor& grad, const Ten
                                                    int64_t dim, const Tensor& index,
                                                    const Tensor& src, std::string_view reduce,
                                                    bool include_self, const Tensor& result);
-std::vector<Tensor> cat_backward(const Tensor& grad, const std::vector<Tensor>& tensors,
+std::vector<Tensor> cat_backward(const Tensor& grad, const std::vector<TensorMeta>& tensors,
                                  int64_t dim);
 
 }  // namespace vt::autograd

@@ -176,23 +176,47 @@ Tensor eye(int64_t n, std::optional<int64_t> m, std::optional<DType> dtype,
 
 namespace {
 
+/// How many elements lie on and below the diagonal, without a look at each row. Overflow is an
+/// error: no memory holds as many.
+int64_t lower_count(int64_t rows, int64_t columns, int64_t offset) {
+  const int64_t first = std::clamp<int64_t>(-offset, 0, rows);  // the first row that has any
+  const int64_t whole = std::clamp<int64_t>(columns - offset, first, rows);  // from here on: all
+  int64_t twice = 0, rest = 0, count = 0;
+  const bool overflow =
+      __builtin_mul_overflow(whole - first, first + whole + 2 * offset + 1, &twice) ||
+      __builtin_mul_overflow(rows - whole, columns, &rest) ||
+      __builtin_add_overflow(twice / 2, rest, &count);
+  check(!overflow, "a triangle of ", rows, " rows and ", columns, " columns has too many elements");
+  return count;
+}
+
 Tensor triangle_indices(int64_t rows, int64_t columns, int64_t offset, bool lower,
                         std::optional<DType> dtype, std::optional<Device> device) {
   check(rows >= 0 && columns >= 0, "row and column counts must be non-negative, got ", rows,
         " and ", columns);
-  std::vector<int64_t> row_index, column_index;
-  for (int64_t r = 0; r < rows; ++r) {
+  constexpr int64_t kMost = int64_t{1} << 60;  // sums of a few extents do not overflow
+  check(rows <= kMost && columns <= kMost, "row and column counts are too large: ", rows, " and ",
+        columns);
+  offset = std::clamp(offset, -rows, columns);
+  int64_t count = lower_count(rows, columns, lower ? offset : offset - 1);
+  if (!lower) {
+    int64_t all = 0;
+    check(!__builtin_mul_overflow(rows, columns, &all), "a matrix of ", rows, " rows and ", columns,
+          " columns has too many elements");
+    count = all - count;
+  }
+  Tensor host = vt::empty(Dims{2, count}, DType::Int64);
+  int64_t* row = host.data_as<int64_t>();
+  int64_t* column = row + count;
+  const int64_t* const end = column;
+  for (int64_t r = lower ? std::max<int64_t>(-offset, 0) : 0; row < end; ++r) {
     const int64_t first = lower ? 0 : std::clamp<int64_t>(r + offset, 0, columns);
     const int64_t last = lower ? std::clamp<int64_t>(r + offset + 1, 0, columns) : columns;
     for (int64_t c = first; c < last; ++c) {
-      row_index.push_back(r);
-      column_index.push_back(c);
+      *row++ = r;
+      *column++ = c;
     }
   }
-  const auto count = static_cast<int64_t>(row_index.size());
-  Tensor host = vt::empty(Dims{2, count}, DType::Int64);
-  std::copy(row_index.begin(), row_index.end(), host.data_as<int64_t>());
-  std::copy(column_index.begin(), column_index.end(), host.data_as<int64_t>() + count);
   const DType type = dtype.value_or(DType::Int64);
   if (type != DType::Int64) host = ops::_to_dtype(host, type);
   const Device where = device.value_or(default_device());

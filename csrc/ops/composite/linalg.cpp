@@ -6,11 +6,6 @@
 namespace vt::composite {
 namespace {
 
-int64_t product_of(IntSpan sizes) {
-  int64_t n = 1;
-  for (const int64_t s : sizes) n *= s;
-  return n;
-}
 Tensor number(const Scalar& s) { return wrapped_scalar(s); }
 /// A factor as an element of `t`: integers are scaled by integers, as the fused kernels do.
 Scalar as_element(const Tensor& t, const Scalar& s) {

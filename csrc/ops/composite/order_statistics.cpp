@@ -5,12 +5,15 @@
 namespace vt::composite {
 namespace {
 
-/// One entry of a dimension as (values, indices), with or without that dimension.
+/// One entry of a dimension as (values, indices), with or without that dimension, in memory of
+/// their own.
 std::tuple<Tensor, Tensor> pick(const Tensor& values, const Tensor& indices, int64_t dim,
                                 int64_t at, bool keepdim) {
-  if (keepdim)
-    return {ops::slice(values, dim, at, at + 1, 1), ops::slice(indices, dim, at, at + 1, 1)};
-  return {ops::select(values, dim, at), ops::select(indices, dim, at)};
+  const auto part = [&](const Tensor& t) {
+    return ops::contiguous(keepdim ? ops::slice(t, dim, at, at + 1, 1) : ops::select(t, dim, at),
+                           std::nullopt);
+  };
+  return {part(values), part(indices)};
 }
 
 }  // namespace

@@ -9,6 +9,10 @@ namespace {
 
 Tensor number(double value) { return wrapped_scalar(Scalar(value)); }
 
+Tensor as_float(const Tensor& t) {
+  return is_floating(t.dtype()) ? t : ops::_to_dtype(t, default_dtype());
+}
+
 }  // namespace
 
 Tensor positive(const Tensor& self) {
@@ -83,8 +87,7 @@ Tensor isclose(const Tensor& self, const Tensor& other, double rtol, double atol
     close = ops::logical_or(close, ops::logical_and(ops::isnan(self), ops::isnan(other)));
   if (rtol == 0 && atol == 0) return close;
   const Tensor allowed = ops::add(ops::abs(ops::mul(other, number(rtol))), number(atol), Scalar(1));
-  const Tensor error = ops::abs(ops::sub(
-      is_floating(self.dtype()) ? self : ops::_to_dtype(self, default_dtype()), other, Scalar(1)));
+  const Tensor error = ops::abs(ops::sub(as_float(self), as_float(other), Scalar(1)));
   return ops::logical_or(close, ops::logical_and(ops::isfinite(error), ops::le(error, allowed)));
 }
 bool allclose(const Tensor& self, const Tensor& other, double rtol, double atol, bool equal_nan) {
@@ -92,8 +95,6 @@ bool allclose(const Tensor& self, const Tensor& other, double rtol, double atol,
 }
 bool equal(const Tensor& self, const Tensor& other) {
   if (!vt::equal(self.sizes(), other.sizes())) return false;
-  check(self.dtype() == other.dtype(), "Expected object of data type ", self.dtype(),
-        " but got data type ", other.dtype(), " for argument 'other' in call to equal");
   return self.numel() == 0 || ops::all(ops::eq(self, other)).item().to_bool();
 }
 
@@ -151,7 +152,8 @@ Tensor glu(const Tensor& self, int64_t dim) {
                   ops::sigmoid(ops::slice(self, dim, size / 2, size, 1)));
 }
 Tensor logit(const Tensor& self, std::optional<double> eps) {
-  const Tensor x = eps ? ops::clamp(self, number(*eps), number(1.0 - *eps)) : self;
+  const Tensor in = as_float(self);  // masks have no differences
+  const Tensor x = eps ? ops::clamp(in, number(*eps), number(1.0 - *eps)) : in;
   return ops::log(ops::div(x, ops::sub(number(1.0), x, Scalar(1))));
 }
 

@@ -192,7 +192,8 @@ std::tuple<Tensor, Tensor> topk(const Tensor& self, int64_t k, int64_t dim, bool
         self.sizes(), ")");
   auto [values, indices] = ops::sort(self, dim, largest, true);
   if (self.dim() == 0) return {values, indices};
-  return {ops::slice(values, dim, 0, k, 1),
+  // In memory of their own: the whole of what was sorted need not live on.
+  return {ops::contiguous(ops::slice(values, dim, 0, k, 1), std::nullopt),
           ops::contiguous(ops::slice(indices, dim, 0, k, 1), std::nullopt)};
 }
 

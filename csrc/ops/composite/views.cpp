@@ -96,7 +96,7 @@ Tensor movedim(const Tensor& self, IntSpan source, IntSpan destination) {
         "movedim: Invalid source or destination dims: source (", source,
         " dims) should contain the same number of dims as destination (", destination, " dims)");
   const int64_t n = self.dim();
-  Dims order(static_cast<size_t>(n), int64_t{-1});
+  Dims order(static_cast<size_t>(std::max<int64_t>(n, 1)), int64_t{-1});
   uint64_t moved = 0;
   for (size_t i = 0; i < source.size(); ++i) {
     const int64_t from = wrap_dim(source[i], n), to = wrap_dim(destination[i], n);
@@ -111,6 +111,7 @@ Tensor movedim(const Tensor& self, IntSpan source, IntSpan destination) {
     while (moved >> next & 1) ++next;
     d = next++;
   }
+  if (n == 0) order.clear();  // its one dimension is made up
   return ops::permute(self, order);
 }
 
@@ -134,7 +135,7 @@ Tensor flatten(const Tensor& self, int64_t start_dim, int64_t end_dim) {
 
 Tensor unflatten(const Tensor& self, int64_t dim, IntSpan sizes) {
   check(!sizes.empty(), "unflatten: sizes must be non-empty");
-  const int64_t d = wrap_dim(dim, self.dim());
+  const int64_t d = checked_dim(dim, self.dim());
   const Dims inner = infer_shape(sizes, self.sizes()[d]);
   Dims shape(self.sizes().first(d));
   shape.append(inner.begin(), inner.end());
@@ -157,7 +158,9 @@ Tensor expand_as(const Tensor& self, const Tensor& other) {
 Tensor ravel(const Tensor& self) {
   return ops::view(ops::contiguous(self, std::nullopt), Dims{-1});
 }
-Tensor adjoint(const Tensor& self) { return ops::transpose(self, -2, -1); }
+Tensor adjoint(const Tensor& self) {
+  return self.dim() == 0 ? vt::alias(self) : ops::transpose(self, -2, -1);
+}
 
 namespace {
 

@@ -9,7 +9,10 @@ from emit_python import collect
 from table import Op
 
 # Functions written in Python over ops of the table, and those that make tensors of other data.
-PYTHON_FUNCTIONS = Path(__file__).parents[3] / "vibetensor" / "torch" / "_variadic.py"
+PYTHON_FUNCTIONS = [
+    Path(__file__).parents[3] / "vibetensor" / "torch" / name
+    for name in ("_variadic.py", "_compositions.py")
+]
 FROM_DATA = [
     ("tensor(data, *, dtype=None, device=None, requires_grad=False)",
      "A copy of numbers, nested sequences, arrays or a tensor."),
@@ -21,9 +24,8 @@ FROM_DATA = [
 
 def _python_functions() -> list[tuple[str, str]]:
     """Signature and first sentence of each public function, read from the source."""
-    tree = ast.parse(PYTHON_FUNCTIONS.read_text())
     found = []
-    for node in tree.body:
+    for node in (n for path in PYTHON_FUNCTIONS for n in ast.parse(path.read_text()).body):
         if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
             continue
         for argument in ast.walk(node.args):
@@ -44,7 +46,8 @@ def ops_md(ops: list[Op]) -> str:
     lines = [
         "# Ops",
         "",
-        "Every op of the table. *Forms*: f function, m method, i in-place method. *Gradient*: how it is differentiated.",
+        "Every op of the table. *Forms*: f function, m method, i in-place form: the name with `_` behind it, as a function and, where",
+        "m stands, as a method. *Gradient*: how it is differentiated.",
         "",
     ]
     current = ""
@@ -62,6 +65,8 @@ def ops_md(ops: list[Op]) -> str:
         forms = "".join(
             c for c, v in (("f", "function"), ("m", "method"), ("i", "inplace")) if v in op.variants
         )
+        if op.python_name is None:
+            forms = "f"
         gradient = (
             "through its parts" if op.kind == "composite" else "yes" if op.differentiable else "no"
         )

@@ -146,6 +146,10 @@ def _same_dtype(op: Op) -> str:
     return code
 
 
+def _check(op: Op) -> str:
+    return f"  {op.row['check']};\n" if "check" in op.row else ""
+
+
 def _fits(op: Op, dtype: str) -> str:
     """Python numbers that are converted to the op's dtype must be among its values."""
     return "".join(f"  check_fits({name}, {dtype});\n" for name in op.row.get("fits", []))
@@ -162,7 +166,8 @@ def _pointwise_raw(op: Op, inplace: bool) -> str:
         first = op.schema.args[0].name
         out = f"  Tensor out = {first};\n"
     return (
-        f"static Tensor raw_{name}({op.schema.params()}) {{\n{_same_dtype(op)}{out}  TensorIterator it;\n"
+        f"static Tensor raw_{name}({op.schema.params()}) {{\n{_check(op)}{_same_dtype(op)}{out}"
+        "  TensorIterator it;\n"
         f"{_iterator(op, 'out')}{_fits(op, 'it.common_dtype()')}"
         f"  auto* kernel = kernels_for(it.device().type).{op.id};\n"
         f"  if (!kernel) [[unlikely]] no_kernel(OpId::{name}, it.device());\n"

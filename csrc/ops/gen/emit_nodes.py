@@ -17,7 +17,8 @@ def _uses(formula: str, name: str) -> bool:
 
 
 def _split_meta(op: Op, formula: str) -> tuple[str, set[str]]:
-    """Replaces `self.sizes()` and the like by reads of a saved description; returns the names so read."""
+    """Replaces `self.sizes()` and the like, and `tensors.metas()` of a list, by reads of saved
+    descriptions; returns the names so read."""
     described: set[str] = set()
     names = [a.name for a in op.schema.args if a.is_tensor] + op.output_names
 
@@ -27,6 +28,10 @@ def _split_meta(op: Op, formula: str) -> tuple[str, set[str]]:
 
     for name in names:
         formula = re.sub(rf"(?<![\w.:])({re.escape(name)})\.((?:{META}))", swap, formula)
+    for a in op.schema.args:
+        if a.is_list and f"{a.name}.metas()" in formula:
+            described.add(a.name)
+            formula = formula.replace(f"{a.name}.metas()", f"{a.name}_meta")
     return formula, described
 
 
@@ -120,7 +125,8 @@ def nodes_h(ops: list[Op]) -> str:
         for n in p.tensors:
             out.append(f"  {'SavedTensors' if p.is_list(n) else 'SavedTensor'} {n};\n")
         for n in p.metas:
-            out.append(f"  TensorMeta {n}_meta;\n")
+            kind = "std::vector<TensorMeta>" if p.is_list(n) else "TensorMeta"
+            out.append(f"  {kind} {n}_meta;\n")
         for a in op.schema.args:
             if a.name in p.attrs:
                 init = (
@@ -166,7 +172,8 @@ def save_inputs_function(op: Op) -> str:
         code += f"  {guard}node.{n}.save({n});\n"
     for n in p.metas:
         if n not in op.output_names:
-            code += f"  node.{n}_meta = autograd::TensorMeta({n});\n"
+            made = "metas_of" if p.is_list(n) else "TensorMeta"
+            code += f"  node.{n}_meta = autograd::{made}({n});\n"
     for a in op.schema.args:
         if a.name not in p.attrs:
             continue

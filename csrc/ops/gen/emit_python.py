@@ -92,7 +92,7 @@ def _signature_text(op: Op, suffix: str) -> str:
     return f"{base}({', '.join(parts)})".replace('"', '\\"')
 
 
-def _flags(op: Op, a: Arg, varargs: bool) -> str:
+def _flags(a: Arg, varargs: bool) -> str:
     flags = []
     if a.kwonly:
         flags.append("kKeywordOnly")
@@ -125,7 +125,7 @@ def _specs(op: Op, suffix: str) -> list[str]:
     varargs = varargs_position(op)
     out = []
     for i, a in enumerate(op.schema.args):
-        out.append(f'{{"{a.name}", ArgKind::{KINDS[a.type]}, {_flags(op, a, i == varargs)}}}')
+        out.append(f'{{"{a.name}", ArgKind::{KINDS[a.type]}, {_flags(a, i == varargs)}}}')
     if op.is_factory:
         for name in EXTRA_FACTORY:
             if name not in {a.name for a in op.schema.args}:
@@ -142,7 +142,7 @@ def takes_out(op: Op, suffix: str) -> bool:
     return kinds == {"Tensor"}
 
 
-def cpp_default(op: Op, a: Arg) -> str:
+def cpp_default(a: Arg) -> str:
     """C++ source of an argument's default value."""
     d = a.default
     assert d is not None
@@ -226,13 +226,13 @@ READERS = {
 }
 
 
-def _read_arg(op: Op, a: Arg, slot: int) -> str:
+def _read_arg(a: Arg, slot: int) -> str:
     kind = KINDS[a.type]
     reader = READERS[kind][1].format(s=f"slots[{slot}]", n=a.repeat)
     ctype = READERS[kind][0]
     if kind in ("Tensor", "TensorOrScalar"):
         if a.default is not None and a.default != "None":
-            return f"      const TensorArg {a.name} = slots[{slot}] ? {reader} : TensorArg({cpp_default(op, a)});\n"
+            return f"      const TensorArg {a.name} = slots[{slot}] ? {reader} : TensorArg({cpp_default(a)});\n"
         return f"      const TensorArg {a.name} = {reader};\n"  # null slot reads as an undefined tensor
     if kind in ("TensorList", "OptionalTensorList"):
         return f"      const {ctype} {a.name} = {reader};\n"
@@ -240,7 +240,7 @@ def _read_arg(op: Op, a: Arg, slot: int) -> str:
     if kind == "IntList" and nullable:
         base = f"slots[{slot}] ? std::optional<IntListHolder>({reader}) : std::nullopt"
         if a.default not in (None, "None"):
-            base = f"slots[{slot}] ? std::optional<IntListHolder>({reader}) : std::optional<IntListHolder>({cpp_default(op, a)})"
+            base = f"slots[{slot}] ? std::optional<IntListHolder>({reader}) : std::optional<IntListHolder>({cpp_default(a)})"
         return (
             f"      const std::optional<IntListHolder> {a.name}_holder = {base};\n"
             f"      const std::optional<IntSpan> {a.name} = {a.name}_holder ? "
@@ -250,10 +250,10 @@ def _read_arg(op: Op, a: Arg, slot: int) -> str:
         return f"      const Generator {a.name} = slots[{slot}] ? {reader} : Generator();\n"
     if nullable:
         full = f"std::optional<{ctype}>"
-        default = "std::nullopt" if a.default in (None, "None") else f"{full}({cpp_default(op, a)})"
+        default = "std::nullopt" if a.default in (None, "None") else f"{full}({cpp_default(a)})"
         return f"      const {full} {a.name} = slots[{slot}] ? {full}({reader}) : {default};\n"
     if a.default is not None:
-        default = cpp_default(op, a)
+        default = cpp_default(a)
         if default == "std::nullopt":
             default = f"{ctype}()"
         return f"      const {ctype} {a.name} = slots[{slot}] ? {reader} : {ctype}({default});\n"
@@ -275,7 +275,7 @@ def _needs_a_tensor(op: Op) -> str:
 
 def _call(op: Op, suffix: str) -> str:
     code = _needs_a_tensor(op)
-    code += "".join(_read_arg(op, a, i) for i, a in enumerate(op.schema.args))
+    code += "".join(_read_arg(a, i) for i, a in enumerate(op.schema.args))
     n = len(op.schema.args)
     heavy = [a.name for a in op.schema.args if a.is_tensor or a.is_list]
     gil = f"      ReleaseGil gil(work_size({', '.join(heavy)}));\n" if heavy else ""

@@ -16,7 +16,10 @@ import builtins
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, overload
 
+import numpy
+
 Number: TypeAlias = builtins.int | builtins.float | builtins.bool
+_Operand: TypeAlias = "Tensor | Number | numpy.ndarray[Any, Any] | numpy.generic"
 _dtype: TypeAlias = Any
 _device: TypeAlias = Any
 _generator: TypeAlias = Any
@@ -31,7 +34,7 @@ _BOTH_WAYS = [f"__{side}{name}__" for name in _OPERATORS for side in ("", "r", "
 _BINARY = [*_BOTH_WAYS, "__matmul__", "__rmatmul__", "__lt__", "__le__", "__gt__", "__ge__"]
 _COMPARE = "def {}(self, other: Any) -> Tensor: ...  # type: ignore[override]"
 TENSOR_PROTOCOL = [
-    *(f"def {name}(self, other: Tensor | Number) -> Tensor: ..." for name in _BINARY),
+    *(f"def {name}(self, other: _Operand) -> Tensor: ..." for name in _BINARY),
     _COMPARE.format("__eq__"),
     _COMPARE.format("__ne__"),
     "def __hash__(self) -> builtins.int: ...",
@@ -45,7 +48,11 @@ TENSOR_PROTOCOL = [
     "def __iter__(self) -> Iterator[Tensor]: ...",
     "def __contains__(self, element: Tensor | Number) -> builtins.bool: ...",
     "def __getitem__(self, index: Any) -> Tensor: ...",
-    "def __setitem__(self, index: Any, value: Tensor | Number) -> None: ...",
+    "def __setitem__(self, index: Any, value: Any) -> None: ...",
+    "def __reversed__(self) -> Tensor: ...",
+    "def __array__(self, dtype: Any = None, copy: Any = None) -> numpy.ndarray[Any, Any]: ...",
+    "def __dlpack__(self, **options: Any) -> Any: ...",
+    "def __dlpack_device__(self) -> tuple[builtins.int, builtins.int]: ...",
 ]
 
 TYPES = {
@@ -109,7 +116,7 @@ def signatures(op: Op, suffix: str, method: bool) -> list[str]:
             if method and i == 0:
                 parts.append("self")
                 continue
-            name = "input" if i == 0 and a.name == "self" else a.name
+            name = "input" if a.name == "self" and not method else a.name
             name += "_" if keyword.iskeyword(name) else ""
             if a.kwonly and not star:
                 if not spread:
@@ -155,7 +162,8 @@ def stub(ops: list[Op]) -> str:
         (b for b in bindings if not b.name.startswith("_")), key=lambda binding: binding.name
     )
     out = [HEADER]
-    for op in sorted(ops, key=named_tuple):
+    shown = {id(op) for binding in public for op, _ in binding.overloads}
+    for op in sorted((op for op in ops if id(op) in shown), key=named_tuple):
         if len(op.schema.returns) > 1 and all(name for _, name in op.schema.returns):
             fields = "".join(f"    {name}: Tensor\n" for _, name in op.schema.returns)
             text = f"class {named_tuple(op)}(NamedTuple):\n{fields}\n"

@@ -56,6 +56,7 @@ FIELDS = {
     "host_scalars",
     "fits",
     "same_dtype",
+    "check",
     "float8",
 }
 VARIANTS = {"function", "method", "inplace"}
@@ -204,6 +205,8 @@ def make_op(row: dict, file: str) -> Op:
         unknown = [n for n in row.get(key, []) if n not in names]
         if unknown:
             _fail(name, f"{key} names {unknown}, which are no arguments")
+    if "check" in row and op.kind != "pointwise":
+        _fail(name, "check is a rule of pointwise ops; others check in their own code")
     if "same_dtype" in row and op.kind != "pointwise":
         _fail(name, "same_dtype is a rule of pointwise ops")
     if "fits" in row and op.kind != "pointwise" and not op.mutated:

@@ -131,7 +131,13 @@ std::tuple<Tensor, Tensor> max_pool2d_with_indices(const Tensor& self, IntSpan k
   Tensor indices = empty(values.sizes(), DType::Int64, self.device());
   return {values, indices};
 }
-Tensor max_pool2d_backward(const Tensor& grad, const Tensor&, IntSpan input_sizes) {
+Tensor max_pool2d_backward(const Tensor& grad, const Tensor& indices, IntSpan input_sizes) {
+  check(indices.dtype() == DType::Int64 && equal(grad.sizes(), indices.sizes()) &&
+            input_sizes.size() == grad.sizes().size(),
+        "max_pool2d_backward: gradients of ", grad.sizes(),
+        " need as many int64 indices and sizes of "
+        "an input, got ",
+        indices.dtype(), " ", indices.sizes(), " and ", input_sizes);
   return empty(input_sizes, grad.dtype(), grad.device());
 }
 Tensor avg_pool2d(const Tensor& self, IntSpan kernel_size, IntSpan stride, IntSpan padding,

@@ -63,6 +63,8 @@ def backward(
     `grad_tensors` match `tensors` in shape; None stands for ones and is allowed for single elements.
     Raises RuntimeError for a tensor without history or a graph that was freed.
     """
+    if tensors is None:
+        raise TypeError("backward: expected a Tensor or a sequence of Tensors, got None")
     outputs = _tuple(tensors)
     if inputs is not None and len(_tuple(inputs)) == 0:
         raise RuntimeError("`inputs` argument to `backward()` cannot be empty.")

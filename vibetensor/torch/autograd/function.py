@@ -26,10 +26,12 @@ class FunctionCtx:
 
     def mark_dirty(self, *args: Any) -> None:
         """Names inputs that forward changed in place."""
+        _check_tensors("mark_dirty", args)
         self.dirty_tensors = args
 
     def mark_non_differentiable(self, *args: Any) -> None:
         """Names outputs that have no gradient."""
+        _check_tensors("mark_non_differentiable", args)
         self.non_differentiable = args
 
     def set_materialize_grads(self, value: bool) -> None:
@@ -42,6 +44,14 @@ class FunctionCtx:
         if self._node is None:
             return self.to_save or ()
         return _C._function_saved(self._node)
+
+
+def _check_tensors(method: str, args: tuple[Any, ...]) -> None:
+    for i, arg in enumerate(args):
+        if not isinstance(arg, _C.Tensor):
+            raise RuntimeError(
+                f"{method} takes tensors, but argument {i} is of type {type(arg).__name__}"
+            )
 
 
 class Function:
