@@ -29,9 +29,12 @@ SHARED_SOURCES = ("compile.py", "contract.py", "dsl.py", "failure.py", "philox.p
 
 
 def default_output() -> Path:
-    """$XDG_CACHE_HOME/vibetensor/cute_kernels, where a build outside CMake puts its objects."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "vibetensor" / "cute_kernels"
+    """$XDG_CACHE_HOME/vibetensor/cute_kernels, where a build outside CMake puts its objects. A
+    relative path is ignored, as the XDG specification says."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not cache.is_absolute():
+        cache = Path.home() / ".cache"
+    return cache / "vibetensor" / "cute_kernels"
 
 
 def dsl_version() -> str:

@@ -3,13 +3,13 @@ for by VT_CUTE_JIT=1. They are kept in the user's cache folder, like the objects
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 
 from . import objects
 from .build import BuildError, dsl_version, key_of, source_hash
 from .registry import load
+from .user_ops import kernel_log
 
 
 def symbols(kernel: str, variant: str) -> tuple[str, str, str, str] | None:
@@ -38,7 +38,7 @@ def _symbols(kernel: str, variant: str) -> tuple[str, str, str, str]:
         began = time.perf_counter()
         job = objects.Job(variant, prefix, found.contract(of), lambda: found.make(of))
         made, compiled = objects.find_or_compile(prefix, key, [job], folder)
-        if compiled and os.environ.get("VT_KERNEL_LOG", "0") not in ("", "0"):
+        if compiled and kernel_log():
             spent = time.perf_counter() - began
             print(f"vibetensor: CuTe {kernel} {variant} compiled in {spent:.1f} s", file=sys.stderr)
     (code,) = made.codes

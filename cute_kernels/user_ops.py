@@ -224,7 +224,7 @@ class CuteOp:
             ]
             variant, fit = native.launch(fit.extents, places, numbers, fit.device)
             if variant:
-                if _logging():
+                if kernel_log():
                     self._tell(dict(zip(self._tensors, named)), f"CuTe {variant}")
                 return
         # What only the addresses showed: the results are there already.
@@ -244,7 +244,7 @@ class CuteOp:
 
     def _tell(self, tensors: Mapping[str, Any], what: str) -> None:
         """Each decision is told once."""
-        if not _logging():
+        if not kernel_log():
             return
         shapes = ", ".join(
             f"{n}={dtype_name(t)}{list(t.shape)}" for n, t in tensors.items() if hasattr(t, "shape")
@@ -300,7 +300,7 @@ class CuteOp:
             if folder is None:
                 raise BuildError("the cache folder is not this user's alone: nothing is compiled")
             return self.build(folder)[0]
-        if _logging():
+        if kernel_log():
             print(
                 f"vibetensor: {self.name}: compiled for this process: {self.source.problem}",
                 file=sys.stderr,
@@ -344,8 +344,11 @@ def limits(contract: Contract) -> tuple[list[Any], list[Any]]:
     )  # fmt: skip
 
 
-def _logging() -> bool:
-    return os.environ.get("VT_KERNEL_LOG", "0") not in ("", "0")
+def kernel_log() -> bool:
+    """Whether the kernel of each call is told: VT_KERNEL_LOG."""
+    from vibetensor._environment import env_flag  # objects are built before the library is there
+
+    return env_flag("VT_KERNEL_LOG", False)
 
 
 def _recording() -> bool:

@@ -18,7 +18,7 @@ void load_cuda() {
   if (dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return;
   // A missing file is the usual case: the build has no CUDA backend.
   const std::string reason = dlerror();
-  cuda_problem = reason.find("No such file") != std::string::npos
+  cuda_problem = says_missing(reason, path)
                      ? "this build has no CUDA backend (build with -C cmake.define.VT_CUDA=ON)"
                      : "the CUDA backend could not be loaded: " + reason;
 }

@@ -15,4 +15,8 @@ std::string library_folder() {
   return slash == std::string::npos ? "." : path.substr(0, slash);
 }
 
+bool says_missing(std::string_view reason, std::string_view path) {
+  return reason.starts_with(str(path, ": cannot open shared object file: No such file"));
+}
+
 }  // namespace vt

@@ -49,13 +49,4 @@ void check_no_partial_overlap(const Tensor& out, const Tensor& in) {
   }
 }
 
-void check_no_overlap(const Tensor& out, const Tensor& in) {
-  const Overlap overlap = memory_overlap(out, in);
-  if (overlap == Overlap::Partial || overlap == Overlap::Full) [[unlikely]] {
-    fail("unsupported operation: the input tensor and the written-to tensor share memory (shapes ",
-         in.sizes(), " and ", out.sizes(),
-         "). Please clone() the tensor before performing the operation.");
-  }
-}
-
 }  // namespace vt

@@ -68,12 +68,6 @@ class Ref {
   void swap(Ref& other) noexcept { std::swap(object_, other.object_); }
   /// Gives up ownership without dropping the count.
   T* detach() { return std::exchange(object_, nullptr); }
-  /// Takes over a count that someone else already holds.
-  static Ref adopt(T* object) {
-    Ref ref;
-    ref.object_ = object;
-    return ref;
-  }
   friend bool operator==(const Ref& a, const Ref& b) { return a.object_ == b.object_; }
 
  private:

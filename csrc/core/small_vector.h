@@ -146,6 +146,12 @@ class SmallVector {
 using Dims = SmallVector<int64_t, 5>;
 using IntSpan = std::span<const int64_t>;
 
+/// 1 of none: the elements of a shape.
+inline int64_t product_of(IntSpan sizes) {
+  int64_t product = 1;
+  for (const int64_t size : sizes) product *= size;
+  return product;
+}
 inline bool equal(IntSpan a, IntSpan b) {
   return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin());
 }

@@ -219,7 +219,6 @@ void TensorIterator::add(Tensor* tensor, bool is_output) {
   op.is_number = tensor->impl()->wrapped_number;
   op.strides = strides_[num_operands_];
   if (is_output) op.compute_dtype = output_dtype_;
-  needs_cast_ |= op.dtype != op.compute_dtype;
   ++num_operands_;
   num_outputs_ += is_output;
 }
@@ -227,7 +226,6 @@ void TensorIterator::add(Tensor* tensor, bool is_output) {
 void TensorIterator::build(std::span<Tensor* const> outputs, std::span<const Tensor* const> inputs,
                            const IterConfig& config) {
   num_operands_ = num_outputs_ = 0;
-  needs_cast_ = false;
   check_devices(inputs, outputs, config);
   compute_dtypes(outputs, inputs, config);
   if (config.check_overlap) {
@@ -338,56 +336,18 @@ void TensorIterator::binary(Tensor& out, const Tensor& a, const Tensor& b,
   const Tensor* ins[] = {&a, &b};
   build(outs, ins, config);
 }
-void TensorIterator::ternary(Tensor& out, const Tensor& a, const Tensor& b, const Tensor& c,
-                             const IterConfig& config) {
-  Tensor* outs[] = {&out};
-  const Tensor* ins[] = {&a, &b, &c};
-  build(outs, ins, config);
-}
-
-void TensorIterator::reduction(Tensor& out, const Tensor& in, DType compute, std::string_view op) {
-  check(out.dim() == in.dim(), op, ": the output of a reduction keeps the input's rank, got ",
-        out.sizes(), " for input ", in.sizes());
-  num_operands_ = num_outputs_ = 0;
-  needs_cast_ = false;
-  device_ = in.device();
-  output_dtype_ = out.dtype();
-  operands_[1].compute_dtype = compute;
-  const int ndim = static_cast<int>(in.dim());
-  ndim_ = ndim;
-  numel_ = in.numel();
-  add(&out, true);
-  add(const_cast<Tensor*>(&in), false);
-  int perm[kMaxDims];
-  for (int d = 0; d < ndim; ++d) perm[d] = ndim - 1 - d;
-  // By input stride: the walk over memory is what costs.
-  std::stable_sort(perm, perm + ndim, [&](int a, int b) {
-    return in.strides()[a] < in.strides()[b] && in.sizes()[a] != 1;
-  });
-  for (int d = 0; d < ndim; ++d) {
-    const int dim = perm[d];
-    shape_[d] = in.sizes()[dim];
-    const bool reduced = out.sizes()[dim] == 1 && in.sizes()[dim] != 1;
-    strides_[0][d] = reduced ? 0 : out.strides()[dim] * out.itemsize();
-    strides_[1][d] = in.strides()[dim] * in.itemsize();
-  }
-  order_and_merge();
-}
-
 void TensorIterator::row(std::span<const RowOperand> operands, int64_t n) {
   check(operands.size() <= kMaxOperands, "a row of ", operands.size(), " operands");
   ndim_ = 1;
   numel_ = shape_[0] = n;
   num_operands_ = static_cast<int>(operands.size());
   num_outputs_ = 1;
-  needs_cast_ = false;
   device_ = Device{};
   for (size_t i = 0; i < operands.size(); ++i) {
     const RowOperand& from = operands[i];
     operands_[i] = {from.data, from.dtype,     from.compute_dtype, i == 0,
                     false,     from.is_number, strides_[i]};
     strides_[i][0] = from.stride;
-    needs_cast_ |= from.dtype != from.compute_dtype;
   }
   output_dtype_ = operands[0].compute_dtype;
 }

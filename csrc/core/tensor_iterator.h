@@ -2,9 +2,6 @@
 // strided loops. It broadcasts, promotes, allocates outputs, checks overlap, orders dimensions by
 // stride and merges those that can be walked as one. Backends read the result: CPU kernels call
 // for_each, CUDA kernels take the strides into their launch parameters.
-//
-// It holds plain arrays and raw pointers (no std types in its public fields) so that it can be
-// handed across the C plugin ABI.
 #pragma once
 
 #include <cstdint>
@@ -55,8 +52,6 @@ class TensorIterator {
              const IterConfig& config);
   void unary(Tensor& out, const Tensor& a, const IterConfig& config);
   void binary(Tensor& out, const Tensor& a, const Tensor& b, const IterConfig& config);
-  void ternary(Tensor& out, const Tensor& a, const Tensor& b, const Tensor& c,
-               const IterConfig& config);
   /// An operand of a single row, `stride` bytes from element to element.
   struct RowOperand {
     char* data;
@@ -67,17 +62,12 @@ class TensorIterator {
   /// `n` elements of operands that are known to fit: nothing is inferred, checked or allocated.
   /// The first operand is the output.
   void row(std::span<const RowOperand> operands, int64_t n);
-  /// No output is allocated or resized: `out` must have the broadcast shape.
-  /// Reduction: out has input's rank with extent 1 in the reduced dims (keepdim form) and is
-  /// walked with stride 0 there. Input elements are seen as `compute`.
-  void reduction(Tensor& out, const Tensor& in, DType compute, std::string_view op);
 
   int ndim() const { return ndim_; }
   /// Extents, fastest-moving dimension first.
   const int64_t* shape() const { return shape_; }
   int64_t numel() const { return numel_; }
   int num_operands() const { return num_operands_; }
-  int num_outputs() const { return num_outputs_; }
   const Operand& operand(int i) const { return operands_[i]; }
   char* data(int i) const { return operands_[i].data; }
   int64_t stride(int operand, int dim) const { return operands_[operand].strides[dim]; }
@@ -88,10 +78,6 @@ class TensorIterator {
   /// The dtype the kernel computes in (that of the first input).
   DType common_dtype() const { return operands_[num_outputs_].compute_dtype; }
   Device device() const { return device_; }
-  bool needs_cast() const { return needs_cast_; }
-  /// One dimension and every operand dense (or a broadcast single element).
-  bool is_flat() const { return ndim_ <= 1; }
-  bool is_reduced_dim(int dim) const { return operands_[0].strides[dim] == 0 && shape_[dim] > 1; }
 
   /// loop(data, strides, n): `n` steps of `strides[i]` bytes from `data[i]` for every operand.
   using Loop = FunctionRef<void(char** data, const int64_t* strides, int64_t n)>;
@@ -117,7 +103,6 @@ class TensorIterator {
   int ndim_ = 0;
   int num_operands_ = 0;
   int num_outputs_ = 0;
-  bool needs_cast_ = false;
   Device device_;
 };
 
@@ -133,8 +118,6 @@ Dims broadcast_shapes(std::span<const Tensor* const> inputs, std::string_view op
 void check_no_internal_overlap(const Tensor& out);
 /// Throws if `out` and `in` share memory without being the same view.
 void check_no_partial_overlap(const Tensor& out, const Tensor& in);
-/// Throws if `out` shares any memory with `in`.
-void check_no_overlap(const Tensor& out, const Tensor& in);
 /// The one device all of these live on; 0-d CPU tensors may accompany a device.
 Device common_device(std::span<const Tensor* const> tensors, std::string_view op);
 

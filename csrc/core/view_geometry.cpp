@@ -30,8 +30,7 @@ Dims infer_shape(IntSpan size, int64_t numel) {
 }
 
 std::optional<Dims> view_strides(IntSpan sizes, IntSpan strides, IntSpan shape) {
-  int64_t numel = 1;
-  for (const int64_t s : sizes) numel *= s;
+  const int64_t numel = product_of(sizes);
   if (numel == 0) return equal(sizes, shape) ? Dims(strides) : contiguous_strides(shape);
   Dims out;
   out.resize(shape.size());

@@ -25,7 +25,7 @@ int best_level() {
 void load() {
   constexpr const char* names[] = {"base", "v3", "v4"};
   int level = best_level();
-  if (const char* wanted = std::getenv("VT_CPU_ISA")) {
+  if (const char* wanted = std::getenv("VT_CPU_ISA"); wanted && *wanted) {
     int chosen = -1;
     for (int i = 0; i < 3; ++i) {
       if (std::string_view(wanted) == names[i]) chosen = i;
@@ -34,16 +34,17 @@ void load() {
     level = std::min(level, chosen);
   }
   const std::string folder = library_folder();
-  std::string problem;
+  // A build may have left levels out; one that is there and does not load is an error, as the next
+  // would only be slower.
   for (; level >= 0; --level) {
     const std::string path = str(folder, "/libvt_cpu_", names[level], ".so");
     if (dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
       loaded_isa = names[level];
       return;
     }
-    problem = dlerror();
+    const std::string reason = dlerror();
+    check(level > 0 && says_missing(reason, path), "the CPU kernels could not be loaded: ", reason);
   }
-  fail("no CPU kernel library could be loaded from ", folder, ": ", problem);
 }
 
 }  // namespace

@@ -131,7 +131,6 @@ const std::string& cudnn_problem() { return cudnn::loaded().problem; }
 int64_t cudnn_version() {
   return cudnn_available() ? static_cast<int64_t>(cudnn::api().version()) : 0;
 }
-std::string cudnn_path() { return cudnn_available() ? cudnn::api().library.path() : std::string(); }
 const std::string& cudnn_refusal() { return cudnn::refusal; }
 int64_t cudnn_runs() { return cudnn::plan_runs.load(std::memory_order_relaxed); }
 

@@ -14,8 +14,6 @@ bool cudnn_available();
 const std::string& cudnn_problem();
 /// As the library numbers itself: 91300 is 9.13.0. 0 where it is missing.
 int64_t cudnn_version();
-/// Where it was found.
-std::string cudnn_path();
 /// What the library said when it last had no plan for a computation on this thread.
 const std::string& cudnn_refusal();
 /// How many computations the library has run in this process.

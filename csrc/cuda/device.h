@@ -29,8 +29,6 @@ struct DeviceProperties {
 int device_count();
 std::string device_problem();
 const DeviceProperties& properties(int device);
-/// 9 for Hopper: what capability-dependent paths test.
-inline int capability_major(int device) { return properties(device).major; }
 
 /// The calling thread's current device, as the driver's runtime has it.
 int current_device();

@@ -1,17 +1,14 @@
 #include "cuda/kernel_log.h"
 
 #include <cstdio>
-#include <cstdlib>
 #include <mutex>
 #include <set>
-#include <string_view>
+
+#include "core/environment.h"
 
 namespace vt::cuda {
 
-const bool detail::kernel_log = [] {
-  const char* text = std::getenv("VT_KERNEL_LOG");
-  return text && *text && std::string_view(text) != "0";
-}();
+const bool detail::kernel_log = env_flag("VT_KERNEL_LOG", false);
 
 void log_kernel(const std::string& line) {
   static std::mutex mutex;

@@ -14,12 +14,6 @@ namespace {
 
 std::atomic<LibraryFinder> finder{nullptr};
 
-/// Whether the loader's `reason` is that there is no such file, and not that a library which it
-/// needs is missing.
-bool says_missing(std::string_view reason, std::string_view path) {
-  return reason.starts_with(str(path, ": cannot open shared object file: No such file"));
-}
-
 }  // namespace
 
 void set_library_finder(LibraryFinder f) { finder = f; }

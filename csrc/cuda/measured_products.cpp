@@ -1,9 +1,9 @@
 #include "cuda/measured_products.h"
 
-#include <cstdlib>
 #include <map>
 #include <mutex>
 
+#include "core/environment.h"
 #include "core/error.h"
 #include "cuda/cublaslt.h"
 
@@ -22,10 +22,7 @@ Added& added() {
 }
 
 std::atomic<bool>& enabled() {
-  static std::atomic<bool> value{[] {
-    const char* text = std::getenv("VT_MEASURED_PRODUCTS");
-    return !text || std::string_view(text) != "0";
-  }()};
+  static std::atomic<bool> value{env_flag("VT_MEASURED_PRODUCTS", true)};
   return value;
 }
 

@@ -1,10 +1,9 @@
 #include "cuda/repeated_launch.h"
 
 #include <atomic>
-#include <cstdlib>
-#include <string_view>
 #include <utility>
 
+#include "core/environment.h"
 #include "cuda/driver_function.h"
 #include "cuda/relaxed_capture.h"
 #include "cuda/sync.h"
@@ -44,13 +43,10 @@ const Driver& driver() {
   return instance;
 }
 
-bool is(const char* variable, std::string_view value) {
-  const char* text = std::getenv(variable);
-  return text && text == value;
-}
 /// VT_CUDA_LAUNCH_GRAPHS=0 is for tools that show graphs and not the kernels in them. The driver
 /// promises to wait for launches of kernels where it is told to, of graphs it says nothing.
-const bool wanted = !is("VT_CUDA_LAUNCH_GRAPHS", "0") && !is("CUDA_LAUNCH_BLOCKING", "1");
+const bool wanted =
+    env_flag("VT_CUDA_LAUNCH_GRAPHS", true) && !env_flag("CUDA_LAUNCH_BLOCKING", false);
 
 // Graphs, in a thread and in all: each holds 120 KB of the device's memory. A thread that has
 // reached the limit begins anew, with the kernels that come often now.

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdlib>
 
+#include "core/environment.h"
 #include "core/host_wait.h"
 #include "cuda/error.h"
 #include "cuda/stream.h"
@@ -25,14 +26,9 @@ std::atomic<SyncDebug>& mode() {
 std::atomic<void (*)(const char*)> warning{nullptr};
 std::atomic<int64_t> count{0};
 
-bool flag(const char* name) {
-  const char* text = std::getenv(name);
-  return text && *text && std::string_view(text) != "0";
-}
-
 }  // namespace
 
-const bool launch_blocking = flag("VT_CUDA_LAUNCH_BLOCKING");
+const bool launch_blocking = env_flag("VT_CUDA_LAUNCH_BLOCKING", false);
 
 SyncDebug sync_debug() { return mode().load(std::memory_order_relaxed); }
 void set_sync_debug(SyncDebug value) { mode().store(value); }

@@ -27,6 +27,19 @@ def test_every_family_has_kernels() -> None:
         registry.load(("norm",))
 
 
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [("/cache", "/cache"), (None, "/home/me/.cache"), ("", "/home/me/.cache"),
+     ("cache", "/home/me/.cache"), ("./cache", "/home/me/.cache")],
+)  # fmt: skip
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, given: str | None, used: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if given is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+    assert build.default_output() == Path(used, "vibetensor", "cute_kernels")
+
+
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=lambda k: k.name)
 def test_contracts_promise_what_vector_accesses_need(kernel: registry.Kernel) -> None:
     for variant in kernel.variants:

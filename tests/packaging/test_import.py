@@ -94,3 +94,22 @@ def test_every_kernel_library_loads(python, isa: str) -> None:
         "print((x.exp().log() - x).abs().max().item() < 1e-4)"
     )
     assert python(code) == "True"
+
+
+def test_an_empty_level_of_instructions_is_none(python) -> None:
+    code = (
+        "import os; os.environ['VT_CPU_ISA'] = ''\n"
+        "import vibetensor as vt; print(vt.ones(2).sum().item())"
+    )
+    assert python(code) == "2.0"
+
+
+def test_a_variable_that_says_what_it_cannot_is_told_each_time(python) -> None:
+    code = (
+        "import os; os.environ['VT_SYNC_DEBUG'] = 'loud'\n"
+        "from vibetensor.torch.cuda import _backend\n"
+        "for _ in range(2):\n"
+        "    try: print(_backend.native())\n"
+        "    except ValueError as error: assert 'VT_SYNC_DEBUG' in str(error), error"
+    )
+    assert python(code) in ("", "None\nNone")  # the latter without a CUDA backend

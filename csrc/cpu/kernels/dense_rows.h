@@ -77,13 +77,6 @@ const T* load_row(const void* base, DType dtype, int64_t at, int64_t n, T* buffe
                 DTypeOf<T>::value);
   return buffer;
 }
-/// A whole small tensor (a weight, a bias) as T; null when undefined.
-template <class T>
-const T* load_all(const Tensor& t, Scratch use) {
-  if (!t.defined()) return nullptr;
-  return load_row<T>(t.data(), t.dtype(), 0, t.numel(),
-                     t.dtype() == DTypeOf<T>::value ? nullptr : scratch<T>(use, t.numel()));
-}
 /// Where a row is to be computed: the output itself, or `buffer` when the output is not of T.
 template <class T>
 T* row_target(void* base, DType dtype, int64_t at, T* buffer) {

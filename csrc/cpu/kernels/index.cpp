@@ -2,38 +2,19 @@
 // they are deterministic.
 #include <cstring>
 
-#include "core/parallel.h"
-#include "cpu/kernels/loops.h"
+#include "core/extents.h"
+#include "cpu/kernels/dense_rows.h"
 
 namespace vt::cpu::VT_ISA {
 namespace {
 
 constexpr int64_t kGrain = 32768;  // bytes a thread moves at least
 
-Tensor dense(const Tensor& t, DType dtype) {
-  if (t.is_contiguous() && t.dtype() == dtype) return t;
-  const Tensor out = empty(t.sizes(), dtype);
-  kernels_for(DeviceType::CPU).copy_(out, t, false);
-  return out;
-}
-
-struct Extents {
-  int64_t outer = 1, length = 1, inner = 1;
-};
-Extents extents_of(IntSpan sizes, int64_t dim) {
-  Extents e;
-  if (sizes.empty()) return e;
-  const int64_t d = wrap_dim(dim, static_cast<int64_t>(sizes.size()));
-  for (int64_t i = 0; i < static_cast<int64_t>(sizes.size()); ++i)
-    (i < d ? e.outer : i == d ? e.length : e.inner) *= sizes[i];
-  return e;
-}
-
 /// Indices as dense int64, each in [0, length). Negative ones count from the end where allowed.
 /// gather and scatter raise RuntimeError, the others IndexError.
 Tensor checked_indices(const Tensor& index, int64_t length, int64_t dim, bool wrap,
                        std::string_view op, ErrorKind kind = ErrorKind::Index) {
-  Tensor out = dense(index, DType::Int64);
+  Tensor out = dense_as(index, DType::Int64);
   auto* values = out.data_as<int64_t>();
   for (int64_t i = 0; i < out.numel(); ++i) {
     const int64_t v = values[i];
@@ -53,7 +34,7 @@ Tensor checked_indices(const Tensor& index, int64_t length, int64_t dim, bool wr
 }
 
 void index_select(const Tensor& out, const Tensor& self, int64_t dim, const Tensor& index) {
-  const Tensor input = dense(self, self.dtype());
+  const Tensor input = dense_as(self, self.dtype());
   const Extents e = extents_of(input.sizes(), dim);
   const Tensor indices = checked_indices(index, e.length, dim, false, "index_select");
   const auto* at = indices.data_as<int64_t>();
@@ -72,7 +53,7 @@ void index_select(const Tensor& out, const Tensor& self, int64_t dim, const Tens
 /// Calls `body(dense self)` and writes back if self was not dense.
 template <class F>
 void on_dense(const Tensor& self, F&& body) {
-  const Tensor work = dense(self, self.dtype());
+  const Tensor work = dense_as(self, self.dtype());
   body(work);
   if (!work.is_same(self)) kernels_for(DeviceType::CPU).copy_(self, work, false);
 }
@@ -121,7 +102,7 @@ void check_elements(const Tensor& self, int64_t dim, const Tensor& index, const 
 void index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source,
                const Scalar& alpha) {
   check_slices(self, dim, index, source, "index_add_()");
-  const Tensor values = dense(source, source.dtype());
+  const Tensor values = dense_as(source, source.dtype());
   on_dense(self, [&](const Tensor& work) {
     const Extents e = extents_of(work.sizes(), dim);
     const Tensor indices = checked_indices(index, e.length, dim, false, "index_add_");
@@ -164,7 +145,7 @@ void index_add(const Tensor& self, int64_t dim, const Tensor& index, const Tenso
 
 void index_copy(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source) {
   check_slices(self, dim, index, source, "index_copy_()");
-  const Tensor values = dense(source, self.dtype());
+  const Tensor values = dense_as(source, self.dtype());
   on_dense(self, [&](const Tensor& work) {
     const Extents e = extents_of(work.sizes(), dim);
     const Tensor indices = checked_indices(index, e.length, dim, false, "index_copy_");
@@ -230,7 +211,7 @@ void by_size(int64_t size, F&& f) {
 int64_t length_of(const Tensor& t, int64_t dim) { return t.dim() == 0 ? 1 : t.size(dim); }
 
 void gather(const Tensor& out, const Tensor& self, int64_t dim, const Tensor& index, bool) {
-  const Tensor input = dense(self, self.dtype());
+  const Tensor input = dense_as(self, self.dtype());
   const Tensor indices =
       checked_indices(index, length_of(self, dim), dim, false, "gather", ErrorKind::Runtime);
   by_size(out.itemsize(), [&]<class T>() {
@@ -244,8 +225,8 @@ void gather(const Tensor& out, const Tensor& self, int64_t dim, const Tensor& in
 
 /// The part of `src` that `index` covers, dense.
 Tensor covered(const Tensor& src, const Tensor& index, DType dtype) {
-  if (src.dim() == 0) return dense(src, dtype);
-  return dense(make_view(src, index.sizes(), src.strides(), src.storage_offset()), dtype);
+  if (src.dim() == 0) return dense_as(src, dtype);
+  return dense_as(make_view(src, index.sizes(), src.strides(), src.storage_offset()), dtype);
 }
 
 void scatter(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& src) {
@@ -287,7 +268,7 @@ void scatter_add(const Tensor& self, int64_t dim, const Tensor& index, const Ten
 }
 
 void wrap_index(const Tensor& out, const Tensor& index, int64_t dim, int64_t size) {
-  const Tensor from = dense(index, DType::Int64);
+  const Tensor from = dense_as(index, DType::Int64);
   const auto* values = from.data_as<int64_t>();
   auto* to = out.data_as<int64_t>();
   for (int64_t i = 0; i < from.numel(); ++i) {

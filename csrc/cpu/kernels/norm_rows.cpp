@@ -11,12 +11,6 @@ DType compute_type(const Tensor& t) {
   return t.dtype() == DType::Float64 ? DType::Float64 : DType::Float32;
 }
 
-int64_t product_of(IntSpan sizes) {
-  int64_t n = 1;
-  for (const int64_t s : sizes) n *= s;
-  return n;
-}
-
 template <class T>
 void normalise(T* y, const T* x, T mean, T rstd, const T* weight, const T* bias, int64_t n) {
   if (weight && bias) {

@@ -1,16 +1,10 @@
 // cummax and cummin, and scatter with a product or an extreme. Both walk in index order, one
 // thread a lane, so equal inputs give equal outputs.
+#include "cpu/kernels/dense_rows.h"
 #include "cpu/kernels/reduce.h"
 
 namespace vt::cpu::VT_ISA {
 namespace {
-
-Tensor dense(const Tensor& t) {
-  if (t.is_contiguous()) return t;
-  const Tensor out = empty(t.sizes(), t.dtype());
-  kernels_for(DeviceType::CPU).copy_(out, t, false);
-  return out;
-}
 
 /// nan is the largest and the smallest at once, and stays.
 template <class T>

@@ -3,35 +3,17 @@
 #include <numeric>
 #include <vector>
 
-#include "core/parallel.h"
+#include "core/extents.h"
+#include "cpu/kernels/dense_rows.h"
 #include "cpu/kernels/reduce.h"
 
 namespace vt::cpu::VT_ISA {
 namespace {
 
-struct Extents {
-  int64_t outer = 1, length = 1, inner = 1;
-};
-Extents extents_of(const Tensor& t, int64_t dim) {
-  Extents e;
-  if (t.dim() == 0) return e;
-  const int64_t d = wrap_dim(dim, t.dim());
-  for (int64_t i = 0; i < t.dim(); ++i)
-    (i < d ? e.outer : i == d ? e.length : e.inner) *= t.sizes()[i];
-  return e;
-}
-
-Tensor dense(const Tensor& t, DType dtype) {
-  if (t.is_contiguous() && t.dtype() == dtype) return t;
-  const Tensor out = empty(t.sizes(), dtype);
-  kernels_for(DeviceType::CPU).copy_(out, t, false);
-  return out;
-}
-
 template <bool kProduct>
 void scan(const Tensor& out, const Tensor& self, int64_t dim) {
-  const Tensor input = dense(self, out.dtype());
-  const Extents e = extents_of(input, dim);
+  const Tensor input = dense_as(self, out.dtype());
+  const Extents e = extents_of(input.sizes(), dim);
   if (input.numel() == 0) return;
   const int64_t size = input.itemsize();
   const auto* from = static_cast<const char*>(input.data());
@@ -105,8 +87,8 @@ void sort_items(std::vector<Item<T>>& items, bool descending) {
 
 void sort(const Tensor& values, const Tensor& indices, const Tensor& self, int64_t dim,
           bool descending, bool) {
-  const Tensor input = dense(self, self.dtype());
-  const Extents e = extents_of(input, dim);
+  const Tensor input = dense_as(self, self.dtype());
+  const Extents e = extents_of(input.sizes(), dim);
   if (input.numel() == 0) return;
   const int64_t size = input.itemsize();
   auto* index_out = indices.data_as<int64_t>();

@@ -34,17 +34,17 @@ inline double normal_cdf(double x) { return 0.5 * std::erfc(x * -0.7071067811865
 }
 inline double normal_pdf(double x) { return 0.39894228040143268 * std::exp(-0.5 * x * x); }
 
-/// tanh(log(1 + e^x)) = n / d, and d - n; by w = e^-|x| so that nothing overflows.
+/// tanh(log(1 + e^x)) = n / d; by w = e^-|x| so that nothing overflows.
 template <class T>
 struct TanhSoftplus {
-  T n, d, rest;
+  T n, d;
 };
 template <class T>
 [[gnu::always_inline]] inline TanhSoftplus<T> tanh_softplus(T x) {
   const T w = vexp(-std::fabs(x));
   const T n = x < 0 ? w * (w + 2) : 1 + 2 * w;
   const T rest = x < 0 ? T(2) : 2 * w * w;
-  return {n, n + rest, rest};
+  return {n, n + rest};
 }
 
 /// log(1 + e) for e in [0, 1].
@@ -74,12 +74,6 @@ template <class T>
 
 }  // namespace vec
 
-/// log(sigmoid(x))
-template <class T>
-[[gnu::always_inline]] inline T vlog_sigmoid(T x) {
-  return (x < 0 ? x : T(0)) - vec::log1p_unit(vexp(-std::fabs(x)));
-}
-
 template <class T>
 [[gnu::always_inline]] inline T vsilu(T x) {
   return x * vsigmoid(x);
@@ -96,26 +90,12 @@ template <class T>
   const T y = ((z > 0 ? z : T(0)) + vec::log1p_unit(vexp(-std::fabs(z)))) / beta;
   return z > threshold ? x : (z == z ? y : z);
 }
-template <class T>
-[[gnu::always_inline]] inline T vsoftplus_grad(T x, T beta = 1, T threshold = 20) {
-  const T z = x * beta;
-  return z > threshold ? T(1) : vsigmoid(z);
-}
-
 /// x tanh(softplus(x))
 template <class T>
 [[gnu::always_inline]] inline T vmish(T x) {
   const vec::TanhSoftplus<T> t = vec::tanh_softplus(x);
   return x * (t.n / t.d);
 }
-template <class T>
-[[gnu::always_inline]] inline T vmish_grad(T x) {
-  const vec::TanhSoftplus<T> t = vec::tanh_softplus(x);
-  const T tanh = t.n / t.d;
-  const T one_minus_square = t.rest / t.d * (1 + tanh);
-  return tanh + x * vsigmoid(x) * one_minus_square;
-}
-
 /// x times the normal distribution function: GELU by the error function.
 template <class T>
 [[gnu::always_inline]] inline T vgelu(T x) {

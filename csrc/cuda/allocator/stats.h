@@ -144,8 +144,6 @@ class DeviceGauges {
 
   int64_t allocated_bytes() const { return bytes_of(live_[0].load() + live_[1].load()); }
   int64_t pending_bytes() const { return bytes_of(pending_[0].load() + pending_[1].load()); }
-  int64_t allocated_count() const { return count_of(live_[0].load() + live_[1].load()); }
-  int64_t pending_count() const { return count_of(pending_[0].load() + pending_[1].load()); }
   int64_t peak_allocated_bytes() const { return allocation_peaks_[2].bytes.load(); }
 
   void reset_peaks();

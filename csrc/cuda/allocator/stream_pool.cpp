@@ -198,16 +198,6 @@ size_t StreamPool::mapped_bytes() const {
   return mapped;
 }
 
-Block* StreamPool::block_at(uintptr_t address) const {
-  for (const auto& segment : segments_) {
-    if (address < segment->address || address >= segment->address + segment->size) continue;
-    for (Block* block = segment->first; block; block = block->next) {
-      if (address < block->end()) return block->state == BlockState::Allocated ? block : nullptr;
-    }
-  }
-  return nullptr;
-}
-
 Block* StreamPool::make_unsegmented(uintptr_t address, size_t size, size_t requested) {
   Block* block = new_block();
   block->address = address;

@@ -93,7 +93,6 @@ class StreamPool {
   size_t largest_free() const;
   size_t mapped_bytes() const;
   const std::vector<std::unique_ptr<Segment>>& segments() const { return segments_; }
-  Block* block_at(uintptr_t address) const;
   /// What is inconsistent, for tests; empty when all is well.
   std::string check_invariants() const;
 

@@ -2,7 +2,7 @@
 // for the device, so it stops the kernel, as an assertion does; later calls tell of it.
 #pragma once
 
-#include "core/tensor.h"
+#include "core/extents.h"
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/failure.cuh"
 
@@ -35,18 +35,6 @@ inline Tensor dense_index(const Tensor& index) {
 inline Indices indices_of(const Tensor& dense, FailedCheck op, int64_t length) {
   return {dense.data(), dense.dtype() == DType::Int32, op, failure_slot(dense.device().index),
           length};
-}
-
-struct Extents {
-  int64_t outer = 1, length = 1, inner = 1;
-};
-inline Extents extents_of(IntSpan sizes, int64_t dim) {
-  Extents e;
-  if (sizes.empty()) return e;
-  const int64_t d = wrap_dim(dim, static_cast<int64_t>(sizes.size()));
-  for (int64_t i = 0; i < static_cast<int64_t>(sizes.size()); ++i)
-    (i < d ? e.outer : i == d ? e.length : e.inner) *= sizes[i];
-  return e;
 }
 
 }  // namespace vt::cuda

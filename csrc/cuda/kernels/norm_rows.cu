@@ -11,12 +11,6 @@
 namespace vt::cuda {
 namespace {
 
-int64_t product_of(IntSpan sizes) {
-  int64_t n = 1;
-  for (const int64_t s : sizes) n *= s;
-  return n;
-}
-
 /// Weight, bias: null, or as stored where that is S, else converted to T (kept alive in `owner`).
 template <class S, class T>
 Parameter<S, T> parameter(const Tensor& t, DType stored, Tensor& owner) {

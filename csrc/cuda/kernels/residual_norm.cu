@@ -10,12 +10,6 @@
 namespace vt::cuda {
 namespace {
 
-int64_t product_of(IntSpan sizes) {
-  int64_t n = 1;
-  for (const int64_t s : sizes) n *= s;
-  return n;
-}
-
 /// Whether pieces of four floats may be used: all pointers aligned, rows whole pieces.
 bool in_pieces(int64_t n, std::initializer_list<Elements> all) {
   bool wide = n % 4 == 0;

@@ -79,8 +79,7 @@ from vibetensor.torch.cuda.streams import (
 
 def is_available() -> bool:
     """Whether a CUDA device can be used."""
-    native = _backend.native()
-    return native is not None and native.device_count() > 0
+    return _backend.usable() is not None
 
 
 def device_count() -> int:
@@ -158,8 +157,8 @@ def is_current_stream_capturing() -> bool:
 
     if _C.graphs.recording() is not None:
         return True
-    native = _backend.native()
-    if native is None or native.device_count() == 0:
+    native = _backend.usable()
+    if native is None:
         return False
     index = native.current_device()
     return native.stream_is_captured(index, native.current_stream(index))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from vibetensor._environment import env_flag
 
 _native: Any = None
 _problem = ""
@@ -31,10 +32,10 @@ def _find_library(name: str) -> str | None:
 
 
 def native() -> Any:
-    """The extension module, or None where this build has no CUDA backend."""
+    """The extension module, or None where this build has no CUDA backend. Raises ValueError, each time,
+    where an environment variable says what it cannot."""
     global _native, _opened, _problem
     if not _opened:
-        _opened = True
         try:
             from vibetensor import _cuda  # pyright: ignore
         except ImportError as error:
@@ -45,13 +46,14 @@ def native() -> Any:
                 else f"the CUDA backend could not be loaded: {error}"
             )
         else:
-            _native = _cuda
             _cuda.set_library_finder(_find_library)
             _cuda.set_sync_debug_mode(_cuda.sync_debug_mode())  # from VT_SYNC_DEBUG
-            if os.environ.get("VT_CUTE_JIT", "0") not in ("", "0"):
+            if env_flag("VT_CUTE_JIT", False):
                 from vibetensor.cute_kernels import just_in_time
 
                 _cuda.set_cute_compiler(just_in_time.symbols)
+            _native = _cuda
+        _opened = True
     return _native
 
 
@@ -63,10 +65,16 @@ def problem() -> str:
     return "" if module.device_count() else module.device_problem()
 
 
+def usable() -> Any:
+    """The extension module with a usable device, or None."""
+    module = native()
+    return module if module is not None and module.device_count() else None
+
+
 def required() -> Any:
     """The extension module with a usable device. Raises RuntimeError that says what is missing."""
-    module = native()
-    if module is None or module.device_count() == 0:
+    module = usable()
+    if module is None:
         raise RuntimeError(f"no CUDA device can be used: {problem()}")
     return module
 

@@ -29,8 +29,8 @@ def mem_get_info(device: Any = None) -> tuple[int, int]:
 
 def empty_cache() -> None:
     """Gives cached device memory back to the driver; nothing without a device."""
-    native = _backend.native()
-    if native is not None and native.device_count():
+    native = _backend.usable()
+    if native is not None:
         native.empty_cache()
 
 
@@ -65,15 +65,15 @@ def pool_stats(device: Any = None) -> list[dict[str, Any]]:
     ``allocated`` (by tensors), ``pending`` (waiting for other streams), ``cached``, ``reserved``
     (the sum), ``largest_free`` and ``blocks`` (allocated or pending).
     """
-    native = _backend.native()
-    if native is None or not native.device_count():
+    native = _backend.usable()
+    if native is None:
         return []
     return native.memory_usage(_backend.device_index(device))
 
 
 def _stats(device: Any) -> dict[str, int]:
-    native = _backend.native()
-    if native is None or not native.device_count():
+    native = _backend.usable()
+    if native is None:
         return {}
     return native.memory_stats(_backend.device_index(device))
 
@@ -211,8 +211,8 @@ def host_memory_stats() -> dict[str, int]:
     ".max", ".min", ".count" and ".avg" of the "num_host_alloc" and "num_host_free" driver calls.
     Empty without a device.
     """
-    native = _backend.native()
-    return native.host_memory_stats() if native is not None and native.device_count() else {}
+    native = _backend.usable()
+    return {} if native is None else native.host_memory_stats()
 
 
 def host_memory_stats_as_nested_dict() -> dict[str, Any]:

@@ -76,8 +76,8 @@ def memory_snapshot(
     """
     if mempool_id is not None:
         mempool_id = pool_handle(mempool_id)
-    native = _backend.native()
-    if native is None or not native.device_count():
+    native = _backend.usable()
+    if native is None:
         return []
     return native.memory_snapshot(mempool_id, include_traces)["segments"]
 
@@ -93,8 +93,8 @@ def _snapshot(device: Any = None, augment_with_fx_traces: bool = False) -> dict[
     With ``VT_CUDA_ALLOC=backend:async`` there are events but no segments.
     """
     del device, augment_with_fx_traces
-    native = _backend.native()
-    if native is None or not native.device_count():
+    native = _backend.usable()
+    if native is None:
         return {
             "segments": [],
             "device_traces": [],

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator
 from typing import Any
 
 from vibetensor import _C
+from vibetensor._environment import env_flag
 
 __all__ = [
     "is_available",
@@ -100,5 +100,5 @@ def op_ranges(enabled: bool = True) -> Iterator[None]:
         mark_ops(before)
 
 
-if os.environ.get("VT_NVTX") == "1":
+if env_flag("VT_NVTX", False):
     mark_ops()
