@@ -148,6 +148,17 @@ def describe_run(threads: int, core: QuietCore | None = None) -> dict[str, Any]:
     }
 
 
+def goal_of(row: dict[str, Any]) -> tuple[str, bool]:
+    """What a row asks for, "" for nothing, and whether that is met. It has either a `limit` of
+    vibetensor's time, in the row's unit, or a `goal` for the ratio to torch's."""
+    goal, limit = row.get("goal"), row.get("limit")
+    if limit is not None:
+        return f"≤ {limit:.3g} {row['unit']}", row["vibetensor"] <= limit
+    if goal is not None:
+        return f"≤ {goal}x", row["ratio"] <= goal
+    return "", True
+
+
 def report(
     name: str, rows: list[dict[str, Any]], threads: int, save: bool, core: QuietCore | None = None
 ) -> bool:
@@ -160,12 +171,9 @@ def report(
         if "torch" in r:
             r["ratio"] = round(r["vibetensor"] / r["torch"], 3)
             beside = f"torch {r['torch']:>10.4g} {r['unit']}  {r['ratio']:.2f}x"
-        goal = r.get("goal")
-        limit = r.get("limit")
-        ok = (goal is None or r["ratio"] <= goal) and (limit is None or r["vibetensor"] <= limit)
+        asked, ok = goal_of(r)
         met &= ok
-        asked = f"{goal}x" if limit is None else f"{limit:.3g} {r['unit']}"
-        note = "" if goal is limit is None else f"  goal ≤ {asked} {'met' if ok else 'MISSED'}"
+        note = f"  goal {asked} {'met' if ok else 'MISSED'}" if asked else ""
         print(f"{r['case']:<{width}}  {r['vibetensor']:>10.4g} {r['unit']}  {beside}{note}")
     if core:
         print(f"rounds on a core that others used: {core.disturbed}")

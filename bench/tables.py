@@ -11,6 +11,7 @@ from typing import Any
 
 from bars import bars
 from curves import curves
+from side_by_side import goal_of
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -56,11 +57,7 @@ def rows(record: dict[str, Any]) -> list[str]:
     """Cases measured in turns."""
     lines = ["| case | vibetensor | torch | ratio | goal | |", "|---|---|---|---|---|---|"]
     for row in record["rows"]:
-        goal, limit = row.get("goal"), row.get("limit")
-        asked = "" if goal is None else f"≤ {goal}x"
-        met = goal is None or row["ratio"] <= goal
-        if limit is not None:
-            asked, met = f"≤ {limit:.3g} {row['unit']}", row["vibetensor"] <= limit
+        asked, met = goal_of(row)
         verdict = "" if not asked else "met" if met else "**missed**"
         torch = (
             f"{row['torch']:.3g} {row['unit']} | {row['ratio']:.2f}" if "torch" in row else " | "

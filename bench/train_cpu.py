@@ -10,10 +10,9 @@ import statistics
 import time
 from typing import Any
 
-import numpy as np
 import torch
 from side_by_side import SETTLE, median_times, report
-from workloads import gpt, load_initial_weights
+from step_pair import step_pair
 from workloads.gpt import GPTConfig
 
 import vibetensor.torch as vt
@@ -26,39 +25,15 @@ WORKLOADS = {  # and what their ratio to torch is held to
 }
 
 
-def step_of(t: Any, model: Any, x: Any, y: Any) -> Any:
-    """One whole training step as a closure."""
-    optimizer = t.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
-
-    def step() -> Any:
-        loss = model(x, y)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        t.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return loss
-
-    return step
-
-
 def train_rows(steps: int) -> list[dict[str, Any]]:
     rows = []
     for name, (config, goal) in WORKLOADS.items():
-        arrays = gpt.next_token_batch(config, np.random.default_rng(0))
-        functions = []
-        for t in (vt, torch):
-            model = gpt.make(t, config)
-            load_initial_weights(t, model)
-            functions.append(step_of(t, model, *(t.from_numpy(array) for array in arrays)))
-        a, b = functions
-        first = [(a().item(), b().item()) for _ in range(3)]
-        for mine, other in first:  # both are known to do the same work
-            assert abs(mine - other) <= 1e-3 * abs(other), first
+        pair = step_pair(config, "cpu", "float32", 1e-3)
         # In turns of a few steps: in training a step follows one of its own. A turn starts with a
         # pause and a step that is not timed, as the other library's threads spin for a while.
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(0, steps, TURN):
-            for function, sink in zip((a, b), times):
+            for function, sink in zip(pair, times):
                 time.sleep(SETTLE)
                 function()
                 for _ in range(TURN):

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from side_by_side import median_times, report
-from workloads import WORKLOADS, gpt, load_initial_weights
+from step_pair import step_pair
+from workloads import WORKLOADS
 
 import vibetensor.torch as vt
 
@@ -25,38 +26,12 @@ def synchronize() -> None:
     torch.cuda.synchronize()
 
 
-def step_of(t: Any, model: Any, x: Any, y: Any) -> Any:
-    """One training step in bf16 under autocast as a closure that returns the loss."""
-    optimizer = t.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
-
-    def step() -> Any:
-        with t.autocast(device_type="cuda", dtype=t.bfloat16):
-            loss = model(x, y)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        t.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return loss
-
-    return step
-
-
 def train_rows(steps: int) -> list[dict[str, Any]]:
     """The miniGPT step of both libraries, in turns."""
-    config = WORKLOADS["minigpt"].full
-    arrays = gpt.next_token_batch(config, np.random.default_rng(0))
-    functions = []
-    for t in (vt, torch):
-        model = gpt.make(t, config)
-        load_initial_weights(t, model)
-        functions.append(step_of(t, model.cuda(), *(t.from_numpy(a).cuda() for a in arrays)))
-    a, b = functions
-    first = [(a().item(), b().item()) for _ in range(5)]
-    for mine, other in first:  # both are known to do the same work
-        assert abs(mine - other) <= 2e-2 * abs(other), first
+    pair = step_pair(WORKLOADS["minigpt"].full, "cuda", "bfloat16", 2e-2)
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(0, steps, 5):
-        for function, sink in zip((a, b), times):
+        for function, sink in zip(pair, times):
             function()
             synchronize()
             start = time.perf_counter()

@@ -2,7 +2,8 @@
 table of choices, cute_kernels/tuning/GPU.json.
 
 python bench/tune.py [--kernel layer_norm_forward ...] [--least-gain 0.03]
-python bench/tune.py --workload all             # or minigpt, vit, gpt2, llama1b, batched; some 60 s
+python bench/tune.py --workload all             # minigpt, vit, gpt2, llama1b, batched; some 60 s
+python bench/tune.py --workload gpt2            # or another of these, reverse, vibe-vit, vibe-shakespeare
 
 --kernel: for each kernel and shape every variant that applies is timed beside the library's kernel, the
 L2 cache emptied before each launch. Where the best one is faster by --least-gain, its row goes into the
