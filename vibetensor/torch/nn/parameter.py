@@ -52,14 +52,3 @@ class Buffer(Tensor):
         self, data: Any = None, requires_grad: bool = False, *, persistent: bool = True
     ) -> None:
         """All is done in __new__."""
-
-    def __deepcopy__(self, memo: dict[Any, Any]) -> Buffer:
-        copied = super().__deepcopy__(memo)
-        copied.persistent = self.persistent
-        return copied
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return (*super().__reduce_ex__(protocol), {"persistent": self.persistent})
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.persistent = state["persistent"]
