@@ -51,14 +51,25 @@ def test_tied_weights_are_one_parameter():
     assert net.steps.dtype is vt.float64 and net.cache.dtype is vt.float64
 
 
-def test_copies_have_gradients_of_their_own():
-    net = nn.Sequential(*(nn.Linear(1, size) for size in (2, 3, 5, 3, 2) * 8))
-    for number, p in enumerate(net.parameters()):
-        p.grad = vt.full(p.shape, float(number))
-    for again in (copy.deepcopy(net), copy.deepcopy(copy.deepcopy(net))):
-        for number, (p, q) in enumerate(zip(net.parameters(), again.parameters())):
-            assert q.grad is not p.grad and (q.grad == number).all().item()
-            assert q.grad.shape == p.shape
+def test_copies_of_parameters_have_no_gradients():
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    net[0].weight.note = "kept by the original"
+    net(vt.ones(1, 2)).sum().backward()
+    again = copy.deepcopy(net)
+    for p, q in zip(net.parameters(), again.parameters()):
+        assert p.grad is not None and q.grad is None
+        assert q.requires_grad and vt.equal(p, q) and q.data_ptr() != p.data_ptr()
+    assert not hasattr(again[0].weight, "note")
+
+
+def test_copies_of_tensors_have_gradients_of_their_own():
+    tensors = [vt.ones(size, requires_grad=True) for size in (2, 3, 5, 3, 2) * 16]
+    for number, t in enumerate(tensors):
+        t.grad = vt.full(t.shape, float(number))
+    for again in (copy.deepcopy(tensors), copy.deepcopy(copy.deepcopy(tensors))):
+        for number, (t, other) in enumerate(zip(tensors, again)):
+            assert other.grad is not t.grad and (other.grad == number).all().item()
+            assert other.grad.shape == t.shape
 
 
 def test_attributes_move_between_registries():

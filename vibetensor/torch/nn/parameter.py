@@ -6,6 +6,7 @@ from typing import Any
 
 import vibetensor.torch as torch
 from vibetensor._C import Tensor
+from vibetensor.torch._tensor import copied_leaf
 
 
 class Parameter(Tensor):
@@ -24,6 +25,10 @@ class Parameter(Tensor):
 
     def __init__(self, data: Any = None, requires_grad: bool = True) -> None:
         """All is done in __new__."""
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Parameter:
+        """A parameter with a copy of the memory, without ``.grad`` and Python attributes."""
+        return copied_leaf(self, memo)  # type: ignore[return-value]
 
     def __repr__(self, **options: Any) -> str:
         return "Parameter containing:\n" + super().__repr__(**options)
