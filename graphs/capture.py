@@ -33,7 +33,7 @@ from vibetensor.graphs.arguments import (
 from vibetensor.graphs.course import Course, course
 from vibetensor.graphs.dry import DryCapture, SchedulesAsTheyWere
 from vibetensor.graphs.lower import Lowered, lower
-from vibetensor.graphs.methods import bound_to
+from vibetensor.graphs.methods import Method
 from vibetensor.graphs.put_off import PutOff
 from vibetensor.graphs.record import Recording, record, recording_of, shared_memory
 from vibetensor.graphs.session import Effects, Session
@@ -85,7 +85,6 @@ class Variant:
     profile: Any = None  # the latest one
 
     def __post_init__(self) -> None:
-        self._apart = [{t._storage_key() for t in tensors} for tensors in self.apart]
         self.native = _C.graphs.Replay(
             program=self.lowered.program,
             guard=self.guard,
@@ -115,15 +114,8 @@ class Variant:
         """Whether a call that its key belongs to would take its course."""
         return self.session.same_course() and self.holds() and self.native.gradients_as_found()
 
-    def stands_apart(self, leaves: list[Any]) -> bool:
-        """Whether no argument lies where its copy would not do."""
-        return not any(
-            apart and is_tensor(leaf) and leaf._storage_key() in apart
-            for leaf, apart in zip(leaves, self._apart)
-        )
 
-
-class CapturedStep(Fixed):
+class CapturedStep(Method, Fixed):
     """A captured function; call it like the function. Made by `capture`.
 
     The first calls run the function and record it; once a call leaves no new state behind, later
@@ -164,17 +156,6 @@ class CapturedStep(Fixed):
         self._captures = 0
         self._last: Variant | None = None
         self._once: Tape | None = None  # of the last run by a program that was not kept
-
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        """As a method: each object has captures of its own."""
-        if instance is None:
-            return self
-        return bound_to(
-            instance,
-            self,
-            self._name,
-            lambda: self._method(self._function.__get__(instance, owner)),
-        )
 
     def _method(self, function: Callable[..., Any]) -> CapturedStep:
         bound = self._again(function)
@@ -218,7 +199,7 @@ class CapturedStep(Fixed):
             return self._eager(leaves, spec)
         key = key_of(self._name, leaves, spec)
         variant = self._find(key)
-        if variant is not None and not variant.stands_apart(leaves):
+        if variant is not None and not variant.native.stand_apart(leaves):
             variant = None  # recording it says why it is refused
         if variant is not None:
             if self._verify and not variant.verified:
@@ -441,7 +422,7 @@ class CapturedStep(Fixed):
         return unflatten(structure, [_plain(x, taken) for x in results])
 
     def _check_arguments(self, recording: Recording, leaves: list[Any], staged: list[Any]) -> None:
-        written = _written(recording)
+        written = recording.written
         for leaf, place in zip(leaves, staged):
             if place is None or not is_tensor(leaf) or recording.native.find(leaf) < 0:
                 continue
@@ -931,14 +912,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         file.write(text)
 
 
-def _written(recording: Recording) -> set[Any]:
-    return {view.buffer for op in recording.tape.ops if not op.is_view for view in op.writes()}
-
-
 def _apart(recording: Recording, staged: list[Any]) -> list[list[Any]]:
     """For each input the tensors of the step in whose memory an argument may not lie: those that the
     step changes or, where it changes the input, uses. What it does there a copy would not show."""
-    written = _written(recording)
+    written = recording.written
     copies = {place._storage_key() for place in staged if place is not None}
     used = [t for t in recording.native.firsts() if t._storage_key() not in copies]
     changed = [t for t in used if recording.buffer_of(t) in written]

@@ -24,7 +24,7 @@ from vibetensor.graphs.capture import (
 from vibetensor.graphs.course import Course
 from vibetensor.graphs.dry import StateLost
 from vibetensor.graphs.joint import Joint, Refused, Trains, hooked, probe, static_inputs
-from vibetensor.graphs.methods import bound_to
+from vibetensor.graphs.methods import Method
 from vibetensor.graphs.structure import flatten, unflatten
 from vibetensor.torch.nn.modules import hooks
 
@@ -48,7 +48,7 @@ class _Training(CapturedStep):
         self.refused = message
 
 
-class Compiled:
+class Compiled(Method):
     """A function whose calls are captured by shape, options and modes.
 
     One that runs backward and an optimizer itself is a whole step (see `capture`); of others the
@@ -72,17 +72,6 @@ class Compiled:
         self._last: Joint | _Training | None = None  # what ran last
         self._warned = False
         self._off = False  # no call can be captured
-
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        """As a method: each object has captures of its own."""
-        if instance is None:
-            return self
-        return bound_to(
-            instance,
-            self,
-            self._name,
-            lambda: self._method(self._function.__get__(instance, owner)),
-        )
 
     def _method(self, function: Callable[..., Any]) -> Compiled:
         return Compiled(

@@ -434,13 +434,12 @@ def probe(
 
 
 def _check_inputs(recording: Any, inputs: list[Any], static: list[Any]) -> None:
-    written = {v.buffer for op in recording.tape.ops if not op.is_view for v in op.writes()}
     for value, copy in zip(inputs, static, strict=True):
         if not isinstance(value, vt.Tensor):
             continue
         if recording.native.find(value) >= 0:
             raise Refused("an argument is also used by another way (a closure, a global)")
-        if recording.native.find(copy) >= 0 and recording.buffer_of(copy) in written:
+        if recording.native.find(copy) >= 0 and recording.buffer_of(copy) in recording.written:
             raise Refused(f"it changes an argument of {tuple(copy.shape)} in place")
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 _FIELD = "_captured_methods"
-_T = TypeVar("_T")
 
 
 class _Methods:
@@ -22,18 +21,29 @@ class _Methods:
         return _Methods, ()
 
 
-def bound_to(instance: Any, method: Any, name: str, make: Callable[[], _T]) -> _T:
-    """What `make` has made of `method` for this object, which keeps it: so both can go. A table
-    elsewhere would hold the object by its method. Raises TypeError where the object can keep nothing."""
-    fields = getattr(instance, "__dict__", None)
-    if fields is None:
-        raise TypeError(
-            f"{name}: a captured method needs objects with a __dict__, for captures of "
-            f"their own; {type(instance).__name__} has none"
-        )
-    methods = fields.get(_FIELD)
-    if methods is None or methods.instance() is not instance:
-        methods = fields[_FIELD] = _Methods(instance)
-    if method not in methods.known:
-        methods.known[method] = make()
-    return methods.known[method]
+class Method:
+    """Of a wrapper of a function: as a method, each object has one of its own, which the object keeps, so
+    that both can go. A table elsewhere would hold the object by its method."""
+
+    _name: str
+    _function: Callable[..., Any]
+
+    def _method(self, function: Callable[..., Any]) -> Any:
+        """The wrapper of a method of one object."""
+        raise NotImplementedError
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            return self
+        fields = getattr(instance, "__dict__", None)
+        if fields is None:
+            raise TypeError(
+                f"{self._name}: a captured method needs objects with a __dict__, for captures of "
+                f"their own; {type(instance).__name__} has none"
+            )
+        methods = fields.get(_FIELD)
+        if methods is None or methods.instance() is not instance:
+            methods = fields[_FIELD] = _Methods(instance)
+        if self not in methods.known:
+            methods.known[self] = self._method(self._function.__get__(instance, owner))
+        return methods.known[self]

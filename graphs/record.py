@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,11 @@ class Recording:
         """The tensor's buffer; None if the recorded ops never touched it."""
         index = self.native.find(tensor)
         return None if index < 0 else self.tape.buffers[index]
+
+    @functools.cached_property
+    def written(self) -> set[Buffer]:
+        """The buffers that its ops write."""
+        return {view.buffer for op in self.tape.ops if not op.is_view for view in op.writes()}
 
     def memory(self, buffer: Buffer) -> Any:
         """A tensor on the buffer's recorded memory."""

@@ -28,8 +28,7 @@ from vibetensor.torch.nn.modules import hooks
 from vibetensor.torch.nn.modules.module import (
     CALL_HOOK_TABLES,
     REGISTRIES,
-    observed_modes,
-    observed_reads,
+    observed_attributes,
 )
 from vibetensor.torch.optim import optimizer as optim
 from vibetensor.torch.optim.lr_scheduler import base as schedules
@@ -85,15 +84,11 @@ class Momentum:
         self.live.fill_(float(_momentum(self.group[self.key])))
 
 
-class _SetModes:
-    """What the function leaves `training` of modules at; it had found it otherwise."""
-
-    def __init__(self, left: list[tuple[Any, bool]]) -> None:
-        self._left = left
-
-    def __call__(self) -> None:
-        for module, mode in self._left:
-            module.training = mode
+def set_modes(modes: list[tuple[Any, bool]]) -> None:
+    """Sets `training` of modules."""
+    for module, training in modes:
+        if module.training is not training:
+            module.training = training
 
 
 def _mode(module: Any) -> bool:
@@ -210,8 +205,7 @@ class Session:
         try:
             with (
                 hooks.observed_calls(self._on_module),
-                observed_reads(self._on_read),
-                observed_modes(self._on_mode),
+                observed_attributes(self._on_read, self._on_mode),
                 _recording.noting(self.notes),
                 optim.observed_steps(self._before_step, self._after_step),
             ):
@@ -358,7 +352,7 @@ class Session:
         for module, training in self._modes.values():
             self._watch_module(module, training)
         if self._left:
-            self.host.append(_SetModes(self._left))
+            self.host.append(functools.partial(set_modes, self._left))
         for optimizer, options in zip(self.optimizers, self._options):
             self._watch_optimizer(optimizer, options)
         if self.optimizers:

@@ -15,6 +15,7 @@ import vibetensor.torch as vt
 from vibetensor import _C
 from vibetensor.graphs.lower import lower
 from vibetensor.graphs.record import Recording
+from vibetensor.graphs.session import set_modes
 from vibetensor.graphs.tape import Buffer, Op, Tape, View
 
 # Larger tensors made on the host are data, and data is what changes.
@@ -164,17 +165,12 @@ class Modes:
     @contextlib.contextmanager
     def as_before(self) -> Iterator[None]:
         """Puts them back meanwhile."""
-        now = Modes(module for module, _ in self._kept)
-        self._set()
+        now = [(module, module.training) for module, _ in self._kept]
+        set_modes(self._kept)
         try:
             yield
         finally:
-            now._set()
-
-    def _set(self) -> None:
-        for module, training in self._kept:
-            if module.training is not training:
-                module.training = training
+            set_modes(now)
 
 
 class Snapshot:

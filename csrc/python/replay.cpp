@@ -205,13 +205,10 @@ Object Replay::results() const {
   return own(PyObject_CallFunctionObjArgs(build_.get(), list.get(), nullptr));
 }
 
-bool Replay::stand_apart(const Arguments& arguments) const {
-  for (size_t i = 0; i < apart_.size(); ++i) {
-    if (apart_[i].empty() || arguments[i].array) continue;
-    const Storage* storage = tensor_of(arguments[i].object.get()).storage().get();
-    if (std::binary_search(apart_[i].begin(), apart_[i].end(), storage)) return false;
-  }
-  return true;
+bool Replay::stands_apart(size_t index, PyObject* argument) const {
+  if (index >= apart_.size() || apart_[index].empty() || !is_tensor(argument)) return true;
+  const std::vector<const Storage*>& taken = apart_[index];
+  return !std::binary_search(taken.begin(), taken.end(), tensor_of(argument).storage().get());
 }
 
 Object Replay::run(const Arguments& arguments) {
@@ -292,7 +289,10 @@ Object Replays::run(PyObject* args, PyObject* kwargs) {
     for (const Object& object : entry->replays) {
       auto* replay = instance<Replay>(object.get());
       if (!replay->gradients_as_found() || !replay->holds()) continue;
-      if (!replay->gradients_in_place() || !replay->stand_apart(arguments)) return {};
+      if (!replay->gradients_in_place()) return {};
+      for (size_t a = 0; a < arguments.size(); ++a) {
+        if (!replay->stands_apart(a, arguments[a].object.get())) return {};
+      }
       if (i < entries_.size() && entries_[i] == entry) {
         const auto found = entries_.begin() + static_cast<std::ptrdiff_t>(i);
         std::rotate(entries_.begin(), found, found + 1);
@@ -363,6 +363,15 @@ void bind_replay(nb::module_& graphs) {
       .def("touch", &Replay::touch, "It has been used, without Python code or with.")
       .def("gradients_as_found", &Replay::gradients_as_found,
            "Whether the same leaves have a .grad as when it was recorded.")
+      .def(
+          "stand_apart",
+          [](const Replay& self, const nb::list& leaves) {
+            for (size_t i = 0; i < leaves.size(); ++i) {
+              if (!self.stands_apart(i, nb::object(leaves[i]).ptr())) return false;
+            }
+            return true;
+          },
+          "Whether no argument of a call lies where its copy would not do.")
       .def("run_in_place", &Replay::run_in_place,
            "Replays a block without arguments and results; False, and nothing is done, where a "
            "tensor "

@@ -41,8 +41,8 @@ class Replay {
   bool gradients_as_found() const;
   /// Whether the gradients that the step reads are the tensors it is bound to.
   bool gradients_in_place() const;
-  /// Whether no argument lies where its copy would not do.
-  bool stand_apart(const Arguments& arguments) const;
+  /// Whether the argument does not lie where its copy would not do.
+  bool stands_apart(size_t index, PyObject* argument) const;
   Object run(const Arguments& arguments);
   /// Of a block without arguments and results, replayed where everything lies: false, and nothing
   /// is done, where something is not as it was.

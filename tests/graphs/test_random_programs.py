@@ -96,6 +96,8 @@ class Program:
             return Program._fused(name, a, b, r)
         if name in UNARY:
             return getattr(a, name)() if name != "exp" else a.clamp(max=4).exp()
+        if name == "sub":  # masks have no differences
+            a, b = (x.to(vt.uint8) if x.dtype == vt.bool else x for x in (a, b))
         if name in BINARY:
             try:
                 return getattr(vt, name)(a, b)

@@ -8,13 +8,9 @@ from typing import Any
 
 from vibetensor import _C
 from vibetensor._C import Tensor
-from vibetensor.torch._tensor import check_tensor
+from vibetensor.torch._tensor import check_tensor, written
 
 _ops = _C._ops
-
-
-def _written(result: Tensor, out: Tensor | None) -> Tensor:
-    return result if out is None else out.resize_(tuple(result.shape)).copy_(result)
 
 
 def _wrapped(dim: int, dims: int) -> int:
@@ -32,10 +28,10 @@ def diag(input: Tensor, diagonal: int = 0, *, out: Tensor | None = None) -> Tens
     diagonal: the main one, or the one `diagonal` places above (below, if negative)."""
     check_tensor("diag", "input", input)
     if input.dim() == 1:
-        return _written(diag_embed(input, diagonal), out)
+        return written(diag_embed(input, diagonal), out)
     if input.dim() != 2:
         raise RuntimeError(f"diag(): expected 1 or 2 dimensions, got shape {tuple(input.shape)}")
-    return _written(input.diagonal(diagonal).clone(), out)
+    return written(input.diagonal(diagonal).clone(), out)
 
 
 def diag_embed(input: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
@@ -108,7 +104,7 @@ def cross(
     a, b = _ops._broadcast_tensors([input, other])
     # Component i of the product is a[i+1] b[i+2] - a[i+2] b[i+1].
     result = a.roll(-1, along) * b.roll(-2, along) - a.roll(-2, along) * b.roll(-1, along)
-    return _written(result, out)
+    return written(result, out)
 
 
 def kron(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -120,7 +116,7 @@ def kron(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
     a, b = ((1,) * (dims - t.dim()) + tuple(t.shape) for t in (input, other))
     blocks = input.reshape([size for n in a for size in (n, 1)])
     tiles = other.reshape([size for n in b for size in (1, n)])
-    return _written((blocks * tiles).reshape([m * n for m, n in zip(a, b)]), out)
+    return written((blocks * tiles).reshape([m * n for m, n in zip(a, b)]), out)
 
 
 def quantile(
@@ -138,7 +134,7 @@ def quantile(
     dimension gives the result a first dimension. `interpolation`, of a place between two elements, is
     "linear", "lower", "higher", "midpoint" or "nearest".
     """
-    return _written(_quantile("quantile", input, q, dim, keepdim, interpolation, False), out)
+    return written(_quantile("quantile", input, q, dim, keepdim, interpolation, False), out)
 
 
 def nanquantile(
@@ -151,7 +147,7 @@ def nanquantile(
     out: Tensor | None = None,
 ) -> Tensor:
     """As `quantile`, of the elements that are not NaN; NaN where all are."""
-    return _written(_quantile("nanquantile", input, q, dim, keepdim, interpolation, True), out)
+    return written(_quantile("nanquantile", input, q, dim, keepdim, interpolation, True), out)
 
 
 _INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")

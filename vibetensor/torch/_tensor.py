@@ -25,6 +25,15 @@ def check_tensor(function: str, argument: str, value: object) -> None:
         )
 
 
+def written(result: Tensor, out: Tensor | None) -> Tensor:
+    """``out=``: the result in a given tensor, which is resized if need be."""
+    if out is None:
+        return result
+    if out.requires_grad or result.requires_grad:
+        raise RuntimeError("out=... arguments don't support automatic differentiation")
+    return out.resize_(tuple(result.shape)).copy_(result)
+
+
 def is_floating_point(input: Tensor) -> bool:
     """True if the dtype is a floating type."""
     check_tensor("is_floating_point", "input", input)

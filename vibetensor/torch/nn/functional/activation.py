@@ -7,6 +7,7 @@ from typing import Any
 
 from vibetensor import _C
 from vibetensor._C import Tensor
+from vibetensor.torch._tensor import written
 
 _ops = _C._ops
 
@@ -23,7 +24,7 @@ def relu_(input: Tensor) -> Tensor:
 
 def gelu(input: Tensor, *, approximate: str = "none", out: Tensor | None = None) -> Tensor:
     """x * Phi(x), exact or with ``approximate="tanh"``."""
-    return _written(_ops.gelu(input, approximate=approximate), out)
+    return written(_ops.gelu(input, approximate=approximate), out)
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -40,7 +41,7 @@ def softplus(
     input: Tensor, beta: float = 1, threshold: float = 20, *, out: Tensor | None = None
 ) -> Tensor:
     """log(1 + exp(beta x)) / beta; the identity where beta x > threshold."""
-    return _written(_ops.softplus(input, beta, threshold), out)
+    return written(_ops.softplus(input, beta, threshold), out)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -115,14 +116,14 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
 
 def hardshrink(input: Tensor, lambd: float = 0.5, *, out: Tensor | None = None) -> Tensor:
     """x where |x| > lambd, else 0."""
-    return _written(input.masked_fill(input.abs() <= lambd, 0.0), out)
+    return written(input.masked_fill(input.abs() <= lambd, 0.0), out)
 
 
 def softshrink(input: Tensor, lambd: float = 0.5, *, out: Tensor | None = None) -> Tensor:
     """x moved towards 0 by lambd, and 0 where it would cross."""
     if lambd < 0:
         raise RuntimeError(f"lambda must be greater or equal to 0, but found to be {lambd}.")
-    return _written(input - hardtanh(input, -lambd, lambd), out)
+    return written(input - hardtanh(input, -lambd, lambd), out)
 
 
 def tanhshrink(input: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ def softsign(input: Tensor) -> Tensor:
 
 def logsigmoid(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     """log(sigmoid(x)), without overflow."""
-    return _written(_ops.log_sigmoid(input), out)
+    return written(_ops.log_sigmoid(input), out)
 
 
 def tanh(input: Tensor) -> Tensor:
@@ -220,15 +221,6 @@ def gumbel_softmax(
     index = soft.argmax(dim, keepdim=True)
     one_hot = _ops.zeros_like(logits).scatter_(dim, index, 1.0)
     return one_hot - soft.detach() + soft
-
-
-def _written(result: Tensor, out: Tensor | None) -> Tensor:
-    """``out=``: the result in a given tensor, which is resized if need be."""
-    if out is None:
-        return result
-    if out.requires_grad or result.requires_grad:
-        raise RuntimeError("out=... arguments don't support automatic differentiation")
-    return out.resize_(tuple(result.shape)).copy_(result)
 
 
 def _place(input: Tensor, result: Tensor, inplace: bool) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vibetensor import _C
 from vibetensor._C import Tensor
+from vibetensor.torch._tensor import written
 
 _ops = _C._ops
 
@@ -27,7 +28,7 @@ def linear(
             f"{tuple(bias.shape)}"
         )
     result = result if bias is None else result + bias
-    return result if out is None else out.resize_(tuple(result.shape)).copy_(result)
+    return written(result, out)
 
 
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import vibetensor.torch as torch
 from vibetensor._C import Tensor
@@ -580,8 +580,11 @@ def _type_name(value: Any) -> str:
     )
 
 
-_read_observers: tuple[Callable[[Module, str], None], ...] = ()
+# What is called before an attribute of a module is read, and before `training` is set.
+_Observers: TypeAlias = tuple[Callable[["Module", str], None], Callable[["Module"], None]]
+_observers: tuple[_Observers, ...] = ()
 _observing = threading.Lock()
+_set_attribute = Module.__setattr__
 
 
 # What every module has; only `training`, `forward` and what is registered may be a module's own.
@@ -590,52 +593,36 @@ _INNER = frozenset({*dir(Module), *vars(Module())} - {"training", "forward", *RE
 
 def _observed_read(module: Module, name: str) -> Any:
     if name not in _INNER:
-        for observe in _read_observers:
-            observe(module, name)
+        for read, _ in _observers:
+            read(module, name)
     return object.__getattribute__(module, name)
-
-
-@contextlib.contextmanager
-def observed_reads(observe: Callable[[Module, str], None]) -> Iterator[None]:
-    """Meanwhile calls ``observe(module, name)`` before an attribute of any module is read, except
-    what the base class has for itself. All reads are slow then; before and after they cost
-    nothing."""
-    global _read_observers
-    with _observing:
-        _read_observers = (*_read_observers, observe)
-        Module.__getattribute__ = _observed_read  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        with _observing:
-            _read_observers = tuple(o for o in _read_observers if o is not observe)
-            if not _read_observers:
-                del Module.__getattribute__
-
-
-_mode_observers: tuple[Callable[[Module], None], ...] = ()
-_set_attribute = Module.__setattr__
 
 
 def _observed_write(module: Module, name: str, value: Any) -> None:
     if name == "training":
-        for observe in _mode_observers:
-            observe(module)
+        for _, mode in _observers:
+            mode(module)
     _set_attribute(module, name, value)
 
 
 @contextlib.contextmanager
-def observed_modes(observe: Callable[[Module], None]) -> Iterator[None]:
-    """Meanwhile calls ``observe(module)`` before ``training`` of any module is set, by ``train`` and
-    ``eval`` too. Otherwise it costs nothing."""
-    global _mode_observers
+def observed_attributes(
+    read: Callable[[Module, str], None], mode: Callable[[Module], None]
+) -> Iterator[None]:
+    """Meanwhile calls ``read(module, name)`` before an attribute of any module is read, except what
+    the base class has for itself, and ``mode(module)`` before ``training`` is set, by ``train`` and
+    ``eval`` too. All of these are slow then; before and after they cost nothing."""
+    global _observers
+    mine = (read, mode)
     with _observing:
-        _mode_observers = (*_mode_observers, observe)
+        _observers = (*_observers, mine)
+        Module.__getattribute__ = _observed_read  # type: ignore[method-assign]
         Module.__setattr__ = _observed_write  # type: ignore[method-assign]
     try:
         yield
     finally:
         with _observing:
-            _mode_observers = tuple(o for o in _mode_observers if o is not observe)
-            if not _mode_observers:
+            _observers = tuple(each for each in _observers if each is not mine)
+            if not _observers:
+                del Module.__getattribute__
                 Module.__setattr__ = _set_attribute  # type: ignore[method-assign]
