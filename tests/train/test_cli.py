@@ -374,7 +374,9 @@ def files_of_at_most(size):
         sys.dont_write_bytecode = flag
 
 
-def test_metrics_wait_for_room_on_a_full_disk(tmp_path):
+def test_metrics_wait_for_room_on_a_full_disk(tmp_path, monkeypatch):
+    # Its events, where TensorBoard is installed, are files beside these.
+    monkeypatch.setattr("vibetensor.train.metrics._tensorboard", lambda run: None)
     said = []
     metrics = Metrics(str(tmp_path), warn=said.append)
     with files_of_at_most(100):  # in the middle of a line
@@ -389,7 +391,9 @@ def test_metrics_wait_for_room_on_a_full_disk(tmp_path):
     assert [step for step, _ in metrics.series("loss")] == list(range(1, 22))
 
 
-def test_resuming_on_a_full_disk_keeps_the_metrics(tmp_path):
+def test_resuming_on_a_full_disk_keeps_the_metrics(tmp_path, monkeypatch):
+    # Its events, where TensorBoard is installed, are files beside these.
+    monkeypatch.setattr("vibetensor.train.metrics._tensorboard", lambda run: None)
     metrics = Metrics(str(tmp_path))
     for step in range(1, 21):
         metrics.write(step, loss=float(step))
