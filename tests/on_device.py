@@ -112,11 +112,18 @@ def print_skipped(skipped: list[tuple[str, str]]) -> None:
                 print(f"    {name}")
 
 
+def within_another(part: Part) -> list[str]:
+    """What lies in the part's folders and is another part's."""
+    others = (path for other in PARTS if other is not part for path in other.paths)
+    return [path for path in others if any(path.startswith(f"{own}/") for own in part.paths)]
+
+
 def run_part(part: Part, options: argparse.Namespace, out: Path) -> tuple[Report, int]:
     """The part's report and pytest's status."""
     report = out / f"{part.name.replace(' ', '_').replace(',', '')}.xml"
     report.unlink(missing_ok=True)  # or an earlier run's would be read after a crash
     more = ["--device", options.device] if part.moved else []
+    more += [f"--ignore={TESTS / path}" for path in within_another(part)]
     if options.jobs > 1:
         more += ["-n", str(options.jobs)]
     status = subprocess.run(pytest_command(part.paths, report, *more), cwd=ROOT).returncode

@@ -118,6 +118,12 @@ def test_parts_are_chosen_by_what_their_names_hold(
         assert why in capfd.readouterr().err
 
 
+def test_a_file_runs_in_one_part_alone() -> None:
+    ops = next(part for part in on_device.PARTS if part.paths == ("ops",))
+    assert on_device.within_another(ops) == ["ops/test_cuda_against_cpu.py"]
+    assert on_device.within_another(on_device.PARTS[0]) == []
+
+
 def test_all_suites_are_in_the_command() -> None:
     """What conftest.py can move is moved, and the device's own folders are there."""
     text = (TESTS / "conftest.py").read_text()
