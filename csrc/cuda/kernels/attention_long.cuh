@@ -50,8 +50,9 @@ __device__ inline void transpose_quad(uint32_t (&x)[4]) {
   }
 }
 
-/// Writes a warpgroup's 64 rows from `to` on, scaled.
-template <class S>
+/// Writes a warpgroup's 64 rows from `to` on, scaled. kStream: the L2 cache gives their place to
+/// others first.
+template <class S, bool kStream = false>
 __device__ inline void write_sums(S* to, int64_t stride, const Sums& sums, float scale) {
   const int lane = threadIdx.x % kWarp, row = threadIdx.x % kWarpgroup / kWarp * 16 + lane / 4;
 #pragma unroll
@@ -65,8 +66,13 @@ __device__ inline void write_sums(S* to, int64_t stride, const Sums& sums, float
         x[n] = pack<S>(pair[2 * r] * scale, pair[2 * r + 1] * scale);
       }
       transpose_quad(x);
-      *reinterpret_cast<uint4*>(to + (row + 8 * r) * stride + half * 32 + lane % 4 * 8) =
-          make_uint4(x[0], x[1], x[2], x[3]);
+      auto* const at =
+          reinterpret_cast<uint4*>(to + (row + 8 * r) * stride + half * 32 + lane % 4 * 8);
+      const uint4 piece = make_uint4(x[0], x[1], x[2], x[3]);
+      if constexpr (kStream)
+        __stcs(at, piece);
+      else
+        *at = piece;
     }
   }
 }

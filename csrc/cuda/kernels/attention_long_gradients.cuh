@@ -44,6 +44,19 @@ struct LongGradients {
   float scale;
 };
 
+/// The tiles of queries that see a tile of keys, forward and backward by turns: those that were used
+/// last come first, as the heads that are under way are more than the L2 cache holds. For them keys,
+/// values and results, which are used once, leave it early.
+struct QueryTiles {
+  int first, step, count;
+
+  __device__ QueryTiles(int keys, int tiles, bool causal)
+      : first(keys % 2 ? tiles - 1 : causal ? keys : 0),
+        step(keys % 2 ? -1 : 1),
+        count(causal ? tiles - keys : tiles) {}
+  __device__ int operator[](int t) const { return first + t * step; }
+};
+
 __device__ inline void store_matrices(uint32_t address, const uint32_t (&r)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
                "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
@@ -67,7 +80,7 @@ __device__ inline uint32_t transposed(uint32_t x) {
 /// 2 lane and the next.
 template <bool kSums, class S>
 __device__ inline float2 write_and_sum(S* to, int64_t stride, const Sums& sums, float scale) {
-  write_sums<S>(to, stride, sums, scale);
+  write_sums<S, true>(to, stride, sums, scale);
   if constexpr (!kSums) {
     return make_float2(0.f, 0.f);
   } else {
@@ -130,10 +143,11 @@ __global__ void __launch_bounds__(kLongThreads, 1)
         const uint32_t keys = base + m % 2 * kStageBytes, arrived = keys_full + m % 2 * 8;
         wait(keys_empty + m % 2 * 8, (m / 2 + 1) % 2);
         arrive_expecting(arrived, kStageBytes);
-        copy_tile(keys, &p.key, j * kRows, kv, b, arrived);
-        copy_tile(keys + kOperandBytes, &p.value, j * kRows, kv, b, arrived);
-        for (int i = p.causal ? j : 0; i < p.tiles; ++i, ++n) {
-          const int stage = n % kStages;
+        copy_tile_once(keys, &p.key, j * kRows, kv, b, arrived);
+        copy_tile_once(keys + kOperandBytes, &p.value, j * kRows, kv, b, arrived);
+        const QueryTiles queries(j, p.tiles, p.causal);
+        for (int t = 0; t < queries.count; ++t, ++n) {
+          const int i = queries[t], stage = n % kStages;
           const uint32_t to = base + kStagesAt + stage * kStageBytes, come = full + stage * 8;
           const uint32_t number = base + kNumbers + stage * 2 * kNumberBytes;
           wait(empty + stage * 8, (n / kStages + 1) % 2);
@@ -177,8 +191,9 @@ __global__ void __launch_bounds__(kLongThreads, 1)
       pin(dv);
       pin(keys);
       pin(values);
-      for (int i = p.causal ? j : 0; i < p.tiles; ++i, ++n) {
-        const int stage = n % kStages;
+      const QueryTiles queries(j, p.tiles, p.causal);
+      for (int t = 0; t < queries.count; ++t, ++n) {
+        const int i = queries[t], stage = n % kStages;
         const uint32_t stage_at = base + kStagesAt + stage * kStageBytes;
         const uint32_t slopes_at = base + kSlopes + n % 2 * kSlopeBytes;
         const bool diagonal = p.causal && i == j;
@@ -292,7 +307,7 @@ __global__ void __launch_bounds__(kLongThreads, 1)
           const float2 rows =
               write_and_sum<kSums>(out.at(b, h) + (int64_t{i} * kRows + group * 64) * out.row,
                                    out.row, dq, p.scale);
-          if constexpr (kSums) lane_sums.add(kOfQuery, rows, i == 0);
+          if constexpr (kSums) lane_sums.add(kOfQuery, rows, p.causal ? j == 0 : t == 0);
         }
       }
       pin(dk);

@@ -77,6 +77,17 @@ __device__ inline void copy_tile(uint32_t to, const CUtensorMap* map, int row, i
       "l"(map), "r"(0), "r"(row), "r"(head), "r"(batch), "r"(barrier)
       : "memory");
 }
+/// The same of what is used once: the L2 cache gives its place to others first.
+__device__ inline void copy_tile_once(uint32_t to, const CUtensorMap* map, int row, int head,
+                                      int batch, uint32_t barrier) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(to),
+      "l"(map), "r"(0), "r"(row), "r"(head), "r"(batch), "r"(barrier), "l"(policy)
+      : "memory");
+}
 /// Copies adjacent bytes, a multiple of 16.
 __device__ inline void copy_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
   asm volatile(
