@@ -39,6 +39,10 @@ DeviceBackend* backend_for(DeviceType type) {
   return cuda_backend;
 }
 
+void finish_backends() {
+  if (cuda_backend) cuda_backend->finish();
+}
+
 std::string backend_problem(DeviceType type) {
   const DeviceBackend* backend = backend_for(type);
   return backend ? backend->problem() : cuda_problem;

@@ -40,12 +40,17 @@ class DeviceBackend {
   /// Whether the op of a convolution's product (ops::_convolution and its gradients) has a kernel
   /// for these shapes at present; where not, convolutions are composed of other ops.
   virtual bool has_convolution(ConvolutionProduct, const Convolution&) { return false; }
+  /// Ends what the backend does in threads of its own.
+  virtual void finish() {}
 };
 
 /// The backend of an accelerator type, its library loaded on the first call; null (with the reason
 /// in backend_problem) where it cannot be had.
 DeviceBackend* backend_for(DeviceType type);
 void set_backend(DeviceType type, DeviceBackend* backend);
+/// Ends what backends do in threads of their own. To be called before the process lets go of what
+/// such threads use: of libraries, and of the embedding language.
+void finish_backends();
 /// Why backend_for gives null or a backend has no device.
 std::string backend_problem(DeviceType type);
 /// The device with its index filled in: "cuda" is the thread's current one. Throws for a device

@@ -50,6 +50,8 @@ CachingAllocator* make_device_allocator(int device) {
 
 std::atomic<PinnedAllocator*> pinned_in_use{nullptr};
 
+std::atomic<StartHook> before_start{nullptr};
+
 }  // namespace
 
 DeviceApi& driver_of(int device) {
@@ -59,11 +61,14 @@ DeviceApi& driver_of(int device) {
     return *known;
   // Starting a device takes long, and may fail; of two made at the same time the first stays.
   const HostWait waiting;
+  if (const StartHook hook = before_start) hook(device);
   auto fresh = std::make_unique<DriverDevice>(device);
   DeviceApi* first = nullptr;
   if (slot.compare_exchange_strong(first, fresh.get())) first = fresh.release();
   return *first;
 }
+
+void set_before_start(StartHook hook) { before_start = hook; }
 
 void install_allocator() { set_allocator(DeviceType::CUDA, &allocators()); }
 

@@ -11,6 +11,10 @@
 
 namespace vt::cuda {
 
+/// What is called with a device that is about to be started, maybe by several threads at a time.
+using StartHook = void (*)(int device);
+void set_before_start(StartHook hook);
+
 /// Registers the allocator of CUDA storages.
 void install_allocator();
 /// The allocator of a device. Never destroyed.

@@ -5,6 +5,7 @@
 #include "cuda/cudnn_convolution.h"
 #include "cuda/device.h"
 #include "cuda/graph.h"
+#include "cuda/preload.h"
 #include "cuda/stream.h"
 
 namespace vt::cuda {
@@ -36,12 +37,14 @@ class Backend final : public DeviceBackend {
   bool has_convolution(ConvolutionProduct product, const Convolution& shape) override {
     return cudnn::has_convolution(product, shape);
   }
+  void finish() override { finish_preloads(); }
 };
 
 const bool registered = [] {
   static Backend* backend = new Backend;  // outlives static objects that hold tensors
   set_backend(DeviceType::CUDA, backend);
   install_allocator();
+  set_before_start(&preload);
   install_lowering();
   return true;
 }();

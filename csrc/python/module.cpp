@@ -103,6 +103,7 @@ NB_MODULE(_C, m) {
     }
   });
   set_host_wait_hooks({release_gil, take_gil_back});
+  nb::module_::import_("atexit").attr("register")(nb::cpp_function(&finish_backends));
   cpu::load_backend();
   add_value_types(m.ptr());
   add_ops(m);

@@ -3,6 +3,7 @@
 #include <cuda.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -53,6 +54,7 @@ bool failed = false;
 int live_graphs = 0;
 size_t live_host_blocks = 0;
 int64_t launched_kernels = 0, launched_graphs = 0;
+std::atomic<void (*)()> on_load{nullptr};
 thread_local uintptr_t context = 1;
 thread_local cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
 
@@ -116,6 +118,7 @@ size_t host_blocks() {
 void set_context(uintptr_t value) { context = value; }
 int64_t kernel_launches() { return launched_kernels; }
 int64_t graph_launches() { return launched_graphs; }
+void set_on_load(void (*function)()) { on_load = function; }
 
 }  // namespace vt::stub
 
@@ -173,6 +176,10 @@ cudaError_t cudaRuntimeGetVersion(int* v) { return *v = 13000, cudaSuccess; }
 const char* cudaGetErrorName(cudaError_t) { return "stub"; }
 const char* cudaGetErrorString(cudaError_t) { return "the stub refuses"; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
+  if (void (*const function)() = on_load) function();
+  return cudaSuccess;
+}
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* other) {
   return std::swap(mode, *other), cudaSuccess;
 }

@@ -37,6 +37,8 @@ void set_context(uintptr_t context);
 /// Launches asked of the driver so far: kernels, and graphs that it was handed.
 int64_t kernel_launches();
 int64_t graph_launches();
+/// What is called as a kernel is loaded for its attributes.
+void set_on_load(void (*function)());
 /// Streams under capture, graphs and executables alive.
 int captures();
 int graphs();

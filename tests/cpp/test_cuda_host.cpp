@@ -18,6 +18,7 @@
 #include "cuda/graph.h"
 #include "cuda/library.h"
 #include "cuda/measured_products.h"
+#include "cuda/preload.h"
 #include "cuda/product_trial.h"
 #include "cuda/sync.h"
 #include "fake_cublaslt.h"
@@ -548,6 +549,38 @@ void a_failure_slot_leaves_nothing_behind() {
   CHECK(stub::memory_blocks() == device + 1 && stub::host_blocks() == host + 1);
 }
 
+// --- what threads make ready
+
+const EarlyKernels early(&early);
+std::atomic<int> loads_begun{0}, loads{0};
+
+/// The end of the process waits for them, while they may want what it holds, and starts no more. A
+/// device that is none does no harm.
+void preloads_are_waited_for() {
+  stub::set_on_load([] {
+    ++loads_begun;
+    take_language();
+    ++loads;
+    leave_language();
+  });
+  const int64_t handles = fake().handles;
+  take_language();
+  preload(63);
+  preload(1);
+  preload(1);
+  while (loads_begun == 0) std::this_thread::yield();
+  CHECK(loads == 0);
+  finish_preloads();
+  CHECK(holds_language);
+  CHECK(loads == 1);
+  CHECK(fake().handles == handles + 1);
+  preload(0);
+  finish_preloads();
+  leave_language();
+  CHECK(loads_begun == 1 && fake().handles == handles + 1);
+  stub::set_on_load(nullptr);
+}
+
 void settings_are_refused_until_they_are_right() {
   const size_t device = stub::memory_blocks(), host = stub::host_blocks();
   setenv("VT_CUDA_ALLOC", "nonsense:1", 1);
@@ -572,11 +605,13 @@ void settings_are_refused_until_they_are_right() {
 
 int main() {
   alarm(200);  // a deadlock ends here
+  setenv("VT_CUDA_PRELOAD", "1", 1);
   stub::set_device_count(2);
   install_allocator();
   install_language();
   set_library_finder(find);
   two_threads_open_a_library();
+  preloads_are_waited_for();
   a_library_that_cannot_be_loaded_is_no_missing_one();
   settings_are_refused_until_they_are_right();
   workspaces_come_from_the_allocator();

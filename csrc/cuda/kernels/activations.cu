@@ -1,6 +1,9 @@
 // Activations and their gradients.
 #include "cuda/kernels/activation_math.cuh"
 #include "cuda/kernels/loops.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

@@ -6,6 +6,9 @@
 #include <bit>
 
 #include "cuda/kernels/loops.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

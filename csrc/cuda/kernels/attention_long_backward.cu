@@ -3,6 +3,9 @@
 #include "core/kernel_switches.h"
 #include "cuda/kernels/attention_long_gradients.cuh"
 #include "cuda/kernels/attention_tiles.h"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda::attention {
 namespace {

@@ -1,6 +1,9 @@
 #include "cuda/kernels/attention_sums.cuh"
+#include "cuda/preload.h"
 
 #include <algorithm>
+
+VT_LOAD_EARLY
 
 namespace vt::cuda::attention {
 namespace {

@@ -8,6 +8,9 @@
 #include "core/kernel_switches.h"
 #include "cuda/kernels/attention_head.cuh"
 #include "cuda/kernels/attention_sums.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda::attention {
 namespace {

@@ -1,5 +1,8 @@
 // Arithmetic of two tensors: sums, products, quotients, maxima.
 #include "cuda/kernels/loops.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

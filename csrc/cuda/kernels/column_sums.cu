@@ -5,6 +5,9 @@
 #include <limits>
 
 #include "core/tensor_lists.h"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

@@ -3,6 +3,9 @@
 
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/loops.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

@@ -3,6 +3,9 @@
 // by the tile (cross_entropy_tiles.cu), long ones wait there while the next row arrives. Other rows
 // are read twice.
 #include "cuda/kernels/cross_entropy.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

@@ -4,6 +4,9 @@
 #include <limits>
 
 #include "cuda/kernels/cross_entropy.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda::cross_entropy {
 namespace {

@@ -5,6 +5,9 @@
 #include "cuda/kernels/copy_rows.cuh"
 #include "cuda/kernels/embedding_small.cuh"
 #include "cuda/kernels/sort.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

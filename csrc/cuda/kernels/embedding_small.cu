@@ -6,6 +6,9 @@
 #include <limits>
 
 #include "cuda/kernels/element.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

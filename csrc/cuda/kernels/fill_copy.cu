@@ -10,7 +10,10 @@
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/loops.cuh"
 #include "cuda/kernels/transpose.cuh"
+#include "cuda/preload.h"
 #include "cuda/sync.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

@@ -9,6 +9,9 @@
 #include <vector>
 
 #include "cuda/kernels/launch.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

@@ -13,6 +13,9 @@
 #include "cuda/kernels/matmul_padded.cuh"
 #include "cuda/kernels/matmul_small.cuh"
 #include "cuda/kernels/rows.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

@@ -5,6 +5,9 @@
 
 #include "core/tensor.h"
 #include "cuda/kernels/element.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

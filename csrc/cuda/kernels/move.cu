@@ -6,6 +6,9 @@
 #include "cuda/kernels/element.cuh"
 #include "cuda/kernels/offsets.cuh"
 #include "cuda/kernels/transpose.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

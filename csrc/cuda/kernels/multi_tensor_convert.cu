@@ -1,6 +1,9 @@
 // Many tensors converted to other dtypes in one launch.
 #include "cuda/kernels/elements.cuh"
 #include "cuda/kernels/multi_tensor.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

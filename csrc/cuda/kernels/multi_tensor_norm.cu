@@ -3,6 +3,9 @@
 #include <cmath>
 
 #include "cuda/kernels/multi_tensor.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

@@ -7,6 +7,9 @@
 #include "cuda/kernels/norm_stream.cuh"
 #include "cuda/kernels/row_moments.cuh"
 #include "cuda/kernels/rows.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

@@ -1,6 +1,9 @@
 // Forward of layer_norm and rms_norm, with the residual add before it, at the speed of memory.
 #include "cuda/kernels/norm_stream.cuh"
 #include "cuda/kernels/row_stream.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

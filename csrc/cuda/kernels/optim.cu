@@ -6,6 +6,9 @@
 #include "core/tensor_lists.h"
 #include "cuda/kernels/multi_tensor.cuh"
 #include "cuda/kernels/philox.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

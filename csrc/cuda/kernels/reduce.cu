@@ -2,6 +2,9 @@
 // short chains that are merged as a tree; integers in int64.
 #include "cuda/kernels/column_sums.cuh"
 #include "cuda/kernels/reduce.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

@@ -6,6 +6,9 @@
 #include "cuda/kernels/column_sums.cuh"
 #include "cuda/kernels/norm_stream.cuh"
 #include "cuda/kernels/row_moments.cuh"
+#include "cuda/preload.h"
+
+VT_LOAD_EARLY
 
 namespace vt::cuda {
 namespace {

@@ -11,6 +11,7 @@
 #include "cuda/cublaslt.h"
 #include "cuda/device.h"
 #include "cuda/library.h"
+#include "cuda/preload.h"
 #include "cuda/repeated_launch.h"
 #include "cuda/stream.h"
 #include "cuda/sync.h"
@@ -149,6 +150,7 @@ NB_MODULE(_cuda, m) {
   // The module outlives every call of the finder and of what memory reports to, but not the
   // interpreter.
   nb::module_::import_("atexit").attr("register")(nb::cpp_function([] {
+    cuda::finish_preloads();  // they may look for a library
     cuda::close_memory();
     cuda::set_library_finder(nullptr);
     cuda::finder.reset();
