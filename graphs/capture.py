@@ -346,7 +346,8 @@ class CapturedStep(Method, Fixed):
         if new_leaves or session.notes.unsteady or self._lasting_state(recording, own):
             # The next run knows of these leaves before it starts; lasting state exists from then on.
             before.clear()  # gradients that the run dropped need no memory beside a program's
-            self._unsteady_runs += 1
+            # A first step that a GradScaler skips made state that is gone again.
+            self._unsteady_runs += not session.notes.taken_back
             if self._unsteady_runs >= _MOST_UNSTEADY:
                 self._unsteady_runs = 0
                 put_off.catch_up(recording.native)

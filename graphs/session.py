@@ -84,6 +84,28 @@ class Momentum:
         self.live.fill_(float(_momentum(self.group[self.key])))
 
 
+class OptionsHold:
+    """The options of an optimizer as one of its steps found them, after schedules had stepped in the same
+    run: a replay whose schedules make them others must not go on."""
+
+    def __init__(self, session: Session, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self._wanted = [_settings(group) for group in optimizer.param_groups]
+        self._momenta = session._momenta  # complete when replays begin
+
+    def __call__(self) -> None:
+        for group, wanted in zip(self._optimizer.param_groups, self._wanted):
+            for key in _moved(wanted, _settings(group)):
+                now = group[key]
+                if (id(group), key) in self._momenta and _momentum(now) and _momentum(wanted[key]):
+                    if not isinstance(now, tuple) or now[1:] == wanted[key][1:]:
+                        continue
+                raise RuntimeError(
+                    _SCHEDULED.format(key=key, name=type(self._optimizer).__name__)
+                    + f" (it was {wanted[key]!r}, and is {now!r})"
+                )
+
+
 def set_modes(modes: list[tuple[Any, bool]]) -> None:
     """Sets `training` of modules."""
     for module, training in modes:
@@ -123,11 +145,16 @@ class Session:
         self.schedulers: list[Any] = []
         self.names: dict[str, Any] = {}  # what the function found outside of itself
         self._surroundings: Any = None
-        self._restore: list[tuple[dict[str, Any], str, Any]] = []
+        # Of the step that is running: optimizer, group, rate, what stands for it, and its version.
+        self._restore: list[tuple[Any, dict[str, Any], Any, Any, int]] = []
         self._seen: set[int] = set()
         self._lost = ""
         self._hosts_random: Any = None
+        # Options of optimizers, and versions of rates in tensors, as they were before the function or a
+        # schedule could change them; those that schedules changed before a step: optimizer, group, key.
         self._at_entry: dict[int, list[dict[str, Any]]] = {}
+        self._versions: dict[int, tuple[Any, int]] = {}
+        self._scheduled: list[tuple[Any, Any, str]] = []
         self._counts: dict[
             int, dict[Any, Any]
         ] = {}  # of optimizers, the numbers they keep in Python
@@ -149,7 +176,15 @@ class Session:
         of_all_called = [hook for table in of_all for hook in [*table.values()]]
         self._surroundings = Surroundings(function, (*arguments, *of_all_called))
         self._hosts_random = _hosts_random()
-        self._at_entry = {id(o): [_numbers(group) for group in o.param_groups] for o in optimizers}
+        for optimizer in optimizers:
+            self._note_entry(optimizer)
+
+    def _note_entry(self, optimizer: Any) -> None:
+        groups = optimizer.param_groups
+        self._at_entry.setdefault(id(optimizer), [_settings(group) for group in groups])
+        for rate in (group.get("lr") for group in groups):
+            if isinstance(rate, vt.Tensor):
+                self._versions.setdefault(id(rate), (rate, rate._version))
 
     def surroundings_of(self, function: Any) -> Surroundings:
         """What the names of the function are bound to now, and of what this run of it has met."""
@@ -164,6 +199,9 @@ class Session:
         for nothing."""
         if self._lost:
             return self._lost
+        for optimizer, group, key in self._scheduled:
+            if (id(group), key) not in self._momenta:
+                return _SCHEDULED.format(key=key, name=type(optimizer).__name__)
         for optimizer in self.optimizers:
             name = type(optimizer).__name__
             for index, group in enumerate(optimizer.param_groups):
@@ -263,11 +301,17 @@ class Session:
             self._options.append([_options(optimizer, g) for g in optimizer.param_groups])
             if not optimizer._steps_knowingly():
                 self._counts[id(optimizer)] = _state_numbers(optimizer)
-            found = [_numbers(group) for group in optimizer.param_groups]
+            found = [_settings(group) for group in optimizer.param_groups]
             if found != self._at_entry.get(id(optimizer), found) and not self._schedules:
-                self._lost = (
-                    f"it sets options of {type(optimizer).__name__} by hand: {_RATE_BY_HAND}"
-                )
+                self._lose_by_hand(optimizer)
+        if self._schedules:
+            entry = self._at_entry.get(id(optimizer), ())
+            for group, before in zip(optimizer.param_groups, entry):
+                moved = _moved(before, _settings(group))
+                self._scheduled.extend((optimizer, group, key) for key in moved)
+            self.host.append(OptionsHold(self, optimizer))
+        else:
+            self._check_versions(optimizer)
         step = self._steps[id(optimizer)] = self._steps.get(id(optimizer), 0) + 1
         if optimizer._steps_knowingly():
             self._reading.update((id(group), group) for group in optimizer.param_groups)
@@ -287,8 +331,18 @@ class Session:
             self._live[(id(optimizer), index, step)] = live
             number = not isinstance(value, vt.Tensor)
             self.host.append((Rate if number else TensorRate)(optimizer, index, live))
-            self._restore.append((group, "lr", value))
+            self._restore.append((optimizer, group, value, live, live._version))
             group["lr"] = live
+
+    def _lose_by_hand(self, optimizer: Any) -> None:
+        self._lost = f"it sets options of {type(optimizer).__name__} by hand: {_RATE_BY_HAND}"
+
+    def _check_versions(self, optimizer: Any) -> None:
+        """A rate in a tensor is read before a replay, and not after ops of the function."""
+        for rate in (group.get("lr") for group in optimizer.param_groups):
+            _, version = self._versions.get(id(rate), (rate, None))
+            if version is not None and rate._version != version:
+                self._lose_by_hand(optimizer)
 
     def _check_rate(self, optimizer: Any, index: int, value: float) -> None:
         """A rate that the function sets by hand between two steps would be lost in replays."""
@@ -318,8 +372,10 @@ class Session:
             self._give_back()
 
     def _give_back(self) -> None:
-        for group, key, value in self._restore:
-            group[key] = value
+        for optimizer, group, value, live, version in self._restore:
+            if group["lr"] is not live or live._version != version:  # by a hook
+                self._lose_by_hand(optimizer)
+            group["lr"] = value
         self._restore.clear()
 
     def _on_schedule(self, scheduler: Any, args: tuple[Any, ...]) -> None:
@@ -330,6 +386,10 @@ class Session:
                 f"{type(scheduler).__name__}.step with an argument cannot be captured: a replay "
                 "would pass the same one again. Step the schedule outside"
             )
+        for optimizer in _optimizers_of(scheduler):
+            if not self._schedules:
+                self._check_versions(optimizer)
+            self._note_entry(optimizer)
         self._schedules += 1
         if not any(known is scheduler for known in self.schedulers):
             self.schedulers.append(scheduler)
@@ -424,6 +484,9 @@ class Session:
             found = {**found, **self.live_options(group)}
             ignored = frozenset({_CHANGED_BY_SCHEDULES, "params"})
             self.course.add_dict(group, found, ignored, False)
+            for option in found.values():
+                if isinstance(option, list):
+                    self.course.add_list(option)
             self.tensors.add_items(group, {"params": group["params"]}, _NO_KEYS, False)
             self.tensors.add_list(group["params"])
 
@@ -535,6 +598,19 @@ def _cycles(scheduler: Any) -> bool:
     return bool(getattr(scheduler, "cycle_momentum", False)) or any(map(_cycles, inner))
 
 
+def _optimizers_of(scheduler: Any) -> Iterator[Any]:
+    """Whose options a schedule changes."""
+    optimizer = getattr(scheduler, "optimizer", None)
+    if isinstance(optimizer, optim.Optimizer):
+        yield optimizer
+    for inner in getattr(scheduler, "_schedulers", ()):
+        yield from _optimizers_of(inner)
+
+
+_SCHEDULED = (
+    "a schedule changes {key} of {name} before it steps, in the same call, which a replay of that step "
+    "would not follow: step the schedule after the optimizer"
+)
 _RATE_BY_HAND = "a replay would not. Use a schedule of torch.optim.lr_scheduler, or set it outside of the function"
 
 
@@ -552,6 +628,26 @@ def _rate(group: dict[str, Any]) -> float | None:
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if type(value) in (int, float, bool)}
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """The group's options that can be compared; lists as tuples."""
+    found = {}
+    for key, value in group.items():
+        if type(value) in _PLAIN:
+            found[key] = value
+        elif isinstance(value, tuple | list) and all(type(item) in _PLAIN for item in value):
+            found[key] = tuple(value)
+    return found
+
+
+def _moved(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The options that have changed, but for rates: replays read those."""
+    return [
+        key
+        for key, value in now.items()
+        if key not in ("lr", _CHANGED_BY_SCHEDULES) and before.get(key, value) != value
+    ]
 
 
 def _state_numbers(optimizer: Any) -> dict[Any, Any]:

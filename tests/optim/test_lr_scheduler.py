@@ -363,3 +363,26 @@ def test_stepping_past_one_cycle_raises():
     scheduler.step()
     with pytest.raises(ValueError, match="total steps is 2"):
         scheduler.step()
+
+
+def test_rates_in_tensors_are_not_those_of_the_schedule(torch):
+    """A schedule fills a group's tensor in place; what it was given stays."""
+
+    def run(api, make):
+        p = api.nn.Parameter(api.ones(2))
+        rate = api.tensor(0.01)
+        optimizer = api.optim.SGD([p], lr=rate, momentum=0.9)
+        schedule = make(api.optim.lr_scheduler, optimizer, rate)
+        rates = []
+        for _ in range(8):
+            optimizer.step()
+            schedule.step()
+            rates.append(float(optimizer.param_groups[0]["lr"]))
+        return rates
+
+    for make in (
+        lambda s, o, t: s.CyclicLR(o, base_lr=t, max_lr=0.1, step_size_up=3),
+        lambda s, o, t: s.OneCycleLR(o, max_lr=t, total_steps=10),
+        lambda s, o, t: s.OneCycleLR(o, max_lr=[t], total_steps=10),
+    ):
+        assert run(vt, make) == run(torch, make)

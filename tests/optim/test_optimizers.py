@@ -360,6 +360,28 @@ def test_step_hooks():
     assert seen[3:] == [("post", -2.0)]
 
 
+@pytest.mark.parametrize("library", ["vibetensor", "torch"])
+def test_step_hooks_get_and_give_all_arguments(library, torch):
+    api = vt if library == "vibetensor" else torch
+    p = api.nn.Parameter(api.zeros(1))
+    p.grad = api.ones(1)
+    optimizer = api.optim.SGD([p], lr=1.0)
+    counts = []
+    optimizer.register_step_post_hook(lambda o, args, kwargs: counts.append(len(args)))
+    optimizer.step()
+    optimizer.step(lambda: 2.0)
+    optimizer.step(closure=lambda: 2.0)
+    assert counts == [1, 2, 1]
+
+    def other_closure(o, args, kwargs):
+        itself, *_ = args
+        assert itself is optimizer
+        return (itself, lambda: 5.0), kwargs
+
+    optimizer.register_step_pre_hook(other_closure)
+    assert optimizer.step() == 5.0
+
+
 def test_hooks_run_once_for_a_subclass_that_calls_super():
     class Twice(vt.optim.SGD):
         def step(self, closure=None):
@@ -381,6 +403,71 @@ def test_repr(name, torch):
     ours = getattr(vt.optim, name)(make_params(vt), lr=0.01)
     theirs = getattr(torch.optim, name)(make_params(torch), lr=0.01)
     assert repr(ours) == repr(theirs)
+
+
+def test_repr_of_groups(torch):
+    def made(api):
+        groups = [{"params": [p]} for p in make_params(api)]
+        return api.optim.SGD(groups, lr=0.01)
+
+    assert repr(made(vt)) == repr(made(torch))
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_infinite_weights_stay_infinite(name, decay, options, torch):
+    def run(api):
+        p = api.nn.Parameter(api.tensor([float("inf"), 1.0, -float("inf")]))
+        optimizer = getattr(api.optim, name)([p], lr=0.1, weight_decay=decay, **options)
+        for _ in range(2):
+            p.grad = api.ones(3)
+            optimizer.step()
+        return p.detach().numpy()
+
+    np.testing.assert_allclose(run(vt), run(torch), rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_autograd_through_several_steps(name, decay, torch):
+    def run(api):
+        p = api.nn.Parameter(api.ones(2, dtype=api.float64))
+        w = p * 1.0
+        options = {"differentiable": True, "weight_decay": decay}
+        optimizer = getattr(api.optim, name)([w], lr=0.1, **options)
+        for _ in range(3):
+            (w.grad,) = api.autograd.grad((w.clone() ** 3).sum(), w, create_graph=True)
+            optimizer.step()
+        w.sum().backward()
+        return p.grad.numpy()
+
+    # Step counts, and so bias corrections, are float32.
+    np.testing.assert_allclose(run(vt), run(torch), rtol=1e-6)
+
+
+def test_autograd_to_options_of_a_step(torch):
+    def decay(api):
+        value = api.tensor(0.1, dtype=api.float64, requires_grad=True)
+        w = api.ones(2, dtype=api.float64, requires_grad=True) * 1.0
+        w.grad = api.zeros(2, dtype=api.float64)
+        api.optim.SGD([w], lr=0.1, weight_decay=value, differentiable=True).step()
+        w.sum().backward()
+        return value.grad.item()
+
+    def betas(api):
+        values = [api.tensor(v, dtype=api.float64, requires_grad=True) for v in (0.9, 0.99)]
+        w = api.ones(2, dtype=api.float64, requires_grad=True) * 1.0
+        rate = api.tensor(0.1, dtype=api.float64)
+        optimizer = api.optim.Adam([w], lr=rate, betas=tuple(values), differentiable=True)
+        for k in (2.0, 3.0):
+            w.grad = w.detach() * k
+            optimizer.step()
+        w.sum().backward()
+        return [v.grad.item() for v in values]
+
+    for run in (decay, betas):
+        np.testing.assert_allclose(run(vt), run(torch), rtol=1e-6)
 
 
 ERRORS = [

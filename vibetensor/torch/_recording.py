@@ -38,6 +38,7 @@ class Notes:
         # The last first, if the recording fails; None where nobody will ask.
         self.undo: list[Callable[[], None]] | None = None
         self.unsteady = False  # the next run will do something else
+        self.taken_back = False  # state that this one made, which the next makes again
         # Makes an option of a group a tensor that replays set; None for what it cannot be.
         self.live: Callable[[dict[str, Any], str], Any] | None = None
         # Objects with the attributes, and their values, that the run relied on.
@@ -79,6 +80,12 @@ def mark_unsteady() -> None:
     """This run did what the next one will not: it is not kept."""
     if _current.notes is not None:
         _current.notes.unsteady = True
+
+
+def mark_taken_back() -> None:
+    """State that this run made is gone again, so that the next run may be like it."""
+    if _current.notes is not None:
+        _current.notes.taken_back = True
 
 
 def live_momentum(group: dict[str, Any], key: str) -> Any:

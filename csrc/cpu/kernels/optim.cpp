@@ -79,12 +79,12 @@ void adam_part(const AdamSettings& o, double step, T inverse_scale, int64_t n, T
   const T decay = static_cast<T>(o.weight_decay),
           shrink = static_cast<T>(1 - o.lr * o.weight_decay);
   const T sign = (o.maximize ? T(-1) : T(1)) * inverse_scale;
-  const bool coupled = !o.decoupled && o.weight_decay != 0;
-  const T coupling = coupled ? decay : T(0), factor = o.decoupled ? shrink : T(1);
+  const bool coupled = !o.decoupled && o.weight_decay != 0;  // 0 times infinity is no number
+  const T factor = o.decoupled ? shrink : T(1);
   const T inverse_root = T(1) / root_bias2;
   if (o.amsgrad) {
     for (int64_t i = 0; i < n; ++i) {
-      const T grad = g[i] * sign + coupling * p[i];
+      const T grad = g[i] * sign + (coupled ? decay * p[i] : T(0));
       m[i] += (grad - m[i]) * keep1;
       v[i] = v[i] * beta2 + keep2 * grad * grad;
       top[i] = top[i] > v[i] ? top[i] : v[i];
@@ -93,7 +93,7 @@ void adam_part(const AdamSettings& o, double step, T inverse_scale, int64_t n, T
     return;
   }
   for (int64_t i = 0; i < n; ++i) {
-    const T grad = g[i] * sign + coupling * p[i];
+    const T grad = g[i] * sign + (coupled ? decay * p[i] : T(0));
     m[i] += (grad - m[i]) * keep1;
     v[i] = v[i] * beta2 + keep2 * grad * grad;
     p[i] = p[i] * factor - step_size * m[i] / (std::sqrt(v[i]) * inverse_root + eps);
@@ -303,6 +303,7 @@ void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan mome
       T buffers[3][kPart];
       const T sign = maximize ? T(-1) : T(1), unscale = static_cast<T>(inverse_scale),
               decay = static_cast<T>(weight_decay);
+      const bool decays = weight_decay != 0;  // 0 times infinity is no number
       const T mu = static_cast<T>(momentum_now), fresh = static_cast<T>(1 - dampening),
               step = static_cast<T>(rate);
       for (int64_t at = part.begin; at < part.end; at += kPart) {
@@ -315,7 +316,7 @@ void sgd(std::string_view op, TensorSpan self, TensorSpan grads, TensorSpan mome
           close_part(g[k], at, n, pg);
         }
         for (int64_t i = 0; i < n; ++i) {
-          T grad = pg[i] * sign + decay * pp[i];
+          T grad = pg[i] * sign + (decays ? decay * pp[i] : T(0));
           if (pb) {
             pb[i] = is_first_step ? grad : mu * pb[i] + fresh * grad;
             grad = nesterov ? grad + mu * pb[i] : pb[i];

@@ -53,7 +53,8 @@ struct Adam {
   __device__ void operator()(const State<T>& s, T (&x)[6]) const {
     T &p = x[0], &g = x[1], &m = x[2], &v = x[3], &top = x[4];
     g = (apart ? x[5] : g) * s.scale;
-    const T grad = g * s.sign + s.coupling * p;
+    // 0 times infinity is no number.
+    const T grad = g * s.sign + (s.coupling != T(0) ? s.coupling * p : T(0));
     m += (grad - m) * s.keep1;
     v = v * s.beta2 + s.keep2 * grad * grad;
     if (amsgrad) top = top > v ? top : v;
@@ -275,7 +276,7 @@ struct Sgd {
     T &p = x[0], &g = x[1], &b = x[2];
     g = (apart ? x[3] : g) * s.scale;
     g *= s.unscale;
-    T grad = g * s.sign + s.decay * p;
+    T grad = g * s.sign + (s.decay != T(0) ? s.decay * p : T(0));
     if (has_momentum) {
       b = first ? grad : s.momentum * b + s.fresh * grad;
       grad = nesterov ? grad + s.momentum * b : b;

@@ -225,6 +225,7 @@ class GradScaler:
             _recording.mark_unsteady()
             with _recording.outside():
                 if float(self._combined([state])):
+                    _recording.mark_taken_back()
                     for p, key in made:
                         del optimizer.state[p][key]
                     for p in {p for p, _ in made}:

@@ -217,7 +217,8 @@ def _adam_plain(
         if recorded:
             correction1, root2 = bias_corrections(beta1, beta2, step)
         else:
-            count = step if on_tensors else float(step)
+            # Copies, as autograd may need what later steps change.
+            count = step.clone() if on_tensors else float(step)
             correction1 = 1 - beta1**count
             correction2 = 1 - beta2**count
             root2 = math.sqrt(correction2) if type(correction2) is float else correction2**0.5
@@ -233,7 +234,8 @@ def _adam_plain(
             root = flat(root)
         denom = (root / root2).add_(eps)
         if on_tensors:
-            param.add_(exp_avg / denom * (-as_number(lr, correction1) / correction1))
+            mean = exp_avg.clone() if group["differentiable"] else exp_avg
+            param.add_(mean / denom * (-as_number(lr, correction1) / correction1))
         elif recorded:
             rate = lr.to(correction1.dtype) if isinstance(lr, torch.Tensor) else lr
             add_scaled(param, exp_avg, -(rate / correction1), divisor=denom)

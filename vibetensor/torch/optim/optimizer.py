@@ -78,6 +78,7 @@ def _with_step_hooks(step: Callable) -> Callable:
             return step(self, *args, **kwargs)
         if getattr(type(self), "step", None) is not hooked:
             return step(self, *args, **kwargs)  # a subclass's super().step(): hooks run once
+        args = (self, *args)  # as hooks get and give them
         before = [before for before, _ in observers]
         for hook in chain(_global_pre_hooks.values(), before, pre.values()):
             result = hook(self, args, kwargs)
@@ -88,7 +89,7 @@ def _with_step_hooks(step: Callable) -> Callable:
                         f"but got {result}."
                     )
                 args, kwargs = result
-        out = step(self, *args, **kwargs)
+        out = step(*args, **kwargs)
         after = [after for _, after in observers]
         for hook in chain(post.values(), after, _global_post_hooks.values()):
             hook(self, args, kwargs)
@@ -180,7 +181,7 @@ class Optimizer:
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
         for i, group in enumerate(self.param_groups):
-            lines.append(f"Parameter Group {i}")
+            lines.append(f"Parameter Group {i}" if i == 0 else f"\nParameter Group {i}")
             lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
         return "\n".join([*lines, ")"])
 

@@ -180,7 +180,8 @@ def _sgd_plain(
         if group["maximize"]:
             grad = -grad
         if isinstance(weight_decay, torch.Tensor):
-            grad = grad + param * weight_decay
+            # A copy, as autograd may need what the update changes.
+            grad = grad + (param.clone() if group["differentiable"] else param) * weight_decay
         elif weight_decay != 0:
             grad = grad.add(param, alpha=weight_decay)
         if momentum != 0:

@@ -16,8 +16,7 @@ from vibetensor.torch.optim.optimizer import Optimizer
 
 def group_values(optimizer: Optimizer, key: str) -> list[Any]:
     """``group[key]`` of every group; tensors are copied, so that no caller aliases a rate."""
-    values = [group[key] for group in optimizer.param_groups]
-    return [v.clone() if isinstance(v, torch.Tensor) else v for v in values]
+    return [_copied(group[key]) for group in optimizer.param_groups]
 
 
 def set_group_value(group: dict[str, Any], key: str, value: Any) -> None:
@@ -32,15 +31,20 @@ def set_group_value(group: dict[str, Any], key: str, value: Any) -> None:
 
 
 def per_group(name: str, optimizer: Optimizer, value: Any) -> list[Any]:
-    """One value a group from a single one or a list of the right length."""
+    """One value a group from a single one or a list of the right length; tensors are copied, as a
+    schedule fills those of the groups in place."""
     if isinstance(value, (list, tuple)):
         if len(value) != len(optimizer.param_groups):
             raise ValueError(
                 f"{name} must have the same length as optimizer.param_groups. {name} has "
                 f"{len(value)} values, param_groups has {len(optimizer.param_groups)}."
             )
-        return list(value)
-    return [value] * len(optimizer.param_groups)
+        return [_copied(v) for v in value]
+    return [_copied(value) for _ in optimizer.param_groups]
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 # Called with (scheduler, arguments) as a scheduler steps: capture mode repeats the step in replays.
