@@ -24,6 +24,7 @@ from vibetensor import _C
 from vibetensor.graphs.surroundings import Surroundings, of_class
 from vibetensor.torch import _recording
 from vibetensor.torch import session as settings
+from vibetensor.torch.library import overrides
 from vibetensor.torch.nn.modules import hooks
 from vibetensor.torch.nn.modules.module import (
     CALL_HOOK_TABLES,
@@ -96,13 +97,12 @@ class OptionsHold:
     def __call__(self) -> None:
         for group, wanted in zip(self._optimizer.param_groups, self._wanted):
             for key in _moved(wanted, _settings(group)):
-                now = group[key]
-                if (id(group), key) in self._momenta and _momentum(now) and _momentum(wanted[key]):
-                    if not isinstance(now, tuple) or now[1:] == wanted[key][1:]:
-                        continue
+                was, now = wanted[key], group[key]
+                if (id(group), key) in self._momenta and _follows(was, now):
+                    continue
                 raise RuntimeError(
                     _SCHEDULED.format(key=key, name=type(self._optimizer).__name__)
-                    + f" (it was {wanted[key]!r}, and is {now!r})"
+                    + f" (it was {was!r}, and is {now!r})"
                 )
 
 
@@ -399,6 +399,7 @@ class Session:
         """Ends the collection: from now on the session tells whether a replay is right."""
         self.course, self.tensors = _C.graphs.Watch(), _C.graphs.Watch()
         self.course.add_attribute(settings, "_deterministic", settings._deterministic)
+        self.course.add_attribute(overrides, "token", overrides.token)
         for table in hooks.CALL_HOOKS_OF_ALL:
             self._watch_hooks(table)
         classes: set[tuple[type, str]] = set()
@@ -590,6 +591,14 @@ class Session:
 def _momentum(option: Any) -> Any:
     """The number itself, or the first of two betas."""
     return option[0] if isinstance(option, tuple) else option
+
+
+def _follows(was: Any, now: Any) -> bool:
+    """Whether a program that reads a momentum can go from one to the other: 0 takes another way, and the
+    second beta is a part of the program."""
+    if not (_momentum(was) and _momentum(now)):
+        return False
+    return not isinstance(now, tuple) or now[1:] == was[1:]
 
 
 def _cycles(scheduler: Any) -> bool:

@@ -315,7 +315,8 @@ void backward(TensorSpan roots, TensorSpan gradients, TensorSpan inputs,
   const std::vector<Tensor> found = task.run(edges, grads);
   const GradMode grad_mode(options.create_graph);
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (!found[i].defined()) continue;
+    // What retains its gradient has it already.
+    if (!found[i].defined() || ensure_meta(inputs[i]).retains_grad) continue;
     // A copy: the gradient may be the caller's tensor, or another input's.
     Tensor& grad = ensure_meta(inputs[i]).grad;
     grad =

@@ -5,6 +5,7 @@
 #include "autograd/front.h"
 #include "autograd/gradient_observer.h"
 #include "core/block_cache.h"
+#include "core/host_wait.h"
 #include "dispatch/consumer.h"
 #include "vt/ops.h"
 
@@ -90,6 +91,17 @@ void renew_accumulator(const Tensor& leaf) {
   if (AutogradMeta* meta = leaf.impl()->autograd.get()) meta->accumulator = nullptr;
 }
 
+std::vector<Ref<NodeHook>> accumulator_hooks(const AutogradMeta& meta) {
+  const std::lock_guard lock(accumulator_mutex());
+  std::vector<Ref<NodeHook>> found;
+  if (!meta.accumulator || meta.accumulator->use_count() == 0 || !meta.accumulator->extras)
+    return found;
+  const NodeExtras& extras = *meta.accumulator->extras;
+  found = extras.pre_hooks;
+  found.insert(found.end(), extras.post_hooks.begin(), extras.post_hooks.end());
+  return found;
+}
+
 void AccumulateGrad::call_hooks(Tensor& grad) {
   const AutogradMeta& meta = ensure_meta(variable);
   if (!grad.defined() || meta.hooks.empty()) return;
@@ -102,7 +114,24 @@ TensorVec AccumulateGrad::apply(TensorVec grads) {
   // It may have been told since that it takes none.
   if (!grads[0].defined() || !variable.impl()->requires_grad) return {};
   AutogradMeta& meta = ensure_meta(variable);
-  Tensor grad = std::move(grads[0]);
+  {
+    // Several threads may come here from graphs of their own.
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock) {
+      const HostWait waiting;
+      lock.lock();
+    }
+    accumulate(meta, std::move(grads[0]));
+  }
+  if (thread_state.consumer) [[unlikely]]
+    thread_state.consumer->on_gradient(variable);
+  if (!meta.post_accumulate_hooks.empty()) {
+    for (const auto& hook : std::vector(meta.post_accumulate_hooks)) hook->call(variable);
+  }
+  return {};
+}
+
+void AccumulateGrad::accumulate(AutogradMeta& meta, Tensor grad) {
   if (GradientObserver* observer = gradient_observer()) [[unlikely]]
     observer->gradient_changes(variable, meta.grad);
   if (!meta.grad.defined()) {
@@ -124,12 +153,6 @@ TensorVec AccumulateGrad::apply(TensorVec grads) {
   } else {
     ops::add_(meta.grad, grad, Scalar(1));
   }
-  if (thread_state.consumer) [[unlikely]]
-    thread_state.consumer->on_gradient(variable);
-  if (!meta.post_accumulate_hooks.empty()) {
-    for (const auto& hook : std::vector(meta.post_accumulate_hooks)) hook->call(variable);
-  }
-  return {};
 }
 
 AutogradMeta::~AutogradMeta() { forget_retained(); }

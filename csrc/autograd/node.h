@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -89,6 +90,8 @@ class Node : public RefCounted {
 };
 
 /// Adds a leaf's incoming gradient to its `.grad`.
+struct AutogradMeta;
+
 class AccumulateGrad final : public Node {
  public:
   explicit AccumulateGrad(Tensor leaf);
@@ -100,6 +103,11 @@ class AccumulateGrad final : public Node {
 
  protected:
   void destroy() override;
+
+ private:
+  void accumulate(AutogradMeta& meta, Tensor grad);
+
+  std::mutex mutex_;  // held while the gradient is added
 };
 
 class PostAccumulateHook : public RefCounted {
@@ -126,5 +134,9 @@ struct AutogradMeta {
   Created created = Created::Normal;
   uint32_t view_version = 0;  // version at which grad_fn was made
 };
+
+/// The hooks of the node that accumulates a leaf's gradient, if there is one: those before, then
+/// those after.
+std::vector<Ref<NodeHook>> accumulator_hooks(const AutogradMeta& meta);
 
 }  // namespace vt::autograd

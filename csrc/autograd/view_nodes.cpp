@@ -86,12 +86,13 @@ TensorVec AsStridedViewBackward::apply(TensorVec grads) {
 
 CopySlices::CopySlices(const Tensor& base, const Tensor& view, Ref<Node> fn)
     : base_sizes_(base.sizes()),
-      base_strides_(contiguous_strides(base.sizes())),
+      base_strides_(base.strides()),
       view_sizes_(view.sizes()),
       view_strides_(view.strides()),
       view_offset_(view.storage_offset() - base.storage_offset()),
       fn_(std::move(fn)) {
-  if (base.is_non_overlapping_and_dense()) base_strides_ = Dims(base.strides());
+  // The view lies in memory as the base does, which may be a part of more.
+  dense_ = base.is_non_overlapping_and_dense();
   // Edge 0 goes to the base's old history; the others are fn's own (its edge 0 was the view).
   add_edges(*this, base);
   for (size_t i = 1; i < fn_->edges.size(); ++i) edges.push_back(fn_->edges[i]);
@@ -101,8 +102,16 @@ TensorVec CopySlices::apply(TensorVec grads) {
   TensorVec result(edges.size());
   if (!grads[0].defined()) return result;
   const Tensor& grad = grads[0];
-  Tensor base_grad = empty_strided(base_sizes_, base_strides_, grad.dtype(), grad.device());
-  base_grad = ops::copy(base_grad, grad, false);
+  // Of a base that is a part of more memory, all between its first element and its last.
+  Tensor base_grad;
+  if (dense_) {
+    base_grad = empty_strided(base_sizes_, base_strides_, grad.dtype(), grad.device());
+    base_grad = ops::copy(base_grad, grad, false);
+  } else {
+    const Dims flat{span_elements(base_sizes_, base_strides_)};
+    base_grad = ops::as_strided_scatter(ops::zeros(flat, grad.dtype(), grad.device()), grad,
+                                        base_sizes_, base_strides_, 0);
+  }
   const Tensor slice = ops::contiguous(
       ops::as_strided(base_grad, view_sizes_, view_strides_, view_offset_), std::nullopt);
   TensorVec inner = fn_->apply({ops::clone(slice, std::nullopt)});
@@ -112,6 +121,7 @@ TensorVec CopySlices::apply(TensorVec grads) {
                        ? ops::zeros(view_sizes_, grad.dtype(), grad.device())
                        : inner[0];
   result[0] = ops::as_strided_scatter(base_grad, written, view_sizes_, view_strides_, view_offset_);
+  if (!dense_) result[0] = ops::as_strided(result[0], base_sizes_, base_strides_, 0);
   return result;
 }
 

@@ -28,6 +28,7 @@ class CopySlices final : public Node {
  private:
   Dims base_sizes_, base_strides_, view_sizes_, view_strides_;
   int64_t view_offset_;
+  bool dense_ = false;
   Ref<Node> fn_;
 };
 

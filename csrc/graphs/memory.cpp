@@ -77,10 +77,12 @@ void Guard::add(const Tensor& tensor) {
               impl.offset,
               impl.requires_grad,
               {},
+              {},
               {}};
   if (impl.autograd) {
     bound.hooks = impl.autograd->hooks;
     bound.post_hooks = impl.autograd->post_accumulate_hooks;
+    bound.node_hooks = autograd::accumulator_hooks(*impl.autograd);
   }
   bound_.push_back(std::move(bound));
   seen_ = 0;
@@ -91,8 +93,9 @@ bool Guard::Bound::holds() const {
   return impl->storage.get() == storage && storage->data() == data &&
          impl->requires_grad == requires_grad && impl->offset == offset && impl->sizes == sizes &&
          impl->strides == strides &&
-         (meta ? meta->hooks == hooks && meta->post_accumulate_hooks == post_hooks
-               : hooks.empty() && post_hooks.empty());
+         (meta ? meta->hooks == hooks && meta->post_accumulate_hooks == post_hooks &&
+                     autograd::accumulator_hooks(*meta) == node_hooks
+               : hooks.empty() && post_hooks.empty() && node_hooks.empty());
 }
 
 bool Guard::holds() {

@@ -69,6 +69,7 @@ class Guard {
     bool requires_grad;
     std::vector<Ref<autograd::TensorHook>> hooks;
     std::vector<Ref<autograd::PostAccumulateHook>> post_hooks;
+    std::vector<Ref<autograd::NodeHook>> node_hooks;  // of its gradient's accumulation
 
     bool holds() const;
   };

@@ -229,8 +229,10 @@ PyObject* node_add_hook(PyObject* self, PyObject* function, bool before) {
     const Ref<autograd::NodeHook> hook(new PyNodeHook(function));
     auto& list = before ? node->ensure_extras().pre_hooks : node->ensure_extras().post_hooks;
     list.push_back(hook);
+    if (node->is_leaf()) note_rebinding();
     return make_handle([node, hook, before] {
       erase_item(before ? node->extras->pre_hooks : node->extras->post_hooks, hook);
+      if (node->is_leaf()) note_rebinding();
     });
   });
 }
@@ -598,6 +600,14 @@ PyObject* gradient_edge(PyObject*, PyObject* tensor) {
   });
 }
 
+PyObject* increment_version(PyObject*, PyObject* tensor) {
+  return guarded([&]() -> PyObject* {
+    check_type(is_tensor(tensor), "increment_version expects a Tensor, got ", type_name(tensor));
+    tensor_of(tensor).bump_version();
+    return none();
+  });
+}
+
 PyObject* forget_history(PyObject*, PyObject* object) {
   return guarded([&]() -> PyObject* {
     check_type(is_tensor(object), "_forget_history expects a Tensor");
@@ -629,6 +639,7 @@ PyMethodDef functions[] = {
     {"_live_counts", live_counts, METH_NOARGS,
      "Live storages, tensors and graph nodes in the process."},
     {"_gradient_edge", gradient_edge, METH_O, nullptr},
+    {"_increment_version", increment_version, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 std::string python_trace() {

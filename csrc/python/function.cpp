@@ -170,6 +170,17 @@ PyObject* apply_function(PyObject*, PyObject* arguments) {
         PyTuple_SetItem(wrapped.get(), i, new_reference(item));
         continue;
       }
+      const auto earlier = std::find_if(replaced.begin(), replaced.end(),
+                                        [&](const auto& entry) { return entry.first == item; });
+      if (earlier != replaced.end()) {
+        // Given back twice it is one tensor, and its gradient that of the last place.
+        if (node && autograd::grad_fn(earlier->second) == Ref<Node>(node))
+          autograd::set_history(earlier->second, node);
+        else if (node)
+          node->add_input(earlier->second);
+        PyTuple_SetItem(wrapped.get(), i, checked(wrap(earlier->second)));
+        continue;
+      }
       Tensor t = tensor_of(item);
       const bool is_input = contains(args, item);
       const bool is_dirty = contains(dirty.get(), item);
@@ -190,6 +201,11 @@ PyObject* apply_function(PyObject*, PyObject* arguments) {
       replaced.push_back({item, t});
       PyTuple_SetItem(wrapped.get(), i, checked(wrap(t)));
     }
+    for (Py_ssize_t i = 0; dirty.get() != Py_None && i < PyTuple_Size(dirty.get()); ++i) {
+      check(contains(outputs.get(), PyTuple_GetItem(dirty.get(), i)),
+            "Some elements marked as dirty during the forward method were not returned as output. "
+            "The inputs that are modified inplace must all be outputs of the Function.");
+    }
     if (node && to_save.get() != Py_None) {
       for (Py_ssize_t i = 0; i < PyTuple_Size(to_save.get()); ++i) {
         PyObject* item = PyTuple_GetItem(to_save.get(), i);
@@ -208,7 +224,10 @@ PyObject* apply_function(PyObject*, PyObject* arguments) {
           node->save(found->second, autograd::grad_fn(found->second) == Ref<Node>(node));
       }
     }
-    if (PyObject_SetAttrString(context, "to_save", node ? Py_None : to_save.get()) < 0)
+    // What the context holds of its own outputs would never be given up.
+    if (PyObject_SetAttrString(context, "to_save", node ? Py_None : to_save.get()) < 0 ||
+        PyObject_SetAttrString(context, "dirty_tensors", Py_None) < 0 ||
+        PyObject_SetAttrString(context, "non_differentiable", Py_None) < 0)
       return nullptr;
     return single ? new_reference(PyTuple_GetItem(wrapped.get(), 0)) : wrapped.release();
   });

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 import vibetensor.torch as vt
@@ -396,3 +398,36 @@ def test_a_leaf_that_is_converted_gets_gradients_of_its_new_dtype(api) -> None:
     layer(api.ones(1, 2).bfloat16()).sum().backward()
     assert layer.weight.grad.dtype == api.bfloat16
     del alive
+
+
+def test_an_input_that_retains_its_gradient_gets_it_once(api) -> None:
+    x = leaf(api)
+    y = x * x
+    y.retain_grad()
+    (y * 3).sum().backward(inputs=[y], retain_graph=True)
+    assert y.grad.tolist() == [3.0] * 3 and x.grad is None
+    (y * 3).sum().backward(inputs=[y, x])
+    assert y.grad.tolist() == [6.0] * 3 and x.grad.tolist() == [6.0, 12.0, 18.0]
+
+
+def test_zeros_in_the_place_of_gradients_can_be_differentiated(api) -> None:
+    x, y = leaf(api), leaf(api)
+    for create_graph in (False, True):
+        (grad,) = api.autograd.grad(x.sum(), [y], materialize_grads=True, create_graph=create_graph)
+        assert grad.tolist() == [0.0] * 3 and grad.requires_grad is create_graph
+
+
+def test_threads_add_to_the_same_leaves() -> None:
+    leaves = [vt.ones(20000, requires_grad=True) for _ in range(20)]
+
+    def work() -> None:
+        for _ in range(3):
+            sum((w * 2).sum() for w in leaves).backward()
+
+    for _ in range(5):
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all((w.grad == 5 * 4 * 3 * 2).all().item() for w in leaves)

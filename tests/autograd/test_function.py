@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
+
+import vibetensor.torch as vt
 
 
 @pytest.fixture
@@ -351,3 +355,67 @@ def test_ops_in_forward_are_not_recorded(api) -> None:
 
     Looks.apply(leaf(api)).sum().backward()
     assert modes == [(False, False), False]
+
+
+def test_a_tensor_given_back_twice(api) -> None:
+    class Twice(api.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            y = x * 2
+            return y, y
+
+        @staticmethod
+        def backward(ctx, first, second):
+            return first * 2 + second * 3
+
+    x = leaf(api)
+    y, z = Twice.apply(x)
+    assert y is z
+    (y.sum() + 4 * z.sum()).backward()
+    assert x.grad.tolist() == [15.0] * 3
+
+
+def test_what_is_dirty_must_be_given_back(api) -> None:
+    class Lost(api.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.mark_dirty(x)
+            x.mul_(2)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * 2
+
+    with pytest.raises(RuntimeError, match="marked as dirty"):
+        Lost.apply(leaf(api) * 1)
+
+
+@pytest.mark.parametrize("mark", ["mark_dirty", "mark_non_differentiable"])
+def test_what_was_marked_does_not_keep_the_graph(mark) -> None:
+    class Marks(vt.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            if mark == "mark_dirty":
+                ctx.mark_dirty(x)
+                return x.mul_(2)
+            y = x * 2
+            z = x * 3
+            ctx.mark_non_differentiable(z)
+            return y, z
+
+        @staticmethod
+        def backward(ctx, grad, *none):
+            return grad * 2
+
+    w = vt.ones(3, requires_grad=True)
+    gc.collect()
+    before = vt._C._live_counts()
+    for _ in range(5):
+        out = Marks.apply(w * 1)
+        (out if mark == "mark_dirty" else out[0]).sum().backward()
+        del out
+    w.grad = None
+    gc.collect()
+    assert vt._C._live_counts() == before

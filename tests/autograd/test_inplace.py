@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import vibetensor.torch as vt
@@ -316,3 +317,69 @@ def test_retained_gradient_ends_with_the_history() -> None:
     y.detach_()
     z.backward()
     assert y.grad is None and not y.requires_grad
+
+
+def as_slices(api):
+    return api.zeros(6, 6)[:, ::2].detach()
+
+
+def as_columns(api):
+    return api.zeros(6, 6)[:, :3].detach()
+
+
+def as_numpy(api):
+    return api.from_numpy(np.zeros((6, 6), np.float32)[:, 1::2])
+
+
+def as_transposed(api):
+    return api.zeros(3, 8)[:, :6].detach().t()
+
+
+@pytest.mark.parametrize("make", [as_slices, as_columns, as_numpy, as_transposed])
+def test_writing_a_view_of_a_base_that_is_a_part_of_more_memory(make, api) -> None:
+    base = make(api)
+    w = api.ones(3, requires_grad=True)
+    base[5].copy_(w)
+    base[1] = w * 2
+    base[1] += w
+    (base * api.arange(18.0).reshape(6, 3)).sum().backward()
+    assert w.grad.tolist() == [15.0 + 3 * 3, 16.0 + 3 * 4, 17.0 + 3 * 5]
+
+
+def test_second_gradients_through_such_a_view(api) -> None:
+    x = api.arange(24.0, dtype=api.float64).reshape(4, 6).div(10).requires_grad_()
+    base = (x * 1)[:, 1:5:2]
+    base[1:3].mul_(api.tensor([2.0, 3.0], dtype=api.float64))
+    base[1].square_()
+    (first,) = api.autograd.grad((base * base).sum(), x, create_graph=True)
+    (second,) = api.autograd.grad(first.sum(), x)
+    expected = api.zeros(4, 6, dtype=api.float64)
+    rows = x.detach()
+    expected[0, 1:5:2] = 2.0
+    expected[1, 1], expected[1, 3] = 12 * 16 * rows[1, 1] ** 2, 12 * 81 * rows[1, 3] ** 2
+    expected[2, 1], expected[2, 3] = 8.0, 18.0
+    expected[3, 1:5:2] = 2.0
+    assert api.allclose(second, expected)
+
+
+RANDOM = {
+    "random_": lambda api, x: x.random_(),
+    "random_ to": lambda api, x: x.random_(3),
+    "random_ from": lambda api, x: x.random_(0, 3),
+    "bernoulli_": lambda api, x: x.bernoulli_(0.5),
+    "bernoulli_ of a tensor": lambda api, x: x.bernoulli_(api.full((4,), 0.5)),
+    "uniform_": lambda api, x: x.uniform_(),
+    "normal_": lambda api, x: x.normal_(),
+    "exponential_": lambda api, x: x.exponential_(),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_numbers_have_no_gradient(name, api) -> None:
+    x = leaf(api)
+    y = x * 1
+    RANDOM[name](api, y)
+    y.sum().backward()
+    assert x.grad.tolist() == [0.0] * 4
+    with pytest.raises(RuntimeError, match="leaf"):
+        RANDOM[name](api, x)

@@ -528,3 +528,36 @@ def test_flipped_arrays() -> None:
         for given in (array, array[::-1], array[:, ::-1], array.T.copy().T):
             np.testing.assert_array_equal(step(given).numpy(), given * 2)
     assert len(step.variants) == 1
+
+
+def test_overrides_that_come_and_go() -> None:
+    step = capture(lambda x: vt.matmul(x, x))
+    x = vt.ones(2, 2)
+    for _ in range(2):
+        assert [step(x)[0, 0].item() for _ in range(4)] == [2.0] * 4
+        with vt.library.override("mm", lambda original, name, args: original() * 2):
+            assert [step(x)[0, 0].item() for _ in range(3)] == [4.0] * 3
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_of_the_node_that_adds_up_a_gradient(when: str) -> None:
+    w = vt.ones(2, requires_grad=True)
+
+    @capture
+    def step(x: Any) -> Any:
+        w.grad = None
+        (w * x).sum().backward()
+        return w.grad.clone()
+
+    node = vt.autograd.graph.get_gradient_edge(w).node
+    calls = []
+    for _ in range(2):
+        assert [step(vt.ones(2))[0].item() for _ in range(4)] == [1.0] * 4
+        if when == "before":
+            handle = node.register_prehook(lambda grads: (grads[0] * 3,))
+        else:
+            handle = node.register_hook(lambda *_: calls.append(len(calls)))
+        found = [step(vt.ones(2))[0].item() for _ in range(3)]
+        assert found == [3.0 if when == "before" else 1.0] * 3
+        handle.remove()
+    assert bool(calls) == (when == "after")

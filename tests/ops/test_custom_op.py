@@ -222,3 +222,44 @@ def test_in_a_captured_step() -> None:
         assert step(x).item() == pytest.approx((2 * expected * i).sum())
         expected -= 0.25 * 2 * i
     np.testing.assert_allclose(w.detach().cpu().numpy(), expected)
+
+
+def test_arguments_changed_by_other_means_than_ops_count_as_changed() -> None:
+    def double(x: Tensor) -> None:
+        x.numpy()[...] *= 2
+
+    op = torch.library.custom_op(fresh(), double, mutates_args=("x",), device_types="cpu")
+    w = torch.ones(3, device="cpu", requires_grad=True)
+    buffer = torch.full((3,), 3.0, device="cpu")
+    product = w * buffer
+    before = buffer._version
+    op(buffer)
+    assert buffer._version > before
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+def test_captures_notice_other_kernels_and_gradients() -> None:
+    op = torch.library.custom_op(
+        fresh(), lambda x: x * 2, mutates_args=(), schema="(Tensor x) -> Tensor"
+    )
+    op.register_autograd(lambda ctx, grad: grad * 2, setup_context=lambda ctx, **_: None)
+    w = torch.ones(3, requires_grad=True)
+
+    @capture
+    def step(x: Tensor) -> Tensor:
+        w.grad = None
+        y = op(w)
+        (y * x).sum().backward()
+        return y.detach()
+
+    def found() -> tuple[float, float]:
+        out = step(torch.ones(3))
+        assert w.grad is not None
+        return out[0].item(), w.grad[0].item()
+
+    assert [found() for _ in range(4)] == [(2.0, 2.0)] * 4
+    op.register_autograd(lambda ctx, grad: grad * 7, setup_context=lambda ctx, **_: None)
+    assert [found() for _ in range(3)] == [(2.0, 7.0)] * 3
+    op.register_kernel(w.device.type, lambda x: x * 13)
+    assert [found() for _ in range(3)] == [(13.0, 7.0)] * 3

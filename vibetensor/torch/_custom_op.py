@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from vibetensor import _C
+from vibetensor.torch import _recording
 from vibetensor.torch.autograd.function import Function, FunctionCtx
 
 if TYPE_CHECKING:
@@ -78,7 +79,11 @@ class CustomOpDef:
                 f"{self._qualified} has no implementation for {device.type}: "
                 f"register one with register_kernel('{device.type}')"
             )
+        _recording.rely_on(self, ("_implementations", "_backward", "_setup_context"))
         results = self._as_tuple(_by_schema(function, self._schema, values))
+        for a, v in zip(self._schema.arguments, values):
+            if a.mutated and isinstance(v, _C.Tensor):
+                _C._increment_version(v)  # it may have been written through NumPy, say
         storages = {v._storage_key(): name for name, v in reversed(given)}
         for at, r in enumerate(results):
             if name := storages.get(r._storage_key()):
@@ -117,8 +122,9 @@ class CustomOpDef:
         devices = _devices(self._qualified, device_types)
 
         def add(function: Implementation) -> Implementation:
-            for device in devices:
-                self._implementations[device] = function
+            # Another dict, as captures look at whether it is the one that they relied on.
+            added = dict.fromkeys(devices, function)
+            self._implementations = {**self._implementations, **added}
             return function
 
         return add if func is None else add(func)

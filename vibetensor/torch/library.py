@@ -23,6 +23,20 @@ from vibetensor.torch._custom_op import register_kernel as register_kernel
 Override = Callable[[Callable[[], Any], str, tuple[Any, ...]], Any]
 
 
+class _Overrides:
+    """What captured steps look at: `token` is another object after every change of the overrides."""
+
+    def __init__(self) -> None:
+        self.token = object()
+
+    def set(self, op: str, function: Override | None) -> None:
+        _C._set_override(op, function)
+        self.token = object()
+
+
+overrides = _Overrides()
+
+
 class OverrideHandle:
     """Undoes override() on remove() or at the end of a `with` block."""
 
@@ -31,7 +45,7 @@ class OverrideHandle:
 
     def remove(self) -> None:
         """Restores the original op."""
-        _C._set_override(self._op, None)
+        overrides.set(self._op, None)
 
     def __enter__(self) -> OverrideHandle:
         return self
@@ -46,7 +60,7 @@ def override(op: str, function: Override) -> OverrideHandle:
     `original()` runs the op with the arguments it was given; inside the function the op itself is
     not overridden. Raises ValueError for a name that is not in the table.
     """
-    _C._set_override(op, function)
+    overrides.set(op, function)
     return OverrideHandle(op)
 
 

@@ -106,7 +106,10 @@ def grad(
         roots, _gradients(roots, grad_outputs), wanted, bool(keep), bool(create_graph), bool(allow)
     )
     if materialize_grads:
-        found = tuple(_C._ops.zeros_like(x) if g is None else g for g, x in zip(found, wanted))
+        found = tuple(
+            _C._ops.zeros_like(x).requires_grad_(bool(create_graph)) if g is None else g
+            for g, x in zip(found, wanted)
+        )
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from vibetensor import _C
@@ -15,6 +15,12 @@ GradientEdge = namedtuple("GradientEdge", ["node", "output_nr"])
 def get_gradient_edge(tensor: _C.Tensor) -> GradientEdge:
     """Where `tensor`'s gradient goes: its node (or leaf accumulator) and the node's input number."""
     return GradientEdge(*_C._gradient_edge(tensor))
+
+
+def increment_version(tensor: _C.Tensor | Iterable[_C.Tensor]) -> None:
+    """Tells autograd that a tensor, or each of several, was changed in place by other means than ops."""
+    for one in (tensor,) if isinstance(tensor, _C.Tensor) else tensor:
+        _C._increment_version(one)
 
 
 class saved_tensors_hooks:
