@@ -251,9 +251,16 @@ class GraphTask {
   std::priority_queue<Node*, std::vector<Node*>, Later> ready_;
 };
 
+/// Whether the innermost backward of this thread is for some inputs alone.
+thread_local bool for_inputs = false;
+
 struct DepthGuard {
-  DepthGuard() { ++backward_depth; }
-  ~DepthGuard() { --backward_depth; }
+  explicit DepthGuard(bool inputs) : outer(std::exchange(for_inputs, inputs)) { ++backward_depth; }
+  ~DepthGuard() {
+    --backward_depth;
+    for_inputs = outer;
+  }
+  bool outer;
 };
 
 std::vector<Edge> root_edges(TensorSpan roots) {
@@ -299,13 +306,15 @@ std::vector<Edge> wanted_edges(TensorSpan inputs) {
 
 }  // namespace
 
+bool in_backward_for_inputs() { return for_inputs; }
+
 bool in_backward() { return backward_depth > 0; }
 
 void backward(TensorSpan roots, TensorSpan gradients, TensorSpan inputs,
               const BackwardOptions& options) {
   const std::vector<Edge> edges = root_edges(roots);
   const std::vector<Tensor> grads = root_gradients(roots, gradients);
-  const DepthGuard depth;
+  const DepthGuard depth(!inputs.empty());
   GraphTask task(options);
   if (inputs.empty()) {
     task.run(edges, grads);
@@ -328,7 +337,7 @@ std::vector<Tensor> grad(TensorSpan roots, TensorSpan gradients, TensorSpan inpu
                          const BackwardOptions& options) {
   const std::vector<Edge> edges = root_edges(roots);
   const std::vector<Tensor> grads = root_gradients(roots, gradients);
-  const DepthGuard depth;
+  const DepthGuard depth(true);
   GraphTask task(options);
   task.capture(wanted_edges(inputs), false);
   std::vector<Tensor> found = task.run(edges, grads);

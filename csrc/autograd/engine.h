@@ -19,5 +19,7 @@ std::vector<Tensor> grad(TensorSpan roots, TensorSpan gradients, TensorSpan inpu
                          const BackwardOptions& options);
 /// True while this thread runs a backward.
 bool in_backward();
+/// And one that leaves out other leaves: that of grad(), or of backward() with inputs.
+bool in_backward_for_inputs();
 
 }  // namespace vt::autograd

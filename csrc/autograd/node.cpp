@@ -77,6 +77,22 @@ void AccumulateGrad::destroy() {
   Node::destroy();
 }
 
+namespace {
+std::mutex& owner_mutex() {
+  static auto* const mutex = new std::mutex;  // hooks may outlive statics
+  return *mutex;
+}
+}  // namespace
+
+void Hook::with_owner(const std::function<void(void* owner)>& removal) {
+  const std::lock_guard lock(owner_mutex());
+  if (owner_) removal(owner_);
+}
+void Hook::set_owner(void* owner) {
+  const std::lock_guard lock(owner_mutex());
+  owner_ = owner;
+}
+
 Ref<Node> grad_accumulator(const Tensor& leaf) {
   AutogradMeta& meta = ensure_meta(leaf);
   const std::lock_guard lock(accumulator_mutex());
@@ -155,7 +171,17 @@ void AccumulateGrad::accumulate(AutogradMeta& meta, Tensor grad) {
   }
 }
 
-AutogradMeta::~AutogradMeta() { forget_retained(); }
+NodeExtras::~NodeExtras() {
+  for (const auto& [nr, hook] : tensor_hooks) hook->set_owner(nullptr);
+  for (const auto& hook : pre_hooks) hook->set_owner(nullptr);
+  for (const auto& hook : post_hooks) hook->set_owner(nullptr);
+}
+
+AutogradMeta::~AutogradMeta() {
+  for (const auto& hook : hooks) hook->set_owner(nullptr);
+  for (const auto& hook : post_accumulate_hooks) hook->set_owner(nullptr);
+  forget_retained();
+}
 
 void AutogradMeta::forget_retained() {
   if (!retains_grad || !grad_fn || !grad_fn->extras) return;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -29,13 +30,25 @@ struct InputMeta {
   Device device;
 };
 
+/// What may be taken away again where it was registered, without keeping that alive.
+class Hook : public RefCounted {
+ public:
+  /// Runs `removal` with the AutogradMeta or NodeExtras that holds the hook, unless that is gone.
+  void with_owner(const std::function<void(void* owner)>& removal);
+  /// Tells the hook where it is: null as that ends.
+  void set_owner(void* owner);
+
+ private:
+  void* owner_ = nullptr;
+};
+
 /// A hook on one gradient; returns an undefined tensor to leave it as it is.
-class TensorHook : public RefCounted {
+class TensorHook : public Hook {
  public:
   virtual Tensor call(const Tensor& grad) = 0;
 };
 /// A hook on a node, before (`grad_inputs` absent) or after its apply.
-class NodeHook : public RefCounted {
+class NodeHook : public Hook {
  public:
   /// May replace entries of `grads`. For post hooks `outputs` are the gradients that came in.
   virtual void call(TensorVec& grads, const TensorVec* outputs) = 0;
@@ -43,10 +56,12 @@ class NodeHook : public RefCounted {
 
 /// Rarely used parts of a node, allocated when first needed.
 struct NodeExtras {
+  ~NodeExtras();
   std::vector<std::pair<uint32_t, Ref<TensorHook>>> tensor_hooks;  // before apply, by input
   std::vector<std::pair<uint32_t, TensorImpl*>> retain_grad;  // weak: cleared by the tensor's end
   std::vector<Ref<NodeHook>> pre_hooks;
   std::vector<Ref<NodeHook>> post_hooks;
+  Node* slices = nullptr;         // weak: the CopySlices that runs this node, of a view
   std::string forward_trace;      // anomaly mode
   void* python_object = nullptr;  // weak: wrapper while one lives
 };
@@ -110,7 +125,7 @@ class AccumulateGrad final : public Node {
   std::mutex mutex_;  // held while the gradient is added
 };
 
-class PostAccumulateHook : public RefCounted {
+class PostAccumulateHook : public Hook {
  public:
   virtual void call(const Tensor& variable) = 0;
 };

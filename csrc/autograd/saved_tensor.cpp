@@ -1,6 +1,7 @@
 #include "autograd/saved_tensor.h"
 
 #include "autograd/front.h"
+#include "autograd/view_nodes.h"
 
 namespace vt::autograd {
 
@@ -29,6 +30,22 @@ void SavedTensor::save(const Tensor& tensor, bool is_output) {
   tensor_ = is_output ? alias(tensor) : tensor;
 }
 
+namespace {
+
+/// The history of an output that its own node saved. One that changed a view runs inside of the
+/// node that changes the base, and what it made is a view of the base since.
+void set_maker(AutogradMeta& meta, const Node* owner, uint32_t nr) {
+  if (owner->extras && owner->extras->slices) {
+    meta.grad_fn = static_cast<CopySlices*>(owner->extras->slices)->view_after();
+    meta.output_nr = 0;
+  } else {
+    meta.grad_fn = Ref<Node>(const_cast<Node*>(owner));
+    meta.output_nr = nr;
+  }
+}
+
+}  // namespace
+
 Tensor SavedTensor::unpack(const Node* owner) const {
   if (released_) [[unlikely]] {
     fail(
@@ -46,8 +63,12 @@ Tensor SavedTensor::unpack(const Node* owner) const {
     if (is_output_ ? !owner : !edge_.valid()) return result;
     Tensor out = alias(result);
     AutogradMeta& meta = ensure_meta(out);
-    meta.grad_fn = is_output_ ? Ref<Node>(const_cast<Node*>(owner)) : edge_.fn;
-    meta.output_nr = is_output_ ? output_nr_ : edge_.nr;
+    if (is_output_) {
+      set_maker(meta, owner, output_nr_);
+    } else {
+      meta.grad_fn = edge_.fn;
+      meta.output_nr = edge_.nr;
+    }
     return out;
   }
   if (!tensor_.defined()) return {};
@@ -65,8 +86,7 @@ Tensor SavedTensor::unpack(const Node* owner) const {
   if (!is_output_ || !owner || !is_floating(tensor_.dtype())) return tensor_;
   Tensor out = alias(tensor_);
   AutogradMeta& meta = ensure_meta(out);
-  meta.grad_fn = Ref<Node>(const_cast<Node*>(owner));
-  meta.output_nr = output_nr_;
+  set_maker(meta, owner, output_nr_);
   return out;
 }
 

@@ -78,6 +78,15 @@ AsStridedViewBackward::AsStridedViewBackward(const Tensor& base, const Tensor& v
       base_offset_(base.storage_offset()),
       view_offset_(view.storage_offset()) {}
 
+AsStridedViewBackward::AsStridedViewBackward(Dims base_sizes, Dims base_strides, Dims view_sizes,
+                                             Dims view_strides, int64_t view_offset)
+    : base_sizes_(std::move(base_sizes)),
+      base_strides_(std::move(base_strides)),
+      view_sizes_(std::move(view_sizes)),
+      view_strides_(std::move(view_strides)),
+      base_offset_(0),
+      view_offset_(view_offset) {}
+
 TensorVec AsStridedViewBackward::apply(TensorVec grads) {
   if (!grads[0].defined()) return TensorVec(1);
   return {as_strided_backward(grads[0], base_sizes_, base_strides_, base_offset_, view_sizes_,
@@ -93,9 +102,22 @@ CopySlices::CopySlices(const Tensor& base, const Tensor& view, Ref<Node> fn)
       fn_(std::move(fn)) {
   // The view lies in memory as the base does, which may be a part of more.
   dense_ = base.is_non_overlapping_and_dense();
+  fn_->ensure_extras().slices = this;
   // Edge 0 goes to the base's old history; the others are fn's own (its edge 0 was the view).
   add_edges(*this, base);
   for (size_t i = 1; i < fn_->edges.size(); ++i) edges.push_back(fn_->edges[i]);
+}
+
+CopySlices::~CopySlices() {
+  if (fn_->extras) fn_->extras->slices = nullptr;
+}
+
+Ref<Node> CopySlices::view_after() {
+  auto node = make_ref<AsStridedViewBackward>(base_sizes_, base_strides_, view_sizes_,
+                                              view_strides_, view_offset_);
+  node->edges.push_back({Ref<Node>(this), 0});
+  node->inputs.push_back({view_sizes_, inputs[0].dtype, inputs[0].device});
+  return node;
 }
 
 TensorVec CopySlices::apply(TensorVec grads) {

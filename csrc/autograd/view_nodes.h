@@ -9,6 +9,9 @@ namespace vt::autograd {
 class AsStridedViewBackward final : public Node {
  public:
   AsStridedViewBackward(const Tensor& base, const Tensor& view);
+  /// The offset is from the base's first element.
+  AsStridedViewBackward(Dims base_sizes, Dims base_strides, Dims view_sizes, Dims view_strides,
+                        int64_t view_offset);
   TensorVec apply(TensorVec grads) override;
   std::string name() const override { return "AsStridedBackward0"; }
 
@@ -21,6 +24,9 @@ class AsStridedViewBackward final : public Node {
 class CopySlices final : public Node {
  public:
   CopySlices(const Tensor& base, const Tensor& view, Ref<Node> fn);
+  ~CopySlices() override;
+  /// A node of the view as it is after the change: a view of what this makes.
+  Ref<Node> view_after();
   TensorVec apply(TensorVec grads) override;
   void release_saved() override { fn_->release_saved(); }
   std::string name() const override { return "CopySlices"; }

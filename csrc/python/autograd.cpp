@@ -41,6 +41,7 @@ class Callable {
 class PyTensorHook final : public autograd::TensorHook {
  public:
   explicit PyTensorHook(PyObject* function) : function_(function) {}
+  PyObject* function() const { return function_.get(); }
   Tensor call(const Tensor& grad) override {
     const AcquireGil gil;
     const Object arg = own(wrap(grad));
@@ -65,6 +66,7 @@ class PyTensorHook final : public autograd::TensorHook {
 class PyPostAccumulateHook final : public autograd::PostAccumulateHook {
  public:
   explicit PyPostAccumulateHook(PyObject* function) : function_(function) {}
+  PyObject* function() const { return function_.get(); }
   void call(const Tensor& variable) override {
     const AcquireGil gil;
     const Object arg = own(wrap(variable));
@@ -172,9 +174,23 @@ PyType_Slot handle_slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(handle_dea
 PyType_Spec handle_spec = {"vibetensor._C.RemovableHandle", sizeof(PyHandle), 0, Py_TPFLAGS_DEFAULT,
                            handle_slots};
 
-template <class List, class Item>
-void erase_item(List& list, const Item& item) {
-  std::erase_if(list, [&](const auto& entry) { return entry == item; });
+/// A handle of a hook that `owner` holds; `list_of(owner)` is where. It keeps the hook alive, and
+/// neither the owner nor what that belongs to.
+template <class Owner, class H, class ListOf>
+PyObject* handle_of(Owner& owner, Ref<H> hook, ListOf list_of, bool of_leaf) {
+  hook->set_owner(&owner);
+  return make_handle([hook = std::move(hook), list_of, of_leaf] {
+    hook->with_owner([&](void* now) {
+      std::erase_if(list_of(*static_cast<Owner*>(now)), [&](const auto& entry) {
+        if constexpr (requires { entry.second; })
+          return entry.second == hook;
+        else
+          return entry == hook;
+      });
+    });
+    hook->set_owner(nullptr);
+    if (of_leaf) note_rebinding();
+  });
 }
 
 // --- nodes
@@ -227,13 +243,12 @@ PyObject* node_add_hook(PyObject* self, PyObject* function, bool before) {
     check_type(PyCallable_Check(function), "register_hook expects a callable");
     const Ref<Node> node = reinterpret_cast<PyNode*>(self)->node;
     const Ref<autograd::NodeHook> hook(new PyNodeHook(function));
-    auto& list = before ? node->ensure_extras().pre_hooks : node->ensure_extras().post_hooks;
-    list.push_back(hook);
+    const auto list_of = [before](autograd::NodeExtras& extras) -> auto& {
+      return before ? extras.pre_hooks : extras.post_hooks;
+    };
+    list_of(node->ensure_extras()).push_back(hook);
     if (node->is_leaf()) note_rebinding();
-    return make_handle([node, hook, before] {
-      erase_item(before ? node->extras->pre_hooks : node->extras->post_hooks, hook);
-      if (node->is_leaf()) note_rebinding();
-    });
+    return handle_of(*node->extras, hook, list_of, node->is_leaf());
   });
 }
 PyObject* node_register_hook(PyObject* self, PyObject* function) {
@@ -443,17 +458,14 @@ PyObject* method_register_hook(PyObject* self, PyObject* function) {
     check_type(PyCallable_Check(function), "register_hook expects a callable");
     const Ref<autograd::TensorHook> hook(new PyTensorHook(function));
     if (const Ref<Node> node = autograd::grad_fn(t)) {
-      const std::pair<uint32_t, Ref<autograd::TensorHook>> entry{t.impl()->autograd->output_nr,
-                                                                 hook};
-      node->ensure_extras().tensor_hooks.push_back(entry);
-      return make_handle([node, entry] { erase_item(node->extras->tensor_hooks, entry); });
+      node->ensure_extras().tensor_hooks.push_back({t.impl()->autograd->output_nr, hook});
+      const auto list_of = [](autograd::NodeExtras& e) -> auto& { return e.tensor_hooks; };
+      return handle_of(*node->extras, hook, list_of, false);
     }
-    ensure_meta(t).hooks.push_back(hook);
+    AutogradMeta& meta = ensure_meta(t);
+    meta.hooks.push_back(hook);
     note_rebinding();
-    return make_handle([t, hook] {
-      erase_item(ensure_meta(t).hooks, hook);
-      note_rebinding();
-    });
+    return handle_of(meta, hook, [](AutogradMeta& m) -> auto& { return m.hooks; }, true);
   });
 }
 PyObject* method_register_post_accumulate(PyObject* self, PyObject* function) {
@@ -463,12 +475,11 @@ PyObject* method_register_post_accumulate(PyObject* self, PyObject* function) {
           "cannot register a hook on a tensor that doesn't require gradient");
     check(is_leaf(t), "post accumulate grad hooks cannot be registered on non-leaf tensors");
     const Ref<autograd::PostAccumulateHook> hook(new PyPostAccumulateHook(function));
-    ensure_meta(t).post_accumulate_hooks.push_back(hook);
+    AutogradMeta& meta = ensure_meta(t);
+    meta.post_accumulate_hooks.push_back(hook);
     note_rebinding();
-    return make_handle([t, hook] {
-      erase_item(ensure_meta(t).post_accumulate_hooks, hook);
-      note_rebinding();
-    });
+    const auto list_of = [](AutogradMeta& m) -> auto& { return m.post_accumulate_hooks; };
+    return handle_of(meta, hook, list_of, true);
   });
 }
 PyObject* method_make_subclass(PyObject*, PyObject* args) {
@@ -562,6 +573,9 @@ PyObject* get_anomaly(PyObject*, PyObject*) {
   return Py_BuildValue("(NN)", PyBool_FromLong(thread_state.anomaly_enabled),
                        PyBool_FromLong(thread_state.anomaly_check_nan));
 }
+PyObject* in_backward_for_inputs(PyObject*, PyObject*) {
+  return PyBool_FromLong(autograd::in_backward_for_inputs());
+}
 PyObject* push_saved_hooks(PyObject*, PyObject* args) {
   return guarded([&]() -> PyObject* {
     PyObject *pack = nullptr, *unpack = nullptr;
@@ -632,6 +646,7 @@ PyMethodDef functions[] = {
     {"_set_grad_enabled", set_grad_enabled, METH_O, nullptr},
     {"is_inference_mode_enabled", is_inference, METH_NOARGS, "Whether inference mode is on."},
     {"_set_inference_mode", set_inference, METH_O, nullptr},
+    {"_in_backward_for_inputs", in_backward_for_inputs, METH_NOARGS, nullptr},
     {"_set_anomaly", set_anomaly, METH_VARARGS, nullptr},
     {"_get_anomaly", get_anomaly, METH_NOARGS, nullptr},
     {"_push_saved_hooks", push_saved_hooks, METH_VARARGS, nullptr},
@@ -697,6 +712,30 @@ PyGetSetDef tensor_properties[] = {
      nullptr},
     {"__array_interface__", array_interface, nullptr, "NumPy's view of the memory.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
+
+int visit_hooks(const Tensor& t, visitproc visit, void* arg) {
+  // Of what others hold too Python cannot know whether it is in use.
+  const TensorImpl* impl = t.impl();
+  if (!impl || impl->use_count() != 1 || !impl->autograd) return 0;
+  const auto visit_all = [&]<class H>(const auto& hooks) {
+    for (const auto& hook : hooks) {
+      if (const auto* ours = dynamic_cast<const H*>(hook.get()); ours && hook->use_count() == 1)
+        Py_VISIT(ours->function());
+    }
+    return 0;
+  };
+  const int stop = visit_all.operator()<PyTensorHook>(impl->autograd->hooks);
+  return stop ? stop
+              : visit_all.operator()<PyPostAccumulateHook>(impl->autograd->post_accumulate_hooks);
+}
+
+void clear_hooks(const Tensor& t) {
+  TensorImpl* impl = t.impl();
+  if (!impl || impl->use_count() != 1 || !impl->autograd) return;
+  // Their functions may do anything as they end.
+  const auto hooks = std::exchange(impl->autograd->hooks, {});
+  const auto post_hooks = std::exchange(impl->autograd->post_accumulate_hooks, {});
+}
 
 void add_autograd(PyObject* module) {
   node_type = reinterpret_cast<PyTypeObject*>(checked(PyType_FromSpec(&node_spec)));

@@ -10,6 +10,7 @@
 #include "dispatch/thread_state.h"
 #include "python/arguments.h"
 #include "python/array_interface.h"
+#include "python/autograd.h"
 #include "structmember.h"
 #include "vt/ops.h"
 
@@ -38,10 +39,11 @@ void tensor_dealloc(PyObject* self) {
 int tensor_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
   Py_VISIT(as_py(self)->dict);
-  return 0;
+  return visit_hooks(as_py(self)->tensor, visit, arg);
 }
 int tensor_clear(PyObject* self) {
   Py_CLEAR(as_py(self)->dict);
+  clear_hooks(as_py(self)->tensor);
   return 0;
 }
 

@@ -271,3 +271,23 @@ def test_options_are_checked():
         checkpoint(block, x, x, use_reentrant=True, scale=1)
     with pytest.raises(ValueError, match="only supported when use_reentrant=False"):
         checkpoint(block, x, x, use_reentrant=True, debug=True)
+
+
+def test_a_reentrant_region_knows_no_inputs(api):
+    """It would add to the gradients of all that its function uses."""
+    checkpoint = api.utils.checkpoint.checkpoint
+    layer = api.nn.Linear(2, 2)
+    x = api.ones(1, 2, requires_grad=True)
+
+    def loss():
+        return checkpoint(layer, x, use_reentrant=True).sum()
+
+    with pytest.raises(RuntimeError, match=r"incompatible with \.grad\(\)"):
+        api.autograd.grad(loss(), x)
+    with pytest.raises(RuntimeError, match="incompatible"):
+        loss().backward(inputs=[x])
+    assert layer.weight.grad is None
+    loss().backward()
+    assert layer.weight.grad.tolist() == [[1.0, 1.0]] * 2
+    (grad,) = api.autograd.grad(checkpoint(layer, x, use_reentrant=False).sum(), x)
+    assert grad.shape == x.shape

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
+
+import vibetensor.torch as vt
 
 
 def leaf(api, *values):
@@ -330,3 +334,95 @@ def test_hooks_must_keep_dtype_and_return_tensors(api) -> None:
         y.sum().backward()
     (x * 2).sum().backward()
     assert x.grad.tolist() == [2.0] * 3
+
+
+def live() -> dict[str, int]:
+    gc.collect()
+    return vt._C._live_counts()
+
+
+def test_hooks_that_lead_back_to_their_tensor_do_not_keep_it() -> None:
+    class Model(vt.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = vt.nn.Linear(5, 5)
+            for p in self.parameters():
+                p.register_hook(self.on_gradient)
+                p.register_post_accumulate_grad_hook(self.after)
+
+        def on_gradient(self, grad) -> None: ...
+
+        def after(self, p) -> None: ...
+
+    before = live()
+    for _ in range(3):
+        model = Model()
+        model.layer(vt.ones(2, 5)).sum().backward()
+        del model
+    x = vt.ones(3, requires_grad=True)
+    holder = [x]
+    x.register_hook(lambda grad, holder=holder: holder[0] * 0)
+    del x, holder
+    assert live() == before
+
+
+def test_hooks_survive_the_collector() -> None:
+    x = vt.ones(3, requires_grad=True)
+    calls = []
+    x.register_hook(lambda grad: calls.append(x.shape[0]))
+    x.register_post_accumulate_grad_hook(lambda p: calls.append(p is x))
+    for _ in range(2):
+        gc.collect()
+        (x * 2).sum().backward()
+    y = x * 3  # the graph holds the tensor, too
+    gc.collect()
+    y.sum().backward()
+    assert calls == [3, True] * 3
+
+
+def test_handles_keep_neither_tensors_nor_graphs() -> None:
+    before = live()
+    x = vt.ones(1000, requires_grad=True)
+    y = (x * 2).exp()
+    handles = [
+        x.register_hook(print),
+        x.register_post_accumulate_grad_hook(print),
+        y.register_hook(print),
+        y.grad_fn.register_hook(print),
+        y.grad_fn.register_prehook(print),
+    ]
+    del x, y
+    assert live() == before
+    for handle in handles:
+        handle.remove()
+        handle.remove()
+
+
+def test_every_kind_of_handle_takes_its_hook_away(api) -> None:
+    calls = []
+    x = api.ones(3, requires_grad=True)
+    y = x * 2
+    node = y.grad_fn
+    handles = [
+        x.register_hook(lambda g: calls.append("leaf")),
+        x.register_post_accumulate_grad_hook(lambda p: calls.append("accumulated")),
+        y.register_hook(lambda g: calls.append("tensor")),
+        node.register_hook(lambda *_: calls.append("node")),
+        node.register_prehook(lambda *_: calls.append("before node")),
+    ]
+    y.sum().backward(retain_graph=True)
+    assert sorted(calls) == ["accumulated", "before node", "leaf", "node", "tensor"]
+    calls.clear()
+    for handle in handles:
+        handle.remove()
+    y.sum().backward(retain_graph=True)
+    assert calls == []
+
+    def once(grad) -> None:
+        handle.remove()
+        calls.append("once")
+
+    handle = y.register_hook(once)
+    for _ in range(3):
+        y.sum().backward(retain_graph=True)
+    assert calls == ["once"]

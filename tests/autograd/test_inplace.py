@@ -383,3 +383,33 @@ def test_random_numbers_have_no_gradient(name, api) -> None:
     assert x.grad.tolist() == [0.0] * 4
     with pytest.raises(RuntimeError, match="leaf"):
         RANDOM[name](api, x)
+
+
+@pytest.mark.parametrize("name", ["tanh_", "exp_", "sigmoid_", "sqrt_", "reciprocal_", "rsqrt_"])
+@pytest.mark.parametrize("cuts", [(slice(1, None),), (slice(0, 3), slice(None, None, 2))], ids=str)
+def test_second_gradients_of_results_that_are_views(name, cuts, api) -> None:
+    """What a node saved of its own output is a view of the changed base by then."""
+    values = [0.1, 0.2, 0.3, 0.4]
+
+    def through(second):
+        x = api.tensor(values, dtype=api.float64, requires_grad=True)
+        base = x * 1
+        view = base
+        for cut in cuts:
+            view = view[cut]
+        getattr(view, name)()
+        (first,) = api.autograd.grad(base.pow(2).sum(), x, create_graph=True)
+        return api.autograd.grad(first.pow(2).sum(), x)[0] if second else first.pow(2).sum().item()
+
+    step = 1e-6
+    expected = []
+    for i in range(4):
+        high = low = 0.0
+        kept = values[i]
+        values[i] = kept + step
+        high = through(False)
+        values[i] = kept - step
+        low = through(False)
+        values[i] = kept
+        expected.append((high - low) / (2 * step))
+    assert through(True).tolist() == pytest.approx(expected, rel=1e-5)

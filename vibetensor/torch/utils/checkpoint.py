@@ -358,6 +358,12 @@ def _reentrant_function() -> Any:
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
+            if torch._C._in_backward_for_inputs():
+                raise RuntimeError(
+                    "checkpoint(..., use_reentrant=True) is incompatible with .grad() and with the "
+                    "`inputs` of .backward(): it would add to the .grad of all that the function "
+                    "uses. Pass use_reentrant=False"
+                )
             tensors = iter(ctx.saved_tensors)
             args = []
             for other, is_tensor in zip(ctx.others, ctx.is_tensor, strict=True):
