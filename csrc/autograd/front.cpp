@@ -91,7 +91,17 @@ void check_inplace(const Tensor& self, bool records, std::string_view op) {
          self, "; wrap the update in torch.no_grad(), or work on a clone)");
   }
   const AutogradMeta* meta = impl->autograd.get();
-  if (!meta || !meta->base.defined()) return;
+  if (!meta) return;
+  if (meta->created == AutogradMeta::Created::Function && meta->grad_fn) [[unlikely]] {
+    fail(
+        "The output of a custom Function that is its input, or a view of it, is being modified "
+        "inplace (",
+        op, " on ", self,
+        "), which would change that without its history. Return a clone from forward, or change "
+        "the "
+        "input there and name it with ctx.mark_dirty().");
+  }
+  if (!meta->base.defined()) return;
   const Tensor& base = meta->base;
   const bool matters = records || requires_grad(base);
   if (!matters) return;

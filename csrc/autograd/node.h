@@ -144,7 +144,8 @@ struct AutogradMeta {
   TensorImpl* owner = nullptr;  // set with retains_grad
   bool retains_grad = false;
   // Views: the tensor whose history this one belongs to.
-  enum class Created : uint8_t { Normal, NoGrad, Inference };
+  // Function: by a custom Function, from its input; it has no base.
+  enum class Created : uint8_t { Normal, NoGrad, Inference, Function };
   Tensor base;  // defined for views; itself never a view
   Created created = Created::Normal;
   uint32_t view_version = 0;  // version at which grad_fn was made

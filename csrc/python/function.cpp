@@ -113,6 +113,12 @@ bool contains(PyObject* list, PyObject* object) {
   return false;
 }
 
+/// Whether who calls this Function sees to changes of its outputs in place.
+bool looks_after_changes(PyObject* type) {
+  const Object flag = own(PyObject_GetAttrString(type, "_looks_after_changes"));
+  return flag.get() == Py_True;
+}
+
 /// _apply_function(cls, ctx, args): runs forward and puts the call on the graph.
 PyObject* apply_function(PyObject*, PyObject* arguments) {
   return guarded([&]() -> PyObject* {
@@ -190,10 +196,12 @@ PyObject* apply_function(PyObject*, PyObject* arguments) {
       } else {
         // An input handed back is a new tensor to autograd; a view made inside forward loses its
         // base.
-        if (is_input || (t.impl()->autograd && (records || t.impl()->autograd->base.defined())))
-          t = alias(t);
+        const bool is_view = t.impl()->autograd && t.impl()->autograd->base.defined();
+        if (is_input || is_view || (t.impl()->autograd && records)) t = alias(t);
         if (node && !contains(detached.get(), item)) {
           autograd::set_history(t, node);
+          if ((is_input || is_view) && !looks_after_changes(type))
+            autograd::ensure_meta(t).created = autograd::AutogradMeta::Created::Function;
         } else if (node) {
           node->add_input(t);
         }

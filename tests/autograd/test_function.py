@@ -419,3 +419,34 @@ def test_what_was_marked_does_not_keep_the_graph(mark) -> None:
     w.grad = None
     gc.collect()
     assert vt._C._live_counts() == before
+
+
+@pytest.mark.parametrize("kind", ["input", "view", "alias", "fresh"])
+def test_changing_what_is_an_input_or_a_view_of_it(kind, api) -> None:
+    class Given(api.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            made = {
+                "input": lambda: x,
+                "view": lambda: x[1:],
+                "alias": lambda: x.view_as(x),
+                "fresh": lambda: x * 1,
+            }
+            return made[kind]()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return api.ones(3) * 2
+
+    w = leaf(api)
+    x = w * 1
+    y = Given.apply(x)
+    if kind == "fresh":
+        y.mul_(3)
+    else:
+        for change in (lambda: y.mul_(3), lambda: y.copy_(api.ones(y.shape))):
+            with pytest.raises(RuntimeError, match="is being modified inplace"):
+                change()
+        assert x.tolist() == w.tolist()
+    y.sum().backward()
+    assert w.grad.tolist() == [2.0] * 3

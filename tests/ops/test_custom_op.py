@@ -67,7 +67,6 @@ def test_is_called_by_name_with_defaults_and_keywords() -> None:
         (lambda op, x: op(x, x, size=1), "unexpected keyword argument 'size'"),
         (lambda op, x: op(1.0, x), "argument 'x' must be Tensor, not float"),
         (lambda op, x: op(x, x, "a"), "argument 'scale' must be float, not str"),
-        (lambda op, x: op(x, x, True), "argument 'scale' must be float, not bool"),
         (lambda op, x: op(x, 3), "argument 'w' must be Tensor or None, not int"),
         (lambda op, x: op(x, x, shift=1.5), "argument 'shift' must be int, not float"),
     ],
@@ -263,3 +262,36 @@ def test_captures_notice_other_kernels_and_gradients() -> None:
     assert [found() for _ in range(3)] == [(2.0, 7.0)] * 3
     op.register_kernel(w.device.type, lambda x: x * 13)
     assert [found() for _ in range(3)] == [(13.0, 7.0)] * 3
+
+
+@pytest.mark.parametrize("library", ["vibetensor", pytest.param("torch", marks=pytest.mark.torch)])
+def test_numbers_are_converted(library: str) -> None:
+    api = torch if library == "vibetensor" else pytest.importorskip("torch")
+    seen: list[Any] = []
+
+    def function(x, n, p, b, s, q):  # type: ignore[no-untyped-def]
+        seen.append((n, p, b, list(s), list(q)))
+        return x * 1
+
+    kinds = {"n": int, "p": float, "b": bool, "s": Sequence[int], "q": Sequence[float]}
+    function.__annotations__ = {"x": api.Tensor, **kinds, "return": api.Tensor}
+    op = api.library.custom_op(fresh(), function, mutates_args=())
+    x = api.ones(1)
+    for given, expected in (
+        ((np.int64(3), np.float32(2), np.bool_(True), [np.int32(1), 2], [1, np.float64(2.5)]),
+         (3, 2.0, True, [1, 2], [1.0, 2.5])),
+        ((True, True, 1, [True], [True]), (1, 1.0, True, [1], [1.0])),
+        ((1, 1, 0, (1,), (1,)), (1, 1.0, False, [1], [1.0])),
+        ((1, 1.0, 2.5, [], ()), (1, 1.0, True, [], [])),
+    ):  # fmt: skip
+        op(x, *given)
+        assert repr(seen[-1]) == repr(expected)
+    for wrong in (
+        (1.0, 1.0, True, [1], [1.0]),
+        (1, "a", True, [1], [1.0]),
+        (1, 1.0, True, [1.5], [1.0]),
+        (1, 1.0, True, [1], ["a"]),
+        (1, 1.0, "a", [1], [1.0]),
+    ):
+        with pytest.raises((TypeError, RuntimeError)):  # torch's is a RuntimeError
+            op(x, *wrong)

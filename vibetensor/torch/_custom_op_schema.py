@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import inspect
+import numbers
 import re
 import types
 import typing
@@ -11,15 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from vibetensor import _C
 
-#: The types an argument may have, as schemas write them; "?" marks one that may be None.
-_NUMBERS: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "str": (str,),
+#: What numbers are made of, NumPy's too, and what functions get: as in torch a bool is also an int.
+_NUMBERS: dict[str, tuple[tuple[type, ...], Callable[[Any], Any]]] = {
+    "int": ((numbers.Integral, np.bool_), int),
+    "float": ((numbers.Real, np.bool_), float),
+    "bool": ((numbers.Real, np.bool_), bool),
 }
+#: The types an argument may have, as schemas write them; "?" marks one that may be None.
 _ARGUMENT_TYPES = ("Tensor", "int", "float", "bool", "str", "int[]", "float[]", "dtype", "device")
 _ANNOTATIONS: dict[Any, str] = {
     _C.Tensor: "Tensor",
@@ -57,16 +60,19 @@ class Argument:
         """The value as the op's functions get it. Raises TypeError for one of another type."""
         if value is None and self.optional:
             return None
-        if self.type == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
         if self.is_tensor:
             fits = isinstance(value, _C.Tensor)
         elif self.type in _NUMBERS:
-            fits = isinstance(value, _NUMBERS[self.type])
-            fits = fits and (self.type == "bool") == isinstance(value, bool)
+            kinds, made = _NUMBERS[self.type]
+            if fits := isinstance(value, kinds):
+                value = made(value)
         elif self.type.endswith("[]"):
-            of = _NUMBERS[self.type[:-2]]
-            fits = isinstance(value, list | tuple) and all(isinstance(v, of) for v in value)
+            kinds, made = _NUMBERS[self.type[:-2]]
+            items = value if isinstance(value, list | tuple) else (None,)
+            if fits := all(isinstance(v, kinds) for v in items):
+                value = [made(v) for v in items]
+        elif self.type == "str":
+            fits = isinstance(value, str)
         else:
             fits = isinstance(value, _C.dtype if self.type == "dtype" else _C.device | str)
         if not fits:

@@ -78,6 +78,9 @@ class Function:
         )
 
     vjp: Any = None
+    # Outputs that are inputs, or views of them, must not be changed in place: that would go past
+    # backward. Unless who calls the Function sees to it.
+    _looks_after_changes = False
 
     @classmethod
     def _call_forward(cls, ctx: FunctionCtx, args: tuple[Any, ...]) -> Any:

@@ -178,6 +178,8 @@ class _Boundary(Function):
     """Identity on some tensors; its backward shows their gradients to `visit`, which may replace
     them."""
 
+    _looks_after_changes = True
+
     @staticmethod
     def forward(ctx: Any, visit: Callable[[tuple[Any, ...]], Any], *tensors: Any) -> Any:
         ctx.visit = visit
