@@ -657,3 +657,20 @@ def test_inside_other_captures_and_checkpoints() -> None:
             checkpoint(function, x, use_reentrant=reentrant).sum().backward()
             grads.append((weight.grad.tolist(), x.grad.tolist()))
         assert grads[0] == grads[1]
+
+
+def test_hooks_of_all_modules_that_are_gone() -> None:
+    """They are called where modules run, so nothing is captured as long as there are some."""
+    from vibetensor.torch.nn.modules.module import register_module_forward_hook
+
+    names = []
+    function = vt.compile(vt.nn.Linear(2, 2))
+    handle = register_module_forward_hook(lambda module, args, out: names.append(type(module)))
+    for _ in range(4):
+        function(vt.ones(1, 2))
+    assert names.count(vt.nn.Linear) == 4 and replays(function) == 0
+    handle.remove()
+    names.clear()
+    for _ in range(4):
+        function(vt.ones(1, 2))
+    assert not names and replays(function) > 0
