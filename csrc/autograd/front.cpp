@@ -97,9 +97,8 @@ void check_inplace(const Tensor& self, bool records, std::string_view op) {
         "The output of a custom Function that is its input, or a view of it, is being modified "
         "inplace (",
         op, " on ", self,
-        "), which would change that without its history. Return a clone from forward, or change "
-        "the "
-        "input there and name it with ctx.mark_dirty().");
+        "), past its backward. Return a clone from forward, or change the input there and name it "
+        "with ctx.mark_dirty().");
   }
   if (!meta->base.defined()) return;
   const Tensor& base = meta->base;

@@ -104,9 +104,9 @@ class Node : public RefCounted {
   void destroy() override;
 };
 
-/// Adds a leaf's incoming gradient to its `.grad`.
 struct AutogradMeta;
 
+/// Adds a leaf's incoming gradient to its `.grad`.
 class AccumulateGrad final : public Node {
  public:
   explicit AccumulateGrad(Tensor leaf);
@@ -122,7 +122,8 @@ class AccumulateGrad final : public Node {
  private:
   void accumulate(AutogradMeta& meta, Tensor grad);
 
-  std::mutex mutex_;  // held while the gradient is added
+  // Held while the gradient is added. An op that is overridden may run a backward inside.
+  std::recursive_mutex mutex_;
 };
 
 class PostAccumulateHook : public Hook {

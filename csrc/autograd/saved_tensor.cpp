@@ -32,10 +32,10 @@ void SavedTensor::save(const Tensor& tensor, bool is_output) {
 
 namespace {
 
-/// The history of an output that its own node saved. One that changed a view runs inside of the
-/// node that changes the base, and what it made is a view of the base since.
+/// The history of an output that its own node saved. A node that changed one view runs inside of
+/// the node that changes the base, and what it made is a view of the base since.
 void set_maker(AutogradMeta& meta, const Node* owner, uint32_t nr) {
-  if (owner->extras && owner->extras->slices) {
+  if (owner->extras && owner->extras->slices && owner->inputs.size() == 1) {
     meta.grad_fn = static_cast<CopySlices*>(owner->extras->slices)->view_after();
     meta.output_nr = 0;
   } else {
