@@ -107,7 +107,7 @@ class Compiled(Method):
             or _C.graphs.saved_hooks()
             or vt.is_inference_mode_enabled()
             or self._off
-            or (hooks.any_global and any(hooks.CALL_HOOKS_OF_ALL))
+            or hooks.any_global
             or not self._lock.acquire(blocking=False)
         ):
             return self._function(*args, **kwargs)

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <queue>
 #include <unordered_map>
+#include <utility>
 
 #include "autograd/front.h"
 #include "dispatch/consumer.h"

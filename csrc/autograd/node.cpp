@@ -1,6 +1,7 @@
 #include "autograd/node.h"
 
 #include <mutex>
+#include <utility>
 
 #include "autograd/front.h"
 #include "autograd/gradient_observer.h"
@@ -178,9 +179,16 @@ NodeExtras::~NodeExtras() {
 }
 
 AutogradMeta::~AutogradMeta() {
-  for (const auto& hook : hooks) hook->set_owner(nullptr);
-  for (const auto& hook : post_accumulate_hooks) hook->set_owner(nullptr);
+  drop_hooks();
   forget_retained();
+}
+
+void AutogradMeta::drop_hooks() {
+  // Out of the lists first: what hooks hold may do anything as it ends.
+  const auto dropped = std::exchange(hooks, {});
+  const auto dropped_post = std::exchange(post_accumulate_hooks, {});
+  for (const auto& hook : dropped) hook->set_owner(nullptr);
+  for (const auto& hook : dropped_post) hook->set_owner(nullptr);
 }
 
 void AutogradMeta::forget_retained() {

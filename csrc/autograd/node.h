@@ -134,6 +134,8 @@ class PostAccumulateHook : public Hook {
 /// The autograd side of a tensor; absent on tensors that never met autograd.
 struct AutogradMeta {
   ~AutogradMeta();
+  /// Takes all hooks away; handles that are left then find nothing to remove.
+  void drop_hooks();
   /// Takes the wish to retain a gradient away from grad_fn.
   void forget_retained();
   Ref<Node> grad_fn;

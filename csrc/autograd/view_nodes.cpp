@@ -71,12 +71,8 @@ Tensor as_strided_backward(const Tensor& grad, IntSpan base_sizes, IntSpan base_
 }
 
 AsStridedViewBackward::AsStridedViewBackward(const Tensor& base, const Tensor& view)
-    : base_sizes_(base.sizes()),
-      base_strides_(base.strides()),
-      view_sizes_(view.sizes()),
-      view_strides_(view.strides()),
-      base_offset_(base.storage_offset()),
-      view_offset_(view.storage_offset()) {}
+    : AsStridedViewBackward(Dims(base.sizes()), Dims(base.strides()), Dims(view.sizes()),
+                            Dims(view.strides()), view.storage_offset() - base.storage_offset()) {}
 
 AsStridedViewBackward::AsStridedViewBackward(Dims base_sizes, Dims base_strides, Dims view_sizes,
                                              Dims view_strides, int64_t view_offset)
@@ -84,13 +80,12 @@ AsStridedViewBackward::AsStridedViewBackward(Dims base_sizes, Dims base_strides,
       base_strides_(std::move(base_strides)),
       view_sizes_(std::move(view_sizes)),
       view_strides_(std::move(view_strides)),
-      base_offset_(0),
       view_offset_(view_offset) {}
 
 TensorVec AsStridedViewBackward::apply(TensorVec grads) {
   if (!grads[0].defined()) return TensorVec(1);
-  return {as_strided_backward(grads[0], base_sizes_, base_strides_, base_offset_, view_sizes_,
-                              view_strides_, view_offset_)};
+  return {as_strided_backward(grads[0], base_sizes_, base_strides_, 0, view_sizes_, view_strides_,
+                              view_offset_)};
 }
 
 CopySlices::CopySlices(const Tensor& base, const Tensor& view, Ref<Node> fn)

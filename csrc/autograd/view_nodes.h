@@ -17,7 +17,7 @@ class AsStridedViewBackward final : public Node {
 
  private:
   Dims base_sizes_, base_strides_, view_sizes_, view_strides_;
-  int64_t base_offset_, view_offset_;
+  int64_t view_offset_;  // from the base's first element
 };
 
 /// History of a base after one of its views was written by `fn`.

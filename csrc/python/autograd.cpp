@@ -731,10 +731,7 @@ int visit_hooks(const Tensor& t, visitproc visit, void* arg) {
 
 void clear_hooks(const Tensor& t) {
   TensorImpl* impl = t.impl();
-  if (!impl || impl->use_count() != 1 || !impl->autograd) return;
-  // Their functions may do anything as they end.
-  const auto hooks = std::exchange(impl->autograd->hooks, {});
-  const auto post_hooks = std::exchange(impl->autograd->post_accumulate_hooks, {});
+  if (impl && impl->use_count() == 1 && impl->autograd) impl->autograd->drop_hooks();
 }
 
 void add_autograd(PyObject* module) {

@@ -366,6 +366,27 @@ def test_hooks_that_lead_back_to_their_tensor_do_not_keep_it() -> None:
     assert live() == before
 
 
+def test_handles_of_tensors_that_were_collected() -> None:
+    """The collector takes the hooks away; a handle that is left has nothing to remove."""
+    before = live()
+    handles = []
+    for _ in range(20):
+        x = vt.ones(3, requires_grad=True)
+        x.register_hook(lambda grad, holder=[x]: holder[0] * 0)
+        handles.append(x.register_hook(print))
+        handles.append(x.register_post_accumulate_grad_hook(print))
+        del x
+    assert live() == before
+    others = [vt.ones(3, requires_grad=True) for _ in range(20)]  # in the memory of those
+    calls = []
+    for other in others:
+        other.register_hook(lambda grad: calls.append(grad))
+    for handle in handles:
+        handle.remove()
+    sum(other.sum() for other in others).backward()
+    assert len(calls) == len(others)
+
+
 def test_hooks_survive_the_collector() -> None:
     x = vt.ones(3, requires_grad=True)
     calls = []

@@ -39,8 +39,22 @@ _call_observers: tuple[Callable[[Any], None], ...] = ()
 _registering = threading.Lock()
 
 
+class _HandleOfAll(RemovableHandle):
+    """Of a hook of all modules; with the last one gone they take the straight path again."""
+
+    def remove(self) -> None:
+        super().remove()
+        with _registering:
+            _settle()
+
+
+def _settle() -> None:
+    if not _call_observers and not any(CALL_HOOKS_OF_ALL):
+        any_global.clear()
+
+
 def _register(hooks: OrderedDict[int, Any], hook: Callable[..., Any], **extra: Any) -> Any:
-    handle = RemovableHandle(hooks, **extra)
+    handle = _HandleOfAll(hooks, **extra)
     with _registering:
         hooks[handle.id] = hook
         any_global[:] = [True]
@@ -87,8 +101,7 @@ def observed_calls(observe: Callable[[Any], None]) -> Iterator[None]:
     finally:
         with _registering:
             _call_observers = tuple(o for o in _call_observers if o is not observe)
-            if not _call_observers and not any(CALL_HOOKS_OF_ALL):
-                any_global.clear()
+            _settle()
 
 
 def call_with_hooks(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
