@@ -403,6 +403,8 @@ class CapturedStep(Method, Fixed):
             return record(
                 lambda: self._plain_call(leaves, staged, spec),
                 catch_up=None if put_off is None else put_off.catch_up,
+                # A first run makes state, most often, and is not kept.
+                thorough=self._unsteady_runs > 0,
             )
 
     def _plain_call(self, leaves: list[Any], staged: list[Any], spec: Any) -> Any:

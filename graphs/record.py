@@ -49,13 +49,14 @@ def record(
     *,
     dry: bool = False,
     catch_up: Callable[[Any], None] | None = None,
+    thorough: bool = True,
 ) -> Recording:
     """Runs `function` and records every op it runs on this thread.
 
     dry: the ops only pass and nothing is computed: tensors keep their values, results have none.
     catch_up: given, ops from the first of an accelerator on may be left to the caller, without memory
     for what they make (`native.puts_off`); it is called with the native tape where they are to run
-    after all, as the function fails.
+    after all, as the function fails. thorough: as for `recording_of`.
 
     Raises what the function raises, and RuntimeError where the function goes on after an error of an
     op, as replays would not know of that; the recording then leaves nothing behind.
@@ -74,16 +75,19 @@ def record(
     finally:
         native.stop()
     try:
-        return recording_of(native, result)
+        return recording_of(native, result, thorough=thorough)
     except BaseException:
         if catch_up is not None:
             catch_up(native)
         raise
 
 
-def recording_of(native: Any, result: Any, *, collect: bool = True) -> Recording:
+def recording_of(
+    native: Any, result: Any, *, collect: bool = True, thorough: bool = True
+) -> Recording:
     """What a native tape that has been stopped recorded. collect: False takes garbage in reference
-    cycles for something that lives on."""
+    cycles for something that lives on. thorough: False does so with what Python's collector has put by
+    among the old objects meanwhile."""
     if native.failure:
         raise RuntimeError(
             f"the function went on after an error, which replays would not know of: {native.failure}"
@@ -94,8 +98,8 @@ def recording_of(native: Any, result: Any, *, collect: bool = True) -> Recording
         fresh and escapes and at not in held
         for at, (_, _, fresh, escapes, _) in enumerate(storages)
     ):
-        # Some may be garbage in reference cycles, and no state. A collection takes 0.1 s.
-        gc.collect()
+        # Some may be garbage in reference cycles, and no state. A whole collection takes up to 0.1 s.
+        gc.collect(2 if thorough else 1)
         native.find_escapes()
         storages = native.storages()
     buffers = [

@@ -39,6 +39,10 @@ DeviceBackend* backend_for(DeviceType type) {
   return cuda_backend;
 }
 
+void before_fork() {
+  if (cuda_backend) cuda_backend->before_fork();
+}
+
 void finish_backends() {
   if (cuda_backend) cuda_backend->finish();
 }

@@ -40,6 +40,8 @@ class DeviceBackend {
   /// Whether the op of a convolution's product (ops::_convolution and its gradients) has a kernel
   /// for these shapes at present; where not, convolutions are composed of other ops.
   virtual bool has_convolution(ConvolutionProduct, const Convolution&) { return false; }
+  /// Waits for what the backend does in threads of its own, which ends by itself.
+  virtual void before_fork() {}
   /// Ends what the backend does in threads of its own.
   virtual void finish() {}
 };
@@ -48,6 +50,8 @@ class DeviceBackend {
 /// in backend_problem) where it cannot be had.
 DeviceBackend* backend_for(DeviceType type);
 void set_backend(DeviceType type, DeviceBackend* backend);
+/// Waits until threads of backends have no lock that a forked child would find held forever.
+void before_fork();
 /// Ends what backends do in threads of their own. To be called before the process lets go of what
 /// such threads use: of libraries, and of the embedding language.
 void finish_backends();

@@ -37,6 +37,7 @@ class Backend final : public DeviceBackend {
   bool has_convolution(ConvolutionProduct product, const Convolution& shape) override {
     return cudnn::has_convolution(product, shape);
   }
+  void before_fork() override { wait_for_preloads(); }
   void finish() override { finish_preloads(); }
 };
 

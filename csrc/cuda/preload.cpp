@@ -28,6 +28,7 @@ std::vector<const void*>& early_kernels() {
 /// threads that were not waited for would end the process.
 struct Preloads {
   std::mutex mutex;
+  std::mutex joining;  // held by who joins threads, which may be waiting for `mutex`'s holder
   std::bitset<kMaxDevices> devices;
   std::vector<std::thread> threads;
   std::atomic<bool> ending{false};
@@ -78,7 +79,7 @@ void load_kernels(int device) {
 EarlyKernels::EarlyKernels(const void* kernel) { early_kernels().push_back(kernel); }
 
 void preload(int device) {
-  static const bool wanted = env_flag("VT_CUDA_PRELOAD", false);
+  static const bool wanted = env_flag("VT_CUDA_PRELOAD", true);
   Preloads& p = preloads();
   if (!wanted || p.process != getpid()) return;
   const std::lock_guard lock(p.mutex);
@@ -91,14 +92,22 @@ void preload(int device) {
   }
 }
 
-void finish_preloads() {
+void wait_for_preloads() {
   Preloads& p = preloads();
   if (p.process != getpid()) return;
-  p.ending = true;
   const HostWait waiting;  // Python may be looking for a library
-  const std::lock_guard lock(p.mutex);
-  for (std::thread& thread : p.threads) thread.join();
-  p.threads.clear();
+  const std::lock_guard joining(p.joining);
+  std::vector<std::thread> threads;
+  {
+    const std::lock_guard lock(p.mutex);
+    threads.swap(p.threads);
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+void finish_preloads() {
+  preloads().ending = true;
+  wait_for_preloads();
 }
 
 }  // namespace vt::cuda

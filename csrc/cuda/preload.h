@@ -5,11 +5,14 @@
 
 namespace vt::cuda {
 
-/// Starts that for a device, which need not have been used; once, and with VT_CUDA_PRELOAD=1 alone.
+/// Starts that for a device, which need not have been used; once, and not with VT_CUDA_PRELOAD=0.
 /// What goes wrong is left to those who need the library or the kernels, and say so.
 void preload(int device);
 
-/// Waits for what was started; to be called before the process ends.
+/// Waits for what was started.
+void wait_for_preloads();
+
+/// The same, and nothing is started from now on; to be called before the process ends.
 void finish_preloads();
 
 /// Marks the kernels of a file, by one of them, as to be loaded. For objects at namespace scope.

@@ -104,6 +104,8 @@ NB_MODULE(_C, m) {
   });
   set_host_wait_hooks({release_gil, take_gil_back});
   nb::module_::import_("atexit").attr("register")(nb::cpp_function(&finish_backends));
+  nb::module_::import_("os").attr("register_at_fork")(nb::arg("before") =
+                                                          nb::cpp_function(&before_fork));
   cpu::load_backend();
   add_value_types(m.ptr());
   add_ops(m);

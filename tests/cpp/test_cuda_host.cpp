@@ -570,12 +570,13 @@ void preloads_are_waited_for() {
   preload(1);
   while (loads_begun == 0) std::this_thread::yield();
   CHECK(loads == 0);
-  finish_preloads();
+  wait_for_preloads();
   CHECK(holds_language);
   CHECK(loads == 1);
   CHECK(fake().handles == handles + 1);
-  preload(0);
   finish_preloads();
+  preload(0);
+  wait_for_preloads();
   leave_language();
   CHECK(loads_begun == 1 && fake().handles == handles + 1);
   stub::set_on_load(nullptr);

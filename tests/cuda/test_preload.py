@@ -1,4 +1,4 @@
-"""VT_CUDA_PRELOAD: threads open cuBLASLt and load kernels from a device's first use on."""
+"""Threads open cuBLASLt and load kernels from a device's first use on; VT_CUDA_PRELOAD=0 has none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import vibetensor.torch as torch
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
-PRELOAD = {**os.environ, "VT_CUDA_PRELOAD": "1"}
+PRELOAD = {k: v for k, v in os.environ.items() if k != "VT_CUDA_PRELOAD"}
 OPENED = """
 import pathlib, sys, time
 import vibetensor.torch as torch
@@ -49,15 +49,18 @@ def test_a_process_may_end_at_once(more: str, run_python: Callable[..., Any]) ->
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_forked_child_ends_too(run_python: Callable[..., Any]) -> None:
+def test_a_fork_waits_for_them(run_python: Callable[..., Any]) -> None:
+    """A child that found the loader's lock held could open no library."""
     done = run_python(
-        "import os, sys, warnings\n"
+        "import ctypes, os, pathlib, sys, warnings\n"
         "import vibetensor.torch as torch\n"
         "warnings.simplefilter('ignore')  # newer Pythons warn of threads at every fork\n"
         "torch.ones(1, device='cuda')\n"
         "child = os.fork()\n"
+        "opened = 'libcublasLt' in pathlib.Path('/proc/self/maps').read_text()\n"
         "if child == 0:\n"
-        "    sys.exit(3)\n"
+        "    ctypes.CDLL('libresolv.so.2')\n"
+        "    sys.exit(3 if opened else 4)\n"
         "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n",
         env=PRELOAD,
     )

@@ -62,6 +62,29 @@ def test_numbers_of_the_host_count_as_in_eager(dtype: Any) -> None:
             equal(got.double(), expected.double().cpu().numpy())
 
 
+@pytest.mark.parametrize("dtype", [vt.float32, vt.float64, vt.bfloat16, vt.int64, vt.bool])
+def test_conditions_of_the_host_choose(dtype: Any) -> None:
+    """As torch's `where` does: an element in host memory may stand for a tensor, the condition too."""
+    x, y = (vt.tensor(v).to(dtype) for v in ([1, 0, 3], [[0, 1, -2], [5, 0, 0]]))
+    threshold = host(1.0)
+    function = lambda: (vt.where(threshold > 0, x, y), vt.where(threshold > 0, x, 1))  # noqa: E731
+    step = capture(function)
+    for value in (1.0, 1.0, -1.0, 2.0):
+        threshold.fill_(value)
+        chosen = x.expand(2, 3) if value > 0 else y
+        for got, number in (step(), function()):
+            assert got.dtype == dtype and got.device == x.device
+            equal(got.double(), chosen.double().cpu().numpy())
+            equal(number.double(), (x if value > 0 else vt.ones_like(x)).double().cpu().numpy())
+
+
+def test_gradients_of_powers_whose_exponents_are_of_the_host() -> None:
+    base = vt.tensor([2.0, 3.0], requires_grad=True)
+    for exponent in (0.0, 1.0, 3.0):
+        (gradient,) = vt.autograd.grad((base ** host(exponent)).sum(), base)
+        equal(gradient, exponent * np.array([2.0, 3.0], np.float32) ** (exponent - 1))
+
+
 def test_numbers_that_the_step_counts_on_the_host() -> None:
     """An op of the host between two of the device: each reads the count as it is there."""
     x, count = vt.ones(3), host(0.0)

@@ -131,20 +131,19 @@ bool run(const Launch& launch, const Tensor& grad_query, const Tensor& grad_key,
   return true;
 }
 
-/// Whether the kernels are faster than cuDNN's. Measured on an H200.
+/// Whether the kernels are faster than cuDNN's, as measured on an H200, or cuDNN's are not to be had.
 bool chosen(const Launch& launch, const Tensor& query, bool is_causal) {
   const auto q = query.sizes();
   const int64_t units = q[0] * q[1], length = q[2];
   const int64_t most = launch.properties().multiprocessors, rounds = ceil_div(units, most);
-  // For sums in a fixed order cuDNN needs all scores in memory, and it is not asked for so many.
-  const bool ordered = kernel_switch(KernelSwitch::DeterministicAlgorithms);
-  if (without_cudnn() || (ordered && units * length * length > int64_t{1} << 30))
-    return units * 4 >= most || length <= 1024;  // a block takes whole heads: few leave much idle
-  if (length > (is_causal ? 2048 : 512)) return false;
   // In the last round some multiprocessors may have nothing to do; the longer the sequence, the
   // less that may cost.
   const int64_t percent = length > 1024 ? 95 : is_causal ? 70 : 90;
-  return units * 100 >= rounds * most * percent;
+  if (length <= (is_causal ? 2048 : 512) && units * 100 >= rounds * most * percent) return true;
+  // For sums in a fixed order cuDNN needs all scores in memory, and it is not asked for so many.
+  const bool ordered = kernel_switch(KernelSwitch::DeterministicAlgorithms);
+  if (!(ordered && units * length * length > int64_t{1} << 30) && !without_cudnn()) return false;
+  return units * 4 >= most || length <= 1024;  // a block takes whole heads: few leave much idle
 }
 
 }  // namespace

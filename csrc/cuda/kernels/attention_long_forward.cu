@@ -301,8 +301,7 @@ bool run(const Launch& launch, const Tensor& out, const Tensor& lse, const Tenso
 /// Whether the kernel is faster than cuDNN's: as measured on an H200, of causal sequences, where the
 /// blocks' shares of work are even. Of 256 and 512 rows it is so where query, key and value lie in
 /// one tensor, as models have them, and spares a first step the 0.1 s in which cuDNN compiles its own.
-bool chosen(const Launch& launch, const Tensor& query, bool is_causal) {
-  if (without_cudnn()) return true;
+bool faster(const Launch& launch, const Tensor& query, bool is_causal) {
   const auto q = query.sizes();
   const int64_t length = q[2], units = q[0] * q[1] * ((length / kRows + 1) / 2);
   if (!is_causal || length < 256 || length > 4096) return false;
@@ -315,7 +314,7 @@ bool chosen(const Launch& launch, const Tensor& query, bool is_causal) {
 bool long_forward(const Launch& launch, const Tensor& out, const Tensor& lse, const Tensor& query,
                   const Tensor& key, const Tensor& value, bool is_causal, double scale) {
   if (!long_shapes(launch, query, key, value) || !(scale > 0) || !lse.is_contiguous()) return false;
-  if (!without_cudnn() && !chosen(launch, query, is_causal)) return false;
+  if (!faster(launch, query, is_causal) && !without_cudnn()) return false;  // which may open it
   if (query.dtype() == DType::BFloat16)
     return run<__nv_bfloat16>(launch, out, lse, query, key, value, is_causal, scale);
   if (query.dtype() == DType::Float16)
