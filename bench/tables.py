@@ -11,6 +11,7 @@ from typing import Any
 
 from bars import bars
 from curves import curves
+from missed import reason_of
 from side_by_side import goal_of
 
 HERE = Path(__file__).parent
@@ -144,7 +145,20 @@ def kernel_table(record: dict[str, Any]) -> list[str]:
             f"| {row['kernel']} | {row['shape']} | {ours:,.1f} us | {row['rate']:.3g} {row['unit']} | "
             f"{row['of_limit']:.0%} | {peer} | {speed} | {goal} | {verdict} |"
         )
-    return lines
+    return lines + missed_goals(record["kernels"])
+
+
+def missed_goals(kernels: list[dict[str, Any]]) -> list[str]:
+    """Why: rows with one reason together."""
+    rows_of: dict[str, list[str]] = {}
+    for row in kernels:
+        if row["met"] is False and (reason := reason_of(row)):
+            rows_of.setdefault(reason, []).append(f"{row['kernel']} {row['shape']}")
+    if not rows_of:
+        return []
+    return ["", "Goals that are missed:", ""] + [
+        f"- **{'; '.join(names)}.** {reason}" for reason, names in rows_of.items()
+    ]
 
 
 BEGIN, END = "<!-- made by bench/tables.py from kernels.json -->", "<!-- end of kernels.json -->"

@@ -37,7 +37,7 @@ from vibetensor.graphs.methods import Method
 from vibetensor.graphs.put_off import PutOff
 from vibetensor.graphs.record import Recording, record, recording_of, shared_memory
 from vibetensor.graphs.session import Effects, Session
-from vibetensor.graphs.structure import flatten, from_array, unflatten
+from vibetensor.graphs.structure import alteration, flatten, from_array, unflatten
 from vibetensor.graphs.tape import Tape
 
 # A run that makes lasting state (an optimizer's moments) is no steady step: the next one is. This
@@ -412,10 +412,16 @@ class CapturedStep(Method, Fixed):
         that was saved for backward), those that are inputs or gradients in memory of their own, and
         those made of the host's data, which are constants of a program."""
         inputs = [x if place is None else given(x, place) for x, place in zip(leaves, staged)]
-        args, kwargs = unflatten(spec, inputs)
+        containers = unflatten(spec, inputs)
+        args, kwargs = containers
         results, structure = flatten(self._function(*args, **kwargs))
+        if alteration(spec, inputs, containers) == "more":
+            raise CaptureError(
+                f"{self._name} puts something into a list or dict that it is given, and a replay would "
+                "not: return it instead"
+            )
         for x in results:
-            if isinstance(x, Iterator | Awaitable | AsyncIterator):
+            if runs_later(x):
                 raise CaptureError(
                     f"{self._name} returns a {type(x).__name__}, which runs later and once only, and "
                     "a replay would have nothing to give: return tensors, in a list say"
@@ -893,6 +899,11 @@ def qualified_name(wrapper: Any) -> Any:
     for part in name.split("."):
         found = getattr(found, part, None)
     return name if found is wrapper else None
+
+
+def runs_later(value: Any) -> bool:
+    """Whether what the function does is done as its result is asked for, a generator say."""
+    return isinstance(value, Iterator | Awaitable | AsyncIterator)
 
 
 def itself(value: Any) -> Any:

@@ -19,16 +19,21 @@ from vibetensor.graphs.capture import (
     CapturedStep,
     itself,
     qualified_name,
+    runs_later,
     write_text,
 )
 from vibetensor.graphs.course import Course
 from vibetensor.graphs.dry import StateLost
 from vibetensor.graphs.joint import Joint, Refused, Trains, hooked, probe, static_inputs
 from vibetensor.graphs.methods import Method
-from vibetensor.graphs.structure import flatten, unflatten
+from vibetensor.graphs.structure import alteration, flatten, unflatten
 from vibetensor.torch.nn.modules import hooks
 
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+class _OnceMore(Exception):
+    """Why a call has to run as it is, where others are or may be captured."""
 
 
 class _Training(CapturedStep):
@@ -36,12 +41,26 @@ class _Training(CapturedStep):
 
     refused = ""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._filling: set[Any] = set()  # keys of calls that changed something once
+
     def _record(self, key: Any, leaves: list[Any], spec: Any) -> Any:
         # Dry first: what cannot be captured is found before it has done half of its work.
         static = static_inputs(leaves)
-        positional, named = unflatten(spec, static)
         roots = [self._function, *leaves]
-        probe(lambda: flatten(self._function(*positional, **named))[0], leaves, static, roots)
+        try:
+            probed = probe(lambda: _results(self._function, spec, static), leaves, static, roots)
+        except (Refused, StateLost):
+            raise
+        except Exception as error:  # it comes again where the function runs as it is
+            raise (_OnceMore if self.variants else Refused)(str(error)) from error
+        if probed.changed:
+            # A first call may fill caches, which the next one finds.
+            if key in self._filling:
+                raise Refused(f"it changes {probed.changed}, and a replay would not")
+            self._filling.add(key)
+            raise _OnceMore
         return super()._record(key, leaves, spec)
 
     def _give_up(self, message: str) -> None:
@@ -131,7 +150,7 @@ class Compiled(Method):
             if joint.same_course() and joint.holds():
                 if joint.broken:
                     return self._run_eagerly(key, joint.broken, args, kwargs)
-                if not joint.free():
+                if not (joint.free() and joint.apart(inputs)):
                     return self._function(*args, **kwargs)
                 return self._unflattened(joint, inputs)
         # Those whose tensors have moved will not come back.
@@ -151,10 +170,7 @@ class Compiled(Method):
         structure: list[Any] = []
 
         def function(values: list[Any]) -> list[Any]:
-            positional, named = unflatten(spec, values)
-            results, made = flatten(self._function(*positional, **named))
-            structure[:] = [made]
-            return results
+            return _results(self._function, spec, values, structure)
 
         owner = getattr(self._function, "__self__", None)
         outer = owner if isinstance(owner, vt.nn.Module) else None
@@ -188,6 +204,10 @@ class Compiled(Method):
         step = self._step
         try:
             result = step(*args, **kwargs)
+        except _OnceMore as once:
+            if str(once):
+                return self._run_eagerly(None, str(once), args, kwargs)
+            return self._function(*args, **kwargs)
         except (Refused, CaptureError) as error:  # before it has run
             self._steps.discard(key)
             return self._run_eagerly(key, str(error), args, kwargs)
@@ -342,7 +362,8 @@ class OptimizedModule(vt.nn.Module):
         return getattr(modules["_orig_mod"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if "_orig_mod" not in self.__dict__.get("_modules", ()) or name == "training":
+        own = name == "training" or name in self.__dict__  # the latter say which hooks it has
+        if own or "_orig_mod" not in self.__dict__.get("_modules", ()):
             object.__setattr__(self, name, value)
         else:
             setattr(self._modules["_orig_mod"], name, value)
@@ -372,6 +393,24 @@ class OptimizedModule(vt.nn.Module):
             options=options,
         )
         return (again, (self._modules["_orig_mod"],))
+
+
+def _results(
+    function: Callable[..., Any], spec: Any, values: list[Any], structure: list[Any] | None = None
+) -> list[Any]:
+    """What the function returns for these arguments, flat; `structure` gets how it is put together.
+    Raises Refused where a replay would not do what the function does with its arguments."""
+    given = unflatten(spec, values)
+    positional, named = given
+    results, made = flatten(function(*positional, **named))
+    if alteration(spec, values, given):
+        raise Refused("it changes a list or dict that it is given")
+    for x in results:
+        if runs_later(x):
+            raise Refused(f"it returns a {type(x).__name__}, which runs later")
+    if structure is not None:
+        structure[:] = [made]
+    return results
 
 
 def _hooked(function: Any) -> bool:

@@ -209,11 +209,16 @@ class DryCapture:
         for tensor, before in self.native.gradients_before():
             tensor.grad = before
         self.native.put_back_tensors()
-        for undo in reversed(self.session.notes.undo or ()):
-            undo()
+        undo, self.session.notes.undo = self.session.notes.undo or [], []
+        while undo:  # each is let go of, with what it holds
+            undo.pop()()
         self._objects.put_back()
         random.setstate(self._hosts_random[0])
         np.random.set_state(self._hosts_random[1])
+
+    def changed(self) -> str:
+        """What Python code has changed that no replay would, for people; empty for nothing."""
+        return self._objects.changed()
 
     def check_taken_back(self) -> None:
         """Raises StateLost if somebody still holds a tensor that the recording made."""

@@ -90,7 +90,7 @@ class Joint:
         dry = DryCapture(roots)
         try:
             self._record(dry)
-            self._check_steady(probed)
+            self._check_steady(probed, dry)
         except BaseException:
             dry.take_back()
             probed.dry.take_back()
@@ -98,13 +98,15 @@ class Joint:
         dry.forget()
         probed.dry.forget()
 
-    def _check_steady(self, probed: Probed) -> None:
+    def _check_steady(self, probed: Probed, dry: DryCapture) -> None:
         first, facts = probed.recording, probed.facts
         if probed.dry.session.sets_modes or self._forward.session.sets_modes:
             raise Refused("it leaves modules in another mode (train, eval) than it found them in")
         frozen = checks.frozen_numbers(first, self._forward.recording, [], [])
         if frozen:
             raise Refused("it does not do the same each time: " + frozen[0])
+        if changed := dry.changed():
+            raise Refused(f"it changes {changed}")
         if _facts(self._forward.session.modules) != facts:
             raise Refused("it changes attributes of its modules")
         if not self._names.holds():
@@ -155,6 +157,10 @@ class Joint:
         # what a backward is to read.
         memory = [recording.memory(b) for b in recording.tape.buffers if b.role == "output"]
         self._state = [*recording.native.firsts(), *self._leaves]
+        written = recording.written
+        self._changed_memory = {
+            t._storage_key() for t in self._state if recording.buffer_of(t) in written
+        }
         self._at_forward: list[int] = []
         self._saved = [*memory, *_distinct(self._static), *self._state]
         self._saved_versions = _C.graphs.versions(self._saved)
@@ -173,6 +179,12 @@ class Joint:
     def same_course(self) -> bool:
         """Whether Python would decide again as it did."""
         return self._forward.session.same_course() and self._names.holds()
+
+    def apart(self, inputs: list[Any]) -> bool:
+        """Whether no argument lies in memory that the function changes by another way."""
+        return not self._changed_memory or not any(
+            isinstance(x, vt.Tensor) and x._storage_key() in self._changed_memory for x in inputs
+        )
 
     def free(self) -> bool:
         """Whether nobody can go back through the last call any more."""
@@ -205,8 +217,9 @@ class Joint:
 
     def __call__(self, inputs: list[Any]) -> list[Any]:
         """The results for these inputs, in memory of their own and with history."""
-        if self._differentiable and vt.is_grad_enabled():
-            made = _Replay.apply(self, inputs, *self._sources_of(inputs))
+        if self._differentiable:
+            with vt.enable_grad():  # as the function itself did where its caller has not
+                made = _Replay.apply(self, inputs, *self._sources_of(inputs))
         else:
             self._replay(inputs)
             made = self._copies()
@@ -256,6 +269,7 @@ class Joint:
 
     def backward(self, ctx: Any, grads: tuple[Any, ...]) -> list[Any]:
         """Gradients of the sources and leaves that want one."""
+        _ = ctx.saved_tensors  # raises where the history was freed
         given = [g for at, g in enumerate(grads) if at not in self._plain]
         if vt.is_grad_enabled() or ctx.generation != self._generation or _C.graphs.recording():
             return self._recompute(ctx, given)
@@ -372,12 +386,14 @@ class Joint:
 
 @dataclass
 class Probed:
-    """A first look at what a run does: its recording, the attributes of its modules afterwards, and
-    whether it trains. One that trains has been taken back, others `dry` can take back."""
+    """A first look at what a run does: its recording, the attributes of its modules afterwards, whether
+    it trains, and what it changes in Python. One that trains has been taken back, others `dry` can take
+    back."""
 
     recording: Any
     facts: list[Any]
     trains: bool
+    changed: str
     dry: DryCapture
 
 
@@ -424,7 +440,7 @@ def probe(
         dry.take_back()
         dry.check_taken_back()
         raise
-    probed = Probed(recording, _facts(session.modules), trains, dry)
+    probed = Probed(recording, _facts(session.modules), trains, dry.changed(), dry)
     native.put_back_tensors()
     if trains:
         dry.take_back()
@@ -441,6 +457,8 @@ def _check_inputs(recording: Any, inputs: list[Any], static: list[Any]) -> None:
             raise Refused("an argument is also used by another way (a closure, a global)")
         if recording.native.find(copy) >= 0 and recording.buffer_of(copy) in recording.written:
             raise Refused(f"it changes an argument of {tuple(copy.shape)} in place")
+        if copy.requires_grad != value.requires_grad:
+            raise Refused("it changes whether an argument requires grad")
 
 
 class _Backward:
@@ -536,17 +554,15 @@ def _static_like(tensor: Any) -> Any:
 
 
 def static_inputs(inputs: list[Any]) -> list[Any]:
+    """Copies that stand for what a call brings. Arguments that share memory have copies of their own: one
+    that is changed is refused."""
     made: dict[int, Any] = {}
-    storages: dict[int, Any] = {}
     static = []
     for value in inputs:
         if not isinstance(value, vt.Tensor):
             static.append(value)
             continue
         if id(value) not in made:
-            if value._storage_key() in storages:
-                raise Refused("two arguments share memory and are not one tensor")
-            storages[value._storage_key()] = value
             made[id(value)] = _static_like(value).requires_grad_(value.requires_grad)
         static.append(made[id(value)])
     return static

@@ -12,18 +12,32 @@ import dis
 import functools
 import types
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import vibetensor.torch as vt
 from vibetensor.graphs import generators
 from vibetensor.graphs.loaded_names import loaded_names
 from vibetensor.graphs.surroundings import is_fixed, is_ours
+from vibetensor.torch.amp import GradScaler
 from vibetensor.torch.optim.lr_scheduler import base as schedules
 
 _LEAVES = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 _CACHED = type(functools.lru_cache(lambda: None))
 _UNBOUND = object()
 _MOST = 100_000  # objects; more are data
+_PLAIN = (bool, int, float, complex, str, bytes)
+#: Captures know themselves what changes in these and in containers of theirs.
+_WATCHED = (vt.optim.Optimizer, schedules.LRScheduler, GradScaler)
+
+
+@dataclass
+class _Kept:
+    """One thing as it was. what: for people; empty where a change of it is no effect of Python code."""
+
+    what: str
+    changed: Callable[[], bool]
+    put_back: Callable[[], None]
 
 
 class ObjectsAsTheyWere:
@@ -32,22 +46,36 @@ class ObjectsAsTheyWere:
 
     def __init__(self) -> None:
         self._seen: dict[int, Any] = {}  # held, so that no id comes twice
-        self._undo: list[Callable[[], None]] = []
+        self._kept: list[_Kept] = []
 
     def keep(self, roots: Iterable[Any]) -> None:
         """Notes what can be reached from there, but what has been noted already."""
-        open_ = [*roots]
+        open_ = [(value, False) for value in roots]
         while open_ and len(self._seen) < _MOST:
-            value = open_.pop()
+            value, watched = open_.pop()
             if isinstance(value, _LEAVES) or id(value) in self._seen:
                 continue
             self._seen[id(value)] = value
-            open_.extend(self._note(value))
+            contained = isinstance(value, dict | list | tuple | set | collections.deque)
+            watched = isinstance(value, _WATCHED) or (watched and contained)
+            begin = len(self._kept)
+            open_.extend((found, watched) for found in self._note(value))
+            if watched:
+                for kept in self._kept[begin:]:
+                    kept.what = ""
+
+    def changed(self) -> str:
+        """What is not as it was and nobody else takes care of, for people; empty for nothing."""
+        return next((kept.what for kept in self._kept if kept.what and kept.changed()), "")
 
     def put_back(self) -> None:
         """All of it as it was."""
-        for undo in reversed(self._undo):
-            undo()
+        for kept in reversed(self._kept):
+            if kept.changed():
+                kept.put_back()
+
+    def _keep(self, what: str, changed: Callable[[], bool], put_back: Callable[[], None]) -> None:
+        self._kept.append(_Kept(what, changed, put_back))
 
     def _note(self, value: Any) -> Iterable[Any]:
         """How to put one object back; what it refers to."""
@@ -57,15 +85,14 @@ class ObjectsAsTheyWere:
             items = [*value]
 
             def fill() -> None:
-                if not _same(value, items):
-                    value.clear()
-                    value.extend(items)
+                value.clear()
+                value.extend(items)
 
-            self._undo.append(fill)
+            self._keep(f"a {type(value).__name__}", lambda: not _same(value, items), fill)
             return items
         if isinstance(value, set):
             members = set(value)
-            self._undo.append(lambda: _refill(value, members))
+            self._keep("a set", lambda: value != members, lambda: _refill(value, members))
             return members
         if isinstance(value, tuple | frozenset):
             return value
@@ -74,7 +101,7 @@ class ObjectsAsTheyWere:
         if isinstance(value, types.BuiltinMethodType):  # random.Random().random, say
             return (value.__self__,)
         if (put_back := generators.as_now(value)) is not None:
-            self._undo.append(put_back)
+            self._keep("", lambda: True, put_back)  # draws are looked for elsewhere
         if isinstance(value, types.MethodType):
             return value.__self__, value.__func__
         if isinstance(value, functools.partial):
@@ -82,7 +109,7 @@ class ObjectsAsTheyWere:
         if isinstance(value, _CACHED):
             size = value.cache_info().currsize
             # What it has been told meanwhile is not known by itself.
-            self._undo.append(lambda: value.cache_info().currsize != size and value.cache_clear())
+            self._keep("", lambda: value.cache_info().currsize != size, value.cache_clear)
             return ()
         return self._object(value)
 
@@ -90,11 +117,10 @@ class ObjectsAsTheyWere:
         before = dict(value)
 
         def fill() -> None:
-            if value.keys() != before.keys() or not _same(value.values(), before.values()):
-                value.clear()
-                value.update(before)
+            value.clear()
+            value.update(before)
 
-        self._undo.append(fill)
+        self._keep("a dict", lambda: not _same_items(value, before), fill)
         return before.values()
 
     def _function(self, function: types.FunctionType) -> Iterable[Any]:
@@ -111,11 +137,19 @@ class ObjectsAsTheyWere:
         read = {path[1] for path in loaded_names(code) if path[0] == "global"}
         for name in read | _set_names(code):
             held = names.get(name, _UNBOUND)
-            self._undo.append(functools.partial(_bind, names, name, held))
+            self._keep(
+                f"the global {name!r}",
+                lambda name=name, held=held: not _alike(names.get(name, _UNBOUND), held),
+                functools.partial(_bind, names, name, held),
+            )
             found.append(held)
-        for cell in function.__closure__ or ():
+        for name, cell in zip(code.co_freevars, function.__closure__ or ()):
             held = _contents(cell)
-            self._undo.append(functools.partial(_fill_cell, cell, held))
+            self._keep(
+                f"the variable {name!r} around it",
+                lambda cell=cell, held=held: not _alike(_contents(cell), held),
+                functools.partial(_fill_cell, cell, held),
+            )
             found.append(held)
         return found
 
@@ -136,7 +170,13 @@ class ObjectsAsTheyWere:
             for name, member in vars(base).items():
                 if slots and type(member) is types.MemberDescriptorType:
                     held = getattr(value, name, _UNBOUND)
-                    self._undo.append(functools.partial(_set_slot, value, name, held))
+                    self._keep(
+                        f"{kind.__name__}.{name}",
+                        lambda name=name, held=held: (
+                            not _alike(getattr(value, name, _UNBOUND), held)
+                        ),
+                        functools.partial(_set_slot, value, name, held),
+                    )
                     found.append(held)
                 elif isinstance(member, types.FunctionType) and not known:
                     found.append(member)
@@ -146,22 +186,37 @@ class ObjectsAsTheyWere:
 
     def _fields(self, owner: Any, fields: dict[str, Any]) -> Iterable[Any]:
         before = dict(fields)
+        module = isinstance(owner, vt.nn.Module)
 
         def fill() -> None:
-            if fields.keys() == before.keys() and _same(fields.values(), before.values()):
-                return
             fields.clear()
             fields.update(before)
-            if isinstance(owner, vt.nn.Module):
+            if module:
                 vt._C._note_change()
 
-        self._undo.append(fill)
+        def noticed(all_: dict[str, Any]) -> dict[str, Any]:
+            # The modes that a function sets are set by replays too.
+            return {k: v for k, v in all_.items() if k != "training"} if module else all_
+
+        what = f"attributes of {type(owner).__name__}"
+        self._keep(what, lambda: not _same_items(noticed(fields), noticed(before)), fill)
+        if module:
+            self._keep("", lambda: not _same_items(fields, before), fill)
         return before.values()
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """One object, or plain values that are equal."""
+    return a is b or (type(a) is type(b) and isinstance(a, _PLAIN) and a == b)
 
 
 def _same(a: Iterable[Any], b: Iterable[Any]) -> bool:
     a, b = [*a], [*b]
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b))
+    return len(a) == len(b) and all(map(_alike, a, b))
+
+
+def _same_items(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
+    return a.keys() == b.keys() and all(_alike(a[key], value) for key, value in b.items())
 
 
 def _refill(value: set[Any], members: set[Any]) -> None:
@@ -170,8 +225,6 @@ def _refill(value: set[Any], members: set[Any]) -> None:
 
 
 def _bind(names: dict[str, Any], name: str, held: Any) -> None:
-    if names.get(name, _UNBOUND) is held:
-        return
     if held is _UNBOUND:
         del names[name]
     else:
@@ -186,8 +239,6 @@ def _contents(cell: Any) -> Any:
 
 
 def _fill_cell(cell: Any, held: Any) -> None:
-    if _contents(cell) is held:
-        return
     if held is _UNBOUND:
         del cell.cell_contents
     else:
@@ -195,8 +246,6 @@ def _fill_cell(cell: Any, held: Any) -> None:
 
 
 def _set_slot(owner: Any, name: str, held: Any) -> None:
-    if getattr(owner, name, _UNBOUND) is held:
-        return
     if held is _UNBOUND:
         delattr(owner, name)
     else:

@@ -51,6 +51,35 @@ def _built(node: Any, leaves: Iterator[Any]) -> Any:
     return kind(*values) if hasattr(kind, "_fields") else kind(values)
 
 
+def alteration(spec: Any, leaves: list[Any], value: Any) -> str:
+    """What somebody did to containers that `unflatten` made: "more" where items came or are others,
+    "less" where some are gone, empty for nothing."""
+    return _alteration(spec, iter(leaves), value)
+
+
+def _alteration(node: Any, leaves: Iterator[Any], value: Any) -> str:
+    if node is LEAF:
+        return "" if value is next(leaves) else "more"
+    kind, items = node
+    mapping = isinstance(kind, tuple)
+    same_kind = type(value) is (kind[0] if mapping else kind)
+    if not same_kind or (not mapping and len(value) != len(items)):
+        _built(node, leaves)  # passes over what was in it
+        return "less" if same_kind and len(value) < len(items) else "more"
+    found = [""]
+    if not mapping:
+        found += [_alteration(item, leaves, part) for item, part in zip(items, value)]
+    else:
+        found += ["more"] * (value.keys() - {key for key, _ in items} != set())
+        for key, item in items:
+            if key in value:
+                found.append(_alteration(item, leaves, value[key]))
+            else:
+                _built(item, leaves)
+                found.append("less")
+    return max(found)  # in this order: nothing, less, more
+
+
 def from_array(array: Any) -> Any:
     """An array among the leaves as a tensor on its memory; a flipped one (negative strides) is copied."""
     array = np.asarray(array)

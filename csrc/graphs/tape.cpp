@@ -1,6 +1,7 @@
 #include "graphs/tape.h"
 
 #include <algorithm>
+#include <unordered_map>
 #include <utility>
 
 #include "autograd/engine.h"
@@ -507,9 +508,17 @@ void Tape::give_numbers_back() {
 }
 
 void Tape::find_escapes() {
-  // Leaves of the step's own (inputs of a gradient penalty, say) are gone, with their gradients.
-  std::erase_if(leaves_, [](const Tensor& leaf) { return leaf.ref()->use_count() == 1; });
-  std::erase_if(changed_, [](const Before& b) { return b.tensor.ref()->use_count() == 1; });
+  // Leaves of the step's own (inputs of a gradient penalty, say) are gone, with their gradients:
+  // those that lists of the tape alone hold.
+  std::unordered_map<const TensorImpl*, uint32_t> held;
+  for (const Tensor& leaf : leaves_) ++held[leaf.impl()];
+  for (const auto& gradient : gradients_) ++held[gradient.first.impl()];
+  for (const Before& before : changed_) ++held[before.tensor.impl()];
+  std::erase_if(held, [](const auto& of) { return of.first->use_count() != of.second; });
+  const auto gone = [&](const Tensor& leaf) { return held.contains(leaf.impl()); };
+  std::erase_if(leaves_, gone);
+  std::erase_if(gradients_, [&](const auto& gradient) { return gone(gradient.first); });
+  std::erase_if(changed_, [&](const Before& before) { return gone(before.tensor); });
   release_unused();
   for (StorageRecord& record : storages_) record.escapes = false;
   for (const int index : open_) storages_[static_cast<size_t>(index)].escapes = true;

@@ -526,7 +526,7 @@ def test_names_outside_are_watched() -> None:
         count += 1
         return x + 1
 
-    with pytest.warns(UserWarning, match="binds names outside"):
+    with pytest.warns(UserWarning, match="changes the variable .count. around it"):
         counts(one)
     before = count
     counts(one), counts(one)

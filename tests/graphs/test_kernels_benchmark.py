@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import missed
 import pytest
 import tables
 
@@ -120,6 +122,24 @@ def test_results_become_a_table(tmp_path: Path) -> None:
     assert tables.with_kernels(made, path) == made
     with pytest.raises(ValueError, match="no place"):
         tables.with_kernels("no marks", path)
+
+
+def test_every_missed_goal_has_a_reason() -> None:
+    record = json.loads((tables.RESULTS / "kernels.json").read_text())
+    lost = [row for row in record["kernels"] if row["met"] is False]
+    assert [(r["kernel"], r["shape"]) for r in lost if not missed.reason_of(r)] == []
+    told = "\n".join(tables.missed_goals(record["kernels"]))
+    assert all(f"{r['kernel']} {r['shape']}" in told for r in lost)
+    assert tables.missed_goals([row for row in record["kernels"] if row["met"]]) == []
+
+
+def test_reasons_are_of_rows_that_there_are() -> None:
+    there = [(case.kernel, case.shape) for case in cases("cpu", tiny=False)]
+    for reason in missed.REASONS:
+        assert any(fnmatchcase(k, reason.kernel) and fnmatchcase(s, reason.shape) for k, s in there)
+    norm = {"kernel": "LayerNorm forward", "shape": "1x1", "goal": "≤ 28 us", "vibetensor_us": 60.0}
+    assert "take 30 us" in missed.reason_of({**norm, "of_limit": 0.5})
+    assert missed.reason_of({**norm, "of_limit": 0.4}) == ""
 
 
 def test_the_guide_has_a_place_for_the_table() -> None:
