@@ -200,9 +200,13 @@ Tensor empty_strided(IntSpan sizes, IntSpan strides, DType dtype, Device device)
 Tensor empty_like(const Tensor& like) { return empty_like(like, like.dtype()); }
 
 Tensor empty_like(const Tensor& like, DType dtype) {
-  if (like.is_contiguous()) return empty(like.sizes(), dtype, like.device());
+  return empty_like(like, dtype, like.device());
+}
+
+Tensor empty_like(const Tensor& like, DType dtype, Device device) {
+  if (like.is_contiguous()) return empty(like.sizes(), dtype, device);
   if (like.is_non_overlapping_and_dense()) {
-    return empty_strided(like.sizes(), like.strides(), dtype, like.device());
+    return empty_strided(like.sizes(), like.strides(), dtype, device);
   }
   // Not dense: keep the order of the strides, drop the gaps.
   SmallVector<int64_t, 8> order;
@@ -219,7 +223,7 @@ Tensor empty_like(const Tensor& like, DType dtype) {
     strides[order[i]] = step;
     step *= std::max<int64_t>(like.sizes()[order[i]], 1);
   }
-  return empty_strided(like.sizes(), strides, dtype, like.device());
+  return empty_strided(like.sizes(), strides, dtype, device);
 }
 
 Tensor make_view(const Tensor& base, IntSpan sizes, IntSpan strides, int64_t offset) {

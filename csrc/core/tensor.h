@@ -120,6 +120,7 @@ Tensor empty_strided(IntSpan sizes, IntSpan strides, DType dtype, Device device 
 /// Uninitialised, with `like`'s sizes, dtype, device and (if dense) order of strides.
 Tensor empty_like(const Tensor& like);
 Tensor empty_like(const Tensor& like, DType dtype);
+Tensor empty_like(const Tensor& like, DType dtype, Device device);
 /// A 0-d CPU tensor that promotes like the Python number it came from.
 Tensor wrapped_scalar(const Scalar& value);
 /// Another geometry over the same storage. No autograd: the op front adds it.

@@ -34,6 +34,13 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path), target_(path) {
     target_ = real;
     std::free(real);
   }
+  struct stat old = {};
+  const bool there = ::stat(target_.c_str(), &old) == 0;
+  if (there && !S_ISREG(old.st_mode) && !S_ISDIR(old.st_mode)) {
+    fd_ = open_retrying(target_.c_str(), O_WRONLY);
+    if (fd_ < 0) fail("cannot open");
+    return;
+  }
   const std::size_t slash = target_.rfind('/');
   folder_ = slash == target_.npos ? "." : slash == 0 ? "/" : target_.substr(0, slash);
   const std::string name = slash == target_.npos ? target_ : target_.substr(slash + 1);
@@ -51,8 +58,7 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path), target_(path) {
     fail_with(error, "cannot create a file beside '" + path_ + "'");
   }
   // Best effort: some file systems have no permissions.
-  if (struct stat old = {}; ::stat(target_.c_str(), &old) == 0 && S_ISREG(old.st_mode))
-    static_cast<void>(::fchmod(fd_, old.st_mode & 07777));
+  if (there && S_ISREG(old.st_mode)) static_cast<void>(::fchmod(fd_, old.st_mode & 07777));
 }
 
 AtomicFile::~AtomicFile() {
@@ -77,8 +83,9 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
 }
 
 void AtomicFile::commit() {
-  if (::fsync(fd_) != 0) fail("cannot sync");
+  if (!temporary_.empty() && ::fsync(fd_) != 0) fail("cannot sync");
   if (const int fd = std::exchange(fd_, -1); ::close(fd) != 0) fail("cannot close");
+  if (temporary_.empty()) return;
   if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail("cannot rename into");
   temporary_.clear();
   // Some file systems refuse to sync a folder; the file itself is whole in any case.

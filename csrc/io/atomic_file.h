@@ -11,7 +11,8 @@ namespace vt::io {
 /// and syncs the folder. A file that was there gives its permissions to the new one; where `path`
 /// is a symbolic link to a file, that file is the one that is replaced. Without commit (an error,
 /// an exception) the temporary is removed and `path` stays as it was. Only a killed process leaves
-/// its temporary (".NAME.…tmp") behind. Errors: std::system_error with the path.
+/// its temporary (".NAME.…tmp") behind. What is there and is no file (a device, a pipe) is written
+/// as it is. Errors: std::system_error with the path.
 class AtomicFile {
  public:
   explicit AtomicFile(const std::string& path);

@@ -135,7 +135,11 @@ PyObject* device_new(PyTypeObject*, PyObject* args, PyObject* kwargs) {
             " is not valid for ", device);
       device.index = static_cast<int8_t>(i);
     }
-    return wrap_device(resolve_device(device));
+    if (device.index < 0) {  // the current one; without hardware the first
+      const DeviceBackend* backend = backend_for(device.type);
+      device.index = static_cast<int8_t>(backend && backend->count() > 0 ? backend->current() : 0);
+    }
+    return wrap_device(device);
   });
 }
 PyObject* device_reduce(PyObject* self, PyObject*) {
@@ -211,7 +215,15 @@ PyObject* format_repr(PyObject* self) {
                                    "torch.preserve_format"};
   return text(names[static_cast<int>(memory_format_of(self))]);
 }
+/// The name that it has in the module: there is one of each.
+PyObject* format_reduce(PyObject* self, PyObject*) {
+  const Object name = own(format_repr(self));
+  return text(std::string(str_arg(name.get()).substr(6)));
+}
+PyMethodDef format_methods[] = {{"__reduce__", format_reduce, METH_NOARGS, nullptr},
+                                {nullptr, nullptr, 0, nullptr}};
 PyType_Slot format_slots[] = {{Py_tp_repr, reinterpret_cast<void*>(format_repr)},
+                              {Py_tp_methods, format_methods},
                               {Py_tp_dealloc, reinterpret_cast<void*>(free_plain)},
                               {0, nullptr}};
 PyType_Spec format_spec = {"vibetensor._C.memory_format", sizeof(PyMemoryFormat), 0,
@@ -246,9 +258,19 @@ void generator_dealloc(PyObject* self) {
 PyObject* generator_manual_seed(PyObject* self, PyObject* seed) {
   return guarded([&]() -> PyObject* {
     const Object index = own(PyNumber_Index(seed));
-    const uint64_t value = PyLong_AsUnsignedLongLongMask(index.get());
-    if (PyErr_Occurred()) return nullptr;
-    generator_value(self)->set_seed(value);
+    int sign = 0;  // of a number beyond 64 bits
+    int64_t value = PyLong_AsLongLongAndOverflow(index.get(), &sign);
+    if (sign > 0) {
+      value = static_cast<int64_t>(PyLong_AsUnsignedLongLong(index.get()));
+      if (PyErr_Occurred()) sign = 2;
+    }
+    if (sign < 0 || sign > 1) {
+      PyErr_Clear();
+      const Object shown = own(PyObject_Str(index.get()));
+      fail(ErrorKind::Value, "manual_seed expects a seed in [-2**63, 2**64 - 1], got ",
+           str_arg(shown.get()));
+    }
+    generator_value(self)->set_seed(static_cast<uint64_t>(value));
     return new_reference(self);
   });
 }
@@ -294,7 +316,28 @@ PyObject* generator_device(PyObject* self, void*) {
   return wrap_device(generator_value(self)->device());
 }
 
+/// Pickles and copies are another generator with the same state.
+PyObject* generator_reduce(PyObject* self, PyObject*) {
+  return guarded([&]() -> PyObject* {
+    const GeneratorImpl& g = *generator_value(self);
+    const Object device = own(wrap_device(g.device()));
+    return Py_BuildValue("(O(O)(KK))", reinterpret_cast<PyObject*>(Py_TYPE(self)), device.get(),
+                         static_cast<unsigned long long>(g.seed()),
+                         static_cast<unsigned long long>(g.offset()));
+  });
+}
+PyObject* generator_setstate(PyObject* self, PyObject* state) {
+  return guarded([&]() -> PyObject* {
+    unsigned long long seed = 0, offset = 0;
+    if (!PyArg_ParseTuple(state, "KK:__setstate__", &seed, &offset)) return nullptr;
+    generator_value(self)->set_state(seed, offset);
+    Py_RETURN_NONE;
+  });
+}
+
 PyMethodDef generator_methods[] = {
+    {"__reduce__", generator_reduce, METH_NOARGS, nullptr},
+    {"__setstate__", generator_setstate, METH_O, nullptr},
     {"manual_seed", generator_manual_seed, METH_O, "Seeds the generator; returns it."},
     {"initial_seed", generator_initial_seed, METH_NOARGS, "The seed last set."},
     {"seed", generator_seed, METH_NOARGS, "Seeds from the operating system; returns the seed."},

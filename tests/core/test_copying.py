@@ -137,3 +137,38 @@ def test_gradients_go_with_a_deep_copy_only(api) -> None:
 def test_a_computed_tensor_has_no_deep_copy(api) -> None:
     with pytest.raises(RuntimeError, match="deepcopy"):
         copy.deepcopy(api.ones(2, requires_grad=True) * 2)
+
+
+def test_strides_stay_on_the_way_to_a_device() -> None:
+    device = vt.ones(1).device
+    made = vt.ones(2, 3, 4, 5, device="cpu")
+    for x in (
+        made.contiguous(memory_format=vt.channels_last),
+        made[0, 0].t(),
+        made.transpose(0, 2),
+    ):
+        there = x.to(device)
+        assert there.stride() == x.stride() and there.tolist() == x.tolist()
+        assert there.to("cpu").stride() == x.stride()
+    gaps = vt.arange(24.0, device="cpu").reshape(4, 6)[:, ::2].t()
+    there = gaps.to(device, copy=True)
+    assert there.tolist() == gaps.tolist() and there.stride() == gaps.clone().stride()
+    weight = vt.nn.Conv2d(3, 4, 3, device="cpu").to(memory_format=vt.channels_last).weight
+    leaf = weight.to(device)
+    assert leaf.stride() == (27, 1, 9, 3) and leaf.requires_grad
+    leaf.sum().backward()
+    assert weight.grad.tolist() == vt.ones(4, 3, 3, 3).tolist()
+
+
+def test_devices_need_no_hardware() -> None:
+    far = vt.device("cuda:90")
+    assert (far.type, far.index, str(far)) == ("cuda", 90, "cuda:90")
+    assert vt.ones(1).device != far and pickle.loads(pickle.dumps(far)) == far
+    assert vt.device("cuda").type == "cuda" and vt.device("cuda").index is not None
+    for use in (
+        lambda: vt.ones(1, device=far),
+        lambda: vt.ones(1).to(far),
+        lambda: vt.set_default_device(far),
+    ):
+        with pytest.raises(RuntimeError, match="CUDA"):
+            use()

@@ -288,6 +288,42 @@ def test_persistent_workers_are_the_same_processes():
     assert no_children()
 
 
+def test_a_restart_that_is_interrupted_has_new_workers():
+    loader = data.DataLoader(
+        Calls(4, lambda i: time.sleep(0.3) or i), num_workers=2, persistent_workers=True
+    )
+    for _ in loader:
+        break
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            iter(loader)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    for _ in range(2):
+        assert [batch.item() for batch in loader] == [0, 1, 2, 3]
+    del loader
+
+
+def test_stop_iteration_of_a_dataset_that_is_no_stream():
+    """It is an error of that batch, which ends a `for` loop there, and not its worker's end."""
+
+    def stop(i):
+        if i == 3:
+            raise StopIteration
+        return i
+
+    for workers in (0, 1, 2):
+        loader = data.DataLoader(Calls(10, stop), 2, num_workers=workers)
+        assert [batch.tolist() for batch in loader] == [[0, 1]]
+
+
 def test_persistent_workers_restart_streams():
     loader = data.DataLoader(Shared(5), batch_size=None, num_workers=2, persistent_workers=True)
     for _ in range(3):

@@ -1,9 +1,12 @@
 """torch.save and torch.load without pickle."""
 
+import copy
 import io
 import json
+import os
 import pickle
 import re
+import stat
 import zipfile
 from collections import OrderedDict, defaultdict
 
@@ -14,6 +17,7 @@ from hypothesis import given, settings
 
 import vibetensor.torch as torch
 from vibetensor.io import safetensors as st
+from vibetensor.io.atomic import write_json
 from vibetensor.torch import nn
 from vibetensor.torch.serialization import load, save
 
@@ -178,6 +182,83 @@ def test_file_objects_and_map_location(tmp_path):
         assert load(stream, map_location=place)["w"].sum().item() == 2.0
     st.save_file({"w": torch.ones(3)}, tmp_path / "plain.safetensors")
     assert load(tmp_path / "plain.safetensors")["w"].tolist() == [1.0] * 3
+
+
+def test_files_of_a_device_that_is_not_here(tmp_path):
+    path = tmp_path / "x.pt"
+    save({"w": torch.ones(2), "d": torch.device("cuda:7")}, path)
+    metadata = st.safe_open(path).metadata()
+    tree = metadata["vibetensor.tree"]
+    assert tree.count('"cpu"') + tree.count(str(torch.ones(1).device)) >= 1
+    with st.safe_open(path) as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.offset_keys()}
+    here = json.dumps(str(torch.ones(1).device))
+    st.save_file(tensors, path, {**metadata, "vibetensor.tree": tree.replace(here, '"cuda:7"')})
+    with pytest.raises(RuntimeError, match="saved on cuda:7, which is not here; pass map_location"):
+        load(path)
+    for place in ("cpu", torch.device("cpu"), {"cuda:7": "cpu"}, lambda tensor, _: tensor):
+        loaded = load(path, map_location=place)
+        assert loaded["w"].tolist() == [1, 1] and loaded["d"] == torch.device("cuda:7")
+    with pytest.raises(RuntimeError, match="not here"):
+        load(path, map_location=lambda tensor, _: None)
+
+
+def test_loaded_tensors_stay_as_the_file_changes(tmp_path):
+    paths = [tmp_path / name for name in ("old.pt", "new.pt")]
+    for value, path in zip((0.0, 1.0), paths):
+        w = torch.full((1000,), value)
+        save({"w": w, "window": w[10:20], "array": np.full(3, value)}, path)
+    old = load(paths[0])
+    st.save_file({"w": torch.zeros(5)}, tmp_path / "plain")
+    plain = load(tmp_path / "plain")
+    paths[0].write_bytes(paths[1].read_bytes())
+    (tmp_path / "plain").write_bytes(b"")
+    assert old["w"].sum().item() == old["window"].sum().item() == old["array"].sum() == 0
+    assert plain["w"].tolist() == [0] * 5
+    old["window"].fill_(2)  # still a view of the other
+    assert old["w"].sum().item() == 20
+    mapped = load(paths[0], mmap=True)
+    assert mapped["w"].sum().item() == 1000 and mapped["array"].sum() == 3
+
+
+def test_what_is_no_file_is_written_and_stays(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        save({"w": torch.ones(3)}, pipe)
+        content = os.read(reader, 1 << 16)
+        assert stat.S_ISFIFO(os.stat(pipe).st_mode)
+        assert load(io.BytesIO(content))["w"].tolist() == [1, 1, 1]
+        write_json(pipe, {"a": 1})
+        assert json.loads(os.read(reader, 1 << 16)) == {"a": 1}
+        assert stat.S_ISFIFO(os.stat(pipe).st_mode)
+    finally:
+        os.close(reader)
+    with pytest.raises(OSError, match="No space left"):
+        save({"w": torch.ones(3)}, "/dev/full")
+    save({"w": torch.ones(3)}, "/dev/null")
+    assert not os.path.isfile("/dev/null") and not os.path.isfile("/dev/full")
+    assert sorted(os.listdir(tmp_path)) == ["pipe"]
+
+
+def test_damaged_files_are_named(tmp_path):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(b"12345678abc")
+    for read in (st.load_file, st.safe_open, load):
+        with pytest.raises(st.HeaderTooLarge, match="bad.safetensors': the header claims"):
+            read(path)
+
+
+def test_generators_and_formats_are_pickled_and_copied():
+    generator = torch.Generator().manual_seed(7)
+    torch.rand(3, generator=generator, device="cpu")
+    for again in (copy.deepcopy(generator), pickle.loads(pickle.dumps(generator))):
+        assert again is not generator and again.initial_seed() == 7
+        assert again.get_state().tolist() == generator.get_state().tolist()
+        assert again.device == generator.device
+    for kind in (torch.channels_last, torch.contiguous_format, torch.preserve_format):
+        assert copy.deepcopy(kind) is kind and pickle.loads(pickle.dumps(kind)) is kind
 
 
 class Config:

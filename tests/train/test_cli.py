@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import resource
@@ -40,6 +41,22 @@ def minigpt(run, text, *more):
     return main(
         ["train", "minigpt", *TINY, "--block", "16", "--data", text, "--out", str(run), *more]
     )
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, text, capsys):
+    run = tmp_path / "run"
+    assert minigpt(run, text, "--steps", "2", "--lr", "1e-3", "--warmup", "0") == 0
+    assert minigpt(tmp_path / "bad", text, "--steps", "1", "--lr", "1e30", "--warmup", "0") == 1
+    error = capsys.readouterr().err
+    assert re.search(r"val_loss is (nan|inf) at step 1; try a lower --lr$", error, re.M), error
+    assert not [name for name in os.listdir(tmp_path / "bad") if name.startswith("step_")]
+    for line in (tmp_path / "bad" / "metrics.jsonl").read_text().splitlines():
+        assert all(map(math.isfinite, json.loads(line).values()))
+    options = ["--steps", "8", "--save-interval", "3", "--eval-interval", "100", "--keep", "1"]
+    rest = ["--lr", "1e30", "--warmup", "2"]
+    assert minigpt(tmp_path / "later", text, *options, *rest) == 1
+    assert "try a lower --lr" in capsys.readouterr().err
+    assert not [name for name in os.listdir(tmp_path / "later") if name.startswith("step_")]
 
 
 def test_minigpt_trains_and_samples(tmp_path, text, capsys):

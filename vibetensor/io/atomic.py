@@ -22,10 +22,15 @@ def sync_folder(folder: str) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes `value` as JSON so that `path` is either the old file, whose permissions it keeps, or the
-    whole new one. Where `path` is a link to a file, that one is replaced."""
+    whole new one. Where `path` is a link to a file, that one is replaced; what is no file (a device, a
+    pipe) is written as it is."""
     target = os.path.realpath(path)
     # Made before a file is touched: a value that is not JSON costs nothing.
     text = json.dumps(value, indent=1, allow_nan=True)
+    if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
+        with open(target, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        return
     folder, name = os.path.split(target)
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     try:

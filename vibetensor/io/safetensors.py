@@ -126,7 +126,10 @@ class safe_open:
         if framework not in ("vt", "pt"):
             raise ValueError(f"safe_open: framework must be 'vt' or 'pt', not {framework!r}")
         self._device = device
-        self._buffer, header = _native.open_file(_path(filename))
+        try:
+            self._buffer, header = _native.open_file(_path(filename))
+        except SafetensorError as error:
+            raise type(error)(f"'{os.fspath(filename)}': {error}") from None
         self._start, self._metadata, entries = header
         self._entries = {
             name: (code, shape, begin, end) for name, code, shape, begin, end in entries

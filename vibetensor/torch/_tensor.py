@@ -149,7 +149,7 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if device is not None:
         target = _C.device(device)
         if target.type != self.device.type or (target.index is not None and target != self.device):
-            moved = _ops.empty(tuple(result.shape), dtype=result.dtype, device=target)
+            moved = _ops.empty_like(result.detach(), device=target)
             result = moved.copy_(result, non_blocking)
     if dtype is not None and result.dtype is not dtype:
         result = _ops._to_dtype(result, dtype)
@@ -185,13 +185,16 @@ def cpu(self: Tensor, memory_format: Any = None) -> Tensor:
 
 
 @_method
-def cuda(self: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor:
+def cuda(
+    self: Tensor, device: Any = None, non_blocking: bool = False, memory_format: Any = None
+) -> Tensor:
     """This tensor on a CUDA device. Raises RuntimeError where there is no CUDA backend."""
     if device is not None and not _is_device(device):
         raise _wrong("cuda", "argument 'device'", "torch.device", device)
     if device is not None and _C.device(device).type != "cuda":
         raise RuntimeError(f"cuda(): the device must be a CUDA device, got {device}")
-    return self.to("cuda" if device is None else device, non_blocking=non_blocking)
+    options = {} if memory_format is None else {"memory_format": memory_format}
+    return self.to("cuda" if device is None else device, non_blocking=non_blocking, **options)
 
 
 @_method

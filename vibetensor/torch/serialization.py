@@ -72,15 +72,16 @@ def load(
     """Loads what `save` wrote, or the dict of tensors of any other Safetensors file.
 
     Args:
-        f: a path (mapped, not read) or a binary file.
+        f: a path or a binary file.
         map_location: where tensors go: None (where they were saved), a device, a dict from saved to
             new device names, or a function of (tensor on the CPU, saved device name) that returns
             the tensor, or None for the default.
-        weights_only, mmap: accepted for torch's signature; code is never loaded, and paths are
-            always mapped.
+        weights_only: accepted for torch's signature; code is never loaded.
+        mmap: True leaves tensors of the CPU in the file, which is mapped: they are read as they are
+            first used and change with it, so the file must not be written in place meanwhile.
 
-    Raises RuntimeError for a pickle or a torch `.pt` file, with the way to convert it, and
-    `SafetensorError` classes for a damaged file: `InvalidTree` where its JSON tree is not one that
+    Raises RuntimeError for a pickle or a torch `.pt` file, with the way to convert it, and where
+    tensors were saved on a device that is not here and go nowhere else; `SafetensorError` classes for a damaged file: `InvalidTree` where its JSON tree is not one that
     `save` writes.
     """
     import json
@@ -99,6 +100,8 @@ def load(
         tensors = safetensors.load(content)
         metadata = safetensors._native.parse_header(content)[1]
     place = _placer(map_location)
+    if not mmap:
+        place = _read(place)
     if not metadata or _TREE not in metadata:
         return {name: place(tensor, "cpu") for name, tensor in tensors.items()}
     try:
@@ -131,12 +134,40 @@ def _placer(map_location: Any) -> Callable[[Any, str], Any]:
             target = map_location.get(saved, saved)
         elif callable(map_location) and not isinstance(map_location, (str, torch.device)):
             result = map_location(tensor, saved)
-            return tensor.to(saved) if result is None else result
+            if result is not None:
+                return result
+            target = saved
         else:
             target = map_location
+        if target == saved and not _is_there(saved):
+            raise RuntimeError(
+                f"torch.load: the file has tensors that were saved on {saved}, which is not here; "
+                "pass map_location='cpu', or where else they are to go"
+            )
         return tensor.to(target)
 
     return place
+
+
+def _is_there(name: str) -> bool:
+    try:
+        torch.empty(0, device=name)
+    except torch.OutOfMemoryError:
+        return True
+    except RuntimeError:
+        return False
+    return True
+
+
+def _read(place: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    """The same, in memory of its own where it would be the file's."""
+
+    def read(tensor: Any, saved: str) -> Any:
+        placed = place(tensor, saved)
+        inside = isinstance(placed, torch.Tensor) and placed._storage_key() == tensor._storage_key()
+        return placed.clone() if inside else placed
+
+    return read
 
 
 class _Encoder:
@@ -404,7 +435,7 @@ class _Decoder:
     def _array(self, index: int) -> Any:
         data = self._data[self._entries[index]["data"]]
         try:
-            return data.numpy()
+            return data.numpy().copy()
         except TypeError as error:
             raise _invalid(f"NumPy has no arrays of {data.dtype}") from error
 

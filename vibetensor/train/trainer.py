@@ -201,20 +201,25 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         value = loss.item()
         if not math.isfinite(value):
-            raise ArithmeticError(
-                f"the loss is {value} at step {self.step}; try a lower --lr or --dtype fp32"
-            )
+            raise self._diverged(f"the loss is {value}")
         self.step += 1
         self.progress.step(self.step, value, lr, self.task.units(x))
         self.metrics.write(
             self.step, loss=value, lr=lr, per_second=round(self.progress.units_per_second, 1)
         )
 
+    def _diverged(self, what: str) -> ArithmeticError:
+        advice = "" if self.config.dtype == "fp32" else " or --dtype fp32"
+        return ArithmeticError(f"{what} at step {self.step}; try a lower --lr{advice}")
+
     def _evaluate(self) -> None:
         self.model.eval()
         with torch.no_grad(), self._autocast():
             scores = self.task.evaluate(self.model)
         self.model.train()
+        for name, value in scores.items():
+            if not math.isfinite(value):
+                raise self._diverged(f"{name} is {value}")
         self.metrics.write(self.step, **scores)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.progress.line(f"step {self.step}/{self.config.steps}  {shown}")
@@ -227,7 +232,10 @@ class Trainer:
 
     def _save(self) -> bool:
         """True if saved. A save that fails (disk full) does not end the run: the last good
-        checkpoint is whole, and the next save may succeed."""
+        checkpoint is whole, and the next save may succeed. Raises ArithmeticError for weights that are
+        not finite, in whose place an older checkpoint might go."""
+        if not all(torch.isfinite(p).all().item() for p in self.model.parameters()):
+            raise self._diverged("weights are not finite")
         try:
             path = save_checkpoint(
                 self.run,

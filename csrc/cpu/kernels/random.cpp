@@ -10,6 +10,7 @@
 #endif
 
 #include "core/parallel.h"
+#include "core/uniform_bounds.h"
 #include "cpu/kernels/loops.h"
 #include "cpu/kernels/rows.h"
 #include "cpu/kernels/vec_math.h"
@@ -133,8 +134,7 @@ void require_floating(const Tensor& self, std::string_view op) {
 
 void uniform_(const Tensor& self, double from, double to, const PhiloxArgs& rng) {
   require_floating(self, "uniform_");
-  check(from <= to, "uniform_ expects to return a [from, to) range, but found from=", from,
-        " > to=", to);
+  check_uniform_bounds(self.dtype(), from, to);
   with_dense(self, [&](const Tensor& out) {
     if (out.dtype() == DType::Float64) {
       fill_dense<double, 2>(out, rng, [=](const uint32_t* bits, double* values) {

@@ -102,7 +102,7 @@ void copy_on_device(const Tensor& self, const Tensor& src) {
     convert_elements(it);
 }
 
-/// The two ends have the same sizes, dtype and row-major layout; one is in host memory.
+/// The two ends are dense and have the same sizes, dtype and order of elements; one is in host memory.
 void copy_bytes(const Tensor& self, const Tensor& src, bool non_blocking) {
   const bool to_host = self.device().is_cpu();
   check(!capturing(), "a copy between host and device of ", self.sizes(), " ", self.dtype(),
@@ -165,12 +165,15 @@ void copy(const Tensor& self, const Tensor& source, bool non_blocking) {
   // The bytes that cross are dense and already of the target's dtype where that makes them fewer.
   const bool narrow_first = item_size(self.dtype()) < item_size(src.dtype());
   const DType crossing = narrow_first || self.dtype() == src.dtype() ? self.dtype() : src.dtype();
+  // Where both have the same strides the order of the elements does not matter.
+  const bool alike = self.dtype() == src.dtype() && equal(self.strides(), src.strides()) &&
+                     self.is_non_overlapping_and_dense();
   Tensor from = src, to = self;
-  if (src.dtype() != crossing || !src.is_contiguous()) {
+  if (src.dtype() != crossing || !(alike || src.is_contiguous())) {
     from = empty(self.sizes(), crossing, src.device());
     kernels_for(src.device().type).copy_(from, src, false);
   }
-  if (self.dtype() != crossing || !self.is_contiguous())
+  if (self.dtype() != crossing || !(alike || self.is_contiguous()))
     to = empty(self.sizes(), crossing, self.device());
   if (self.device().is_cuda() && src.device().is_cuda())
     copy_between_devices(to, from);

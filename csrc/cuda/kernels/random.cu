@@ -3,6 +3,7 @@
 // dense is drawn row-major and then copied.
 #include <cmath>
 
+#include "core/uniform_bounds.h"
 #include "cuda/kernels/copy.cuh"
 #include "cuda/kernels/failure.cuh"
 #include "cuda/kernels/loops.cuh"
@@ -165,8 +166,7 @@ void require_floating(const Tensor& self, std::string_view op) {
 
 void uniform_(const Tensor& self, double from, double to, const PhiloxArgs& rng) {
   require_floating(self, "uniform_");
-  check(from <= to, "uniform_ expects to return a [from, to) range, but found from=", from,
-        " > to=", to);
+  check_uniform_bounds(self.dtype(), from, to);
   with_dense(self, [&](const Tensor& out) {
     if (out.dtype() == DType::Float64) return fill_doubles(out, rng, UniformDouble{from, to});
     // As many random bits as the type has, or rounding would reach `to`.

@@ -20,8 +20,7 @@ Tensor like(const Tensor& self, std::optional<DType> dtype, std::optional<Device
   const Device where = device.value_or(self.device());
   if (format && *format != MemoryFormat::Preserve)
     return vt::empty(self.sizes(), type, where, *format);
-  if (where == self.device()) return vt::empty_like(self, type);
-  return vt::empty(self.sizes(), type, where);
+  return vt::empty_like(self, type, where);
 }
 
 DType scalar_dtype(const Scalar& value, std::optional<DType> dtype) {

@@ -97,6 +97,9 @@ Tensor randint_low(int64_t low, int64_t high, IntSpan size, const Generator& gen
 Tensor randperm(int64_t n, const Generator& generator, std::optional<DType> dtype,
                 std::optional<Device> device) {
   check(n >= 0, "n must be non-negative, got ", n);
+  const DType type = dtype.value_or(DType::Int64);
+  check(n <= exact_limit(type), "n is too large for ", type, ", which holds whole numbers below ",
+        exact_limit(type), " exactly, got ", n);
   return ops::_randperm_(uninitialised(Dims{n}, dtype, device, DType::Int64), generator);
 }
 Tensor rand_like(const Tensor& self, std::optional<DType> dtype, std::optional<Device> device,

@@ -82,7 +82,7 @@ def collate(batch: Sequence[Any], *, collate_fn_map: dict[Any, Callable] | None 
         return batch
     if _is_numpy(first):
         if first.ndim == 0 and not _is_text_array(first):
-            return torch.as_tensor([value.item() for value in batch], dtype=_dtype_of(first))
+            return torch.as_tensor(list(batch))  # of the dtype that holds them all
         if _is_text_array(first):
             raise TypeError(_unsupported(first.dtype))
         return torch.stack([torch.as_tensor(_array(value)) for value in batch], 0)
@@ -101,11 +101,6 @@ def collate(batch: Sequence[Any], *, collate_fn_map: dict[Any, Callable] | None 
         columns = [again(column) for column in zip(*batch, strict=True)]
         return columns if isinstance(first, tuple) else _rebuild_sequence(first, columns)
     raise TypeError(_unsupported(type(first)))
-
-
-def _dtype_of(value: Any) -> Any:
-    """The tensor dtype of a NumPy scalar."""
-    return torch.as_tensor(_array(value)).dtype
 
 
 def _array(value: Any) -> Any:

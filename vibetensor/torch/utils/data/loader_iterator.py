@@ -123,14 +123,18 @@ class WorkerIterator(_Pass):
         """Begins another pass with the same (persistent) workers."""
         self._exhausted = True  # nothing more of the old pass
         waiting = set(range(len(self._workers)))
-        for worker in waiting:
-            self._send(worker, Restart())
-        while waiting:  # answers of an abandoned pass come first
-            for worker, (_, answer) in self._workers.receive(sorted(waiting), None):
-                if isinstance(answer, Restart):
-                    waiting.discard(worker)
-        self._begin()
-        self._prime()
+        try:
+            for worker in waiting:
+                self._send(worker, Restart())
+            while waiting:  # answers of an abandoned pass come first
+                for worker, (_, answer) in self._workers.receive(sorted(waiting), None):
+                    if isinstance(answer, Restart):
+                        waiting.discard(worker)
+            self._begin()
+            self._prime()
+        except BaseException:  # Ctrl-C, a dead worker: the next pass has new ones
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends the workers."""

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import vibetensor.torch as torch
+from vibetensor.torch.utils.data.dataset import IterableDataset
 from vibetensor.torch.utils.data.fetch import make_fetcher
 
 _worker_info: WorkerInfo | None = None
@@ -222,8 +223,11 @@ def worker_main(connection: Any, setup: WorkerSetup | None) -> None:
             else:
                 try:
                     result = fetcher.fetch(request)
-                except StopIteration:
-                    result, ended = IterationEnd(), True
+                except StopIteration as error:
+                    if isinstance(setup.dataset, IterableDataset):
+                        result, ended = IterationEnd(), True
+                    else:
+                        result = WorkerError(error, where)
                 except Exception as error:
                     result = WorkerError(error, where)
             numpy_seeding.apply()
