@@ -8,6 +8,7 @@ import functools
 import os
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,7 @@ class _Training(CapturedStep):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._filling: set[Any] = set()  # keys of calls that changed something once
+        self._failed: Counter[Any] = Counter()  # calls that could not be captured, by key
 
     def _record(self, key: Any, leaves: list[Any], spec: Any) -> Any:
         # Dry first: what cannot be captured is found before it has done half of its work.
@@ -54,7 +56,9 @@ class _Training(CapturedStep):
         except (Refused, StateLost):
             raise
         except Exception as error:  # it comes again where the function runs as it is
-            raise (_OnceMore if self.variants else Refused)(str(error)) from error
+            self._failed[key] += 1
+            again = self.variants and self._failed[key] < self._max_variants
+            raise (_OnceMore if again else Refused)(str(error)) from error
         if probed.changed:
             # A first call may fill caches, which the next one finds.
             if key in self._filling:

@@ -217,12 +217,14 @@ class Joint:
 
     def __call__(self, inputs: list[Any]) -> list[Any]:
         """The results for these inputs, in memory of their own and with history."""
-        if self._differentiable:
-            with vt.enable_grad():  # as the function itself did where its caller has not
-                made = _Replay.apply(self, inputs, *self._sources_of(inputs))
-        else:
+        if not self._differentiable:
             self._replay(inputs)
             made = self._copies()
+        elif vt.is_grad_enabled():
+            made = _Replay.apply(self, inputs, *self._sources_of(inputs))
+        else:
+            with vt.enable_grad():  # as the function itself did
+                made = _Replay.apply(self, inputs, *self._sources_of(inputs))
         if len(made) == len(self._values):
             return list(made)
         tensors = iter(made)

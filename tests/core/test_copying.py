@@ -172,3 +172,10 @@ def test_devices_need_no_hardware() -> None:
     ):
         with pytest.raises(RuntimeError, match="CUDA"):
             use()
+
+
+def test_a_tensor_on_no_gpu_changes_no_current_device() -> None:
+    x = vt.ones(1, device="cpu")
+    with vt.cuda.device(x.get_device()), vt.cuda.device(None):
+        vt.cuda.set_device(x.get_device())
+        assert (x + 1).item() == 2

@@ -329,6 +329,33 @@ def test_a_course_that_cannot_be_captured_runs_as_it_is(capsys: Any) -> None:
     assert "0 replays" not in compiled.report()
 
 
+def test_what_fails_again_and_again_is_not_tried_for_ever() -> None:
+    model, optimizer = linear()
+    log = False
+
+    def step(x: Any) -> Any:
+        optimizer.zero_grad()
+        loss = model(x).pow(2).mean()
+        loss.backward()
+        optimizer.step()
+        if log:
+            looked_at(loss)
+        return loss.detach()
+
+    def looked_at(loss: Any) -> None:
+        tried.append(1)
+        loss.item()
+
+    tried: list[int] = []
+    compiled = vt.compile(step, recompile_limit=3)
+    for _ in range(3):
+        compiled(vt.ones(4, 3))
+    log = True
+    for _ in range(6):
+        compiled(vt.ones(4, 3))
+    assert len(tried) <= 6 + 3  # a dry run besides, three times
+
+
 def test_an_error_of_a_step_comes_with_its_effects() -> None:
     def train(wrap: Any) -> Any:
         model, optimizer = linear()

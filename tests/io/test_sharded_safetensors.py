@@ -154,3 +154,16 @@ def test_index_with_a_key_twice(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "x", "a": "y"}}')
     with pytest.raises(st.DuplicateKey):
         st.load_sharded(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "inf GB", "much", None])
+def test_sizes_that_are_none(size, tmp_path):
+    with pytest.raises(ValueError, match="max_shard_size must be a number of bytes or like '5GB'"):
+        st.save_sharded(tensors(), tmp_path, max_shard_size=size)
+    assert not os.listdir(tmp_path)
+
+
+def test_values_that_are_no_tensors(tmp_path):
+    with pytest.raises(TypeError, match="save_sharded: 'b' is a list, not a tensor"):
+        st.save_sharded({**tensors(), "b": [1.0]}, tmp_path)
+    assert not os.listdir(tmp_path)

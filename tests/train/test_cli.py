@@ -59,6 +59,19 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, text, capsys):
     assert not [name for name in os.listdir(tmp_path / "later") if name.startswith("step_")]
 
 
+def test_terminals_that_lack_characters(tmp_path, run_python):
+    (tmp_path / "text.txt").write_text("größe und maß; " * 100, encoding="utf-8")
+    options = [*TINY, "--block", "16", "--data", str(tmp_path / "text.txt"), "--steps", "2"]
+    options += ["--vocab", "char", "--out", str(tmp_path / "run")]
+    done = run_python(
+        "import sys; from vibetensor.train.cli import main; sys.exit(main(sys.argv[1:]))",
+        *["train", "minigpt", *options],
+        env={"PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "trained 2 steps" in done.stdout and done.stdout.isascii()
+
+
 def test_minigpt_trains_and_samples(tmp_path, text, capsys):
     run = tmp_path / "run"
     assert minigpt(run, text, "--steps", "60", "--lr", "1e-2", "--eval-interval", "20") == 0

@@ -70,6 +70,7 @@ def test_too_little_text(tmp_path):
 
 def test_unigram_entropy_of_equal_counts():
     assert unigram_entropy(b"abcd" * 5) == pytest.approx(math.log(4))
+    assert str(unigram_entropy(b"aaaa")) == "0.0"
 
 
 def test_batches_depend_on_seed_and_number_alone():

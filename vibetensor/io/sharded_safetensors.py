@@ -21,12 +21,14 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GI
 def _byte_count(size: int | str) -> int:
     if isinstance(size, int):
         count = size
+    elif not isinstance(size, str):
+        count = 0
     else:
         text = size.strip().upper()
         unit = next((u for u in sorted(_UNITS, key=len, reverse=True) if text.endswith(u)), None)
         try:
             count = int(float(text[: -len(unit)]) * _UNITS[unit]) if unit else int(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             count = 0
     if count <= 0:
         raise ValueError(f"max_shard_size must be a number of bytes or like '5GB', got {size!r}")
@@ -53,6 +55,8 @@ def save_sharded(
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
+        if not hasattr(tensor, "element_size"):
+            raise TypeError(f"save_sharded: {name!r} is a {type(tensor).__name__}, not a tensor")
         size = tensor.numel() * tensor.element_size()
         if shards[-1] and filled + size > limit:
             shards.append({})

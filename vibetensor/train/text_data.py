@@ -131,7 +131,7 @@ def unigram_entropy(numbers: Sequence[int]) -> float:
     """Entropy in nats of single tokens: the loss of the best model that ignores context."""
     counts = Counter(numbers)
     total = sum(counts.values())
-    return -sum(n / total * math.log(n / total) for n in counts.values())
+    return sum(n / total * math.log(total / n) for n in counts.values())
 
 
 def token_tensor(numbers: Sequence[int]) -> Any:

@@ -114,7 +114,9 @@ def current_device() -> int:
 
 
 def set_device(device: Any) -> None:
-    """Makes `device` current on the calling thread."""
+    """Makes `device` current on the calling thread; -1 changes nothing."""
+    if device == -1:  # of a tensor that is on no GPU
+        return
     index = _backend.device_index(device)
     if index >= 0:
         _backend.required().set_device(index)
@@ -124,7 +126,7 @@ class device:
     """Makes a device current inside a with block; None or -1 changes nothing."""
 
     def __init__(self, device: Any) -> None:
-        self.idx = -1 if device is None else _backend.device_index(device)
+        self.idx = -1 if device in (None, -1) else _backend.device_index(device)
         self.prev_idx = -1
 
     def __enter__(self) -> None:
