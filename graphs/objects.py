@@ -10,10 +10,11 @@ from __future__ import annotations
 import collections
 import dis
 import functools
+import operator
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import vibetensor.torch as vt
 from vibetensor.graphs import generators
@@ -26,9 +27,12 @@ _LEAVES = (bool, int, float, complex, str, bytes, type(None), type, types.Module
 _CACHED = type(functools.lru_cache(lambda: None))
 _UNBOUND = object()
 _MOST = 100_000  # objects; more are data
-_PLAIN = (bool, int, float, complex, str, bytes)
+_PLAIN = (bool, int, float, complex, str, bytes, vt.device, vt.dtype, vt.memory_format)
 #: Captures know themselves what changes in these and in containers of theirs.
 _WATCHED = (vt.optim.Optimizer, schedules.LRScheduler, GradScaler)
+
+
+Same: TypeAlias = Callable[[Any, Any], bool]  # whether two values count as one
 
 
 @dataclass
@@ -36,7 +40,7 @@ class _Kept:
     """One thing as it was. what: for people; empty where a change of it is no effect of Python code."""
 
     what: str
-    changed: Callable[[], bool]
+    changed: Callable[[Same], bool]
     put_back: Callable[[], None]
 
 
@@ -66,15 +70,17 @@ class ObjectsAsTheyWere:
 
     def changed(self) -> str:
         """What is not as it was and nobody else takes care of, for people; empty for nothing."""
-        return next((kept.what for kept in self._kept if kept.what and kept.changed()), "")
+        return next((kept.what for kept in self._kept if kept.what and kept.changed(_alike)), "")
 
     def put_back(self) -> None:
         """All of it as it was."""
         for kept in reversed(self._kept):
-            if kept.changed():
+            if kept.changed(operator.is_):
                 kept.put_back()
 
-    def _keep(self, what: str, changed: Callable[[], bool], put_back: Callable[[], None]) -> None:
+    def _keep(
+        self, what: str, changed: Callable[[Same], bool], put_back: Callable[[], None]
+    ) -> None:
         self._kept.append(_Kept(what, changed, put_back))
 
     def _note(self, value: Any) -> Iterable[Any]:
@@ -88,11 +94,11 @@ class ObjectsAsTheyWere:
                 value.clear()
                 value.extend(items)
 
-            self._keep(f"a {type(value).__name__}", lambda: not _same(value, items), fill)
+            self._keep(f"a {type(value).__name__}", lambda same: not _all(same, value, items), fill)
             return items
         if isinstance(value, set):
             members = set(value)
-            self._keep("a set", lambda: value != members, lambda: _refill(value, members))
+            self._keep("a set", lambda _: value != members, lambda: _refill(value, members))
             return members
         if isinstance(value, tuple | frozenset):
             return value
@@ -101,7 +107,7 @@ class ObjectsAsTheyWere:
         if isinstance(value, types.BuiltinMethodType):  # random.Random().random, say
             return (value.__self__,)
         if (put_back := generators.as_now(value)) is not None:
-            self._keep("", lambda: True, put_back)  # draws are looked for elsewhere
+            self._keep("", lambda _: True, put_back)  # draws are looked for elsewhere
         if isinstance(value, types.MethodType):
             return value.__self__, value.__func__
         if isinstance(value, functools.partial):
@@ -109,7 +115,7 @@ class ObjectsAsTheyWere:
         if isinstance(value, _CACHED):
             size = value.cache_info().currsize
             # What it has been told meanwhile is not known by itself.
-            self._keep("", lambda: value.cache_info().currsize != size, value.cache_clear)
+            self._keep("", lambda _: value.cache_info().currsize != size, value.cache_clear)
             return ()
         return self._object(value)
 
@@ -120,7 +126,7 @@ class ObjectsAsTheyWere:
             value.clear()
             value.update(before)
 
-        self._keep("a dict", lambda: not _same_items(value, before), fill)
+        self._keep("a dict", lambda same: not _all_items(same, value, before), fill)
         return before.values()
 
     def _function(self, function: types.FunctionType) -> Iterable[Any]:
@@ -139,7 +145,7 @@ class ObjectsAsTheyWere:
             held = names.get(name, _UNBOUND)
             self._keep(
                 f"the global {name!r}",
-                lambda name=name, held=held: not _alike(names.get(name, _UNBOUND), held),
+                lambda same, name=name, held=held: not same(names.get(name, _UNBOUND), held),
                 functools.partial(_bind, names, name, held),
             )
             found.append(held)
@@ -147,7 +153,7 @@ class ObjectsAsTheyWere:
             held = _contents(cell)
             self._keep(
                 f"the variable {name!r} around it",
-                lambda cell=cell, held=held: not _alike(_contents(cell), held),
+                lambda same, cell=cell, held=held: not same(_contents(cell), held),
                 functools.partial(_fill_cell, cell, held),
             )
             found.append(held)
@@ -172,8 +178,8 @@ class ObjectsAsTheyWere:
                     held = getattr(value, name, _UNBOUND)
                     self._keep(
                         f"{kind.__name__}.{name}",
-                        lambda name=name, held=held: (
-                            not _alike(getattr(value, name, _UNBOUND), held)
+                        lambda same, name=name, held=held: (
+                            not same(getattr(value, name, _UNBOUND), held)
                         ),
                         functools.partial(_set_slot, value, name, held),
                     )
@@ -199,24 +205,33 @@ class ObjectsAsTheyWere:
             return {k: v for k, v in all_.items() if k != "training"} if module else all_
 
         what = f"attributes of {type(owner).__name__}"
-        self._keep(what, lambda: not _same_items(noticed(fields), noticed(before)), fill)
+        self._keep(what, lambda same: not _all_items(same, noticed(fields), noticed(before)), fill)
         if module:
-            self._keep("", lambda: not _same_items(fields, before), fill)
+            self._keep("", lambda same: not _all_items(same, fields, before), fill)
         return before.values()
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """One object, or plain values that are equal."""
-    return a is b or (type(a) is type(b) and isinstance(a, _PLAIN) and a == b)
+    """One object, or plain values that are equal, in equal containers too: what a function sets anew at
+    each call may be another object."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, list | tuple):
+        return _all(_alike, a, b)
+    if isinstance(a, dict):
+        return _all_items(_alike, a, b)
+    return isinstance(a, _PLAIN) and a == b
 
 
-def _same(a: Iterable[Any], b: Iterable[Any]) -> bool:
+def _all(same: Same, a: Iterable[Any], b: Iterable[Any]) -> bool:
     a, b = [*a], [*b]
-    return len(a) == len(b) and all(map(_alike, a, b))
+    return len(a) == len(b) and all(map(same, a, b))
 
 
-def _same_items(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
-    return a.keys() == b.keys() and all(_alike(a[key], value) for key, value in b.items())
+def _all_items(same: Same, a: dict[Any, Any], b: dict[Any, Any]) -> bool:
+    return a.keys() == b.keys() and all(same(a[key], value) for key, value in b.items())
 
 
 def _refill(value: set[Any], members: set[Any]) -> None:

@@ -27,6 +27,14 @@ def linear(seed: int = 0) -> tuple[Any, Any]:
     return model, vt.optim.SGD(model.parameters(), lr=0.1)
 
 
+def update(optimizer: Any, loss: Any) -> Any:
+    """A step of the optimizer; the loss without history."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
 def check_same(train: Callable[[Callable[[Any], Any]], Any]) -> None:
     """What a function leaves where it is compiled is what it leaves as it is."""
     found = [train(wrap) for wrap in (lambda f: f, vt.compile)]
@@ -60,12 +68,9 @@ def test_a_step_that_returns_what_runs_later_is_done_once(kind: str) -> None:
         model, optimizer = linear()
 
         def step(x: Any) -> Any:
-            loss = model(x).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            made = {"zip": zip(["loss"], [loss.detach()]), "map": map(float, [1])}
-            return made.get(kind) or (item for item in [loss.detach()])
+            loss = update(optimizer, model(x).sum())
+            made = {"zip": zip(["loss"], [loss]), "map": map(float, [1])}
+            return made.get(kind) or (item for item in [loss])
 
         run = wrap(step)
         for _ in range(3):
@@ -141,11 +146,7 @@ def test_numbers_that_steps_count(where: str) -> None:
                 self.optimizer = vt.optim.SGD([self.w], lr=1.0)
 
             def step(self, x: Any) -> Any:
-                loss = (self.w * x).sum() * min(1.0, self.count() / 8)
-                self.optimizer.zero_grad()
-                loss.backward()
-                self.optimizer.step()
-                return loss.detach()
+                return update(self.optimizer, (self.w * x).sum() * min(1.0, self.count() / 8))
 
             def count(self) -> int:
                 nonlocal name
@@ -202,11 +203,7 @@ def test_caches_that_a_first_call_fills() -> None:
 
     def step(x: Any) -> Any:
         scale = cache.setdefault(len(x), 1.0 / len(x))
-        loss = model(x).sum() * scale
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
+        return update(optimizer, model(x).sum() * scale)
 
     compiled = vt.compile(step)
     for _ in range(5):
@@ -214,6 +211,24 @@ def test_caches_that_a_first_call_fills() -> None:
             compiled(vt.ones(rows, 3))
     assert cache == {1: 1.0, 2: 0.5}
     assert "runs as it is" not in compiled.report() and compiled.report().count("replays") >= 2
+
+
+def test_equal_attributes_that_are_set_anew_are_no_change() -> None:
+    class Notes(vt.nn.Module):
+        def forward(self, x: Any) -> Any:
+            self.where, self.kind, self.size = x.device, x.dtype, x.shape
+            self.sides, self.named, self.scale = (
+                [len(x), 2.5],
+                {"rows": (len(x), "n")},
+                len(x) * 0.5,
+            )
+            return x * self.scale
+
+    module = Notes()
+    compiled = vt.compile(module, fullgraph=True)
+    x = vt.ones(2, 3)
+    assert [compiled(x).sum().item() for _ in range(3)] == [6, 6, 6]
+    assert module.sides == [2, 2.5] and module.named == {"rows": (2, "n")}
 
 
 def test_arguments_whose_gradients_are_switched_on() -> None:
@@ -291,11 +306,7 @@ def test_leaves_that_a_compiled_step_makes() -> None:
             changed = x.clone().requires_grad_(True)
             F.cross_entropy(model(changed), y).backward()
             changed = (x + 0.1 * changed.grad.sign()).detach()
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(changed), y)
-            loss.backward()
-            optimizer.step()
-            return loss.detach()
+            return update(optimizer, F.cross_entropy(model(changed), y))
 
         run = wrap(step)
         for seed in range(5):
@@ -313,13 +324,10 @@ def test_a_course_that_cannot_be_captured_runs_as_it_is(capsys: Any) -> None:
     log = False
 
     def step(x: Any) -> Any:
-        optimizer.zero_grad()
-        loss = model(x).pow(2).mean()
-        loss.backward()
-        optimizer.step()
+        loss = update(optimizer, model(x).pow(2).mean())
         if log:
             print("loss", round(loss.item(), 3))
-        return loss.detach()
+        return loss
 
     compiled = vt.compile(step)
     for i in range(12):
@@ -334,13 +342,10 @@ def test_what_fails_again_and_again_is_not_tried_for_ever() -> None:
     log = False
 
     def step(x: Any) -> Any:
-        optimizer.zero_grad()
-        loss = model(x).pow(2).mean()
-        loss.backward()
-        optimizer.step()
+        loss = update(optimizer, model(x).pow(2).mean())
         if log:
             looked_at(loss)
-        return loss.detach()
+        return loss
 
     def looked_at(loss: Any) -> None:
         tried.append(1)
@@ -362,9 +367,7 @@ def test_an_error_of_a_step_comes_with_its_effects() -> None:
         bad = False
 
         def step(x: Any) -> Any:
-            optimizer.zero_grad()
-            model(x).sum().backward()
-            optimizer.step()
+            update(optimizer, model(x).sum())
             if bad:
                 raise KeyError("bad")
 
@@ -386,11 +389,7 @@ def test_arguments_that_share_memory() -> None:
         model, optimizer = linear()
 
         def step(x: Any, y: Any) -> Any:
-            loss = (model(x) - y).pow(2).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss.detach()
+            return update(optimizer, (model(x) - y).pow(2).mean())
 
         run = wrap(step)
         for seed in range(5):
