@@ -37,7 +37,7 @@ from vibetensor.graphs.methods import Method
 from vibetensor.graphs.put_off import PutOff
 from vibetensor.graphs.record import Recording, record, recording_of, shared_memory
 from vibetensor.graphs.session import Effects, Session
-from vibetensor.graphs.structure import alteration, flatten, from_array, unflatten
+from vibetensor.graphs.structure import called, flatten, from_array, unflatten
 from vibetensor.graphs.tape import Tape
 
 # A run that makes lasting state (an optimizer's moments) is no steady step: the next one is. This
@@ -412,10 +412,8 @@ class CapturedStep(Method, Fixed):
         that was saved for backward), those that are inputs or gradients in memory of their own, and
         those made of the host's data, which are constants of a program."""
         inputs = [x if place is None else given(x, place) for x, place in zip(leaves, staged)]
-        containers = unflatten(spec, inputs)
-        args, kwargs = containers
-        results, structure = flatten(self._function(*args, **kwargs))
-        if alteration(spec, inputs, containers) == "more":
+        results, structure, altered = called(self._function, spec, inputs)
+        if altered == "more":
             raise CaptureError(
                 f"{self._name} puts something into a list or dict that it is given, and a replay would "
                 "not: return it instead"

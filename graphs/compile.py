@@ -27,7 +27,7 @@ from vibetensor.graphs.course import Course
 from vibetensor.graphs.dry import StateLost
 from vibetensor.graphs.joint import Joint, Refused, Trains, hooked, probe, static_inputs
 from vibetensor.graphs.methods import Method
-from vibetensor.graphs.structure import alteration, flatten, unflatten
+from vibetensor.graphs.structure import called, flatten, unflatten
 from vibetensor.torch.nn.modules import hooks
 
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -404,10 +404,8 @@ def _results(
 ) -> list[Any]:
     """What the function returns for these arguments, flat; `structure` gets how it is put together.
     Raises Refused where a replay would not do what the function does with its arguments."""
-    given = unflatten(spec, values)
-    positional, named = given
-    results, made = flatten(function(*positional, **named))
-    if alteration(spec, values, given):
+    results, made, altered = called(function, spec, values)
+    if altered:
         raise Refused("it changes a list or dict that it is given")
     for x in results:
         if runs_later(x):

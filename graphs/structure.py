@@ -7,7 +7,7 @@ csrc/python/structure.h reads it too.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -51,10 +51,16 @@ def _built(node: Any, leaves: Iterator[Any]) -> Any:
     return kind(*values) if hasattr(kind, "_fields") else kind(values)
 
 
-def alteration(spec: Any, leaves: list[Any], value: Any) -> str:
-    """What somebody did to containers that `unflatten` made: "more" where items came or are others,
-    "less" where some are gone, empty for nothing."""
-    return _alteration(spec, iter(leaves), value)
+def called(
+    function: Callable[..., Any], spec: Any, leaves: list[Any]
+) -> tuple[list[Any], Any, str]:
+    """Calls a function with the arguments (positional, named) that these are. Returns the leaves of its
+    result, their structure, and what it did to the containers it was given: "more" where items came or
+    are others, "less" where some are gone, empty for nothing."""
+    given = unflatten(spec, leaves)
+    positional, named = given
+    results, structure = flatten(function(*positional, **named))
+    return results, structure, _alteration(spec, iter(leaves), given)
 
 
 def _alteration(node: Any, leaves: Iterator[Any], value: Any) -> str:

@@ -3,6 +3,8 @@
 #include <limits>
 #include <string_view>
 
+#include "core/largest_finite.h"
+
 namespace vt {
 namespace {
 
@@ -11,24 +13,6 @@ std::string_view element_type(DType dtype) {
       "bool", "uint8_t",  "int8_t", "int16_t", "int",           "int64_t",
       "Half", "BFloat16", "float",  "double",  "Float8_e4m3fn", "Float8_e5m2"};
   return names[static_cast<int>(dtype)];
-}
-
-/// The largest finite value of a float dtype.
-double largest(DType dtype) {
-  switch (dtype) {
-    case DType::Float16:
-      return 65504.0;
-    case DType::BFloat16:
-      return 0x1.fep127;
-    case DType::Float32:
-      return std::numeric_limits<float>::max();
-    case DType::Float8_e4m3fn:
-      return 448.0;
-    case DType::Float8_e5m2:
-      return 57344.0;
-    default:
-      return std::numeric_limits<double>::max();
-  }
 }
 
 struct Range {
@@ -54,7 +38,7 @@ bool in_range(const Scalar& value, DType dtype) {
   if (is_floating(dtype)) {
     const double x = value.to_double();
     if (x != x || (std::isinf(x) && dtype != DType::Float8_e4m3fn)) return true;
-    return std::abs(x) <= largest(dtype);
+    return std::abs(x) <= largest_finite(dtype);
   }
   const Range range = range_of(dtype);
   if (value.is_float()) {

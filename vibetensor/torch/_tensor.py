@@ -149,7 +149,7 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if device is not None:
         target = _C.device(device)
         if target.type != self.device.type or (target.index is not None and target != self.device):
-            moved = _ops.empty_like(result.detach(), device=target)
+            moved = _ops.empty_like(result, device=target)
             result = moved.copy_(result, non_blocking)
     if dtype is not None and result.dtype is not dtype:
         result = _ops._to_dtype(result, dtype)

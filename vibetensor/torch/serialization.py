@@ -81,8 +81,8 @@ def load(
             first used and change with it, so the file must not be written in place meanwhile.
 
     Raises RuntimeError for a pickle or a torch `.pt` file, with the way to convert it, and where
-    tensors were saved on a device that is not here and go nowhere else; `SafetensorError` classes for a damaged file: `InvalidTree` where its JSON tree is not one that
-    `save` writes.
+    tensors were saved on a device that is not here and go nowhere else; `SafetensorError` classes for
+    a damaged file: `InvalidTree` where its JSON tree is not one that `save` writes.
     """
     import json
 

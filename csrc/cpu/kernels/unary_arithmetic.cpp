@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/largest_finite.h"
 #include "cpu/kernels/loops.h"
 
 namespace vt::cpu::VT_ISA {
@@ -60,11 +61,7 @@ void round_to(TensorIterator& it, int64_t decimals) {
 
 void nan_to_num(TensorIterator& it, std::optional<double> nan, std::optional<double> posinf,
                 std::optional<double> neginf) {
-  const DType dtype = it.common_dtype();
-  const double limit = dtype == DType::Float64    ? std::numeric_limits<double>::max()
-                       : dtype == DType::Float16  ? 65504.0
-                       : dtype == DType::BFloat16 ? 3.3895313892515355e38
-                                                  : double{std::numeric_limits<float>::max()};
+  const double limit = largest_finite(it.common_dtype());
   const double a = nan.value_or(0.0), b = posinf.value_or(limit), c = neginf.value_or(-limit);
   map_rounding(it, [=](auto x) {
     using T = decltype(x);

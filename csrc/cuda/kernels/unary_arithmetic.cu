@@ -1,8 +1,8 @@
 // Unary functions on every dtype: signs, rounding, tests, bits.
 #include <cmath>
-#include <limits>
 #include <optional>
 
+#include "core/largest_finite.h"
 #include "cuda/kernels/loops.cuh"
 
 namespace vt::cuda {
@@ -158,11 +158,7 @@ void round_decimals(TensorIterator& it, int64_t decimals) {
 
 void nan_to_num(TensorIterator& it, std::optional<double> nan, std::optional<double> posinf,
                 std::optional<double> neginf) {
-  const DType dtype = it.common_dtype();
-  const double limit = dtype == DType::Float64    ? std::numeric_limits<double>::max()
-                       : dtype == DType::Float16  ? 65504.0
-                       : dtype == DType::BFloat16 ? 3.3895313892515355e38
-                                                  : double{std::numeric_limits<float>::max()};
+  const double limit = largest_finite(it.common_dtype());
   map_rounding(it, NanToNum{nan.value_or(0.0), posinf.value_or(limit), neginf.value_or(-limit)});
 }
 
